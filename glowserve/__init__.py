@@ -1,0 +1,1 @@
+"""glowserve: a density service. Scores images under a Glow model, and samples from it."""

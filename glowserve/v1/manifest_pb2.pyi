@@ -1,0 +1,156 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RandomnessVersion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RANDOMNESS_VERSION_UNSPECIFIED: _ClassVar[RandomnessVersion]
+    RANDOMNESS_VERSION_PHILOX_BOX_MULLER: _ClassVar[RandomnessVersion]
+RANDOMNESS_VERSION_UNSPECIFIED: RandomnessVersion
+RANDOMNESS_VERSION_PHILOX_BOX_MULLER: RandomnessVersion
+
+class Manifest(_message.Message):
+    __slots__ = ("format_version", "model", "version", "created_at", "glowserve_version", "image", "preparation", "flow", "log_det_constant", "files", "training", "verification", "calibration", "randomness", "tools")
+    class ToolsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    GLOWSERVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PREPARATION_FIELD_NUMBER: _ClassVar[int]
+    FLOW_FIELD_NUMBER: _ClassVar[int]
+    LOG_DET_CONSTANT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    RANDOMNESS_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    format_version: int
+    model: str
+    version: int
+    created_at: _timestamp_pb2.Timestamp
+    glowserve_version: str
+    image: ImageSpec
+    preparation: Preparation
+    flow: Flow
+    log_det_constant: float
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    training: Training
+    verification: Verification
+    calibration: Calibration
+    randomness: RandomnessVersion
+    tools: _containers.ScalarMap[str, str]
+    def __init__(self, format_version: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., glowserve_version: _Optional[str] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., preparation: _Optional[_Union[Preparation, _Mapping]] = ..., flow: _Optional[_Union[Flow, _Mapping]] = ..., log_det_constant: _Optional[float] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., randomness: _Optional[_Union[RandomnessVersion, str]] = ..., tools: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ImageSpec(_message.Message):
+    __slots__ = ("height", "width", "channels", "n_bits", "latent_size")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    N_BITS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    channels: int
+    n_bits: int
+    latent_size: int
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., n_bits: _Optional[int] = ..., latent_size: _Optional[int] = ...) -> None: ...
+
+class Preparation(_message.Message):
+    __slots__ = ("filter", "background")
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    filter: str
+    background: int
+    def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ...) -> None: ...
+
+class Flow(_message.Message):
+    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters")
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    COUPLING_FIELD_NUMBER: _ClassVar[int]
+    PARAMETRIZATION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    levels: int
+    steps_per_level: int
+    width: int
+    coupling: str
+    parametrization: str
+    parameters: int
+    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ...) -> None: ...
+
+class File(_message.Message):
+    __slots__ = ("name", "sha256", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sha256: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Training(_message.Message):
+    __slots__ = ("data", "steps", "images_seen", "seed", "split_seed", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SEED_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    data: str
+    steps: int
+    images_seen: int
+    seed: int
+    split_seed: int
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, data: _Optional[str] = ..., steps: _Optional[int] = ..., images_seen: _Optional[int] = ..., seed: _Optional[int] = ..., split_seed: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Verification(_message.Message):
+    __slots__ = ("checks", "images")
+    CHECKS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    checks: _containers.RepeatedCompositeFieldContainer[Check]
+    images: int
+    def __init__(self, checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., images: _Optional[int] = ...) -> None: ...
+
+class Check(_message.Message):
+    __slots__ = ("name", "value", "bound", "layer")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    bound: float
+    layer: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., layer: _Optional[str] = ...) -> None: ...
+
+class Calibration(_message.Message):
+    __slots__ = ("bits_per_dim",)
+    BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
+    bits_per_dim: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, bits_per_dim: _Optional[_Iterable[float]] = ...) -> None: ...

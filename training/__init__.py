@@ -1,0 +1,1 @@
+"""Makes a checkpoint: Glow, its data and its training, in PyTorch."""

@@ -1,0 +1,32 @@
+"""The layers of Glow, each a bijector that knows its log-determinant."""
+
+from training.layers.actnorm import ActNorm
+from training.layers.base import Bijector
+from training.layers.conv1x1 import (
+    PARAMETRIZATIONS,
+    InvertibleConv1x1,
+    LUConv1x1,
+    PlainConv1x1,
+    invertible_conv1x1,
+)
+from training.layers.coupling import COUPLINGS, AdditiveCoupling, AffineCoupling, Coupling, ZeroConv2d
+from training.layers.prior import Split, TopPrior
+from training.layers.squeeze import Squeeze
+
+__all__ = [
+    "COUPLINGS",
+    "PARAMETRIZATIONS",
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "Bijector",
+    "Coupling",
+    "InvertibleConv1x1",
+    "LUConv1x1",
+    "PlainConv1x1",
+    "Split",
+    "Squeeze",
+    "TopPrior",
+    "ZeroConv2d",
+    "invertible_conv1x1",
+]

@@ -1,0 +1,239 @@
+"""Glow (Kingma and Dhariwal 2018): L levels of K steps of flow.
+
+Shapes: N images, C channels, H = W pixels a side, D = H * W * C. Images are uint8 [N, H, W, C], as everywhere
+outside PyTorch; inside the flow they are [N, C, H, W].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training import quantization
+from training.layers import (
+    COUPLINGS,
+    PARAMETRIZATIONS,
+    ActNorm,
+    Bijector,
+    Split,
+    Squeeze,
+    TopPrior,
+    invertible_conv1x1,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlowConfig:
+    """The architecture; it travels in the checkpoint."""
+
+    image_size: int
+    """Pixels a side, H = W; divisible by 2^levels."""
+
+    channels: int
+    """1 (grey) or 3 (red, green, blue)."""
+
+    n_bits: int = 8
+    """Bits of each value that the model sees, 1 to 8."""
+
+    levels: int = 3
+    """Levels of the multi-scale flow, L; each halves the image."""
+
+    steps_per_level: int = 8
+    """Steps of flow in a level, K."""
+
+    width: int = 128
+    """Hidden channels of a coupling network."""
+
+    coupling: str = "affine"
+    """"affine" or "additive"."""
+
+    parametrization: str = "lu"
+    """Of the 1x1 convolutions: "lu" (cannot become singular) or "plain"."""
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
+        if not 1 <= self.n_bits <= 8:
+            raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
+        for name in ("levels", "steps_per_level", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.image_size < 1 or self.image_size % 2**self.levels:
+            raise ValueError(
+                f"image_size is {self.image_size}; {self.levels} levels halve it {self.levels} times, so it "
+                f"must be a positive multiple of {2**self.levels} (or use fewer levels)"
+            )
+        if self.coupling not in COUPLINGS:
+            raise ValueError(f"coupling is {self.coupling!r}; it must be one of {', '.join(COUPLINGS)}")
+        if self.parametrization not in PARAMETRIZATIONS:
+            known = ", ".join(PARAMETRIZATIONS)
+            raise ValueError(f"parametrization is {self.parametrization!r}; it must be one of {known}")
+
+    @property
+    def dimensions(self) -> int:
+        """Values of an image, D."""
+        return self.image_size**2 * self.channels
+
+
+class FlowStep(Bijector):
+    """One step of flow: actnorm, invertible 1x1 convolution, coupling.
+
+    Args:
+        channels: C at this level.
+        config: the rest.
+    """
+
+    def __init__(self, channels: int, config: GlowConfig) -> None:
+        super().__init__()
+        self.actnorm = ActNorm(channels)
+        self.conv1x1 = invertible_conv1x1(channels, config.parametrization)
+        self.coupling = COUPLINGS[config.coupling](channels, config.width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Bijector`."""
+        x, log_det_actnorm = self.actnorm(x)
+        x, log_det_conv1x1 = self.conv1x1(x)
+        x, log_det_coupling = self.coupling(x)
+        return x, log_det_actnorm + log_det_conv1x1 + log_det_coupling
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Bijector`."""
+        y, log_det_coupling = self.coupling.inverse(y)
+        y, log_det_conv1x1 = self.conv1x1.inverse(y)
+        y, log_det_actnorm = self.actnorm.inverse(y)
+        return y, log_det_actnorm + log_det_conv1x1 + log_det_coupling
+
+
+class Level(Bijector):
+    """Squeeze, K steps of flow, and the prior of what becomes latent here.
+
+    Args:
+        channels: C before the squeeze.
+        config: the rest.
+        top: whether nothing goes on from here.
+    """
+
+    def __init__(self, channels: int, config: GlowConfig, *, top: bool) -> None:
+        super().__init__()
+        self.squeeze = Squeeze()
+        self.steps = nn.ModuleList(FlowStep(4 * channels, config) for _ in range(config.steps_per_level))
+        self.prior = TopPrior(4 * channels) if top else Split(4 * channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, C, H, W] to [N, 4C, H/2, W/2]; the last half of the channels (at the top: all) is latent."""
+        x, log_det = self.squeeze(x)
+        for step in self.steps:
+            x, log_det_step = step(x)
+            log_det = log_det + log_det_step
+        x, log_det_prior = self.prior(x)
+        return x, log_det + log_det_prior
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` undoes."""
+        y, log_det = self.prior.inverse(y)
+        for step in reversed(self.steps):
+            y, log_det_step = step.inverse(y)  # type: ignore[operator]  # ModuleList forgets its type
+            log_det = log_det + log_det_step
+        y, log_det_squeeze = self.squeeze.inverse(y)
+        return y, log_det + log_det_squeeze
+
+
+class Glow(Bijector):
+    """The whole flow, between dequantized images [N, C, H, W] and standard normal latents [N, D].
+
+    A latent is flat: level 1 (nearest to the pixels) first, the top level last; within a level row-major over
+    [channel, row, column].
+
+    Args:
+        config: the architecture.
+    """
+
+    def __init__(self, config: GlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        last = config.levels - 1
+        self.levels = nn.ModuleList(
+            # Each level takes half of the 4C channels of the level before: 2C.
+            Level(config.channels * 2**i, config, top=i == last)
+            for i in range(config.levels)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Dequantized images [N, C, H, W] to latents [N, D], and log|det| [N]."""
+        latents, log_det = [], x.new_zeros(x.shape[0])
+        for level in self.levels[:-1]:
+            x, log_det_level = level(x)
+            x, latent = x.chunk(2, dim=1)
+            latents.append(latent.flatten(1))
+            log_det = log_det + log_det_level
+        latent, log_det_level = self.levels[-1](x)
+        latents.append(latent.flatten(1))
+        return torch.cat(latents, dim=1), log_det + log_det_level
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [N, D] to dequantized images [N, C, H, W], and log|det| [N]."""
+        shapes = self.latent_shapes()
+        parts = y.split([math.prod(shape) for shape in shapes], dim=1)
+        latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        x, log_det = self.levels[-1].inverse(latents[-1])  # type: ignore[operator]  # ModuleList forgets its type
+        for level, latent in zip(reversed(self.levels[:-1]), reversed(latents[:-1]), strict=True):
+            x, log_det_level = level.inverse(torch.cat((x, latent), dim=1))  # type: ignore[operator]
+            log_det = log_det + log_det_level
+        return x, log_det
+
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """[C, H, W] of each level's latents, level 1 first."""
+        size, channels, last = self.config.image_size, self.config.channels, self.config.levels - 1
+        shapes = [(channels * 2 ** (i + 1), size >> (i + 1), size >> (i + 1)) for i in range(last)]
+        return [*shapes, (channels * 2 ** (last + 2), size >> (last + 1), size >> (last + 1))]
+
+    def log_prob(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The log-likelihood of discrete images, in nats, [N].
+
+        Args:
+            images: uint8 [N, H, W, C].
+            noise: dequantization noise in [0, 1), [N, H, W, C], in the parameters' dtype.
+        """
+        latent, log_det = self(self._dequantize(images, noise))
+        log_prior = -0.5 * (latent.square().sum(1) + latent.shape[1] * math.log(2 * math.pi))
+        log_bin_volume = -self.config.dimensions * self.config.n_bits * math.log(2)
+        return log_prior + log_det + log_bin_volume
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The latents [N, D] of the middles of the bins (noise 0.5) of images, uint8 [N, H, W, C]."""
+        noise = torch.full(images.shape, 0.5, dtype=self._dtype(), device=images.device)
+        latent, _ = self(self._dequantize(images, noise))
+        return torch.as_tensor(latent)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The images, uint8 [N, H, W, C], of latents [N, D]."""
+        x, _ = self.inverse(latent)
+        return quantization.quantize(x, self.config.n_bits).permute(0, 2, 3, 1).contiguous()
+
+    def sample(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws images.
+
+        Args:
+            n: how many.
+            temperature: the standard deviation of the latents; below 1, samples are more typical.
+            generator: where the latents come from, on the model's device; the global one if left out.
+
+        Returns:
+            uint8 [n, H, W, C].
+        """
+        device = next(self.parameters()).device
+        shape = (n, self.config.dimensions)
+        latent = torch.randn(shape, generator=generator, dtype=self._dtype(), device=device)
+        return self.decode(temperature * latent)
+
+    def _dequantize(self, images: Tensor, noise: Tensor) -> Tensor:
+        y = quantization.dequantize(images, noise, self.config.n_bits)
+        return y.permute(0, 3, 1, 2).contiguous()
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
