@@ -1,0 +1,175 @@
+"""Where pictures come from: the embedded digits, arrays, a folder, a parquet file, or a dataset's hub name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from PIL import Image
+
+from glowserve.images import FILE_SUFFIXES, InvalidImageError, UInt8Array, open_encoded, to_pil
+from training.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+# What the splits of a source are called here and, after the colon, elsewhere.
+_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+class Pictures(Sequence[Image.Image]):
+    """Pictures by number, decoded when asked for; not yet of any common size."""
+
+    def __init__(self, rows: datasets.Dataset | UInt8Array, column: str = "image") -> None:
+        self._rows = rows
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Image.Image]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | Sequence[Image.Image]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if isinstance(self._rows, np.ndarray):
+            return to_pil(self._rows[index])
+        cell = self._rows[index][self._column]
+        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        try:
+            return open_encoded(data)
+        except InvalidImageError as error:
+            raise DataError(f"image {cell.get('path') or index}: {error}") from None
+
+
+def open_source(data: str) -> dict[str, Pictures]:
+    """Opens what `--data` names.
+
+    Args:
+        data: "digits" (scikit-learn's 8x8 digits), the path of a folder of images, of a folder of parquet
+            files, of a .parquet or an .npz file, or a dataset's name on the Hugging Face hub.
+
+    Returns:
+        Pictures by split, under "train", "validation" and "test" where the source has such splits;
+        a source without splits has all under "train".
+
+    Raises:
+        DataError: there is nothing of that name, or no images in it.
+    """
+    path = Path(data)
+    if data == "digits":
+        splits = {"train": Pictures(_digits())}
+    elif path.suffix == ".npz" and path.is_file():
+        splits = _arrays(path)
+    elif path.suffix == ".parquet" and path.is_file():
+        splits = _dataset(data, "parquet", data_files={"train": str(path)})
+    elif path.is_dir():
+        splits = _folder(path)
+    elif path.exists():
+        raise DataError(f"data {data!r} is a file; files that can be read are .parquet and .npz")
+    elif data.startswith((".", "/", "~")) or data.count("/") > 1:
+        raise DataError(f"data {data!r}: there is no such file or folder")
+    else:
+        splits = _dataset(data, data)
+    return _named(data, splits)
+
+
+def native_shape(pictures: Pictures) -> tuple[int, int]:
+    """The shorter side of the first picture in pixels, and its channels: 1 if it is grey, else 3."""
+    first = pictures[0]
+    grey = first.mode in ("1", "L", "LA", "I", "F") or first.mode.startswith("I;16")
+    return min(first.size), 1 if grey else 3
+
+
+def _digits() -> UInt8Array:
+    """1,797 handwritten digits of 8x8 pixels, which have grey values 0 to 16.
+
+    16 grey values fit into 4 bits; the 17th, 16, is taken for 15. A value v becomes the byte 17 v, whose bin
+    of 4 bits is v.
+    """
+    from sklearn.datasets import load_digits
+
+    images: UInt8Array = (np.minimum(load_digits().images, 15) * 17).astype(np.uint8)[..., None]
+    return images
+
+
+def _arrays(path: Path) -> dict[str, Pictures]:
+    """The arrays called "images" or "SPLIT_images" of an .npz file."""
+    splits = {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            if name != "images" and not name.endswith("_images"):
+                continue
+            images = file[name]
+            images = images[..., None] if images.ndim == 3 else images
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+                raise DataError(
+                    f"{path}: array {name!r} is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W] or "
+                    "[N, H, W, C] with C 1 or 3"
+                )
+            splits[name.removesuffix("images").rstrip("_") or "train"] = Pictures(images)
+        if not splits:
+            found = ", ".join(file.files) or "nothing"
+            raise DataError(f"{path} holds {found}; it must hold an array 'images', or 'train_images' and so on")
+    return splits
+
+
+def _folder(path: Path) -> dict[str, Pictures]:
+    files = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
+    if ".parquet" in files:
+        return _dataset(str(path), "parquet", data_dir=str(path))
+    if not files & FILE_SUFFIXES:
+        kinds = ", ".join(sorted(FILE_SUFFIXES))
+        raise DataError(f"data {str(path)!r}: the folder holds no images; looked for {kinds}, and for .parquet")
+    return _dataset(str(path), "imagefolder", data_dir=str(path))
+
+
+def _dataset(data: str, builder: str, **arguments: object) -> dict[str, Pictures]:
+    """The splits that the Hugging Face `datasets` library finds."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(builder, **arguments)
+    except Exception as error:  # of many kinds: network, file system, arrow, configuration
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"data {data!r} cannot be read: {reason}. It must be 'digits', a folder of images, a .parquet or "
+            ".npz file, or a dataset's name on the Hugging Face hub"
+        ) from error
+    splits = {}
+    for name, rows in loaded.items():
+        column = _image_column(data, rows.features)
+        splits[name] = Pictures(rows.cast_column(column, datasets.Image(decode=False)), column)
+    return splits
+
+
+def _image_column(data: str, features: Mapping[str, object]) -> str:
+    """The name of the column that holds images."""
+    import datasets
+
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    named = [name for name in ("image", "img", "images", "jpg", "png") if name in features]
+    for name in (*typed, *named):
+        return name
+    columns = ", ".join(features) or "none"
+    raise DataError(f"data {data!r} has no column of images; its columns are {columns}")
+
+
+def _named(data: str, found: dict[str, Pictures]) -> dict[str, Pictures]:
+    """The splits under the names that are used here; a single one, whatever its name, is "train"."""
+    if len(found) == 1:
+        return {"train": next(iter(found.values()))}
+    splits = {
+        ours: found[theirs]
+        for ours, names in _SPLIT_NAMES.items()
+        for theirs in names
+        if theirs in found
+    }
+    if "train" not in splits:
+        raise DataError(f"data {data!r} has splits {', '.join(found)}; one of several must be called 'train'")
+    return splits
