@@ -1,1 +1,49 @@
-"""glowserve: a density service. Scores images under a Glow model, and samples from it."""
+"""glowserve: a density service. Scores images under a Glow model, and samples from it.
+
+    client = glowserve.Client("localhost:8001")            # a running service
+    model = glowserve.open("out/demo/models/digits")       # or a bundle, without one
+    client.score("photo.jpg").bits_per_dim
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from glowserve.aio import AsyncClient
+from glowserve.client import Client
+from glowserve.errors import RequestError
+from glowserve.images import InvalidImageError
+from glowserve.results import Encodings, ModelInfo, Samples, Scores
+
+if TYPE_CHECKING:
+    from service.embedded import EmbeddedModel
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Encodings",
+    "InvalidImageError",
+    "ModelInfo",
+    "RequestError",
+    "Samples",
+    "Scores",
+    "open",
+]
+
+
+def open(model: str | PathLike[str], *, device: str = "auto") -> EmbeddedModel:  # noqa: A001  # as in PIL
+    """Opens a bundle in this process; what comes back answers the same calls as `Client`.
+
+    Needs the extra `cpu` or `gpu`.
+
+    Args:
+        model: REPOSITORY/MODEL, of which the newest version counts, or REPOSITORY/MODEL/VERSION.
+        device: "cuda", "cpu", or "auto": the GPU if it works, else the CPU.
+
+    Raises:
+        service.errors.ServiceError: there is no bundle, it is damaged, or the device cannot be used.
+    """
+    from service.embedded import EmbeddedModel
+
+    return EmbeddedModel(model, device=device)

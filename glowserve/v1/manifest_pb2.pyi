@@ -150,7 +150,9 @@ class Check(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., layer: _Optional[str] = ...) -> None: ...
 
 class Calibration(_message.Message):
-    __slots__ = ("bits_per_dim",)
+    __slots__ = ("bits_per_dim", "data")
     BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     bits_per_dim: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, bits_per_dim: _Optional[_Iterable[float]] = ...) -> None: ...
+    data: str
+    def __init__(self, bits_per_dim: _Optional[_Iterable[float]] = ..., data: _Optional[str] = ...) -> None: ...

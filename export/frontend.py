@@ -1,0 +1,106 @@
+"""From a checkpoint of ours to BakedGlow. All folding and inverting is done in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.baked import BakedConv, BakedGlow, BakedLevel, BakedStep, Float64Array, condition_number, step_name
+from export.errors import NotInvertibleError
+from training.layers import AffineCoupling, Split, TopPrior, ZeroConv2d
+from training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT
+from training.model import FlowStep, Glow, Level
+
+# Beyond this a float32 inverse has no correct digit left.
+CONDITION_LIMIT = 1e6
+
+
+@torch.no_grad()
+def bake(model: Glow) -> BakedGlow:
+    """Folds a model into constants.
+
+    Raises:
+        NotInvertibleError: a weight is not finite, or a 1x1 convolution is singular or nearly so.
+    """
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise NotInvertibleError(f"weight {name} is not finite; go back to a checkpoint before training diverged")
+    config = model.config
+    double = copy.deepcopy(model).double()
+    levels, constant = [], -config.dimensions * config.n_bits * math.log(2)
+    for i, level in enumerate(cast("list[Level]", list(double.levels)), 1):
+        places = (config.image_size >> i) ** 2
+        steps = []
+        for k, step in enumerate(cast("list[FlowStep]", list(level.steps)), 1):
+            baked, log_det = _bake_step(step, step_name(i, k))
+            steps.append(baked)
+            constant += places * log_det
+        levels.append(BakedLevel(tuple(steps), _bake_prior(level.prior)))
+    top = cast("TopPrior", cast("Level", double.levels[-1]).prior)
+    constant -= (config.image_size >> config.levels) ** 2 * float(top.log_scale.sum())
+    return BakedGlow(
+        image_size=config.image_size,
+        channels=config.channels,
+        n_bits=config.n_bits,
+        levels=tuple(levels),
+        top_mean=_array(top.mean).reshape(-1),
+        top_log_scale=_array(top.log_scale).reshape(-1),
+        log_det_constant=constant,
+    )
+
+
+def _bake_step(step: FlowStep, name: str) -> tuple[BakedStep, float]:
+    """The step, and its constant log-determinant at one place."""
+    scale = _array(step.actnorm.log_scale.exp()).reshape(-1)
+    actnorm_bias = _array(step.actnorm.bias).reshape(-1)
+    weight = _array(step.conv1x1.weight())
+    condition = condition_number(weight)
+    if not condition < CONDITION_LIMIT:
+        raise NotInvertibleError(
+            f"{name}: the 1x1 convolution has condition number {condition:.3g}, and the bound is "
+            f"{CONDITION_LIMIT:.0e}: it is singular in float32 and cannot be inverted. Go back to an earlier "
+            "checkpoint; parametrization 'lu' cannot become singular"
+        )
+    matrix = weight * scale  # W diag(scale): actnorm comes first
+    inverse = np.linalg.inv(weight) / scale[:, None]
+    affine = isinstance(step.coupling, AffineCoupling)
+    first, _, second, _, last = step.coupling.network
+    baked = BakedStep(
+        matrix=matrix,
+        bias=matrix @ actnorm_bias,
+        inverse_matrix=inverse,
+        inverse_bias=-actnorm_bias,
+        network=(
+            _bake_conv(cast("nn.Conv2d", first)),
+            _bake_conv(cast("nn.Conv2d", second)),
+            _bake_zero_conv(cast("ZeroConv2d", last), logit_shift=SCALE_SHIFT if affine else 0.0),
+        ),
+        affine=affine,
+    )
+    return baked, float(step.actnorm.log_scale.sum() + step.conv1x1.log_abs_det())
+
+
+def _bake_prior(prior: nn.Module) -> BakedConv | None:
+    return _bake_zero_conv(prior.network) if isinstance(prior, Split) else None
+
+
+def _bake_conv(conv: nn.Conv2d) -> BakedConv:
+    return BakedConv(_array(conv.weight), _array(cast("Tensor", conv.bias)))
+
+
+def _bake_zero_conv(conv: ZeroConv2d, logit_shift: float = 0.0) -> BakedConv:
+    """With its scale folded in, and the shift of the second half of the outputs."""
+    scale = _array((LOG_SCALE_FACTOR * conv.log_scale).exp()).reshape(-1)
+    plain = _bake_conv(conv.conv)
+    bias = plain.bias * scale
+    bias[len(bias) // 2 :] += logit_shift
+    return BakedConv(plain.weight * scale[:, None, None, None], bias)
+
+
+def _array(tensor: Tensor) -> Float64Array:
+    return tensor.detach().numpy().astype(np.float64)

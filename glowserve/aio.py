@@ -1,0 +1,95 @@
+"""The client, for event loops: `glowserve.client` with `await`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from glowserve import calls, messages
+from glowserve.errors import request_errors
+from glowserve.images import UInt8Array
+from glowserve.inputs import ImagesLike, portions
+from glowserve.results import Encodings, ModelInfo, Samples, Scores
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1 import glow_service_pb2_grpc
+from glowserve.v1.manifest_pb2 import Manifest
+
+
+class AsyncClient:
+    """Asks a running service from an event loop; see `Client`.
+
+    Args:
+        target: "HOST:PORT".
+        timeout: seconds that one call may take, retries included.
+    """
+
+    def __init__(self, target: str, *, timeout: float = calls.TIMEOUT) -> None:
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
+
+    async def score(self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0) -> Scores:
+        """See `Client.score`."""
+        with request_errors():
+            return messages.scores_of(
+                [
+                    await self._stub.Score(calls.score_request(part, model, version, seed), timeout=self._timeout)
+                    for part in portions(images)
+                ]
+            )
+
+    async def sample(
+        self, n: int = 1, *, temperature: float = 1.0, seed: int | None = None, model: str = "", version: int = 0
+    ) -> Samples:
+        """See `Client.sample`."""
+        with request_errors():
+            request = calls.sample_request(n, temperature, seed, model, version)
+            stream = self._stub.Sample(request, timeout=calls.sample_timeout(self._timeout, n))
+            return messages.samples_of([response async for response in stream])
+
+    async def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
+        """See `Client.encode`."""
+        with request_errors():
+            return messages.encodings_of(
+                [
+                    await self._stub.Encode(calls.encode_request(part, model, version), timeout=self._timeout)
+                    for part in portions(images)
+                ]
+            )
+
+    async def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
+        """See `Client.decode`."""
+        with request_errors():
+            responses = [
+                await self._stub.Decode(request, timeout=self._timeout)
+                for request in calls.decode_requests(latents, model, version)
+            ]
+        return np.concatenate([messages.images_array(response.images) for response in responses])
+
+    async def models(self) -> list[ModelInfo]:
+        """See `Client.models`."""
+        with request_errors():
+            response = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
+        return [messages.model_info(summary) for summary in response.models]
+
+    async def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
+        """See `Client.manifest`."""
+        with request_errors():
+            response = await self._stub.GetModel(calls.model_request(model, version), timeout=self._timeout)
+        manifest: Manifest = response.manifest
+        return manifest
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

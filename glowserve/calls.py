@@ -1,0 +1,88 @@
+"""What the two clients share: how a channel is set up, and the requests they send."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glowserve import messages
+from glowserve.inputs import Portion
+from glowserve.v1 import glow_service_pb2 as pb
+
+# Seconds that one call to the service may take.
+TIMEOUT = 60.0
+
+# gRPC itself retries what was not begun: nothing that the service does has side effects.
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [{"service": "glowserve.v1.GlowService"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", json.dumps(_RETRY)),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
+
+
+def sample_timeout(timeout: float, n: int) -> float:
+    """Seconds for a whole stream of n samples: a second for each on top."""
+    return timeout + n
+
+
+def score_request(portion: Portion, model: str, version: int, seed: int | None) -> pb.ScoreRequest:
+    """A ScoreRequest for a portion of images."""
+    return pb.ScoreRequest(model=_spec(model, version), images=messages.images_message(portion), seed=seed)
+
+
+def sample_request(n: int, temperature: float, seed: int | None, model: str, version: int) -> pb.SampleRequest:
+    """A SampleRequest for raw images."""
+    return pb.SampleRequest(
+        model=_spec(model, version), n=n, temperature=temperature, seed=seed, format=pb.IMAGE_FORMAT_RAW
+    )
+
+
+def encode_request(portion: Portion, model: str, version: int) -> pb.EncodeRequest:
+    """An EncodeRequest for a portion of images."""
+    return pb.EncodeRequest(model=_spec(model, version), images=messages.images_message(portion))
+
+
+def decode_requests(latents: npt.ArrayLike, model: str, version: int) -> list[pb.DecodeRequest]:
+    """DecodeRequests for latents [N, D], some at a time.
+
+    Raises:
+        ValueError: that is not the shape of latents.
+    """
+    array = np.asarray(latents, np.float32)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"latents have shape {list(array.shape)}; pass [N, D], as `encode` returns them")
+    return [
+        pb.DecodeRequest(
+            model=_spec(model, version),
+            latents=messages.latent_tensor(array[i : i + 64]),
+            format=pb.IMAGE_FORMAT_RAW,
+        )
+        for i in range(0, len(array), 64)
+    ]
+
+
+def model_request(model: str, version: int) -> pb.GetModelRequest:
+    """A GetModelRequest."""
+    return pb.GetModelRequest(model=_spec(model, version))
+
+
+def _spec(model: str, version: int) -> pb.ModelSpec:
+    return pb.ModelSpec(name=model, version=version)

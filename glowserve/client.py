@@ -1,0 +1,140 @@
+"""The client, for threads. `glowserve.aio` has its twin for event loops."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from glowserve import calls, messages
+from glowserve.errors import request_errors
+from glowserve.images import UInt8Array
+from glowserve.inputs import ImagesLike, portions
+from glowserve.results import Encodings, ModelInfo, Samples, Scores
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1 import glow_service_pb2_grpc
+from glowserve.v1.manifest_pb2 import Manifest
+
+
+class Client:
+    """Asks a running service. May be shared between threads.
+
+    Each method takes `model` and `version`; the name may be left out where the service has one model, and version 0
+    is the one that is served. Large inputs are sent in several calls. A call that finds the service unavailable is
+    tried again, up to four times with growing pauses.
+
+    Args:
+        target: "HOST:PORT".
+        timeout: seconds that one call may take, retries included.
+    """
+
+    def __init__(self, target: str, *, timeout: float = calls.TIMEOUT) -> None:
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
+
+    def score(self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0) -> Scores:
+        """How likely images are.
+
+        Args:
+            images: one or several: paths, files' bytes, Pillow images (of any size), or uint8 arrays
+                [H, W], [H, W, C], [N, H, W, C] (of the model's size).
+            seed: of the dequantization noise; the service's default, 0, if left out.
+            model: the model's name.
+            version: the model's version.
+
+        Raises:
+            RequestError: the call was refused or failed.
+            InvalidImageError: a file is no picture, or an array is no image.
+        """
+        with request_errors():
+            return messages.scores_of(
+                [
+                    self._stub.Score(calls.score_request(part, model, version, seed), timeout=self._timeout)
+                    for part in portions(images)
+                ]
+            )
+
+    def sample(
+        self, n: int = 1, *, temperature: float = 1.0, seed: int | None = None, model: str = "", version: int = 0
+    ) -> Samples:
+        """Draws images.
+
+        Args:
+            n: how many.
+            temperature: the standard deviation of the latents; below 1: more typical, less varied.
+            seed: the service draws one if left out; it is in the result.
+            model: the model's name.
+            version: the model's version.
+
+        Raises:
+            RequestError: the call was refused or failed.
+        """
+        with request_errors():
+            request = calls.sample_request(n, temperature, seed, model, version)
+            stream = self._stub.Sample(request, timeout=calls.sample_timeout(self._timeout, n))
+            return messages.samples_of(list(stream))
+
+    def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
+        """Maps images to latents; for the arguments see `score`.
+
+        Raises:
+            RequestError: the call was refused or failed.
+            InvalidImageError: a file is no picture, or an array is no image.
+        """
+        with request_errors():
+            return messages.encodings_of(
+                [
+                    self._stub.Encode(calls.encode_request(part, model, version), timeout=self._timeout)
+                    for part in portions(images)
+                ]
+            )
+
+    def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
+        """Maps latents [N, D] to images, uint8 [N, H, W, C].
+
+        Raises:
+            RequestError: the call was refused or failed.
+            ValueError: that is not the shape of latents.
+        """
+        with request_errors():
+            responses = [
+                self._stub.Decode(request, timeout=self._timeout)
+                for request in calls.decode_requests(latents, model, version)
+            ]
+        return np.concatenate([messages.images_array(response.images) for response in responses])
+
+    def models(self) -> list[ModelInfo]:
+        """The models that are served.
+
+        Raises:
+            RequestError: the call failed.
+        """
+        with request_errors():
+            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
+        return [messages.model_info(summary) for summary in response.models]
+
+    def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
+        """All that a model's bundle says of itself.
+
+        Raises:
+            RequestError: the call was refused or failed.
+        """
+        with request_errors():
+            response = self._stub.GetModel(calls.model_request(model, version), timeout=self._timeout)
+        manifest: Manifest = response.manifest
+        return manifest
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""What callers pass as images, in portions that fit a call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from glowserve.images import InvalidImageError, UInt8Array, encode_pil, encode_png, read_file
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | UInt8Array"
+"""A path, a file's bytes, a Pillow image, or an array: uint8 [H, W] or [H, W, C]."""
+
+ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
+"""One image, several, or an array of several: uint8 [N, H, W, C]."""
+
+Portion: TypeAlias = "list[bytes] | UInt8Array"
+"""Files' bytes, or uint8 [N, H, W, C]."""
+
+# Well within the limits of a service as it comes: 256 images and 64 MiB a call.
+_MOST_IMAGES = 64
+_MOST_BYTES = 16 * 2**20
+
+
+def portions(images: ImagesLike) -> Iterator[Portion]:
+    """Splits images into portions of at most 64 images, and about 16 MiB; files are read as they are needed.
+
+    Arrays, if all of one shape, are passed on as they are, and must have the model's shape. Everything else
+    is passed on as a file's bytes, and may have any size.
+
+    Raises:
+        InvalidImageError: a file is no picture, or an array is no image.
+        OSError: a file cannot be read.
+        TypeError: something is none of the accepted types.
+        ValueError: there are no images.
+    """
+    items = _items(images)
+    if len(items) == 0:
+        raise ValueError("there are no images; pass at least one")
+    if isinstance(items, np.ndarray):
+        step = max(1, min(_MOST_IMAGES, _MOST_BYTES // max(1, items[0].nbytes)))
+        for i in range(0, len(items), step):
+            yield np.ascontiguousarray(items[i : i + step])
+        return
+    portion: list[bytes] = []
+    for item in items:
+        portion.append(_file(item))
+        if len(portion) == _MOST_IMAGES or sum(map(len, portion)) >= _MOST_BYTES:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
+
+
+def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
+    """A sequence of single images, or one array [N, H, W, C]."""
+    if isinstance(images, np.ndarray):
+        return _array(images) if images.ndim == 4 else _array(images)[None]
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise TypeError(_unknown(images))
+    items = list(images)
+    if items and all(isinstance(item, np.ndarray) for item in items):
+        arrays = [_array(item) for item in items if isinstance(item, np.ndarray)]
+        if all(array.shape == arrays[0].shape and array.ndim == 3 for array in arrays):
+            return np.stack(arrays)
+    return items
+
+
+def _file(image: ImageLike) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        return encode_pil(image)
+    if isinstance(image, str | os.PathLike):
+        return read_file(Path(image))
+    if isinstance(image, np.ndarray):
+        return encode_png(_array(image))
+    raise TypeError(_unknown(image))
+
+
+def _array(image: UInt8Array) -> UInt8Array:
+    """uint8 [..., H, W, C], with C added to [H, W]."""
+    if image.dtype != np.uint8:
+        raise InvalidImageError(f"an array of {image.dtype} is no image; pass uint8, 0 to 255")
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim not in (3, 4) or image.shape[-1] not in (1, 3) or 0 in image.shape[-3:]:
+        raise InvalidImageError(
+            f"an array of shape {list(image.shape)} is no image; pass [H, W], [H, W, C] or [N, H, W, C] with C 1 or 3"
+        )
+    return image
+
+
+def _unknown(image: object) -> str:
+    return f"{type(image).__name__} is no image; pass a path, bytes, a Pillow image or a uint8 array"

@@ -1,0 +1,97 @@
+"""What calls return: columns of numbers, one row an image.
+
+Shapes: N images, H W C, D = H * W * C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from glowserve.images import UInt8Array
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How likely N images are under a model."""
+
+    log_likelihood: Float64Array
+    """Nats, of the discrete image, [N]; minus infinity where not `finite`."""
+
+    bits_per_dim: Float64Array
+    """-log_likelihood / (D ln 2), [N]: lower is likelier. Plus infinity where not `finite`."""
+
+    percentile: Float64Array
+    """The percentage of held-out images that is less likely, [N]; near 0: hardly any known image was as unlikely."""
+
+    finite: npt.NDArray[np.bool_]
+    """Whether the likelihood stayed in the range of float32, [N]."""
+
+    model: str
+    """The model's name."""
+
+    version: int
+    """The model's version."""
+
+    seed: int
+    """Of the dequantization noise; the same seed gives the same scores."""
+
+    def __len__(self) -> int:
+        return len(self.log_likelihood)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N images that a model drew."""
+
+    images: UInt8Array
+    """[N, H, W, C]."""
+
+    model: str
+    """The model's name."""
+
+    version: int
+    """The model's version."""
+
+    seed: int
+    """Of the latents; the same seed gives the same images."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """The latents of N images."""
+
+    latents: npt.NDArray[np.float32]
+    """[N, D]; standard normal for images like the model's data."""
+
+    mismatched_values: npt.NDArray[np.int64]
+    """How many values of each image do not come back from its latent, [N]; 0: the latent holds it exactly."""
+
+    model: str
+    """The model's name."""
+
+    version: int
+    """The model's version."""
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be asked."""
+
+    name: str
+    version: int
+    height: int
+    width: int
+    channels: int
+    n_bits: int
+    """Bits of each value that the model sees."""

@@ -1,0 +1,146 @@
+"""A bundle in one's own process: the calls of `glowserve.Client`, without a service.
+
+Requests take the same way as in the service, from message to array, so that both refuse, prepare and answer alike.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from glowserve import calls, messages
+from glowserve.errors import RequestError
+from glowserve.images import UInt8Array
+from glowserve.inputs import ImagesLike, Portion, portions
+from glowserve.results import Encodings, ModelInfo, Samples, Scores
+from glowserve.v1.manifest_pb2 import Manifest
+from service import inputs, scoring
+from service.config import ServiceConfig
+from service.engine import Engine
+from service.errors import InvalidRequestError, ModelNotFoundError, ServiceError
+from service.randomness import dequantization_noise, latents
+from service.repository import newest_bundle
+from service.status import status_of
+
+_BATCH = ServiceConfig.max_batch_size
+
+
+class EmbeddedModel:
+    """Answers for one bundle; see `glowserve.open`. May be shared between threads.
+
+    Args:
+        model: REPOSITORY/MODEL or REPOSITORY/MODEL/VERSION.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ServiceError: there is no bundle, it is damaged, or the device cannot be used.
+    """
+
+    def __init__(self, model: str | PathLike[str], *, device: str = "auto") -> None:
+        self._bundle = newest_bundle(Path(model))
+        self._engine = Engine(self._bundle, device=device)
+        self._scorer = scoring.Scorer(self._bundle.manifest)
+
+    def score(self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0) -> Scores:
+        """See `glowserve.Client.score`."""
+        with self._asked_for(model, version):
+            seed = scoring.DEFAULT_SEED if seed is None else seed
+            nats = [
+                self._engine.forward(part, dequantization_noise(seed, part)).log_likelihood
+                for part in self._batches(images)
+            ]
+            return self._scorer.score(np.concatenate(nats), seed)
+
+    def sample(
+        self, n: int = 1, *, temperature: float = 1.0, seed: int | None = None, model: str = "", version: int = 0
+    ) -> Samples:
+        """See `glowserve.Client.sample`."""
+        with self._asked_for(model, version):
+            if n < 1:
+                raise InvalidRequestError(f"n is {n}; it must be 1 or more")
+            inputs.check_temperature(temperature)
+            seed = secrets.randbits(64) if seed is None else seed
+            size = self._bundle.manifest.image.latent_size
+            drawn = []
+            for first in range(0, n, _BATCH):
+                latent = latents(seed, first, min(_BATCH, n - first), size) * np.float32(temperature)
+                decoded = self._engine.reverse(latent)
+                scoring.require_finite_images(decoded, first=first, what="temperature: sample")
+                drawn.append(decoded.image)
+            manifest = self._bundle.manifest
+            return Samples(np.concatenate(drawn), manifest.model, manifest.version, seed)
+
+    def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
+        """See `glowserve.Client.encode`."""
+        with self._asked_for(model, version):
+            encoded, mismatched = [], []
+            for part in self._batches(images):
+                noise = np.full(part.shape, scoring.ENCODING_NOISE, np.float32)
+                latent = self._engine.forward(part, noise).latent
+                scoring.require_finite_latents(latent)
+                decoded = self._engine.reverse(latent).image
+                encoded.append(latent)
+                mismatched.append(scoring.mismatched_values(part, decoded, self._bundle.manifest.image.n_bits))
+            manifest = self._bundle.manifest
+            return Encodings(np.concatenate(encoded), np.concatenate(mismatched), manifest.model, manifest.version)
+
+    def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
+        """See `glowserve.Client.decode`."""
+        with self._asked_for(model, version):
+            images = []
+            for request in calls.decode_requests(latents, model, version):
+                limit = request.latents.shape[0]
+                decoded = self._engine.reverse(inputs.read_latents(request.latents, self._bundle, max_images=limit))
+                scoring.require_finite_images(decoded)
+                images.append(decoded.image)
+            return np.concatenate(images)
+
+    def models(self) -> list[ModelInfo]:
+        """This model."""
+        manifest = self._bundle.manifest
+        image = manifest.image
+        return [
+            ModelInfo(manifest.model, manifest.version, image.height, image.width, image.channels, image.n_bits)
+        ]
+
+    def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
+        """All that the bundle says of itself."""
+        with self._asked_for(model, version):
+            return self._bundle.manifest
+
+    def close(self) -> None:
+        """Nothing to do; here so that a client and a model can stand for each other."""
+
+    def _batches(self, images: ImagesLike) -> Iterator[UInt8Array]:
+        """The images, prepared, some at a time."""
+        for portion in portions(images):
+            array = self._read(portion)
+            for i in range(0, len(array), _BATCH):
+                yield array[i : i + _BATCH]
+
+    def _read(self, portion: Portion) -> UInt8Array:
+        return inputs.read_images(
+            messages.images_message(portion),
+            self._bundle,
+            max_images=len(portion),
+            max_pixels=ServiceConfig.max_pixels_per_call,
+        )
+
+    @contextmanager
+    def _asked_for(self, model: str, version: int) -> Iterator[None]:
+        """Checks that this model is meant, and raises what a client would raise."""
+        manifest = self._bundle.manifest
+        try:
+            if model not in ("", manifest.model) or version not in (0, manifest.version):
+                raise ModelNotFoundError(
+                    f"model {model!r} version {version} is not open; open is {manifest.model} version {manifest.version}"
+                )
+            yield
+        except ServiceError as error:
+            raise RequestError(status_of(error), str(error)) from None

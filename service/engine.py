@@ -1,0 +1,130 @@
+"""Two ONNX Runtime sessions, one each way; NumPy in and out. It knows no gRPC and no event loop.
+
+Shapes: N images, H W C, D = H * W * C, L levels.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from glowserve.images import UInt8Array
+from service.errors import BundleError, DeviceError
+from service.repository import FORWARD, REVERSE, Bundle
+
+Float32Array = npt.NDArray[np.float32]
+
+DEVICES = ("auto", "cpu", "cuda")
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# TF32 keeps ten bits of mantissa, too few for a likelihood. An exhaustive search for the fastest convolution
+# is paid again for every batch size.
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What the forward graph says of N images."""
+
+    log_likelihood: Float32Array
+    """Nats of the discrete image, [N]."""
+
+    latent: Float32Array
+    """[N, D]."""
+
+    log_prior: Float32Array
+    """Nats by level, [N, L]."""
+
+    log_det: Float32Array
+    """Nats by level, [N, L]."""
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """What the reverse graph makes of N latents."""
+
+    image: UInt8Array
+    """[N, H, W, C]."""
+
+    pixels: Float32Array
+    """Before rounding and clipping, in bins, [N, H, W, C]."""
+
+
+class Engine:
+    """Runs a bundle. Calls from several threads at once are fine.
+
+    Args:
+        bundle: what to run.
+        device: "cuda", "cpu", or "auto": the GPU if it works, else the CPU.
+        threads: CPU threads inside one run; 0 for one a core.
+
+    Raises:
+        BundleError: a graph is damaged.
+        DeviceError: the device cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int = 0) -> None:
+        graphs = [bundle.read(name) for name in (FORWARD, REVERSE)]
+        if device == "auto":
+            device = _usable_device(graphs[0])
+        self.device = device
+        """"cuda" or "cpu"."""
+        try:
+            self._forward, self._reverse = (_session(graph, device, threads) for graph in graphs)
+        except DeviceError:
+            raise
+        except Exception as error:  # ONNX Runtime has no public base class of its errors
+            raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
+
+    def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
+        """Log-likelihoods and latents of images.
+
+        Args:
+            images: uint8 [N, H, W, C].
+            noise: dequantization noise in [0, 1), float32 [N, H, W, C].
+        """
+        names = ["log_likelihood", "latent", "log_prior", "log_det"]
+        return Forward(*self._forward.run(names, {"image": images, "noise": noise}))
+
+    def reverse(self, latent: Float32Array) -> Reverse:
+        """Images of latents, float32 [N, D]."""
+        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
+
+
+def _session(graph: bytes, device: str, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if device == "cpu":
+        return onnxruntime.InferenceSession(graph, options, providers=[_CPU])
+    # Left to itself, ONNX Runtime falls back to the CPU without a word to its caller.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            "device is 'cuda', and the onnxruntime that is installed has no CUDA; install glowserve[gpu] in place of "
+            "glowserve[cpu], or use device 'cpu'"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=[(_CUDA, _CUDA_OPTIONS)])
+    except Exception as error:  # see Engine
+        raise DeviceError(f"device is 'cuda', and ONNX Runtime cannot use it: {error}") from error
+
+
+def _usable_device(graph: bytes) -> str:
+    if _CUDA not in onnxruntime.get_available_providers():
+        return "cpu"
+    try:
+        _session(graph, "cuda", 1)
+    except DeviceError as error:
+        log.warning("running on the CPU: %s", error)
+        return "cpu"
+    return "cuda"

@@ -1,0 +1,52 @@
+"""What goes wrong in the service and is not a bug.
+
+ServiceError
+├── InvalidRequestError  the request is malformed                      INVALID_ARGUMENT
+├── ModelNotFoundError   no such model or version                      NOT_FOUND
+├── QueueFullError       too much waits already                        RESOURCE_EXHAUSTED
+├── StoppingError        the server is on its way out                  UNAVAILABLE
+├── NotFiniteError       the model has no finite answer                FAILED_PRECONDITION
+├── BundleError          a bundle is damaged, or of another version    (start-up)
+├── DeviceError          the device that was asked for is not there    (start-up)
+└── PortError            a port cannot be listened on                  (start-up)
+
+`service/status.py` turns them into status codes.
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """A sentence that says what was wrong with which value, and what would be accepted."""
+
+
+class InvalidRequestError(ServiceError):
+    """The request is malformed."""
+
+
+class ModelNotFoundError(ServiceError):
+    """There is no such model or version."""
+
+
+class QueueFullError(ServiceError):
+    """Too much waits already; nothing was done."""
+
+
+class StoppingError(ServiceError):
+    """The server is on its way out; nothing was done."""
+
+
+class NotFiniteError(ServiceError):
+    """The model has no finite answer to this input."""
+
+
+class BundleError(ServiceError):
+    """A bundle is damaged, incomplete, or of a version that this service does not read."""
+
+
+class DeviceError(ServiceError):
+    """The device that was asked for cannot be used."""
+
+
+class PortError(ServiceError):
+    """A port cannot be listened on."""

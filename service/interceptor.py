@@ -1,0 +1,82 @@
+"""The edge: every call is counted and timed, and every error becomes a status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.status import status_of
+
+log = logging.getLogger(__name__)
+
+class Edge(grpc.aio.ServerInterceptor):
+    """Wraps the methods of one gRPC service.
+
+    Args:
+        service: its full name.
+        metrics: where calls are counted.
+    """
+
+    def __init__(self, service: str, metrics: Metrics) -> None:
+        self._prefix = f"/{service}/"
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Puts the wrapped handler in the place of the method's own."""
+        handler: Any = await continuation(handler_call_details)
+        path = handler_call_details.method
+        if handler is None or not path.startswith(self._prefix):
+            return handler  # type: ignore[no-any-return]  # grpc's types do not know that it may be None
+        method = path.removeprefix(self._prefix)
+
+        async def unary(request: Any, context: Any) -> Any:
+            async with self._call(method, context):
+                return await handler.unary_unary(request, context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._call(method, context):
+                async for response in handler.unary_stream(request, context):
+                    yield response
+
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, **coders)  # type: ignore[arg-type]
+        return grpc.unary_unary_rpc_method_handler(unary, **coders)  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
+        began = time.monotonic()
+        code = grpc.StatusCode.OK
+        self._metrics.requests_in_flight.inc()
+        try:
+            yield
+        except ServiceError as error:
+            code = status_of(error)
+            await context.abort(code, str(error))
+        except (asyncio.CancelledError, GeneratorExit):
+            late = context.time_remaining() is not None and context.time_remaining() <= 0
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("%s failed", method)
+            await context.abort(code, "internal error; it is in the server's log")
+        finally:
+            self._metrics.requests_in_flight.dec()
+            self._metrics.requests.labels(method, code.name).inc()
+            self._metrics.request_seconds.labels(method).observe(time.monotonic() - began)

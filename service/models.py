@@ -1,0 +1,143 @@
+"""The models that are served: for each an engine, a scorer, and a batcher each way."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from glowserve.images import UInt8Array
+from glowserve.v1 import manifest_pb2
+from service.batcher import Batcher, Rows, Workers
+from service.config import ServiceConfig
+from service.engine import Engine, Float32Array, Reverse
+from service.errors import InvalidRequestError, ModelNotFoundError
+from service.metrics import Metrics
+from service.repository import Bundle, newest_bundles, open_bundle
+from service.scoring import Scorer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A bundle in an engine, proved able to run."""
+
+    name: str
+    bundle: Bundle
+    engine: Engine
+
+    @property
+    def manifest(self) -> manifest_pb2.Manifest:
+        """The bundle's."""
+        return self.bundle.manifest
+
+
+class ServedModel:
+    """What answers calls for one model.
+
+    Args:
+        loaded: the model.
+        workers: where its batches run.
+        config: the service's.
+        metrics: the service's.
+    """
+
+    def __init__(self, loaded: LoadedModel, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
+        self.name = loaded.name
+        self.bundle = loaded.bundle
+        self.manifest = loaded.manifest
+        self.scorer = Scorer(self.manifest)
+        engine = loaded.engine
+
+        def forward(images: UInt8Array, noise: Float32Array) -> Rows:
+            result = engine.forward(images, noise)
+            return result.log_likelihood, result.latent
+
+        def reverse(latent: Float32Array) -> Rows:
+            result = engine.reverse(latent)
+            return result.image, result.pixels
+
+        lane = partial(
+            Batcher,
+            workers=workers,
+            max_batch_size=config.max_batch_size,
+            max_queue_size=config.max_queue_size,
+            max_delay_seconds=config.max_queue_delay_ms / 1000,
+        )
+        self._forward = lane(forward, on_batch=metrics.batch_size.labels(self.name, "forward").observe)
+        self._reverse = lane(reverse, on_batch=metrics.batch_size.labels(self.name, "reverse").observe)
+        for direction, batcher in (("forward", self._forward), ("reverse", self._reverse)):
+            metrics.queue_length.labels(self.name, direction).set_function(lambda b=batcher: b.queue_length)
+        metrics.model_info.labels(self.name, str(self.manifest.version), engine.device).set(1)
+
+    async def forward(self, images: UInt8Array, noise: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """Log-likelihoods [N] and latents [N, D] of images and noise, [N, H, W, C]."""
+        log_likelihood, latent = await self._forward.submit(images, noise)
+        return log_likelihood, latent
+
+    async def reverse(self, latent: Float32Array) -> Reverse:
+        """Images of latents, [N, D]."""
+        return Reverse(*await self._reverse.submit(latent))
+
+    async def close(self) -> None:
+        """Refuses new work, and waits for the accepted."""
+        await self._forward.close()
+        await self._reverse.close()
+
+
+class Models:
+    """Finds the model that a request means."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._models.values())
+
+    def find(self, name: str, version: int) -> ServedModel:
+        """The model of a ModelSpec.
+
+        Raises:
+            InvalidRequestError: no name is given, and there are several models.
+            ModelNotFoundError: there is no such model or version.
+        """
+        served = ", ".join(f"{model.name} version {model.manifest.version}" for model in self)
+        if not name:
+            if len(self._models) > 1:
+                raise InvalidRequestError(f"model.name is empty and there are several models: {served}")
+            name = next(iter(self._models))
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(f"model.name {name[:128]!r} is not served; served are {served}")
+        if version not in (0, model.manifest.version):
+            raise ModelNotFoundError(f"model.version {version} of {name!r} is not served; served are {served}")
+        return model
+
+
+def load_models(config: ServiceConfig) -> list[LoadedModel]:
+    """Loads the newest version of every model in the repository, and runs each once.
+
+    Raises:
+        BundleError: there is none, or one is damaged.
+        DeviceError: the device cannot be used.
+    """
+    loaded = []
+    for name, path in newest_bundles(config.repository).items():
+        began = time.monotonic()
+        bundle = open_bundle(path)
+        # Side by side, single-threaded runs beat one run with many threads.
+        engine = Engine(bundle, device=config.device, threads=1 if config.instances != 1 else 0)
+        for size in {1, config.max_batch_size}:
+            _warm_up(engine, bundle, size)
+        loaded.append(LoadedModel(name, bundle, engine))
+        log.info("loaded %s on %s in %.2f s", path, engine.device, time.monotonic() - began)
+    return loaded
+
+
+def _warm_up(engine: Engine, bundle: Bundle, size: int) -> None:
+    images = np.zeros((size, *bundle.shape), np.uint8)
+    engine.reverse(engine.forward(images, np.full(images.shape, 0.5, np.float32)).latent)

@@ -1,0 +1,138 @@
+"""A service from start to end: bind, load, serve, drain, stop. The one file that wires the others together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
+from service.batcher import Workers
+from service.config import ServiceConfig
+from service.errors import PortError
+from service.interceptor import Edge
+from service.metrics import Metrics
+from service.models import Models, ServedModel, load_models
+from service.servicer import GlowServicer
+
+SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A service in this process. `start`, then `wait`, then `stop`.
+
+    Args:
+        config: its settings.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.port = 0
+        self.metrics_port = 0
+        self._models: list[ServedModel] = []
+        self._health = health.aio.HealthServicer()
+        self._closers: list[Callable[[], Any]] = []
+
+    async def start(self) -> None:
+        """Binds, loads, and serves; health says SERVING once it returns.
+
+        Raises:
+            ServiceError: a port is taken, or there is nothing to serve; the message says what to do.
+        """
+        limit = self.config.max_message_mib * 2**20
+        self._server = grpc.aio.server(
+            interceptors=[Edge(SERVICE_NAME, self.metrics)],
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                # Two servers on one port would share its calls without a word.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._bind()
+        loaded = await asyncio.to_thread(load_models, self.config)
+        instances = self.config.instances_on(loaded[0].engine.device)
+        workers = Workers(instances)
+        pool = ThreadPoolExecutor(instances, thread_name_prefix="prepare")
+        self._closers += [workers.close, pool.shutdown]
+        self._models = [ServedModel(model, workers, self.config, self.metrics) for model in loaded]
+        servicer = GlowServicer(Models(self._models), self.config, self.metrics, pool)
+        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def wait(self) -> None:
+        """Until SIGTERM or SIGINT asks to stop; another one, while stopping, ends the process at once."""
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked.set)
+        await asked.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    async def stop(self) -> None:
+        """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
+        log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self.config.drain_seconds)
+        for model in self._models:
+            await model.close()
+        for close in reversed(self._closers):
+            close()
+        log.info("stopped")
+
+    def _bind(self) -> None:
+        address = f"{self.config.host}:{self.config.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            self.port = 0
+        if not self.port:
+            raise PortError(f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?")
+        try:
+            server, thread = start_http_server(
+                self.config.metrics_port, self.config.host, registry=self.metrics.registry
+            )
+        except OSError as error:
+            raise PortError(
+                f"metrics_port {self.config.metrics_port} on {self.config.host} cannot be listened on: "
+                f"{error.strerror}"
+            ) from error
+        self.metrics_port = server.server_port
+        self._closers += [thread.join, server.server_close, server.shutdown]
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+
+async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> None:
+    """Runs a service until a signal ends it.
+
+    Args:
+        config: its settings.
+        on_ready: told when it serves.
+
+    Raises:
+        ServiceError: it cannot start.
+    """
+    server = Server(config)
+    await server.start()
+    on_ready(server)
+    await server.wait()
+    await server.stop()

@@ -1,0 +1,185 @@
+"""GlowService: translates between messages and arrays. What it promises is in glow_service.proto."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+
+from glowserve import messages
+from glowserve.images import UInt8Array, encode_png
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1 import glow_service_pb2_grpc
+from service import inputs, scoring
+from service.config import ServiceConfig
+from service.engine import Reverse
+from service.errors import InvalidRequestError, NotFiniteError
+from service.metrics import Metrics
+from service.models import Models, ServedModel
+from service.randomness import dequantization_noise, latents
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Preparing less than this many bytes takes less time than handing it to a thread.
+_SMALL = 1 << 14
+
+
+class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
+    """Answers calls.
+
+    Args:
+        models: what is served.
+        config: the service's.
+        metrics: the service's.
+        pool: threads for decoding pictures, and for noise.
+    """
+
+    def __init__(self, models: Models, config: ServiceConfig, metrics: Metrics, pool: ThreadPoolExecutor) -> None:
+        self._models = models
+        self._config = config
+        self._metrics = metrics
+        self._pool = pool
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
+        """See GlowService.Score."""
+        model = self._find(request.model)
+        seed = request.seed if request.HasField("seed") else scoring.DEFAULT_SEED
+        images = await self._read_images(request.images, model)
+        noise = await self._prepare(images.nbytes, dequantization_noise, seed, images)
+        log_likelihood, _ = await model.forward(images, noise)
+        scores = model.scorer.score(log_likelihood, seed)
+        self._metrics.not_finite.labels(model.name, "Score").inc(int((~scores.finite).sum()))
+        return messages.scores_message(scores)
+
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:  # noqa: N802
+        """See GlowService.Sample."""
+        model = self._find(request.model)
+        most = self._config.max_samples_per_call
+        if not 1 <= request.n <= most:
+            raise InvalidRequestError(f"n is {request.n}; it must lie in 1 to {most}")
+        temperature = request.temperature if request.HasField("temperature") else 1.0
+        inputs.check_temperature(temperature)
+        _check_format(request.format)
+        seed = request.seed if request.HasField("seed") else secrets.randbits(64)
+
+        async def draw(first: int) -> pb.SampleResponse:
+            n = min(self._config.max_batch_size, request.n - first)
+            size = model.manifest.image.latent_size
+            latent = await self._prepare(4 * n * size, latents, seed, first, n, size)
+            decoded = await model.reverse(latent * np.float32(temperature))
+            self._require_finite(decoded, model, "Sample", first=first, what="temperature: sample")
+            images = await self._write_images(decoded.image, request.format)
+            return pb.SampleResponse(model=_version(model), seed=seed, first_index=first, images=images)
+
+        # As many batches are under way as can run side by side, and none is drawn before the caller has room.
+        ahead = self._config.instances_on("cpu")
+        async for response in _in_order(draw, range(0, request.n, self._config.max_batch_size), ahead):
+            yield response
+
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:  # noqa: N802
+        """See GlowService.Encode."""
+        model = self._find(request.model)
+        images = await self._read_images(request.images, model)
+        _, latent = await model.forward(images, np.full(images.shape, scoring.ENCODING_NOISE, np.float32))
+        with self._counting_not_finite(model, "Encode"):
+            scoring.require_finite_latents(latent)
+        decoded = await model.reverse(latent)
+        mismatched = scoring.mismatched_values(images, decoded.image, model.manifest.image.n_bits)
+        self._metrics.inexact_encodings.labels(model.name).inc(int((mismatched > 0).sum()))
+        return pb.EncodeResponse(
+            model=_version(model),
+            latents=messages.latent_tensor(latent),
+            mismatched_values=mismatched.tolist(),
+        )
+
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:  # noqa: N802
+        """See GlowService.Decode."""
+        model = self._find(request.model)
+        _check_format(request.format)
+        latent = inputs.read_latents(
+            request.latents, model.bundle, max_images=self._config.max_images_per_call
+        )
+        decoded = await model.reverse(latent)
+        self._require_finite(decoded, model, "Decode")
+        return pb.DecodeResponse(
+            model=_version(model), images=await self._write_images(decoded.image, request.format)
+        )
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """See GlowService.ListModels."""
+        return pb.ListModelsResponse(
+            models=[pb.ModelSummary(model=_version(model), image=model.manifest.image) for model in self._models]
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+        """See GlowService.GetModel."""
+        return pb.GetModelResponse(manifest=self._find(request.model).manifest)
+
+    def _find(self, spec: pb.ModelSpec) -> ServedModel:
+        return self._models.find(spec.name, spec.version)
+
+    async def _read_images(self, images: pb.Images, model: ServedModel) -> UInt8Array:
+        def read() -> UInt8Array:
+            return inputs.read_images(
+                images,
+                model.bundle,
+                max_images=self._config.max_images_per_call,
+                max_pixels=self._config.max_pixels_per_call,
+            )
+
+        # A raw tensor is only looked at; a picture may take long to decode, whatever its length in bytes.
+        return await self._prepare(_SMALL if images.HasField("encoded") else 0, read)
+
+    async def _write_images(self, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
+        if form == pb.IMAGE_FORMAT_RAW:
+            return messages.images_message(images)
+        files = await self._prepare(images.nbytes, lambda: [encode_png(image) for image in images])
+        return messages.images_message(files)
+
+    async def _prepare(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a function, in a thread if its work, by size in bytes, would hold up other calls."""
+        if size < _SMALL:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _require_finite(self, decoded: Reverse, model: ServedModel, method: str, **names: Any) -> None:
+        with self._counting_not_finite(model, method):
+            scoring.require_finite_images(decoded, **names)
+
+    def _counting_not_finite(self, model: ServedModel, method: str) -> Any:
+        return self._metrics.not_finite.labels(model.name, method).count_exceptions(NotFiniteError)
+
+
+async def _in_order(
+    function: Callable[[int], Awaitable[T]], arguments: range, ahead: int
+) -> AsyncIterator[T]:
+    """The results for each argument in order, with `ahead` calls under way at a time."""
+    waiting: deque[asyncio.Future[T]] = deque()
+    try:
+        for argument in arguments:
+            waiting.append(asyncio.ensure_future(function(argument)))
+            if len(waiting) == ahead:
+                yield await waiting.popleft()
+        while waiting:
+            yield await waiting.popleft()
+    finally:
+        for future in waiting:
+            future.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _version(model: ServedModel) -> pb.ModelVersion:
+    return pb.ModelVersion(name=model.name, version=model.manifest.version)
+
+
+def _check_format(form: int) -> None:
+    if form not in pb.ImageFormat.values():
+        known = ", ".join(pb.ImageFormat.keys())
+        raise InvalidRequestError(f"format is {form}; it must be one of {known}")
