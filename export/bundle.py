@@ -26,7 +26,16 @@ from glowserve.images import UInt8Array
 from glowserve.v1 import manifest_pb2
 from service.engine import Engine
 from service.randomness import dequantization_noise
-from service.repository import FORMAT_VERSION, FORWARD, MANIFEST, MODEL_NAME, REVERSE, Bundle, open_bundle, versions
+from service.repository import (
+    FORMAT_VERSION,
+    FORWARD,
+    MANIFEST,
+    MODEL_NAME,
+    REVERSE,
+    Bundle,
+    open_bundle,
+    versions,
+)
 from service.scoring import DEFAULT_SEED, bits_per_dim
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.data import ImageData, load_images

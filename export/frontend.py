@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.baked import BakedConv, BakedGlow, BakedLevel, BakedStep, Float64Array, condition_number, step_name
+from export.baked import (
+    BakedConv,
+    BakedGlow,
+    BakedLevel,
+    BakedStep,
+    Float64Array,
+    condition_number,
+    step_name,
+)
 from export.errors import NotInvertibleError
 from training.layers import AffineCoupling, Split, TopPrior, ZeroConv2d
 from training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT
@@ -29,7 +37,9 @@ def bake(model: Glow) -> BakedGlow:
     """
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
-            raise NotInvertibleError(f"weight {name} is not finite; go back to a checkpoint before training diverged")
+            raise NotInvertibleError(
+                f"weight {name} is not finite; go back to a checkpoint before training diverged"
+            )
     config = model.config
     double = copy.deepcopy(model).double()
     levels, constant = [], -config.dimensions * config.n_bits * math.log(2)

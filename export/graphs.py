@@ -37,7 +37,7 @@ class _Graph:
         return output
 
     def split(self, x: str, sizes: Sequence[int], name: str) -> list[str]:
-        """x in pieces along axis 1."""
+        """X in pieces along axis 1."""
         outputs = [f"{name}.{i}" for i in range(len(sizes))]
         lengths = self.constant(f"{name}.sizes", np.asarray(sizes, np.int64))
         self._nodes.append(helper.make_node("Split", [x, lengths], outputs, name=name, axis=1))
@@ -101,7 +101,7 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
     axis = g.constant("parts.axis", np.array([1]))
     total = g.add("ReduceSum", [parts, axis], "parts.sum", keepdims=0)
     g.add("Add", [total, g.constant("log_det_constant", glow.log_det_constant)], "log_likelihood")
-    image = ["N", glow.image_size, glow.image_size, glow.channels]
+    image: list[str | int | None] = ["N", glow.image_size, glow.image_size, glow.channels]
     return g.model(
         "glow_forward",
         [
@@ -118,14 +118,16 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
 
 
 def reverse_graph(glow: BakedGlow) -> onnx.ModelProto:
-    """latent -> image, pixels."""
+    """Latent -> image, pixels."""
     g = _Graph()
     shapes = glow.latent_shapes()
     flat = ["latent"]
     if len(shapes) > 1:
         flat = g.split("latent", [math.prod(shape) for shape in shapes], "latents")
     parts = [
-        g.add("Reshape", [part, g.constant(f"level{i}.latent.shape", np.array([0, *shape]))], f"level{i}.latent")
+        g.add(
+            "Reshape", [part, g.constant(f"level{i}.latent.shape", np.array([0, *shape]))], f"level{i}.latent"
+        )
         for i, (part, shape) in enumerate(zip(flat, shapes, strict=True), 1)
     ]
     x = ""
@@ -138,7 +140,7 @@ def reverse_graph(glow: BakedGlow) -> onnx.ModelProto:
             x = _reverse_step(g, x, step, step_name(i, k))
         x = g.add("DepthToSpace", [x], f"level{i}.unsqueeze", blocksize=2, mode="DCR")
     _quantized(g, x, glow)
-    image = ["N", glow.image_size, glow.image_size, glow.channels]
+    image: list[str | int | None] = ["N", glow.image_size, glow.image_size, glow.channels]
     return g.model(
         "glow_reverse",
         [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", glow.dimensions])],
@@ -162,7 +164,7 @@ def _dequantized(g: _Graph, glow: BakedGlow) -> str:
 
 
 def _quantized(g: _Graph, x: str, glow: BakedGlow) -> None:
-    """y [N, C, H, W] to pixels [N, H, W, C], in bins, and to the uint8 image."""
+    """Y [N, C, H, W] to pixels [N, H, W, C], in bins, and to the uint8 image."""
     x = g.add("Transpose", [x], "image.centred", perm=[0, 2, 3, 1])
     x = g.add("Add", [x, g.constant("half", 0.5)], "image.unit")
     x = g.add("Mul", [x, g.constant("bins", 2.0**glow.n_bits)], "pixels")
@@ -262,7 +264,9 @@ def _standardized_top(g: _Graph, x: str, glow: BakedGlow) -> str:
 
 
 def _unstandardized_top(g: _Graph, latent: str, glow: BakedGlow) -> str:
-    x = g.add("Mul", [latent, g.constant("top.scale", np.exp(glow.top_log_scale)[:, None, None])], "top.scaled")
+    x = g.add(
+        "Mul", [latent, g.constant("top.scale", np.exp(glow.top_log_scale)[:, None, None])], "top.scaled"
+    )
     return g.add("Add", [x, g.constant("top.mean", glow.top_mean[:, None, None])], "top.z")
 
 
@@ -273,7 +277,11 @@ def _log_prior(g: _Graph, glow: BakedGlow, latents: Sequence[str]) -> None:
     x = squares[0] if len(squares) == 1 else g.add("Concat", squares, "latent.squares", axis=1)
     x = g.add("Mul", [x, g.constant("minus_half", -0.5)], "log_prior.unnormalized")
     sizes = np.array([math.prod(shape) for shape in glow.latent_shapes()])
-    g.add("Add", [x, g.constant("log_prior.constant", -0.5 * math.log(2 * math.pi) * sizes[None, :])], "log_prior")
+    g.add(
+        "Add",
+        [x, g.constant("log_prior.constant", -0.5 * math.log(2 * math.pi) * sizes[None, :])],
+        "log_prior",
+    )
 
 
 def _zeros(g: _Graph) -> str:

@@ -49,7 +49,9 @@ class _Measured:
     find_layer: Callable[[], str] | None = None
 
 
-def prove(model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array) -> list[manifest_pb2.Check]:
+def prove(
+    model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
+) -> list[manifest_pb2.Check]:
     """Measures a bundle on held-out images.
 
     Args:
@@ -104,7 +106,10 @@ def _log_likelihood(
 ) -> list[_Measured]:
     noise = dequantization_noise(DEFAULT_SEED, images)
     ours = np.concatenate(
-        [engine.forward(images[i : i + _BATCH], noise[i : i + _BATCH]).log_likelihood for i in _starts(images)]
+        [
+            engine.forward(images[i : i + _BATCH], noise[i : i + _BATCH]).log_likelihood
+            for i in _starts(images)
+        ]
     )
     exact = np.concatenate(
         [

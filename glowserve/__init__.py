@@ -1,8 +1,8 @@
 """glowserve: a density service. Scores images under a Glow model, and samples from it.
 
-    client = glowserve.Client("localhost:8001")            # a running service
-    model = glowserve.open("out/demo/models/digits")       # or a bundle, without one
-    client.score("photo.jpg").bits_per_dim
+client = glowserve.Client("localhost:8001")            # a running service
+model = glowserve.open("out/demo/models/digits")       # or a bundle, without one
+client.score("photo.jpg").bits_per_dim
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from types import TracebackType
 
 import grpc
@@ -31,24 +32,56 @@ class AsyncClient:
         self._channel = grpc.aio.insecure_channel(target, calls.CHANNEL_OPTIONS)
         self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
 
-    async def score(self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0) -> Scores:
+    async def score(
+        self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
+    ) -> Scores:
         """See `Client.score`."""
         with request_errors():
             return messages.scores_of(
                 [
-                    await self._stub.Score(calls.score_request(part, model, version, seed), timeout=self._timeout)
+                    await self._stub.Score(
+                        calls.score_request(part, model, version, seed), timeout=self._timeout
+                    )
                     for part in portions(images)
                 ]
             )
 
     async def sample(
-        self, n: int = 1, *, temperature: float = 1.0, seed: int | None = None, model: str = "", version: int = 0
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
     ) -> Samples:
         """See `Client.sample`."""
         with request_errors():
-            request = calls.sample_request(n, temperature, seed, model, version)
-            stream = self._stub.Sample(request, timeout=calls.sample_timeout(self._timeout, n))
+            stream = self._sample(n, temperature, seed, model, version)
             return messages.samples_of([response async for response in stream])
+
+    async def iter_samples(
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
+    ) -> AsyncIterator[Samples]:
+        """See `Client.iter_samples`."""
+        with request_errors():
+            async for response in self._sample(n, temperature, seed, model, version):
+                yield messages.samples_of([response])
+
+    def _sample(
+        self, n: int, temperature: float, seed: int | None, model: str, version: int
+    ) -> AsyncIterator[pb.SampleResponse]:
+        request = calls.sample_request(n, temperature, seed, model, version)
+        stream: AsyncIterator[pb.SampleResponse] = self._stub.Sample(
+            request, timeout=calls.sample_timeout(self._timeout, n)
+        )
+        return stream
 
     async def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
         """See `Client.encode`."""

@@ -48,7 +48,9 @@ def score_request(portion: Portion, model: str, version: int, seed: int | None) 
     return pb.ScoreRequest(model=_spec(model, version), images=messages.images_message(portion), seed=seed)
 
 
-def sample_request(n: int, temperature: float, seed: int | None, model: str, version: int) -> pb.SampleRequest:
+def sample_request(
+    n: int, temperature: float, seed: int | None, model: str, version: int
+) -> pb.SampleRequest:
     """A SampleRequest for raw images."""
     return pb.SampleRequest(
         model=_spec(model, version), n=n, temperature=temperature, seed=seed, format=pb.IMAGE_FORMAT_RAW

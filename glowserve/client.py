@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 
 import grpc
@@ -35,7 +36,9 @@ class Client:
         self._channel = grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
         self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
 
-    def score(self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0) -> Scores:
+    def score(
+        self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
+    ) -> Scores:
         """How likely images are.
 
         Args:
@@ -58,7 +61,13 @@ class Client:
             )
 
     def sample(
-        self, n: int = 1, *, temperature: float = 1.0, seed: int | None = None, model: str = "", version: int = 0
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
     ) -> Samples:
         """Draws images.
 
@@ -73,9 +82,30 @@ class Client:
             RequestError: the call was refused or failed.
         """
         with request_errors():
-            request = calls.sample_request(n, temperature, seed, model, version)
-            stream = self._stub.Sample(request, timeout=calls.sample_timeout(self._timeout, n))
-            return messages.samples_of(list(stream))
+            return messages.samples_of(list(self._sample(n, temperature, seed, model, version)))
+
+    def iter_samples(
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
+    ) -> Iterator[Samples]:
+        """Like `sample`, but yields some images at a time, as they come: for many images, or for progress."""
+        with request_errors():
+            for response in self._sample(n, temperature, seed, model, version):
+                yield messages.samples_of([response])
+
+    def _sample(
+        self, n: int, temperature: float, seed: int | None, model: str, version: int
+    ) -> Iterator[pb.SampleResponse]:
+        request = calls.sample_request(n, temperature, seed, model, version)
+        stream: Iterator[pb.SampleResponse] = self._stub.Sample(
+            request, timeout=calls.sample_timeout(self._timeout, n)
+        )
+        return stream
 
     def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
         """Maps images to latents; for the arguments see `score`.

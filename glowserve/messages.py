@@ -77,7 +77,8 @@ def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:
 def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:
     """The latents of one or more responses, in order."""
     latents = [
-        np.frombuffer(response.latents.data, "<f4").reshape(tuple(response.latents.shape)) for response in responses
+        np.frombuffer(response.latents.data, "<f4").reshape(tuple(response.latents.shape))
+        for response in responses
     ]
     mismatched = [value for response in responses for value in response.mismatched_values]
     first = responses[0].model

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from service.engine import DEVICES
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def _setting(default: Any, text: str) -> Any:

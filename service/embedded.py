@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from glowserve.v1.manifest_pb2 import Manifest
 from service import inputs, scoring
 from service.config import ServiceConfig
 from service.engine import Engine
-from service.errors import InvalidRequestError, ModelNotFoundError, ServiceError
+from service.errors import ModelNotFoundError, ServiceError
 from service.randomness import dequantization_noise, latents
 from service.repository import newest_bundle
 from service.status import status_of
@@ -47,7 +48,9 @@ class EmbeddedModel:
         self._engine = Engine(self._bundle, device=device)
         self._scorer = scoring.Scorer(self._bundle.manifest)
 
-    def score(self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0) -> Scores:
+    def score(
+        self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
+    ) -> Scores:
         """See `glowserve.Client.score`."""
         with self._asked_for(model, version):
             seed = scoring.DEFAULT_SEED if seed is None else seed
@@ -58,23 +61,39 @@ class EmbeddedModel:
             return self._scorer.score(np.concatenate(nats), seed)
 
     def sample(
-        self, n: int = 1, *, temperature: float = 1.0, seed: int | None = None, model: str = "", version: int = 0
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
     ) -> Samples:
         """See `glowserve.Client.sample`."""
+        drawn = list(self.iter_samples(n, temperature=temperature, seed=seed, model=model, version=version))
+        return replace(drawn[0], images=np.concatenate([samples.images for samples in drawn]))
+
+    def iter_samples(
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
+    ) -> Iterator[Samples]:
+        """See `glowserve.Client.iter_samples`."""
         with self._asked_for(model, version):
-            if n < 1:
-                raise InvalidRequestError(f"n is {n}; it must be 1 or more")
+            inputs.check_samples(n, ServiceConfig.max_samples_per_call)
             inputs.check_temperature(temperature)
             seed = secrets.randbits(64) if seed is None else seed
-            size = self._bundle.manifest.image.latent_size
-            drawn = []
+            manifest = self._bundle.manifest
             for first in range(0, n, _BATCH):
+                size = manifest.image.latent_size
                 latent = latents(seed, first, min(_BATCH, n - first), size) * np.float32(temperature)
                 decoded = self._engine.reverse(latent)
                 scoring.require_finite_images(decoded, first=first, what="temperature: sample")
-                drawn.append(decoded.image)
-            manifest = self._bundle.manifest
-            return Samples(np.concatenate(drawn), manifest.model, manifest.version, seed)
+                yield Samples(decoded.image, manifest.model, manifest.version, seed)
 
     def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
         """See `glowserve.Client.encode`."""
@@ -86,9 +105,13 @@ class EmbeddedModel:
                 scoring.require_finite_latents(latent)
                 decoded = self._engine.reverse(latent).image
                 encoded.append(latent)
-                mismatched.append(scoring.mismatched_values(part, decoded, self._bundle.manifest.image.n_bits))
+                mismatched.append(
+                    scoring.mismatched_values(part, decoded, self._bundle.manifest.image.n_bits)
+                )
             manifest = self._bundle.manifest
-            return Encodings(np.concatenate(encoded), np.concatenate(mismatched), manifest.model, manifest.version)
+            return Encodings(
+                np.concatenate(encoded), np.concatenate(mismatched), manifest.model, manifest.version
+            )
 
     def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
         """See `glowserve.Client.decode`."""
@@ -96,7 +119,9 @@ class EmbeddedModel:
             images = []
             for request in calls.decode_requests(latents, model, version):
                 limit = request.latents.shape[0]
-                decoded = self._engine.reverse(inputs.read_latents(request.latents, self._bundle, max_images=limit))
+                decoded = self._engine.reverse(
+                    inputs.read_latents(request.latents, self._bundle, max_images=limit)
+                )
                 scoring.require_finite_images(decoded)
                 images.append(decoded.image)
             return np.concatenate(images)
@@ -106,7 +131,9 @@ class EmbeddedModel:
         manifest = self._bundle.manifest
         image = manifest.image
         return [
-            ModelInfo(manifest.model, manifest.version, image.height, image.width, image.channels, image.n_bits)
+            ModelInfo(
+                manifest.model, manifest.version, image.height, image.width, image.channels, image.n_bits
+            )
         ]
 
     def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
@@ -139,7 +166,8 @@ class EmbeddedModel:
         try:
             if model not in ("", manifest.model) or version not in (0, manifest.version):
                 raise ModelNotFoundError(
-                    f"model {model!r} version {version} is not open; open is {manifest.model} version {manifest.version}"
+                    f"model {model!r} version {version} is not open; "
+                    f"open is {manifest.model} version {manifest.version}"
                 )
             yield
         except ServiceError as error:

@@ -19,7 +19,6 @@ from service.repository import FORWARD, REVERSE, Bundle
 
 Float32Array = npt.NDArray[np.float32]
 
-DEVICES = ("auto", "cpu", "cuda")
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 keeps ten bits of mantissa, too few for a likelihood. An exhaustive search for the fastest convolution
 # is paid again for every batch size.

@@ -31,7 +31,9 @@ def read_images(
     """
     source = images.WhichOneof("source")
     if source is None:
-        raise InvalidRequestError("images is empty: set images.encoded (PNG, JPEG or WebP files) or images.tensor")
+        raise InvalidRequestError(
+            "images is empty: set images.encoded (PNG, JPEG or WebP files) or images.tensor"
+        )
     if source == "tensor":
         return _read_image_tensor(images.tensor, bundle, max_images)
     files = images.encoded.data
@@ -68,6 +70,16 @@ def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) 
     return latents
 
 
+def check_samples(n: int, most: int) -> None:
+    """Refuses a number of samples.
+
+    Raises:
+        InvalidRequestError: it is none, or too many.
+    """
+    if not 1 <= n <= most:
+        raise InvalidRequestError(f"n is {n}; it must lie in 1 to {most}")
+
+
 def check_temperature(temperature: float) -> None:
     """Refuses what is no standard deviation.
 
@@ -83,7 +95,9 @@ def _read_image_tensor(tensor: tensor_pb2.Tensor, bundle: Bundle, max_images: in
     return np.frombuffer(tensor.data, np.uint8).reshape(-1, *bundle.shape)
 
 
-def _check_tensor(name: str, tensor: tensor_pb2.Tensor, dtype: int, row: list[int], max_images: int) -> None:
+def _check_tensor(
+    name: str, tensor: tensor_pb2.Tensor, dtype: tensor_pb2.DataType, row: list[int], max_images: int
+) -> None:
     shape = list(tensor.shape)
     if tensor.dtype != dtype:
         given = _dtype_name(tensor.dtype)

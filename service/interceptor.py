@@ -17,6 +17,7 @@ from service.status import status_of
 
 log = logging.getLogger(__name__)
 
+
 class Edge(grpc.aio.ServerInterceptor):
     """Wraps the methods of one gRPC service.
 
@@ -31,14 +32,14 @@ class Edge(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Puts the wrapped handler in the place of the method's own."""
         handler: Any = await continuation(handler_call_details)
         path = handler_call_details.method
         if handler is None or not path.startswith(self._prefix):
-            return handler  # type: ignore[no-any-return]  # grpc's types do not know that it may be None
+            return handler
         method = path.removeprefix(self._prefix)
 
         async def unary(request: Any, context: Any) -> Any:
@@ -55,8 +56,8 @@ class Edge(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(stream, **coders)  # type: ignore[arg-type]
-        return grpc.unary_unary_rpc_method_handler(unary, **coders)  # type: ignore[arg-type]
+            return grpc.unary_stream_rpc_method_handler(stream, **coders)
+        return grpc.unary_unary_rpc_method_handler(unary, **coders)
 
     @asynccontextmanager
     async def _call(self, method: str, context: Any) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,7 +47,9 @@ class ServedModel:
         metrics: the service's.
     """
 
-    def __init__(self, loaded: LoadedModel, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, loaded: LoadedModel, workers: Workers, config: ServiceConfig, metrics: Metrics
+    ) -> None:
         self.name = loaded.name
         self.bundle = loaded.bundle
         self.manifest = loaded.manifest
@@ -71,7 +74,9 @@ class ServedModel:
         self._forward = lane(forward, on_batch=metrics.batch_size.labels(self.name, "forward").observe)
         self._reverse = lane(reverse, on_batch=metrics.batch_size.labels(self.name, "reverse").observe)
         for direction, batcher in (("forward", self._forward), ("reverse", self._reverse)):
-            metrics.queue_length.labels(self.name, direction).set_function(lambda b=batcher: b.queue_length)
+            metrics.queue_length.labels(self.name, direction).set_function(
+                partial(getattr, batcher, "queue_length")
+            )
         metrics.model_info.labels(self.name, str(self.manifest.version), engine.device).set(1)
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> tuple[Float32Array, Float32Array]:
@@ -95,7 +100,7 @@ class Models:
     def __init__(self, models: list[ServedModel]) -> None:
         self._models = {model.name: model for model in models}
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
     def find(self, name: str, version: int) -> ServedModel:
@@ -114,7 +119,9 @@ class Models:
         if model is None:
             raise ModelNotFoundError(f"model.name {name[:128]!r} is not served; served are {served}")
         if version not in (0, model.manifest.version):
-            raise ModelNotFoundError(f"model.version {version} of {name!r} is not served; served are {served}")
+            raise ModelNotFoundError(
+                f"model.version {version} of {name!r} is not served; served are {served}"
+            )
         return model
 
 

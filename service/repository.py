@@ -51,7 +51,9 @@ class Bundle:
         """
         entry = next((file for file in self.manifest.files if file.name == name), None)
         if entry is None:
-            raise BundleError(f"bundle {self.path}: the manifest does not mention {name}; export the model again")
+            raise BundleError(
+                f"bundle {self.path}: the manifest does not mention {name}; export the model again"
+            )
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:

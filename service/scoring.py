@@ -67,7 +67,9 @@ def require_finite_latents(latent: Float32Array) -> None:
     Raises:
         NotFiniteError: the message names the first such image.
     """
-    _require_finite(latent, "images: image {} lies so far from the model's data that its latent is not finite")
+    _require_finite(
+        latent, "images: image {} lies so far from the model's data that its latent is not finite"
+    )
 
 
 def require_finite_images(decoded: Reverse, *, first: int = 0, what: str = "latents: row") -> None:

@@ -103,7 +103,9 @@ class Server:
         except RuntimeError:
             self.port = 0
         if not self.port:
-            raise PortError(f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?")
+            raise PortError(
+                f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?"
+            )
         try:
             server, thread = start_http_server(
                 self.config.metrics_port, self.config.host, registry=self.metrics.registry

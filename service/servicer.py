@@ -41,7 +41,9 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         pool: threads for decoding pictures, and for noise.
     """
 
-    def __init__(self, models: Models, config: ServiceConfig, metrics: Metrics, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, models: Models, config: ServiceConfig, metrics: Metrics, pool: ThreadPoolExecutor
+    ) -> None:
         self._models = models
         self._config = config
         self._metrics = metrics
@@ -61,9 +63,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
     async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:  # noqa: N802
         """See GlowService.Sample."""
         model = self._find(request.model)
-        most = self._config.max_samples_per_call
-        if not 1 <= request.n <= most:
-            raise InvalidRequestError(f"n is {request.n}; it must lie in 1 to {most}")
+        inputs.check_samples(request.n, self._config.max_samples_per_call)
         temperature = request.temperature if request.HasField("temperature") else 1.0
         inputs.check_temperature(temperature)
         _check_format(request.format)
@@ -115,7 +115,9 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """See GlowService.ListModels."""
         return pb.ListModelsResponse(
-            models=[pb.ModelSummary(model=_version(model), image=model.manifest.image) for model in self._models]
+            models=[
+                pb.ModelSummary(model=_version(model), image=model.manifest.image) for model in self._models
+            ]
         )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802

@@ -78,11 +78,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: there is no such file, it is none of ours, or it is damaged.
     """
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: there is no such file; `glowserve train` writes RUN_DIR/model.ckpt")
+        raise CheckpointError(
+            f"checkpoint {path}: there is no such file; `glowserve train` writes RUN_DIR/model.ckpt"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever zip, pickle and torch make of foreign bytes
-        raise CheckpointError(f"checkpoint {path} cannot be read as one: it is damaged or something else") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as one: it is damaged or something else"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by `glowserve train`")
     if content["format_version"] != _FORMAT_VERSION:
@@ -103,7 +107,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             glowserve_version=content["glowserve_version"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint {path} does not hold what it should: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"checkpoint {path} does not hold what it should: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> Any:

@@ -213,9 +213,7 @@ class Glow(Bijector):
         x, _ = self.inverse(latent)
         return quantization.quantize(x, self.config.n_bits).permute(0, 2, 3, 1).contiguous()
 
-    def sample(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draws images.
 
         Args:

@@ -18,14 +18,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from glowserve.files import atomic_write
 from training import quantization
@@ -189,6 +189,7 @@ def _fit(
     batches = StepLoader(
         images.train, batch_size=config.batch_size, steps=config.steps, seed=config.seed, start=start
     )
+    validation = evaluation_batches(images.validation, _EVALUATION_BATCH)
     _quieten()
     trainer = lightning.Trainer(
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[device],
@@ -214,7 +215,7 @@ def _fit(
         trainer.fit(
             module,
             batches,
-            DataLoader(evaluation_batches(images.validation, _EVALUATION_BATCH), batch_size=None),
+            DataLoader(cast("Dataset[Batch]", validation), batch_size=None),
             ckpt_path=resume if start else None,
         )
     except SystemExit:  # Lightning's way of passing on Ctrl-C

@@ -94,7 +94,10 @@ def load_images(config: DataConfig) -> ImageData:
     read = sum(len(indices) for _, indices in chosen.values())
     with tqdm(total=read, desc="reading images", unit="", leave=False, disable=None) as progress:
         return ImageData(
-            **{name: _prepare_all(*chosen[name], config, progress) for name in ("train", "validation", "test")}
+            **{
+                name: _prepare_all(*chosen[name], config, progress)
+                for name in ("train", "validation", "test")
+            }
         )
 
 

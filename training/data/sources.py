@@ -114,7 +114,9 @@ def _arrays(path: Path) -> dict[str, Pictures]:
             splits[name.removesuffix("images").rstrip("_") or "train"] = Pictures(images)
         if not splits:
             found = ", ".join(file.files) or "nothing"
-            raise DataError(f"{path} holds {found}; it must hold an array 'images', or 'train_images' and so on")
+            raise DataError(
+                f"{path} holds {found}; it must hold an array 'images', or 'train_images' and so on"
+            )
     return splits
 
 
@@ -124,7 +126,9 @@ def _folder(path: Path) -> dict[str, Pictures]:
         return _dataset(str(path), "parquet", data_dir=str(path))
     if not files & FILE_SUFFIXES:
         kinds = ", ".join(sorted(FILE_SUFFIXES))
-        raise DataError(f"data {str(path)!r}: the folder holds no images; looked for {kinds}, and for .parquet")
+        raise DataError(
+            f"data {str(path)!r}: the folder holds no images; looked for {kinds}, and for .parquet"
+        )
     return _dataset(str(path), "imagefolder", data_dir=str(path))
 
 
@@ -165,10 +169,7 @@ def _named(data: str, found: dict[str, Pictures]) -> dict[str, Pictures]:
     if len(found) == 1:
         return {"train": next(iter(found.values()))}
     splits = {
-        ours: found[theirs]
-        for ours, names in _SPLIT_NAMES.items()
-        for theirs in names
-        if theirs in found
+        ours: found[theirs] for ours, names in _SPLIT_NAMES.items() for theirs in names if theirs in found
     }
     if "train" not in splits:
         raise DataError(f"data {data!r} has splits {', '.join(found)}; one of several must be called 'train'")

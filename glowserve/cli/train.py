@@ -1,0 +1,77 @@
+"""`glowserve train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from glowserve.cli.failure import Failure
+
+_MODEL = {
+    "image-size": (int, "pixels a side; the images' own, up to 64"),
+    "channels": (int, "1 (grey) or 3 (RGB); the first image's"),
+    "n-bits": (int, "bits of each value that the model sees; 8"),
+    "levels": (int, "levels of the flow; by image size"),
+    "steps-per-level": (int, "steps of flow in a level; by image size"),
+    "width": (int, "hidden channels of a coupling network; by image size"),
+    "steps": (int, "optimizer steps; by image size"),
+    "batch-size": (int, "images a step; by image size"),
+    "learning-rate": (float, "at its highest; by image size"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="'digits', a folder of images, a .parquet or .npz file, or a dataset's name on the Hugging Face hub",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN_DIR", help="where model.ckpt is left")
+    for name, (kind, text) in _MODEL.items():
+        parser.add_argument(f"--{name}", type=kind, metavar="N", help=f"{text} unless given")
+    parser.add_argument(
+        "--coupling", default="affine", choices=["affine", "additive"], help="default: affine"
+    )
+    parser.add_argument(
+        "--parametrization",
+        default="lu",
+        choices=["lu", "plain"],
+        help="of the 1x1 convolutions; default: lu",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of initialization, order and noise; default: 0")
+    parser.add_argument("--split-seed", type=int, default=0, help="which images are held out; default: 0")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, or goes on where an interrupted run stopped."""
+    from training.checkpoint import load_checkpoint
+    from training.errors import DivergedError, TrainingError
+    from training.presets import run_config
+    from training.run import train
+
+    values = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _MODEL}
+    try:
+        config = run_config(
+            args.data,
+            coupling=args.coupling,
+            parametrization=args.parametrization,
+            seed=args.seed,
+            split_seed=args.split_seed,
+            **values,
+        )
+        path = train(config, args.out, device=args.device)
+        record = load_checkpoint(path).training
+    except DivergedError as error:
+        raise Failure(error, 1) from error
+    except (TrainingError, ValueError, OSError) as error:
+        raise Failure(error, 2) from error
+    if args.json:
+        print(json.dumps({"checkpoint": str(path), "steps": record.steps, **record.metrics}))
+    else:
+        print(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images")
+        print(f"next: glowserve export {path} models/NAME")
+    return 0

@@ -1,0 +1,1 @@
+"""Generated from protos/glowserve/v1 by `make protos`."""
