@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """A service in this process. `start`, then `wait`, then `stop`.
+    """A service in this process: `start`, and later `stop`.
 
     Args:
         config: its settings.
@@ -74,16 +74,6 @@ class Server:
         reflection.enable_server_reflection(names, self._server)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-
-    async def wait(self) -> None:
-        """Until SIGTERM or SIGINT asks to stop; another one, while stopping, ends the process at once."""
-        loop, asked = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
-        await asked.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
@@ -133,8 +123,25 @@ async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> No
     Raises:
         ServiceError: it cannot start.
     """
+    asked_to_stop = _on_signals()
     server = Server(config)
     await server.start()
     on_ready(server)
-    await server.wait()
+    await asked_to_stop.wait()
     await server.stop()
+
+
+def _on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; another one ends the process at once."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def ask() -> None:
+        asked.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in signals:
+        loop.add_signal_handler(number, ask)
+    return asked

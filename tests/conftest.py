@@ -140,7 +140,9 @@ def start_server(repository: Path) -> StartServer:
         command += ["--port", "0", "--metrics-port", "0", "--device", "cpu", *flags]
         with ExitStack() as stack:
             process = stack.enter_context(
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+                )
             )
             stack.callback(process.kill)
             assert process.stdout is not None
