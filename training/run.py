@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +34,7 @@ from training.data.batches import Batch
 from training.errors import DivergedError, RunError
 from training.model import Glow, GlowConfig
 from training.module import GlowModule
+from training.progress import Progress
 
 RESULT = "model.ckpt"
 _RESUME = "resume/last.ckpt"
@@ -202,12 +202,13 @@ def _fit(
         log_every_n_steps=10,
         logger=TensorBoardLogger(run_dir, name="", version="logs"),
         enable_model_summary=False,
+        enable_progress_bar=False,
         plugins=[_AtomicCheckpointIO()],
         callbacks=[
             ModelCheckpoint(resume.parent, filename=resume.stem, every_n_train_steps=every, save_top_k=1,
                             enable_version_counter=False),
             LearningRateMonitor("step"),
-            TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else every),
+            Progress(config.steps, start),
             *callbacks,
         ],
     )  # fmt: skip

@@ -1,0 +1,58 @@
+"""How training shows that it goes on: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+
+class Progress(Callback):
+    """Shows the step, and bits/dim after each validation.
+
+    Args:
+        steps: of the whole run.
+        start: steps that an earlier call did.
+    """
+
+    def __init__(self, steps: int, start: int) -> None:
+        self._steps = steps
+        self._start = start
+        self._bar: tqdm[None] | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draws the bar."""
+        if self._start:
+            print(f"going on from step {self._start}", file=sys.stderr)
+        self._bar = tqdm(total=self._steps, initial=self._start, desc="training", unit="step", disable=None)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Tells bits/dim."""
+        train, validation = (
+            f"{name} {float(trainer.callback_metrics[f'{name}_bits_per_dim']):.3f}" for name in ("train", "validation")
+        )
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix_str(f"bits/dim: {train}, {validation}")
+        else:
+            step = trainer.global_step
+            print(f"step {step} of {self._steps}: bits/dim {train}, {validation}", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Leaves the bar as it is, finished or interrupted."""
+        if self._bar is not None:
+            self._bar.close()
