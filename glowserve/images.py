@@ -161,7 +161,7 @@ def read_file(path: Path, *, max_pixels: int | None = None) -> bytes:
     """The bytes of a picture's file in one of `ENCODED_FORMATS`; other pictures are turned into PNG.
 
     Raises:
-        InvalidImageError: the file is no picture; the message begins with its path.
+        InvalidImageError: the file is no picture, or a damaged one; the message begins with its path.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
@@ -173,18 +173,32 @@ def read_file(path: Path, *, max_pixels: int | None = None) -> bytes:
 
 
 def encode_pil(image: Image.Image) -> bytes:
-    """The PNG file of a Pillow image, with its transparency and its EXIF orientation applied."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
-        upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+    """The PNG file of a Pillow image, with its transparency and its EXIF orientation applied.
+
+    Raises:
+        InvalidImageError: the picture's bytes end early or are damaged.
+    """
     buffer = io.BytesIO()
-    upright.save(buffer, "PNG")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if _is_deep_grey(upright):  # PNG holds some of these, and `prepare` makes 8 bits of all
+            upright = _flatten(upright, background=0)
+        if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+        upright.save(buffer, "PNG")
+    except Exception as error:  # see open_encoded
+        raise InvalidImageError(f"the picture is damaged: {error}") from None
     return buffer.getvalue()
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    """Whether it is grey in more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _flatten(image: Image.Image, background: int) -> Image.Image:
     """The picture in 8 bits a channel, without transparency."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep_grey(image):
         grey = np.clip(np.asarray(image, dtype=np.float64), 0, 65535)
         return Image.fromarray((grey / 257 + 0.5).astype(np.uint8))
     if image.has_transparency_data:

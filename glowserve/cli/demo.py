@@ -36,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+def _as_ctrl_c(_number: int, _frame: FrameType | None) -> None:
     print(file=sys.stderr)
     raise KeyboardInterrupt

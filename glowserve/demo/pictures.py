@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend must be chosen before
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -21,27 +17,31 @@ def draw_scores(bits_per_dim: Mapping[str, Float64Array], path: Path) -> None:
     """Histograms of bits/dim, one a group, on a common logarithmic axis; the first group is the familiar one."""
     finite = np.concatenate([bits[np.isfinite(bits)] for bits in bits_per_dim.values()])
     bins = np.geomspace(finite.min() * 0.95, finite.max() * 1.05, 60)
-    figure, all_axes = plt.subplots(
-        len(bits_per_dim), sharex=True, figsize=(8, 1.2 * len(bits_per_dim) + 1), layout="constrained"
-    )
+    figure = Figure(figsize=(8, 1.2 * len(bits_per_dim) + 1), dpi=120, layout="constrained")
+    all_axes = figure.subplots(len(bits_per_dim), sharex=True)
     for axes, (i, (name, bits)) in zip(all_axes, enumerate(bits_per_dim.items()), strict=True):
         axes.hist(np.clip(bits, bins[0], bins[-1]), bins, color="C0" if i == 0 else "C1")
-        axes.axvline(np.quantile(next(iter(bits_per_dim.values())), 0.99), color="black", linewidth=1, linestyle="--")
+        axes.axvline(
+            np.quantile(next(iter(bits_per_dim.values())), 0.99), color="black", linewidth=1, linestyle="--"
+        )
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set_yticks([])
         axes.set_xscale("log")
     all_axes[-1].xaxis.set_major_formatter("{x:g}")
     all_axes[-1].set_xlabel("bits/dim (lower: likelier)")
     figure.suptitle("Scores of images; dashed: 99 of 100 held-out digits lie left of it")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def draw_training(logs: Path, path: Path) -> None:
     """The loss curves of a run, from its TensorBoard log."""
     events = EventAccumulator(str(logs)).Reload()
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for tag, label in (("train_bits_per_dim", "training (each a batch)"), ("validation_bits_per_dim", "validation")):
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for tag, label in (
+        ("train_bits_per_dim", "training (each a batch)"),
+        ("validation_bits_per_dim", "validation"),
+    ):
         points = events.Scalars(tag)
         axes.plot([point.step for point in points], [point.value for point in points], label=label)
     axes.set_xlabel("step")
@@ -50,5 +50,4 @@ def draw_training(logs: Path, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     axes.set_title("Training")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.savefig(path)

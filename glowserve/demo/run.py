@@ -39,7 +39,9 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     config = run_config("digits", steps=steps)
     model = config.model
     say(f"[1/5] training Glow on scikit-learn's handwritten digits, 8 x 8 grey in {model.n_bits} bits")
-    say(f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} steps of training")
+    say(
+        f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} steps of training"
+    )
     checkpoint = train(config, out / "run", device="auto")
     draw_training(out / "run" / "logs", out / "training.png")
 
@@ -98,7 +100,9 @@ def _encode(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Ca
     encoded = client.encode(digits)
     exact = int((encoded.mismatched_values == 0).sum())
     same = int((client.decode(encoded.latents) == digits).all(axis=(1, 2, 3)).sum())
-    say(f"      {exact} of {len(digits)} digits decode from their latents to the same pixels ({same} compared here)")
+    say(
+        f"      {exact} of {len(digits)} digits decode from their latents to the same pixels ({same} compared here)"
+    )
     starts, ends = encoded.latents[:_ROWS], encoded.latents[_ROWS : 2 * _ROWS]
     angles = np.linspace(0, np.pi / 2, _STRIP)[None, :, None]
     # Along a circle, as latents have about the same length everywhere; a straight line would cut through the middle.

@@ -25,8 +25,8 @@ def running_service(repository: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "glowserve", "serve", "--repository", str(repository)]
     command += ["--port", "0", "--metrics-port", "0"]
     with log.open("w") as file:
-        # In a session of its own, so that Ctrl-C reaches it through us, and once.
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True)
+        # In our process group: Ctrl-C on a terminal reaches it, too, whatever we are at.
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -1,0 +1,55 @@
+# `make help` lists the targets. Everything is installed into .venv/, and nowhere else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Real data for a few tests, if a checkout has it beside it; they are skipped elsewhere.
+export GLOWSERVE_SHARED ?= ../shared
+PROTOS := $(wildcard protos/glowserve/v1/*.proto)
+
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(INSTALLED)  ## install glowserve and all that working on it needs into .venv/
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "glowserve needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## train, export, serve, score and sample handwritten digits: out/demo/
+	@$(BIN)/glowserve demo --out out/demo
+
+test: $(INSTALLED)  ## run every test but those that need Docker
+	$(BIN)/pytest
+
+lint: $(INSTALLED)  ## ruff, mypy, import-linter, buf
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+protos: $(INSTALLED)  ## make glowserve/v1/ from protos/
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. protos/glowserve/v1/glow_service.proto
+
+check-protos: protos  ## fail if glowserve/v1/ is not what protos/ makes
+	@git diff --exit-code --stat -- glowserve/v1 && test -z "$$(git status --porcelain -- glowserve/v1)" \
+		|| { echo "glowserve/v1 is not what protos/ makes: run make protos and commit it"; exit 1; }
+
+test-docker: $(INSTALLED) out/demo/models  ## build and start docker-compose.yml on a real engine, and use it
+	deploy/test-docker.sh
+
+out/demo/models:
+	$(MAKE) demo
+
+clean:  ## remove what was made, .venv/ included
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help install demo test lint protos check-protos test-docker clean
