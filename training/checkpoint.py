@@ -89,11 +89,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by `glowserve train`")
-    if content["format_version"] != _FORMAT_VERSION:
+    if content.get("format_version") != _FORMAT_VERSION:
         raise CheckpointError(
-            f"checkpoint {path} has format version {content['format_version']} and this is glowserve "
+            f"checkpoint {path} has format version {content.get('format_version')} and this is glowserve "
             f"{importlib.metadata.version('glowserve')}, which reads {_FORMAT_VERSION}; use the version that wrote it, "
-            f"glowserve {content['glowserve_version']}"
+            f"glowserve {content.get('glowserve_version', 'unknown')}"
         )
     try:
         model = Glow(GlowConfig(**content["config"]))

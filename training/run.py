@@ -37,6 +37,7 @@ from training.module import GlowModule
 from training.progress import Progress
 
 RESULT = "model.ckpt"
+_RECORD = "run.json"
 _RESUME = "resume/last.ckpt"
 _EVALUATION_BATCH = 64
 
@@ -73,6 +74,8 @@ class RunConfig:
         for name in ("steps", "batch_size", "warmup_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must lie in 0 to 2^63 - 1")
         for name in ("learning_rate", "clip_gradient_norm"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number")
@@ -103,10 +106,11 @@ def train(
         KeyboardInterrupt: as Ctrl-C brings it; the same call goes on later.
     """
     result = run_dir / RESULT
-    _claim(run_dir, config)
+    _compare(run_dir, config)
     if result.exists():
         return result
     images = load_images(config.data)
+    _claim(run_dir, config)  # only now: a mistyped --data must not bind the directory
     torch.manual_seed(config.seed)
     module = GlowModule(
         Glow(config.model),
@@ -143,25 +147,28 @@ def mean_bits_per_dim(model: Glow, batches: Sequence[Batch]) -> float:
     return float(torch.cat(bits).double().mean())
 
 
-def _claim(run_dir: Path, config: RunConfig) -> None:
-    """Writes down what is asked for, or compares it with what was asked for here before."""
-    asked = json.loads(json.dumps(asdict(config)))
-    record = run_dir / "run.json"
-    if record.exists():
-        try:
-            before = json.loads(record.read_text())
-        except ValueError as error:
-            raise RunError(f"{record} is damaged; use another --out, or remove {run_dir}") from error
-        different = _differences(asked, before)
-        if different:
-            raise RunError(
-                f"{run_dir} holds a run with other arguments: {'; '.join(different)}. "
-                "Use the same arguments to go on with it, or another --out"
-            )
+def _compare(run_dir: Path, config: RunConfig) -> None:
+    """Refuses what was asked for differently here before."""
+    record = run_dir / _RECORD
+    if not record.exists():
         return
+    try:
+        before = json.loads(record.read_text())
+        different = _differences(json.loads(json.dumps(asdict(config))), before)
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{record} is damaged; use another --out, or remove {run_dir}") from error
+    if different:
+        raise RunError(
+            f"{run_dir} holds a run with other arguments: {'; '.join(different)}. "
+            "Use the same arguments to go on with it, or another --out"
+        )
+
+
+def _claim(run_dir: Path, config: RunConfig) -> None:
+    """Writes down what is asked for."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(record) as file:
-        file.write(json.dumps(asked, indent=2).encode() + b"\n")
+    with atomic_write(run_dir / _RECORD) as file:
+        file.write(json.dumps(asdict(config), indent=2).encode() + b"\n")
 
 
 def _differences(asked: dict[str, Any], before: dict[str, Any], prefix: str = "") -> list[str]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from glowserve.images import InvalidImageError, Preparation, UInt8Array, prepare
-from training.data.sources import open_source
+from training.data.sources import Pictures, open_source
 from training.errors import DataError
 
 # Fewer images than this are not worth a model, and leave nothing to split off.
@@ -42,6 +40,10 @@ class DataConfig:
 
     preparation: Preparation = field(default_factory=Preparation)
     """How a picture becomes an image."""
+
+    def __post_init__(self) -> None:
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed is {self.split_seed}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def load_images(config: DataConfig) -> ImageData:
             f"data {config.data!r} has {total} images; training and held-out proof need {_FEWEST_IMAGES} or more"
         )
     order = np.random.Generator(np.random.Philox(config.split_seed)).permutation(len(splits["train"]))
-    chosen: dict[str, tuple[Sequence[Image.Image], np.ndarray]] = {}
+    chosen: dict[str, tuple[Pictures, np.ndarray]] = {}
     for name in ("test", "validation"):
         if name in splits:
             shuffled = np.random.Generator(np.random.Philox(config.split_seed)).permutation(len(splits[name]))
@@ -91,6 +93,12 @@ def load_images(config: DataConfig) -> ImageData:
             chosen[name] = (splits["train"], order[:held_out])
             order = order[held_out:]
     chosen["train"] = (splits["train"], order)
+    for name, (_, indices) in chosen.items():
+        if not len(indices):
+            raise DataError(
+                f"data {config.data!r} leaves no images for {name}: it has "
+                f"{', '.join(f'{len(pictures)} for {split}' for split, pictures in splits.items())}"
+            )
     read = sum(len(indices) for _, indices in chosen.values())
     with tqdm(total=read, desc="reading images", unit="", leave=False, disable=None) as progress:
         return ImageData(
@@ -102,7 +110,7 @@ def load_images(config: DataConfig) -> ImageData:
 
 
 def _prepare_all(
-    pictures: Sequence[Image.Image], indices: np.ndarray, config: DataConfig, progress: tqdm[None]
+    pictures: Pictures, indices: np.ndarray, config: DataConfig, progress: tqdm[None]
 ) -> UInt8Array:
     """uint8 [N, H, W, C] of the pictures at `indices`."""
     shape = (config.image_size, config.image_size, config.channels)
@@ -112,7 +120,7 @@ def _prepare_all(
         try:
             images[place] = prepare(pictures[int(indices[place])], *shape, config.preparation)
         except InvalidImageError as error:
-            raise DataError(f"data {config.data!r}, image {indices[place]}: {error}") from None
+            raise DataError(f"data {config.data!r}, {pictures.name(int(indices[place]))}: {error}") from None
         progress.update()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing release the interpreter lock

@@ -22,7 +22,7 @@ _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"
 class Pictures(Sequence[Image.Image]):
     """Pictures by number, decoded when asked for; not yet of any common size."""
 
-    def __init__(self, rows: datasets.Dataset | UInt8Array, column: str = "image") -> None:
+    def __init__(self, rows: datasets.Dataset | UInt8Array | Sequence[Path], column: str = "image") -> None:
         self._rows = rows
         self._column = column
 
@@ -38,12 +38,27 @@ class Pictures(Sequence[Image.Image]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if isinstance(self._rows, np.ndarray):
             return to_pil(self._rows[index])
-        cell = self._rows[index][self._column]
-        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         try:
-            return open_encoded(data)
-        except InvalidImageError as error:
-            raise DataError(f"image {cell.get('path') or index}: {error}") from None
+            return open_encoded(self._bytes(index))
+        except (InvalidImageError, OSError) as error:
+            raise DataError(f"{self.name(index)}: {error}") from None
+
+    def name(self, index: int) -> str:
+        """What to call a picture: by its file, where it has one."""
+        row = None if isinstance(self._rows, np.ndarray) else self._rows[index]
+        file = (row[self._column] or {}).get("path") if isinstance(row, dict) else row
+        return f"image {index if file is None else file}"
+
+    def _bytes(self, index: int) -> bytes:
+        row = self._rows[index]
+        if isinstance(row, Path):
+            return row.read_bytes()
+        cell = row[self._column] or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        if cell.get("path") is None:
+            raise InvalidImageError("there is none, the row is empty")
+        return Path(cell["path"]).read_bytes()
 
 
 def open_source(data: str) -> dict[str, Pictures]:
@@ -99,37 +114,57 @@ def _digits() -> UInt8Array:
 
 def _arrays(path: Path) -> dict[str, Pictures]:
     """The arrays called "images" or "SPLIT_images" of an .npz file."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = file.files
+            arrays = {name: file[name] for name in names if name == "images" or name.endswith("_images")}
+    except Exception as error:  # whatever zip and NumPy make of foreign bytes
+        raise DataError(
+            f"{path} cannot be read as an .npz file of plain arrays: it is damaged or something else"
+        ) from error
+    if not arrays:
+        found = ", ".join(names) or "nothing"
+        raise DataError(f"{path} holds {found}; it must hold an array 'images', or 'train_images' and so on")
     splits = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            if name != "images" and not name.endswith("_images"):
-                continue
-            images = file[name]
-            images = images[..., None] if images.ndim == 3 else images
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-                raise DataError(
-                    f"{path}: array {name!r} is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W] or "
-                    "[N, H, W, C] with C 1 or 3"
-                )
-            splits[name.removesuffix("images").rstrip("_") or "train"] = Pictures(images)
-        if not splits:
-            found = ", ".join(file.files) or "nothing"
+    for name, array in arrays.items():
+        images = array[..., None] if array.ndim == 3 else array
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
             raise DataError(
-                f"{path} holds {found}; it must hold an array 'images', or 'train_images' and so on"
+                f"{path}: array {name!r} is {array.dtype} {list(array.shape)}; it must be uint8 [N, H, W] or "
+                "[N, H, W, C] with C 1 or 3"
             )
+        splits[name.removesuffix("images").rstrip("_") or "train"] = Pictures(images)
     return splits
 
 
 def _folder(path: Path) -> dict[str, Pictures]:
-    files = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
-    if ".parquet" in files:
+    """Its pictures, in the order of their paths; subfolders called "train" and so on are splits.
+
+    The folders are read here: `datasets` would go by the names of the files, too, and of all pictures keep only
+    "my-test.png", without a word.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    if any(file.suffix.lower() == ".parquet" for file in files):
         return _dataset(str(path), "parquet", data_dir=str(path))
-    if not files & FILE_SUFFIXES:
+    pictures = [file for file in files if file.suffix.lower() in FILE_SUFFIXES]
+    if not pictures:
         kinds = ", ".join(sorted(FILE_SUFFIXES))
         raise DataError(
             f"data {str(path)!r}: the folder holds no images; looked for {kinds}, and for .parquet"
         )
-    return _dataset(str(path), "imagefolder", data_dir=str(path))
+    splits = {
+        name: [file for file in pictures if file.relative_to(path).parts[0] in names]
+        for name, names in _SPLIT_NAMES.items()
+    }
+    if not splits["train"]:
+        return {"train": Pictures(pictures)}
+    outside = sorted(set(pictures) - {file for split in splits.values() for file in split})
+    if outside:
+        raise DataError(
+            f"data {str(path)!r} has a folder 'train' and {len(outside)} pictures outside of it and of 'validation' "
+            f"and 'test', such as {outside[0]}; move them, or rename the folder"
+        )
+    return {name: Pictures(split) for name, split in splits.items() if split}
 
 
 def _dataset(data: str, builder: str, **arguments: object) -> dict[str, Pictures]:
@@ -137,18 +172,20 @@ def _dataset(data: str, builder: str, **arguments: object) -> dict[str, Pictures
     import datasets
 
     datasets.disable_progress_bars()
+    splits = {}
     try:
         loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(builder, **arguments)
+        for name, rows in loaded.items():
+            column = _image_column(data, rows.features)
+            splits[name] = Pictures(rows.cast_column(column, datasets.Image(decode=False)), column)
+    except DataError:
+        raise
     except Exception as error:  # of many kinds: network, file system, arrow, configuration
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(
             f"data {data!r} cannot be read: {reason}. It must be 'digits', a folder of images, a .parquet or "
             ".npz file, or a dataset's name on the Hugging Face hub"
         ) from error
-    splits = {}
-    for name, rows in loaded.items():
-        column = _image_column(data, rows.features)
-        splits[name] = Pictures(rows.cast_column(column, datasets.Image(decode=False)), column)
     return splits
 
 
@@ -166,11 +203,13 @@ def _image_column(data: str, features: Mapping[str, object]) -> str:
 
 def _named(data: str, found: dict[str, Pictures]) -> dict[str, Pictures]:
     """The splits under the names that are used here; a single one, whatever its name, is "train"."""
-    if len(found) == 1:
-        return {"train": next(iter(found.values()))}
     splits = {
         ours: found[theirs] for ours, names in _SPLIT_NAMES.items() for theirs in names if theirs in found
     }
+    if len(found) == 1:
+        splits = {"train": next(iter(found.values()))}
     if "train" not in splits:
         raise DataError(f"data {data!r} has splits {', '.join(found)}; one of several must be called 'train'")
+    if not splits["train"]:
+        raise DataError(f"data {data!r} holds no images")
     return splits

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from training.layers.base import Bijector
 
-# Standard deviations below this are taken for this: a constant channel must not get an infinite scale.
+# A channel with a standard deviation below this is constant, and keeps scale 1: whatever comes with the next
+# batch, a scale that made its variance 1 would blow it up.
 _SMALLEST_STD = 1e-6
 
 
@@ -51,7 +52,8 @@ class ActNorm(Bijector):
         # Over batch and space together, without Bessel's correction: right for a batch of one, too.
         std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0)
         self.bias.copy_(-mean.view_as(self.bias))
-        self.log_scale.copy_(-std.clamp_min(_SMALLEST_STD).log().view_as(self.log_scale))
+        std = torch.where(std < _SMALLEST_STD, 1.0, std)
+        self.log_scale.copy_(-std.log().view_as(self.log_scale))
         self.initialized.fill_(True)
         self._needs_data = False
 

@@ -1,0 +1,248 @@
+"""The checkpoint: a trained model and where it came from, in one file that executes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glowserve.images import Preparation
+from training.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, save_checkpoint
+from training.data import DataConfig, load_images
+from training.errors import CheckpointError
+from training.model import Glow, GlowConfig
+
+
+@pytest.fixture
+def small(generator: torch.Generator) -> Checkpoint:
+    """The checkpoint of a model that has seen one batch, with nothing left at its default."""
+    config = GlowConfig(
+        image_size=8,
+        channels=3,
+        n_bits=5,
+        levels=2,
+        steps_per_level=1,
+        width=4,
+        coupling="additive",
+        parametrization="plain",
+    )
+    model = Glow(config)
+    model(torch.rand(8, 3, 8, 8, generator=generator))
+    preparation = Preparation(filter="lanczos", background=7)
+    data = DataConfig(data="photos", image_size=8, channels=3, split_seed=3, preparation=preparation)
+    record = TrainingRecord(
+        steps=5, images_seen=40, seed=2, held_out_digest="ab", metrics={"test_bits_per_dim": 4.5}
+    )
+    return Checkpoint(model, data, record)
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(small: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(small, tmp_path / "model.ckpt")
+    loaded = load_checkpoint(tmp_path / "model.ckpt")
+
+    assert loaded.model.config == small.model.config
+    assert loaded.data == small.data
+    assert loaded.training == small.training
+    assert loaded.glowserve_version == importlib.metadata.version("glowserve")
+    assert not loaded.model.training
+    state = loaded.model.state_dict()
+    assert state.keys() == small.model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in small.model.state_dict().items())
+
+
+def test_a_loaded_model_scores_as_the_saved_one(
+    small: Checkpoint, tmp_path: Path, generator: torch.Generator
+) -> None:
+    save_checkpoint(small, tmp_path / "model.ckpt")
+    images = torch.randint(0, 256, (4, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    noise = torch.rand(images.shape, generator=generator)
+
+    loaded = load_checkpoint(tmp_path / "model.ckpt").model
+
+    assert torch.equal(loaded.log_prob(images, noise), small.model.eval().log_prob(images, noise))
+
+
+def test_the_file_is_plain_data(small: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(small, tmp_path / "model.ckpt")
+
+    content = torch.load(tmp_path / "model.ckpt", weights_only=True)
+
+    assert content["config"] == asdict(small.model.config)
+    assert content["data"]["preparation"] == {"filter": "lanczos", "background": 7}
+    assert content["training"]["metrics"] == {"test_bits_per_dim": 4.5}
+
+
+def test_a_trained_checkpoint_tells_how_it_was_trained(checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+
+    assert loaded.data == DataConfig(data="digits", image_size=8, channels=1)
+    assert loaded.training.steps == 200
+    assert loaded.training.images_seen == 200 * 32
+    assert set(loaded.training.metrics) == {"validation_bits_per_dim", "test_bits_per_dim"}
+    assert loaded.training.held_out_digest == load_images(loaded.data).held_out_digest
+    assert all(bool(step.actnorm.initialized) for level in loaded.model.levels for step in level.steps)
+
+
+def test_a_trained_model_decodes_what_it_encodes(checkpoint: Path, digits: np.ndarray) -> None:
+    model = load_checkpoint(checkpoint).model
+    images = torch.from_numpy(digits)
+
+    with torch.no_grad():
+        assert torch.equal(model.decode(model.encode(images)), images)
+
+
+# Atomic
+
+
+class FullDisk:
+    """Ends the writing that comes to it, and tells what was in the folder then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[str] = []
+
+    def __deepcopy__(self, memo: object) -> FullDisk:
+        return self
+
+    def __reduce__(self) -> str:
+        self.seen = [path.name for path in self.folder.iterdir()]
+        raise OSError("no space left on device")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(small: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(small, path)
+    before = path.read_bytes()
+    disk = FullDisk(tmp_path)
+    record = replace(small.training, metrics={"x": disk})  # type: ignore[dict-item]
+
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(replace(small, training=record), path)
+
+    assert len(disk.seen) == 2  # it had begun to write, beside the old file
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_replaces_an_older_one(small: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"older")
+
+    save_checkpoint(small, path)
+
+    assert load_checkpoint(path).training == small.training
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Other files
+
+
+def test_a_missing_file_is_told_with_where_checkpoints_come_from(tmp_path: Path) -> None:
+    for path in (tmp_path / "model.ckpt", tmp_path):
+        with pytest.raises(CheckpointError, match="there is no such file; `glowserve train` writes RUN_DIR"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_file_that_ends_early_is_damaged(small: Checkpoint, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(small, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+
+    with pytest.raises(CheckpointError, match=r"model\.ckpt cannot be read as one: it is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n and so on")
+
+    with pytest.raises(
+        CheckpointError, match=r"photo\.png cannot be read as one: it is damaged or something else"
+    ):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(3)])
+def test_a_file_of_another_program_is_no_checkpoint(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pt")
+
+    with pytest.raises(CheckpointError, match=r"other\.pt was not written by `glowserve train`"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    torch.save(
+        {"format": "glowserve.checkpoint", "config": Malicious(tmp_path / "trap")}, tmp_path / "m.ckpt"
+    )
+
+    with pytest.raises(CheckpointError, match="cannot be read as one"):
+        load_checkpoint(tmp_path / "m.ckpt")
+
+    assert not (tmp_path / "trap").exists()
+    torch.load(tmp_path / "m.ckpt", weights_only=False)
+    assert (tmp_path / "trap").exists()  # it would have been
+
+
+def test_the_format_of_another_version_is_told_with_who_wrote_it(small: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(small, path)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"format_version": 2, "glowserve_version": "9.9"}, path)
+
+    with pytest.raises(
+        CheckpointError, match=r"format version 2 .* reads 1; .* that wrote it, glowserve 9\.9"
+    ):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "reason"),
+    [
+        ("config", {"image_size": 8, "channels": 5}, "channels is 5"),
+        ("config", {"image_size": 8, "channels": 1, "depth": 3}, "depth"),
+        ("config", None, "NoneType"),
+        ("state_dict", {}, "Missing key|loading state_dict"),
+        ("data", {"data": "digits"}, "preparation"),
+        ("training", {"steps": 3}, "missing"),
+    ],
+)
+def test_a_file_with_a_wrong_part_is_refused_with_the_reason(
+    small: Checkpoint, part: str, content: object, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(small, path)
+    torch.save(torch.load(path, weights_only=True) | {part: content}, path)
+
+    with pytest.raises(CheckpointError, match=f"does not hold what it should: .*({reason})"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "part", ["format_version", "glowserve_version", "config", "data", "training", "state_dict"]
+)
+def test_a_file_without_one_of_its_parts_is_refused(small: Checkpoint, part: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(small, path)
+    content = torch.load(path, weights_only=True)
+    del content[part]
+    torch.save(content, path)
+
+    with pytest.raises(CheckpointError, match=part if part != "format_version" else "format version None"):
+        load_checkpoint(path)

@@ -1,0 +1,66 @@
+"""The loss and the learning rate of a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from training.model import Glow, GlowConfig
+from training.module import GlowModule
+
+CONFIG = GlowConfig(image_size=4, channels=1, levels=1, steps_per_level=1, width=4)
+
+
+def module(**changes: float) -> GlowModule:
+    settings = {"learning_rate": 0.5, "warmup_steps": 4, "steps": 20}
+    return GlowModule(Glow(CONFIG), **(settings | changes))  # type: ignore[arg-type]
+
+
+def learning_rates(trained: GlowModule, steps: int) -> list[float]:
+    """What each step is made with."""
+    parts = trained.configure_optimizers()
+    optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    expected = [0.5 * min(1, (step + 1) / 4) * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
+
+    rates = learning_rates(module(), 20)
+
+    assert rates == pytest.approx(expected)
+    assert rates[0] == pytest.approx(0.125)
+    assert max(rates) == rates[3]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.01 * 0.5
+
+
+def test_the_learning_rate_ends_at_0_and_stays_there() -> None:
+    assert learning_rates(module(), 25)[20:] == pytest.approx([0] * 5, abs=1e-12)
+
+
+def test_the_loss_is_the_mean_of_the_bits_per_dimension(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = module()
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(trained, "log", lambda name, value, **_: logged.update({name: float(value.detach())}))
+    images = torch.randint(0, 256, (6, 4, 4, 1), generator=generator, dtype=torch.uint8)
+    noise = torch.rand(images.shape, generator=generator)
+
+    loss = trained.training_step((images, noise), 0)
+    trained.eval().validation_step((images, noise), 0)
+
+    bits = -trained.model.log_prob(images, noise) / (16 * math.log(2))
+    torch.testing.assert_close(loss, bits.mean())
+    assert loss.requires_grad
+    assert logged == pytest.approx(
+        {"train_bits_per_dim": float(loss.detach()), "validation_bits_per_dim": float(loss.detach())}
+    )

@@ -1,0 +1,145 @@
+"""A whole configuration from a data source and as little else as one cares to say."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data import DataConfig
+from training.errors import DataError
+from training.model import GlowConfig
+from training.presets import run_config
+from training.run import RunConfig
+
+
+def source(path: Path, *shape: int) -> str:
+    """An .npz file of black pictures."""
+    np.savez(path / "a.npz", images=np.zeros((3, *shape), np.uint8))
+    return str(path / "a.npz")
+
+
+def test_the_digits_need_no_more_than_their_name() -> None:
+    config = run_config("digits")
+
+    assert config.data == DataConfig(data="digits", image_size=8, channels=1)
+    assert (config.model.image_size, config.model.channels) == (8, 1)
+    assert config.model.n_bits == 4
+    assert config.model.levels == 2
+
+
+def test_other_images_have_8_bits(tmp_path: Path) -> None:
+    assert run_config(source(tmp_path, 8, 8)).model.n_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("side", "image_size", "levels"),
+    [
+        *[(3, 4, 2), (4, 4, 2), (7, 4, 2), (8, 8, 2), (12, 12, 2), (16, 16, 2), (20, 20, 2), (28, 28, 2)],
+        *[(30, 28, 2), (31, 28, 2), (32, 32, 3), (48, 48, 4), (50, 48, 4), (64, 64, 4), (1000, 64, 4)],
+    ],
+)
+def test_the_size_follows_the_pictures_and_the_levels_follow_the_size(
+    side: int, image_size: int, levels: int, tmp_path: Path
+) -> None:
+    config = run_config(source(tmp_path, side, side + 3))
+
+    assert config.model.image_size == config.data.image_size == image_size
+    assert config.model.levels == levels
+    assert image_size % 2**levels == 0
+
+
+def test_larger_images_get_larger_models(tmp_path: Path) -> None:
+    small, middle, large = (run_config("anywhere", image_size=size, channels=1) for size in (16, 32, 64))
+
+    assert small.model.levels < middle.model.levels < large.model.levels
+    assert small.model.width < middle.model.width
+    assert small.steps < middle.steps
+    assert large.batch_size < middle.batch_size
+    assert small.learning_rate > middle.learning_rate
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_or_colour_follows_the_first_picture(channels: int, tmp_path: Path) -> None:
+    config = run_config(source(tmp_path, 8, 8, channels))
+
+    assert config.model.channels == config.data.channels == channels
+
+
+def test_a_folder_of_photographs_gives_a_model_in_colour(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 50)).save(tmp_path / "a.jpg")
+
+    config = run_config(str(tmp_path))
+
+    assert (config.model.image_size, config.model.channels) == (40, 3)
+
+
+def test_what_is_said_holds() -> None:
+    said = {
+        "image_size": 24,
+        "channels": 3,
+        "n_bits": 3,
+        "levels": 1,
+        "steps_per_level": 5,
+        "width": 7,
+        "coupling": "additive",
+        "parametrization": "plain",
+        "steps": 11,
+        "batch_size": 13,
+        "learning_rate": 0.25,
+        "seed": 17,
+        "split_seed": 19,
+    }
+    assert said.keys() == inspect.signature(run_config).parameters.keys() - {"data"}  # all that can be said
+
+    config = run_config("digits", **said)  # type: ignore[arg-type]
+
+    model = {name: said[name] for name in inspect.signature(GlowConfig).parameters}
+    assert config == RunConfig(
+        model=GlowConfig(**model),  # type: ignore[arg-type]
+        data=DataConfig(data="digits", image_size=24, channels=3, split_seed=19),
+        steps=11,
+        batch_size=13,
+        learning_rate=0.25,
+        seed=17,
+    )
+
+
+@pytest.mark.parametrize(("said", "image_size", "channels"), [("image_size", 4, 1), ("channels", 8, 3)])
+def test_one_of_size_and_channels_can_be_said_and_the_other_left_out(
+    said: str, image_size: int, channels: int
+) -> None:
+    config = run_config("digits", **{said: {"image_size": image_size, "channels": channels}[said]})
+
+    assert (config.model.image_size, config.model.channels) == (image_size, channels)
+
+
+def test_a_source_whose_shape_is_said_is_not_opened() -> None:
+    config = run_config("/not/there/yet", image_size=8, channels=1)
+
+    assert config.data.data == "/not/there/yet"
+
+
+def test_a_source_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        run_config("/not/there/yet")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"image_size": 9}, "image_size is 9; .* multiple of 2"),
+        ({"levels": 4}, "image_size is 8; 4 levels halve it 4 times"),
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"batch_size": -1}, "batch_size is -1; it must be 1 or more"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0; it must be a positive number"),
+        ({"seed": -1}, "seed is -1; it must lie in 0"),
+        ({"split_seed": -1}, "split_seed is -1; it must be 0 or more"),
+    ],
+)
+def test_an_impossible_value_is_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run_config("digits", **wrong)  # type: ignore[arg-type]
