@@ -95,7 +95,7 @@ def prepare(
         InvalidImageError: the picture's bytes end early or are damaged.
     """
     try:
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         flat = _flatten(upright, preparation.background).convert("L" if channels == 1 else "RGB")
         fitted = ImageOps.fit(flat, (width, height), Image.Resampling[preparation.filter.upper()])
     except Exception as error:  # see open_encoded
@@ -180,7 +180,7 @@ def encode_pil(image: Image.Image) -> bytes:
     """
     buffer = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         if _is_deep_grey(upright):  # PNG holds some of these, and `prepare` makes 8 bits of all
             upright = _flatten(upright, background=0)
         if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
@@ -189,6 +189,15 @@ def encode_pil(image: Image.Image) -> bytes:
     except Exception as error:  # see open_encoded
         raise InvalidImageError(f"the picture is damaged: {error}") from None
     return buffer.getvalue()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture with its EXIF orientation applied; one whose EXIF cannot be read stays as it is."""
+    image.load()  # so that damaged pixels are not taken for damaged EXIF
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # see open_encoded
+        return image
 
 
 def _is_deep_grey(image: Image.Image) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from training.config import RunConfig
 from training.data import DataConfig, native_shape, open_source
 from training.model import GlowConfig
-from training.run import RunConfig
 
 T = TypeVar("T")
 
@@ -90,10 +90,8 @@ def _given(value: T | None, otherwise: T) -> T:
 
 
 def _default_size(side: int) -> int:
-    """The side itself if it is small and even; a multiple of 4 if it is small; else 64."""
-    if side >= _LARGEST_DEFAULT_SIZE:
-        return _LARGEST_DEFAULT_SIZE
-    return side if side % 4 == 0 else max(4, side - side % 4)
+    """The side, rounded down to a multiple of 4, and at most 64."""
+    return min(_LARGEST_DEFAULT_SIZE, max(4, side - side % 4))
 
 
 def _halvings(size: int) -> int:

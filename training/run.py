@@ -11,74 +11,30 @@ Everything is a function of the configuration: the same seed gives the same weig
 from __future__ import annotations
 
 import json
-import logging
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import lightning
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.callbacks import Callback
 
 from glowserve.files import atomic_write
 from training import quantization
 from training.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
-from training.data import DataConfig, ImageData, StepLoader, evaluation_batches, load_images
+from training.config import RunConfig
+from training.data import evaluation_batches, load_images
 from training.data.batches import Batch
 from training.errors import DivergedError, RunError
-from training.model import Glow, GlowConfig
+from training.fit import EVALUATION_BATCH, fit
+from training.model import Glow
 from training.module import GlowModule
-from training.progress import Progress
 
 RESULT = "model.ckpt"
 _RECORD = "run.json"
 _RESUME = "resume/last.ckpt"
-_EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """All that decides what a run yields, but for the machine."""
-
-    model: GlowConfig
-    """The architecture."""
-
-    data: DataConfig
-    """The images."""
-
-    steps: int
-    """Optimizer steps."""
-
-    batch_size: int
-    """Images a step."""
-
-    learning_rate: float = 1e-3
-    """At its highest."""
-
-    warmup_steps: int = 100
-    """Until the learning rate is at its highest."""
-
-    clip_gradient_norm: float = 50.0
-    """Gradients longer than this are shortened to it."""
-
-    seed: int = 0
-    """Of initialization, order and noise."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "warmup_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must lie in 0 to 2^63 - 1")
-        for name in ("learning_rate", "clip_gradient_norm"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number")
+_LOGS = "logs"
 
 
 def train(
@@ -118,10 +74,18 @@ def train(
         warmup_steps=config.warmup_steps,
         steps=config.steps,
     )
-    _fit(module, images, config, run_dir, device, callbacks)
+    fit(
+        module,
+        images,
+        config,
+        resume=run_dir / _RESUME,
+        logs=run_dir / _LOGS,
+        device=device,
+        callbacks=callbacks,
+    )
     model = module.model.cpu().eval()
     metrics = {
-        f"{name}_bits_per_dim": mean_bits_per_dim(model, evaluation_batches(split, _EVALUATION_BATCH))
+        f"{name}_bits_per_dim": mean_bits_per_dim(model, evaluation_batches(split, EVALUATION_BATCH))
         for name, split in (("validation", images.validation), ("test", images.test))
     }
     if not all(map(math.isfinite, metrics.values())):
@@ -180,68 +144,3 @@ def _differences(asked: dict[str, Any], before: dict[str, Any], prefix: str = ""
         elif now != then:
             found.append(f"{prefix}{name} was {then} and is now {now}")
     return found
-
-
-def _fit(
-    module: GlowModule,
-    images: ImageData,
-    config: RunConfig,
-    run_dir: Path,
-    device: str,
-    callbacks: Sequence[Callback],
-) -> None:
-    resume = run_dir / _RESUME
-    start = torch.load(resume, map_location="cpu", weights_only=True)["global_step"] if resume.exists() else 0
-    every = max(1, min(config.steps // 20, 500))
-    batches = StepLoader(
-        images.train, batch_size=config.batch_size, steps=config.steps, seed=config.seed, start=start
-    )
-    validation = evaluation_batches(images.validation, _EVALUATION_BATCH)
-    _quieten()
-    trainer = lightning.Trainer(
-        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[device],
-        devices=1,
-        max_steps=config.steps,
-        max_epochs=1,
-        gradient_clip_val=config.clip_gradient_norm,
-        val_check_interval=every,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=TensorBoardLogger(run_dir, name="", version="logs"),
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        plugins=[_AtomicCheckpointIO()],
-        callbacks=[
-            ModelCheckpoint(resume.parent, filename=resume.stem, every_n_train_steps=every, save_top_k=1,
-                            enable_version_counter=False),
-            LearningRateMonitor("step"),
-            Progress(config.steps, start),
-            *callbacks,
-        ],
-    )  # fmt: skip
-    try:
-        trainer.fit(
-            module,
-            batches,
-            DataLoader(cast("Dataset[Batch]", validation), batch_size=None),
-            ckpt_path=resume if start else None,
-        )
-    except SystemExit:  # Lightning's way of passing on Ctrl-C
-        raise KeyboardInterrupt from None
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own writing is not atomic."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(path)) as file:
-            torch.save(checkpoint, file)
-
-
-def _quieten() -> None:
-    """Lightning tells of hardware, of tips and of its product; a user of this command asked for none."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", module="torch.utils.tensorboard")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
@@ -69,6 +70,11 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(error, 1) from error
     except (TrainingError, ValueError, OSError) as error:
         raise Failure(error, 2) from error
+    if record.metrics["test_bits_per_dim"] > config.model.n_bits:
+        print(
+            "glowserve: worse than a model that knows nothing: train longer, or with less --learning-rate",
+            file=sys.stderr,
+        )
     if args.json:
         print(json.dumps({"checkpoint": str(path), "steps": record.steps, **record.metrics}))
     else:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from glowserve.images import UInt8Array
+from training.config import RunConfig
 from training.layers import Bijector
 from training.presets import run_config
-from training.run import RunConfig
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.config import RunConfig
 from training.data import DataConfig
 from training.errors import DataError
 from training.model import GlowConfig
 from training.presets import run_config
-from training.run import RunConfig
 
 
 def source(path: Path, *shape: int) -> str:

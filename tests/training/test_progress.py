@@ -10,7 +10,8 @@ import lightning
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from training.run import RunConfig, train
+from training.config import RunConfig
+from training.run import train
 
 
 class Interruption(Callback):

@@ -23,10 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from training.checkpoint import load_checkpoint
+from training.config import RunConfig
 from training.data import evaluation_batches, load_images
 from training.errors import DataError, DivergedError, RunError
 from training.quantization import bits_per_dim
-from training.run import RunConfig, mean_bits_per_dim, train
+from training.run import mean_bits_per_dim, train
 
 TinyRun = Callable[..., RunConfig]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -15,14 +15,14 @@ from training.errors import DataError
 if TYPE_CHECKING:
     import datasets
 
-# What the splits of a source are called here and, after the colon, elsewhere.
+# What the splits of a source are called here, and elsewhere.
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class Pictures(Sequence[Image.Image]):
     """Pictures by number, decoded when asked for; not yet of any common size."""
 
-    def __init__(self, rows: datasets.Dataset | UInt8Array | Sequence[Path], column: str = "image") -> None:
+    def __init__(self, rows: datasets.Dataset | UInt8Array, column: str = "image") -> None:
         self._rows = rows
         self._column = column
 
@@ -45,20 +45,19 @@ class Pictures(Sequence[Image.Image]):
 
     def name(self, index: int) -> str:
         """What to call a picture: by its file, where it has one."""
-        row = None if isinstance(self._rows, np.ndarray) else self._rows[index]
-        file = (row[self._column] or {}).get("path") if isinstance(row, dict) else row
+        file = None if isinstance(self._rows, np.ndarray) else self._cell(index).get("path")
         return f"image {index if file is None else file}"
 
     def _bytes(self, index: int) -> bytes:
-        row = self._rows[index]
-        if isinstance(row, Path):
-            return row.read_bytes()
-        cell = row[self._column] or {}
+        cell = self._cell(index)
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
         if cell.get("path") is None:
             raise InvalidImageError("there is none, the row is empty")
         return Path(cell["path"]).read_bytes()
+
+    def _cell(self, index: int) -> dict[str, Any]:
+        return self._rows[index][self._column] or {}
 
 
 def open_source(data: str) -> dict[str, Pictures]:
@@ -76,6 +75,8 @@ def open_source(data: str) -> dict[str, Pictures]:
         DataError: there is nothing of that name, or no images in it.
     """
     path = Path(data)
+    if not data:
+        raise DataError("data is empty; it must name images")
     if data == "digits":
         splits = {"train": Pictures(_digits())}
     elif path.suffix == ".npz" and path.is_file():
@@ -144,9 +145,13 @@ def _folder(path: Path) -> dict[str, Pictures]:
     "my-test.png", without a word.
     """
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    if any(file.suffix.lower() == ".parquet" for file in files):
-        return _dataset(str(path), "parquet", data_dir=str(path))
     pictures = [file for file in files if file.suffix.lower() in FILE_SUFFIXES]
+    if any(file.suffix.lower() == ".parquet" for file in files):
+        if pictures:
+            raise DataError(
+                f"data {str(path)!r} holds both .parquet files and pictures; keep one kind in a folder"
+            )
+        return _dataset(str(path), "parquet", data_dir=str(path))
     if not pictures:
         kinds = ", ".join(sorted(FILE_SUFFIXES))
         raise DataError(
@@ -157,14 +162,22 @@ def _folder(path: Path) -> dict[str, Pictures]:
         for name, names in _SPLIT_NAMES.items()
     }
     if not splits["train"]:
-        return {"train": Pictures(pictures)}
+        return {"train": _pictures(pictures)}
     outside = sorted(set(pictures) - {file for split in splits.values() for file in split})
     if outside:
         raise DataError(
             f"data {str(path)!r} has a folder 'train' and {len(outside)} pictures outside of it and of 'validation' "
             f"and 'test', such as {outside[0]}; move them, or rename the folder"
         )
-    return {name: Pictures(split) for name, split in splits.items() if split}
+    return {name: _pictures(split) for name, split in splits.items() if split}
+
+
+def _pictures(files: Sequence[Path]) -> Pictures:
+    """Pictures in files, in their order."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return Pictures(datasets.Dataset.from_dict({"image": [str(file) for file in files]}, features=features))
 
 
 def _dataset(data: str, builder: str, **arguments: object) -> dict[str, Pictures]:
