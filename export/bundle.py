@@ -202,7 +202,7 @@ def _publish(staging: Path, manifest: manifest_pb2.Manifest, model_dir: Path) ->
         try:
             os.rename(staging, target)  # noqa: PTH104  # Path.rename would not say whether it replaced
         except OSError:
-            if not target.exists():
+            if not target.is_dir():
                 raise
             continue  # somebody else took the number
         sync_directory(model_dir)

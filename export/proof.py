@@ -19,7 +19,7 @@ from glowserve.images import UInt8Array
 from glowserve.v1 import manifest_pb2
 from service.engine import Engine
 from service.randomness import dequantization_noise, latents
-from service.repository import Bundle
+from service.repository import FORWARD, Bundle
 from service.scoring import DEFAULT_SEED, ENCODING_NOISE, mismatched_values
 from training.model import Glow
 
@@ -36,6 +36,8 @@ RESIDUAL_BOUND = 1e-2
 _IMAGES = 128
 _BATCH = 32
 _SAMPLES = 32
+# Where rounding adds up over all layers.
+_NO_LAYER = "no single one"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def _log_likelihood(
     part, part_noise = images[:2], noise[:2]
 
     def find() -> str:
-        return diverging_layer_forward(model, bundle, part, part_noise)
+        return (
+            diverging_layer_forward(model, bundle, part, part_noise) or f"the log-determinants of {FORWARD}"
+        )
 
     return [
         _Measured("log-likelihood, relative error", relative, LOG_LIKELIHOOD_BOUND, find_layer=find),
@@ -147,9 +151,10 @@ def _round_trip(
     middle = np.full(part.shape, ENCODING_NOISE, np.float32)
 
     def find() -> str:
-        forward = diverging_layer_forward(model, bundle, part, middle)
         latent = engine.forward(part, middle).latent
-        return f"{forward} or {diverging_layer_reverse(model, bundle, latent)}"
+        forward = diverging_layer_forward(model, bundle, part, middle)
+        reverse = diverging_layer_reverse(model, bundle, latent)
+        return " or ".join(filter(None, (forward, reverse))) or _NO_LAYER
 
     return [
         _Measured("round trip, values changed", wrong, ROUND_TRIP_BOUND, find_layer=find),
@@ -172,7 +177,7 @@ def _decoding(
         return float(np.abs(engine.reverse(latent).pixels - pixels).max())
 
     def find() -> str:
-        return diverging_layer_reverse(model, bundle, encoded[:2])
+        return diverging_layer_reverse(model, bundle, encoded[:2]) or _NO_LAYER
 
     return [
         _Measured("decoding, error in bins", error(encoded), DECODE_BOUND, find_layer=find),

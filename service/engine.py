@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from glowserve.images import UInt8Array
+from service.config import DEVICES
 from service.errors import BundleError, DeviceError
 from service.repository import FORWARD, REVERSE, Bundle
 
@@ -65,10 +66,12 @@ class Engine:
 
     Raises:
         BundleError: a graph is damaged.
-        DeviceError: the device cannot be used.
+        DeviceError: there is no such device, or it cannot be used.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int = 0) -> None:
+        if device not in DEVICES:
+            raise DeviceError(f"device is {device!r}; it must be one of {', '.join(DEVICES)}")
         graphs = [bundle.read(name) for name in (FORWARD, REVERSE)]
         if device == "auto":
             device = _usable_device(graphs[0])

@@ -73,6 +73,6 @@ def _key(use: bytes, *parts: bytes) -> bytes:
 
 
 def _words(key: bytes, n: int) -> npt.NDArray[np.uint64]:
-    """The first n 64-bit words of Philox4x64-10 with a key and the counter 0, little-endian."""
+    """The first n 64-bit words of Philox4x64-10 with a key, little-endian; NumPy's counter is 1 in the first block."""
     words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(n)
     return np.asarray(words, dtype="<u8")

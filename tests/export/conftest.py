@@ -1,0 +1,179 @@
+"""What tests of the export share: models with random weights, and an interpreter of BakedGlow to measure graphs by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import torch
+
+from export.baked import BakedConv, BakedGlow, BakedStep
+from training.model import Glow, GlowConfig
+
+Array = npt.NDArray[np.float64]
+
+# What can differ between flows: channels, levels, coupling, parametrization, bits.
+CASES = [
+    {"channels": 1, "levels": 1, "coupling": "affine", "parametrization": "lu", "n_bits": 8},
+    {"channels": 1, "levels": 2, "coupling": "affine", "parametrization": "plain", "n_bits": 2},
+    {"channels": 1, "levels": 3, "coupling": "affine", "parametrization": "lu", "n_bits": 5},
+    {"channels": 3, "levels": 1, "coupling": "affine", "parametrization": "plain", "n_bits": 7},
+    {"channels": 3, "levels": 2, "coupling": "affine", "parametrization": "lu", "n_bits": 4},
+    {"channels": 3, "levels": 3, "coupling": "affine", "parametrization": "lu", "n_bits": 8},
+    {"channels": 1, "levels": 1, "coupling": "additive", "parametrization": "plain", "n_bits": 1},
+    {"channels": 1, "levels": 2, "coupling": "additive", "parametrization": "lu", "n_bits": 3},
+    {"channels": 3, "levels": 3, "coupling": "additive", "parametrization": "lu", "n_bits": 6},
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case.values())))
+def case(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A test that takes this runs for each of `CASES`."""
+    settings: dict[str, Any] = request.param
+    return settings
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the interpreter says of N images."""
+
+    log_likelihood: Array
+    latent: Array
+    log_prior: Array
+    log_det: Array
+
+
+class Interpreter:
+    """Runs a BakedGlow in NumPy and float64, by the letter of the description in the manifest's contract."""
+
+    def forward(self, glow: BakedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[Any]) -> Terms:
+        """Images and noise [N, H, W, C]."""
+        bins = np.floor(images / 2.0 ** (8 - glow.n_bits))
+        x = ((bins + noise) / 2.0**glow.n_bits - 0.5).transpose(0, 3, 1, 2)
+        latents, log_prior, log_det = [], [], []
+        for level in glow.levels:
+            x, terms = _squeeze(x), np.zeros(len(x))
+            for step in level.steps:
+                x = np.einsum("oc,nchw->nohw", step.matrix, x) + step.bias[:, None, None]
+                passive, active = np.split(x, 2, axis=1)
+                shift, log_scale = _shift_and_log_scale(step, passive)
+                x = np.concatenate((passive, (active + shift) * np.exp(log_scale)), axis=1)
+                terms = terms + _sum(log_scale)
+            if level.prior is None:
+                latent = (x - glow.top_mean[:, None, None]) / np.exp(glow.top_log_scale)[:, None, None]
+            else:
+                x, z = np.split(x, 2, axis=1)
+                mean, log_scale = np.split(_conv(x, level.prior), 2, axis=1)
+                latent = (z - mean) / np.exp(log_scale)
+                terms = terms - _sum(log_scale)
+            latents.append(latent.reshape(len(latent), -1))
+            log_prior.append((-0.5 * (latent**2 + math.log(2 * math.pi))).sum(axis=(1, 2, 3)))
+            log_det.append(terms)
+        total = sum(log_prior) + sum(log_det) + glow.log_det_constant
+        return Terms(
+            total, np.concatenate(latents, axis=1), np.stack(log_prior, axis=1), np.stack(log_det, axis=1)
+        )
+
+    def reverse(self, glow: BakedGlow, latent: npt.NDArray[Any]) -> Array:
+        """Latents [N, D] to pixels in bins, [N, H, W, C]."""
+        latent = latent.astype(np.float64)
+        ends = np.cumsum([math.prod(shape) for shape in glow.latent_shapes()])
+        parts = [
+            part.reshape(-1, *shape)
+            for part, shape in zip(np.split(latent, ends[:-1], axis=1), glow.latent_shapes(), strict=True)
+        ]
+        x = np.empty(0)
+        for level, part in zip(reversed(glow.levels), reversed(parts), strict=True):
+            if level.prior is None:
+                x = part * np.exp(glow.top_log_scale)[:, None, None] + glow.top_mean[:, None, None]
+            else:
+                mean, log_scale = np.split(_conv(x, level.prior), 2, axis=1)
+                x = np.concatenate((x, mean + part * np.exp(log_scale)), axis=1)
+            for step in reversed(level.steps):
+                passive, changed = np.split(x, 2, axis=1)
+                shift, log_scale = _shift_and_log_scale(step, passive)
+                x = np.concatenate((passive, changed / np.exp(log_scale) - shift), axis=1)
+                x = np.einsum("oc,nchw->nohw", step.inverse_matrix, x) + step.inverse_bias[:, None, None]
+            x = _unsqueeze(x)
+        return (x.transpose(0, 2, 3, 1) + 0.5) * 2.0**glow.n_bits
+
+
+def _squeeze(x: Array) -> Array:
+    """The four places of each 2x2 block, row by row, become four groups of channels."""
+    return np.concatenate([x[:, :, row::2, column::2] for row, column in _places()], axis=1)
+
+
+def _unsqueeze(y: Array) -> Array:
+    n, channels, height, width = y.shape
+    x = np.empty((n, channels // 4, 2 * height, 2 * width))
+    for (row, column), group in zip(_places(), np.split(y, 4, axis=1), strict=True):
+        x[:, :, row::2, column::2] = group
+    return x
+
+
+def _places() -> Iterator[tuple[int, int]]:
+    return ((row, column) for row in (0, 1) for column in (0, 1))
+
+
+def _conv(x: Array, conv: BakedConv) -> Array:
+    kernel = conv.weight.shape[2]
+    border = ((0, 0), (0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, border), (kernel, kernel), axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows, conv.weight) + conv.bias[:, None, None]
+
+
+def _shift_and_log_scale(step: BakedStep, passive: Array) -> tuple[Array, Array]:
+    first, second, last = step.network
+    hidden = np.maximum(_conv(passive, first), 0)
+    hidden = np.maximum(_conv(hidden, second), 0)
+    outputs = _conv(hidden, last)
+    if not step.affine:
+        return outputs, np.zeros_like(outputs)
+    shift, logit = np.split(outputs, 2, axis=1)
+    return shift, -np.logaddexp(0, -logit)
+
+
+def _sum(x: Array) -> Array:
+    return x.sum(axis=(1, 2, 3))
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Interpreter:
+    """The oracle."""
+    return Interpreter()
+
+
+@pytest.fixture(scope="session")
+def random_glow() -> Callable[..., Glow]:
+    """Makes small models, no weight of which is where it started: `random_glow(levels=2)`."""
+
+    def make(seed: int = 0, **config: Any) -> Glow:
+        settings = {"image_size": 8, "channels": 1, "steps_per_level": 2, "width": 6} | config
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            model = Glow(GlowConfig(**settings)).eval()
+            for name, parameter in model.named_parameters():
+                # Matrices are perturbed less: they are to stay well-conditioned.
+                size = 0.02 if name.endswith(("lower", "upper", "matrix")) else 0.1
+                parameter.add_(size * torch.randn(parameter.shape))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_graph() -> Callable[..., dict[str, npt.NDArray[Any]]]:
+    """Runs a graph in ONNX Runtime: `run_graph(model, latent=...)`; returns all outputs by name."""
+
+    def run(model: Any, **inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run

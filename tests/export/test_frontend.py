@@ -1,0 +1,180 @@
+"""From PyTorch to BakedGlow, measured with a NumPy interpreter of the latter. Everything is float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.baked import BakedConv, BakedStep, condition_number, inversion_residual
+from export.errors import NotInvertibleError
+from export.frontend import bake
+from training.model import Glow
+
+RandomGlow = Callable[..., Glow]
+EXACT = {"rtol": 1e-12, "atol": 1e-11}
+
+
+def _images(rng: np.random.Generator, model: Glow, n: int) -> np.ndarray:
+    size = model.config.image_size
+    return rng.integers(0, 256, (n, size, size, model.config.channels), np.uint8)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_baked_model_gives_the_log_likelihoods_of_pytorch(
+    case: dict[str, Any], n: int, random_glow: RandomGlow, interpreter: Any, rng: np.random.Generator
+) -> None:
+    model = random_glow(**case)
+    images = _images(rng, model, n)
+    noise = rng.random(images.shape)
+    expected = model.double().log_prob(torch.from_numpy(images), torch.from_numpy(noise)).detach().numpy()
+    ours = interpreter.forward(bake(random_glow(**case)), images, noise).log_likelihood
+    np.testing.assert_allclose(ours, expected, **EXACT)
+    assert np.abs(expected).min() > 1
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_baked_model_gives_the_latents_of_pytorch(
+    case: dict[str, Any], n: int, random_glow: RandomGlow, interpreter: Any, rng: np.random.Generator
+) -> None:
+    model = random_glow(**case)
+    images = _images(rng, model, n)
+    expected = model.double().encode(torch.from_numpy(images)).detach().numpy()
+    ours = interpreter.forward(bake(random_glow(**case)), images, np.full(images.shape, 0.5)).latent
+    np.testing.assert_allclose(ours, expected, **EXACT)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_baked_model_decodes_as_pytorch_does(
+    case: dict[str, Any], n: int, random_glow: RandomGlow, interpreter: Any, rng: np.random.Generator
+) -> None:
+    model = random_glow(**case)
+    latent = rng.standard_normal((n, model.config.dimensions))
+    y, _ = model.double().inverse(torch.from_numpy(latent))
+    expected = (y.detach().permute(0, 2, 3, 1).numpy() + 0.5) * 2**model.config.n_bits
+    ours = interpreter.reverse(bake(random_glow(**case)), latent)
+    np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_interpreter_undoes_itself(
+    case: dict[str, Any], random_glow: RandomGlow, interpreter: Any, rng: np.random.Generator
+) -> None:
+    glow = bake(random_glow(**case))
+    images = _images(rng, random_glow(**case), 2)
+    latent = interpreter.forward(glow, images, np.full(images.shape, 0.5)).latent
+    middles = (images >> (8 - glow.n_bits)) + 0.5
+    np.testing.assert_allclose(interpreter.reverse(glow, latent), middles, rtol=0, atol=1e-9)
+
+
+def test_log_determinants_of_an_additive_flow_of_one_level_are_all_in_the_constant(
+    random_glow: RandomGlow,
+) -> None:
+    model = random_glow(levels=1, coupling="additive", n_bits=5).double()
+    with torch.no_grad():
+        _, log_det = model(torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+    expected = float(log_det) - model.config.dimensions * 5 * math.log(2)
+    assert bake(model).log_det_constant == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_matrix_comes_with_its_inverse(case: dict[str, Any], random_glow: RandomGlow) -> None:
+    for name, step in bake(random_glow(**case)).named_steps():
+        x = np.linspace(-1, 1, step.channels)
+        y = step.matrix @ x + step.bias
+        np.testing.assert_allclose(step.inverse_matrix @ y + step.inverse_bias, x, atol=1e-12, err_msg=name)
+
+
+def test_steps_are_named_by_level_and_place_from_the_pixels_on(random_glow: RandomGlow) -> None:
+    names = [name for name, _ in bake(random_glow(levels=2, steps_per_level=2)).named_steps()]
+    assert names == ["level1.step1", "level1.step2", "level2.step1", "level2.step2"]
+
+
+def test_latent_shapes_are_those_of_the_model(case: dict[str, Any], random_glow: RandomGlow) -> None:
+    model = random_glow(**case)
+    glow = bake(model)
+    assert glow.latent_shapes() == model.latent_shapes()
+    assert sum(math.prod(shape) for shape in glow.latent_shapes()) == glow.dimensions
+
+
+def test_baking_leaves_the_model_as_it_was(random_glow: RandomGlow) -> None:
+    model = random_glow(levels=2)
+    before = copy.deepcopy(model.state_dict())
+    bake(model)
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "levels.0.steps.1.actnorm.log_scale",
+        "levels.1.steps.0.conv1x1.upper",
+        "levels.0.steps.0.coupling.network.2.bias",
+        "levels.0.prior.network.conv.weight",
+        "levels.1.prior.mean",
+    ],
+)
+def test_a_weight_that_is_not_finite_is_refused_by_name(
+    weight: str, value: float, random_glow: RandomGlow
+) -> None:
+    model = random_glow(levels=2)
+    model.state_dict()[weight].view(-1)[0] = value
+    with pytest.raises(NotInvertibleError, match=re.escape(f"weight {weight} is not finite")):
+        bake(model)
+
+
+def _with_condition(model: Glow, condition: float) -> Glow:
+    """The model with a matrix of that condition number in step 2 of level 1."""
+    matrix = model.levels[0].steps[1].conv1x1.matrix  # type: ignore[union-attr, index]
+    u, _, vh = torch.linalg.svd(matrix.detach().double())
+    values = torch.logspace(0, -math.log10(condition), len(u), dtype=torch.float64)
+    with torch.no_grad():
+        matrix.copy_(u @ torch.diag(values) @ vh)
+    return model
+
+
+def test_a_singular_matrix_is_refused_with_its_place_and_condition_number(random_glow: RandomGlow) -> None:
+    model = random_glow(levels=2, parametrization="plain")
+    with torch.no_grad():
+        model.levels[1].steps[0].conv1x1.matrix.zero_()  # type: ignore[union-attr, index]
+    with pytest.raises(NotInvertibleError, match=r"level2\.step1: .*condition number inf.*bound is 1e\+06"):
+        bake(model)
+
+
+def test_a_nearly_singular_matrix_is_refused_with_its_place_and_condition_number(
+    random_glow: RandomGlow,
+) -> None:
+    model = _with_condition(random_glow(parametrization="plain", levels=2), 1e8)
+    with pytest.raises(NotInvertibleError, match=r"level1\.step2: .*condition number [0-9.]+e\+0[78]"):
+        bake(model)
+
+
+def test_an_ill_conditioned_matrix_within_the_bound_is_inverted(random_glow: RandomGlow) -> None:
+    glow = bake(_with_condition(random_glow(parametrization="plain", levels=2), 1e4))
+    step = dict(glow.named_steps())["level1.step2"]
+    np.testing.assert_allclose(step.matrix @ step.inverse_matrix, np.eye(4), atol=1e-10)
+
+
+def _step(matrix: np.ndarray, inverse: np.ndarray) -> BakedStep:
+    conv = BakedConv(np.zeros((1, 1, 1, 1)), np.zeros(1))
+    return BakedStep(matrix, np.zeros(2), inverse, np.zeros(2), (conv, conv, conv), affine=False)
+
+
+def test_the_condition_number_is_the_ratio_of_singular_values() -> None:
+    assert condition_number(np.diag([8.0, -2.0])) == pytest.approx(4)
+    assert condition_number(np.array([[1.0, 1.0], [1.0, 1.0]])) > 1e15
+
+
+def test_the_inversion_residual_is_that_of_float32() -> None:
+    assert inversion_residual(_step(np.eye(2), np.eye(2))) == 0
+    # A tenth is not a float32: the product is off by the rounding of both.
+    residual = inversion_residual(_step(np.eye(2) * 0.1, np.eye(2) * (1 / 0.1)))
+    assert 1e-9 < residual < 1e-7
+    assert inversion_residual(_step(np.eye(2), np.eye(2) * 1.25)) == pytest.approx(0.25)

@@ -1,0 +1,250 @@
+"""Bundles on disk: which are found, and which are refused. Every test has a copy of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glowserve.images import Preparation
+from service.errors import BundleError
+from service.repository import newest_bundle, newest_bundles, open_bundle, versions
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture
+def copied(repository: Path, tmp_path: Path) -> Path:
+    """A copy of the repository."""
+    shutil.copytree(repository, tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def version(copied: Path) -> Path:
+    """The one bundle of that copy."""
+    return copied / "digits" / "1"
+
+
+def _edit(version: Path, change: Callable[[Manifest], object]) -> None:
+    """Changes a manifest on the disk."""
+    manifest = json.loads((version / "manifest.json").read_text())
+    change(manifest)
+    (version / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _add_version(model: Path, number: str) -> None:
+    shutil.copytree(model / "1", model / number)
+
+
+# Reading
+
+
+def test_a_bundle_says_what_its_images_are(version: Path) -> None:
+    bundle = open_bundle(version)
+    assert bundle.path == version
+    assert bundle.shape == (8, 8, 1)
+    assert bundle.preparation == Preparation()
+    assert bundle.manifest.model == "digits"
+
+
+@pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx"])
+def test_a_graph_is_read_whole(version: Path, name: str) -> None:
+    assert open_bundle(version).read(name) == (version / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx"])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_graph_with_one_flipped_bit_is_refused_by_name(version: Path, name: str, place: float) -> None:
+    data = bytearray((version / name).read_bytes())
+    data[int(place * (len(data) - 1))] ^= 0x10
+    (version / name).write_bytes(data)
+    bundle = open_bundle(version)
+    with pytest.raises(BundleError, match=rf"{name} is not the file that was exported .*SHA-256"):
+        bundle.read(name)
+    other = {"forward.onnx": "reverse.onnx", "reverse.onnx": "forward.onnx"}[name]
+    assert bundle.read(other)
+
+
+@pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx"])
+def test_a_truncated_graph_is_refused_by_name(version: Path, name: str) -> None:
+    (version / name).write_bytes((version / name).read_bytes()[:-1])
+    with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
+        open_bundle(version).read(name)
+
+
+def test_graphs_that_changed_places_are_refused(version: Path) -> None:
+    (version / "forward.onnx").rename(version / "other")
+    (version / "reverse.onnx").rename(version / "forward.onnx")
+    (version / "other").rename(version / "reverse.onnx")
+    for name in ("forward.onnx", "reverse.onnx"):
+        with pytest.raises(BundleError, match=f"{name} is not the file"):
+            open_bundle(version).read(name)
+
+
+@pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx"])
+def test_a_missing_graph_is_refused_by_name(version: Path, name: str) -> None:
+    (version / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} cannot be read: No such file or directory"):
+        open_bundle(version).read(name)
+
+
+def test_a_file_that_the_manifest_does_not_mention_is_refused(version: Path) -> None:
+    _edit(version, lambda manifest: manifest["files"].pop(0))
+    with pytest.raises(BundleError, match=r"the manifest does not mention forward\.onnx"):
+        open_bundle(version).read("forward.onnx")
+
+
+# The manifest
+
+
+def test_a_missing_manifest_is_refused_by_name(version: Path) -> None:
+    (version / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read: No such file or directory"):
+        open_bundle(version)
+
+
+def test_a_manifest_with_a_flipped_bit_anywhere_is_refused_by_name(version: Path) -> None:
+    path = version / "manifest.json"
+    data = path.read_bytes()
+    for place in range(0, len(data), 97):
+        flipped = bytearray(data)
+        flipped[place] ^= 0x80
+        path.write_bytes(flipped)
+        with pytest.raises(BundleError, match=r"manifest\.json is not a manifest"):
+            open_bundle(version)
+
+
+def test_whatever_a_manifest_has_become_it_is_read_or_refused(version: Path) -> None:
+    path = version / "manifest.json"
+    data = path.read_bytes()
+    places, read = range(0, len(data), 11), 0
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 0x01  # mostly another letter or digit
+        path.write_bytes(changed)
+        with contextlib.suppress(BundleError):
+            open_bundle(version)
+            read += 1
+    assert 0 < read < len(places)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"format_version": 1, "unknown": 2}', b"[" * 100_000],
+)
+def test_a_file_that_is_no_manifest_is_refused(version: Path, content: bytes) -> None:
+    (version / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=str(version)):
+        open_bundle(version)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_another_format_is_refused_with_both_versions(version: Path, number: int) -> None:
+    _edit(version, lambda manifest: manifest.update(format_version=number))
+    with pytest.raises(BundleError, match=f"its format is version {number} and this service reads 1"):
+        open_bundle(version)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"height": 0},
+        {"width": 16},
+        {"channels": 2, "latent_size": 128},
+        {"n_bits": 0},
+        {"n_bits": 9},
+        {"latent_size": 63},
+    ],
+)
+def test_an_image_of_an_impossible_shape_is_refused(version: Path, image: Manifest) -> None:
+    _edit(version, lambda manifest: manifest["image"].update(image))
+    with pytest.raises(BundleError, match="the manifest's image is not one"):
+        open_bundle(version)
+
+
+def test_randomness_of_an_unknown_version_is_refused(version: Path) -> None:
+    for randomness in ("RANDOMNESS_VERSION_UNSPECIFIED", 7):
+        _edit(version, lambda manifest, value=randomness: manifest.update(randomness=value))
+        with pytest.raises(BundleError, match=r"randomness, .*is of an unknown version"):
+            open_bundle(version)
+
+
+def test_a_bundle_without_calibration_is_refused(version: Path) -> None:
+    _edit(version, lambda manifest: manifest["calibration"].pop("bits_per_dim"))
+    with pytest.raises(BundleError, match="no calibration; export the model again"):
+        open_bundle(version)
+
+
+def test_an_unknown_preparation_is_refused(version: Path) -> None:
+    _edit(version, lambda manifest: manifest["preparation"].update(filter="sharpest"))
+    with pytest.raises(BundleError, match=r"preparation: .*sharpest"):
+        open_bundle(version)
+
+
+# Finding
+
+
+def test_the_newest_version_is_the_highest_number(copied: Path) -> None:
+    model = copied / "digits"
+    _add_version(model, "9")
+    _add_version(model, "10")
+    assert versions(model) == [1, 9, 10]
+    assert newest_bundles(copied) == {"digits": model / "10"}
+    assert newest_bundle(model).path == model / "10"
+
+
+def test_what_is_no_version_is_passed_over(copied: Path) -> None:
+    model = copied / "digits"
+    for name in (".staging-9x", "latest", "2.old", "02", "0", "-3", "3 ", "٣", "4e2"):
+        _add_version(model, name)
+    (model / "5").write_text("a file")
+    assert versions(model) == [1]
+    assert newest_bundles(copied) == {"digits": model / "1"}
+    assert newest_bundle(model).path == model / "1"
+
+
+def test_what_is_no_model_is_passed_over(copied: Path) -> None:
+    shutil.copytree(copied / "digits", copied / "faces")
+    for name in (".hidden", "-flag", "two words", "lost+found"):
+        shutil.copytree(copied / "digits", copied / name)
+    (copied / "empty").mkdir()
+    (copied / "README.md").write_text("a file")
+    assert newest_bundles(copied) == {"digits": copied / "digits" / "1", "faces": copied / "faces" / "1"}
+
+
+def test_a_version_folder_can_be_opened_itself(copied: Path) -> None:
+    model = copied / "digits"
+    _add_version(model, "2")
+    assert newest_bundle(model / "1").path == model / "1"
+
+
+def test_a_repository_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"models: there is no such folder; `glowserve export` makes one"):
+        newest_bundles(tmp_path / "models")
+
+
+def test_a_repository_without_bundles_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "digits" / ".staging-1").mkdir(parents=True)
+    with pytest.raises(BundleError, match=r"holds no bundle MODEL/VERSION/manifest\.json"):
+        newest_bundles(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["digits", "missing"])
+def test_a_model_without_bundles_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "digits").mkdir()
+    with pytest.raises(
+        BundleError, match=rf"model .*{name}: there is no bundle VERSION/manifest\.json in it"
+    ):
+        newest_bundle(tmp_path / name)
+
+
+def test_a_newest_version_that_is_damaged_is_refused_rather_than_passed_over(copied: Path) -> None:
+    (copied / "digits" / "2").mkdir()
+    with pytest.raises(BundleError, match=r"digits/2: manifest\.json cannot be read"):
+        newest_bundle(copied / "digits")
