@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from export.baked import BakedGlow, condition_number, inversion_residual
+from export.baked import BakedGlow, Float64Array, condition_number, inversion_residual
 from export.errors import ProofError
 from export.frontend import CONDITION_LIMIT
 from export.trace import diverging_layer_forward, diverging_layer_reverse
 from glowserve.images import UInt8Array
 from glowserve.v1 import manifest_pb2
-from service.engine import Engine
+from service.engine import Engine, Float32Array
 from service.randomness import dequantization_noise, latents
 from service.repository import FORWARD, Bundle
 from service.scoring import DEFAULT_SEED, ENCODING_NOISE, mismatched_values
@@ -27,7 +27,7 @@ from training.model import Glow
 LOG_LIKELIHOOD_BOUND = 1e-5
 # Values of held-out images that encoding and decoding may change: it is lossless.
 ROUND_TRIP_BOUND = 0
-# Bins by which a decoded value may differ from float64; at half a bin it would be another grey value.
+# Grey values, of 256, by which a decoded value may differ from float64.
 DECODE_BOUND = 0.1
 # Entries of |W W^-1 - I| in float32; more than this and the two graphs are not each other's inverse.
 RESIDUAL_BOUND = 1e-2
@@ -35,25 +35,13 @@ RESIDUAL_BOUND = 1e-2
 # Held-out images that are compared: float64 is slow, and errors hardly differ between images.
 _IMAGES = 128
 _BATCH = 32
-_SAMPLES = 32
 # Where rounding adds up over all layers.
 _NO_LAYER = "no single one"
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A figure, and how to find the layer to blame when it misses its bound."""
-
-    name: str
-    value: float
-    bound: float | None = None
-    layer: str = ""
-    find_layer: Callable[[], str] | None = None
-
-
 def prove(
     model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
-) -> list[manifest_pb2.Check]:
+) -> manifest_pb2.Verification:
     """Measures a bundle on held-out images.
 
     Args:
@@ -69,130 +57,141 @@ def prove(
     Raises:
         ProofError: a figure misses its bound.
     """
-    images = images[:_IMAGES]
-    model = _in_float64(model)
-    checks = []
-    for measured in [
-        *_matrices(glow),
-        *_log_likelihood(model, glow, bundle, engine, images),
-        *_round_trip(model, glow, bundle, engine, images),
-        *_decoding(model, glow, bundle, engine, images),
-    ]:
+    proof = _Proof(_in_float64(model), glow, bundle, engine, images[:_IMAGES])
+    verification = manifest_pb2.Verification(images=len(proof.images))
+    with torch.no_grad():
+        for figures in (proof.matrices, proof.log_likelihood, proof.round_trip, proof.decoding):
+            for figure in figures():
+                verification.checks.append(figure.checked())
+    return verification
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """Something measured, and how to find the layer to blame when it misses its bound."""
+
+    name: str
+    value: float
+    bound: float | None = None
+    layer: str = ""
+    find_layer: Callable[[], str] | None = None
+
+    def checked(self) -> manifest_pb2.Check:
         # "not <=" and not ">": a figure that is NaN must not pass.
-        if measured.bound is not None and not measured.value <= measured.bound:
-            layer = measured.find_layer() if measured.find_layer else measured.layer
+        if self.bound is not None and not self.value <= self.bound:
+            layer = self.find_layer() if self.find_layer else self.layer
             raise ProofError(
-                f"{measured.name} is {measured.value:.3g} and must be at most {measured.bound:g}; the layer to look "
-                f"at is {layer}. Nothing was written"
+                f"{self.name} is {self.value:.3g} and must be at most {self.bound:g}; the layer to look at is {layer}. "
+                "Nothing was written"
             )
-        checks.append(manifest_pb2.Check(name=measured.name, value=measured.value, bound=measured.bound,
-                                         layer=measured.layer))  # fmt: skip
-    return checks
+        return manifest_pb2.Check(name=self.name, value=self.value, bound=self.bound, layer=self.layer)
 
 
-def _matrices(glow: BakedGlow) -> list[_Measured]:
-    """The worst 1x1 convolution, actnorm included."""
-    steps = dict(glow.named_steps())
-    conditions = {name: condition_number(step.matrix) for name, step in steps.items()}
-    residuals = {name: inversion_residual(step) for name, step in steps.items()}
-    worst, worst_residual = _argmax(conditions), _argmax(residuals)
-    return [
-        _Measured("worst condition number", conditions[worst], CONDITION_LIMIT, worst),
-        _Measured("worst |W W^-1 - I|", residuals[worst_residual], RESIDUAL_BOUND, worst_residual),
-    ]
+@dataclass(frozen=True)
+class _Proof:
+    """What is compared; each method measures one thing."""
 
+    model: Glow
+    glow: BakedGlow
+    bundle: Bundle
+    engine: Engine
+    images: UInt8Array
 
-@torch.no_grad()
-def _log_likelihood(
-    model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
-) -> list[_Measured]:
-    noise = dequantization_noise(DEFAULT_SEED, images)
-    ours = np.concatenate(
-        [
-            engine.forward(images[i : i + _BATCH], noise[i : i + _BATCH]).log_likelihood
-            for i in _starts(images)
+    def matrices(self) -> list[_Figure]:
+        """The worst 1x1 convolution, actnorm included."""
+        steps = dict(self.glow.named_steps())
+        conditions = {name: condition_number(step.matrix) for name, step in steps.items()}
+        residuals = {name: inversion_residual(step) for name, step in steps.items()}
+        worst, worst_residual = _argmax(conditions), _argmax(residuals)
+        return [
+            _Figure("worst condition number", conditions[worst], CONDITION_LIMIT, worst),
+            _Figure("worst |W W^-1 - I|", residuals[worst_residual], RESIDUAL_BOUND, worst_residual),
         ]
-    )
-    exact = np.concatenate(
-        [
-            model.log_prob(
-                torch.from_numpy(images[i : i + _BATCH]), torch.from_numpy(noise[i : i + _BATCH]).double()
-            ).numpy()
-            for i in _starts(images)
+
+    def log_likelihood(self) -> list[_Figure]:
+        """Against float64, with the noise of the default seed."""
+        noise = dequantization_noise(DEFAULT_SEED, self.images)
+        ours, exact = [], []
+        for batch in self._batches():
+            ours.append(self.engine.forward(self.images[batch], noise[batch]).log_likelihood)
+            exact.append(self._exact_log_likelihood(self.images[batch], noise[batch]))
+        expected = np.concatenate(exact)
+        error = np.abs(np.concatenate(ours) - expected)
+
+        def find() -> str:
+            layer = diverging_layer_forward(self.model, self.bundle, self.images[:2], noise[:2])
+            return layer or f"the log-determinants of {FORWARD}"
+
+        return [
+            _Figure(
+                "log-likelihood, relative error",
+                float((error / np.abs(expected)).max()),
+                LOG_LIKELIHOOD_BOUND,
+                find_layer=find,
+            ),
+            _Figure(
+                "log-likelihood, error in bits/dim", float(error.max() / (self.glow.dimensions * np.log(2)))
+            ),
         ]
-    )
-    error = np.abs(ours - exact)
-    relative = float((error / np.abs(exact)).max())
-    bits = float(error.max() / (glow.dimensions * np.log(2)))
-    part, part_noise = images[:2], noise[:2]
 
-    def find() -> str:
-        return (
-            diverging_layer_forward(model, bundle, part, part_noise) or f"the log-determinants of {FORWARD}"
-        )
+    def round_trip(self) -> list[_Figure]:
+        """Pixels to latents to pixels."""
+        wrong, farthest = 0, np.float32(0)
+        for batch in self._batches():
+            decoded = self.engine.reverse(self._encoded(batch))
+            wrong += int(mismatched_values(self.images[batch], decoded, self.glow.n_bits).sum())
+            middles = (self.images[batch] >> (8 - self.glow.n_bits)) + ENCODING_NOISE
+            farthest = np.maximum(farthest, np.abs(decoded.pixels - middles).max())  # NaN stays NaN
 
-    return [
-        _Measured("log-likelihood, relative error", relative, LOG_LIKELIHOOD_BOUND, find_layer=find),
-        _Measured("log-likelihood, error in bits/dim", bits),
-    ]
+        def find() -> str:
+            few = slice(2)
+            middle = np.full(self.images[few].shape, ENCODING_NOISE, np.float32)
+            forward = diverging_layer_forward(self.model, self.bundle, self.images[few], middle)
+            reverse = diverging_layer_reverse(self.model, self.bundle, self._encoded(few))
+            return " or ".join(filter(None, (forward, reverse))) or _NO_LAYER
 
+        return [
+            _Figure("round trip, values changed", wrong, ROUND_TRIP_BOUND, find_layer=find),
+            # 0.5 is the border of the bin.
+            _Figure("round trip, farthest from the middle of the bin", float(farthest)),
+        ]
 
-def _round_trip(
-    model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
-) -> list[_Measured]:
-    wrong, farthest = 0, 0.0
-    for i in _starts(images):
-        part = images[i : i + _BATCH]
-        decoded = engine.reverse(engine.forward(part, np.full(part.shape, ENCODING_NOISE, np.float32)).latent)
-        wrong += int(mismatched_values(part, decoded.image, glow.n_bits).sum())
-        middles = (part >> (8 - glow.n_bits)) + ENCODING_NOISE
-        farthest = max(farthest, float(np.abs(decoded.pixels - middles).max()))
-    part = images[:2]
-    middle = np.full(part.shape, ENCODING_NOISE, np.float32)
+    def decoding(self) -> list[_Figure]:
+        """Latents to pixels, against float64."""
+        encoded = self._encoded(slice(_BATCH))
+        drawn = latents(DEFAULT_SEED, 0, _BATCH, self.glow.dimensions)
 
-    def find() -> str:
-        latent = engine.forward(part, middle).latent
-        forward = diverging_layer_forward(model, bundle, part, middle)
-        reverse = diverging_layer_reverse(model, bundle, latent)
-        return " or ".join(filter(None, (forward, reverse))) or _NO_LAYER
+        def find() -> str:
+            return diverging_layer_reverse(self.model, self.bundle, encoded[:2]) or _NO_LAYER
 
-    return [
-        _Measured("round trip, values changed", wrong, ROUND_TRIP_BOUND, find_layer=find),
-        # 0.5 is the border of the bin.
-        _Measured("round trip, farthest from the middle of the bin", farthest),
-    ]
+        return [
+            _Figure(
+                "decoding, error in grey values", self._decoding_error(encoded), DECODE_BOUND, find_layer=find
+            ),
+            _Figure("decoding samples at temperature 1, error in grey values", self._decoding_error(drawn)),
+        ]
 
+    def _batches(self) -> list[slice]:
+        return [slice(i, i + _BATCH) for i in range(0, len(self.images), _BATCH)]
 
-@torch.no_grad()
-def _decoding(
-    model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
-) -> list[_Measured]:
-    part = images[:_SAMPLES]
-    encoded = engine.forward(part, np.full(part.shape, ENCODING_NOISE, np.float32)).latent
-    drawn = latents(DEFAULT_SEED, 0, _SAMPLES, glow.dimensions)
+    def _encoded(self, which: slice) -> Float32Array:
+        images = self.images[which]
+        return self.engine.forward(images, np.full(images.shape, ENCODING_NOISE, np.float32)).latent
 
-    def error(latent: np.ndarray) -> float:
-        exact, _ = model.inverse(torch.from_numpy(latent).double())
-        pixels = (exact.permute(0, 2, 3, 1).numpy() + 0.5) * 2**glow.n_bits
-        return float(np.abs(engine.reverse(latent).pixels - pixels).max())
+    def _exact_log_likelihood(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
+        return self.model.log_prob(torch.from_numpy(images), torch.from_numpy(noise).double()).numpy()
 
-    def find() -> str:
-        return diverging_layer_reverse(model, bundle, encoded[:2]) or _NO_LAYER
-
-    return [
-        _Measured("decoding, error in bins", error(encoded), DECODE_BOUND, find_layer=find),
-        _Measured("decoding samples at temperature 1, error in bins", error(drawn)),
-    ]
+    def _decoding_error(self, latent: Float32Array) -> float:
+        exact, _ = self.model.inverse(torch.from_numpy(latent).double())
+        bins = (exact.permute(0, 2, 3, 1).numpy() + 0.5) * 2**self.glow.n_bits
+        greys_per_bin = 2 ** (8 - self.glow.n_bits)
+        return float(np.abs(self.engine.reverse(latent).pixels - bins).max()) * greys_per_bin
 
 
 def _in_float64(model: Glow) -> Glow:
     double = Glow(model.config).double().eval()
     double.load_state_dict(model.state_dict())
     return double
-
-
-def _starts(images: UInt8Array) -> range:
-    return range(0, len(images), _BATCH)
 
 
 def _argmax(figures: dict[str, float]) -> str:

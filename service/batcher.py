@@ -95,8 +95,9 @@ class Batcher:
 
     @property
     def queue_length(self) -> int:
-        """Rows that wait and whose caller still does."""
-        return sum(piece.size for piece in self._queue if not piece.answer.done())
+        """Rows that wait and whose caller still does. May be asked from any thread."""
+        waiting = tuple(self._queue)  # a copy: the metrics are scraped while calls come and go
+        return sum(piece.size for piece in waiting if not piece.answer.done())
 
     async def submit(self, *rows: Array) -> Rows:
         """Runs the function on a caller's rows, in as many batches as they need.

@@ -46,11 +46,14 @@ class ServiceConfig:
         for setting in fields(self):
             if setting.name.startswith("max_") and setting.type == "int" and getattr(self, setting.name) < 1:
                 raise ValueError(f"{setting.name} is {getattr(self, setting.name)}; it must be 1 or more")
-        if self.max_queue_size < self.max_images_per_call:
-            raise ValueError(
-                f"max_queue_size is {self.max_queue_size}; it must be at least max_images_per_call, "
-                f"{self.max_images_per_call}, or such a call could never run"
-            )
+        if self.max_message_mib > 2047:
+            raise ValueError(f"max_message_mib is {self.max_message_mib}; gRPC takes at most 2047")
+        for name in ("max_images_per_call", "max_batch_size"):
+            if self.max_queue_size < getattr(self, name):
+                raise ValueError(
+                    f"max_queue_size is {self.max_queue_size}; it must be at least {name}, "
+                    f"{getattr(self, name)}, or such a call could never run"
+                )
 
     def instances_on(self, device: str) -> int:
         """How many batches run side by side on "cpu" or "cuda"."""

@@ -53,6 +53,7 @@ class EmbeddedModel:
     ) -> Scores:
         """See `glowserve.Client.score`."""
         with self._asked_for(model, version):
+            calls.check_seed(seed)
             seed = scoring.DEFAULT_SEED if seed is None else seed
             nats = [
                 self._engine.forward(part, dequantization_noise(seed, part)).log_likelihood
@@ -84,13 +85,14 @@ class EmbeddedModel:
     ) -> Iterator[Samples]:
         """See `glowserve.Client.iter_samples`."""
         with self._asked_for(model, version):
-            inputs.check_samples(n, ServiceConfig.max_samples_per_call)
-            inputs.check_temperature(temperature)
+            request = calls.sample_request(n, temperature, seed, model, version)
+            inputs.check_samples(request.n, ServiceConfig.max_samples_per_call)
+            inputs.check_temperature(request.temperature)
             seed = secrets.randbits(64) if seed is None else seed
             manifest = self._bundle.manifest
             for first in range(0, n, _BATCH):
                 size = manifest.image.latent_size
-                latent = latents(seed, first, min(_BATCH, n - first), size) * np.float32(temperature)
+                latent = latents(seed, first, min(_BATCH, n - first), size, request.temperature)
                 decoded = self._engine.reverse(latent)
                 scoring.require_finite_images(decoded, first=first, what="temperature: sample")
                 yield Samples(decoded.image, manifest.model, manifest.version, seed)
@@ -103,7 +105,7 @@ class EmbeddedModel:
                 noise = np.full(part.shape, scoring.ENCODING_NOISE, np.float32)
                 latent = self._engine.forward(part, noise).latent
                 scoring.require_finite_latents(latent)
-                decoded = self._engine.reverse(latent).image
+                decoded = self._engine.reverse(latent)
                 encoded.append(latent)
                 mismatched.append(
                     scoring.mismatched_values(part, decoded, self._bundle.manifest.image.n_bits)

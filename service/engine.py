@@ -73,16 +73,13 @@ class Engine:
         if device not in DEVICES:
             raise DeviceError(f"device is {device!r}; it must be one of {', '.join(DEVICES)}")
         graphs = [bundle.read(name) for name in (FORWARD, REVERSE)]
-        if device == "auto":
-            device = _usable_device(graphs[0])
-        self.device = device
-        """"cuda" or "cpu"."""
         try:
-            self._forward, self._reverse = (_session(graph, device, threads) for graph in graphs)
+            self.device, sessions = _open(graphs, device, threads)
         except DeviceError:
             raise
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
+        self._forward, self._reverse = sessions
 
     def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """Log-likelihoods and latents of images.
@@ -99,15 +96,20 @@ class Engine:
         return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
 
 
-def _session(graph: bytes, device: str, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if device == "cpu":
-        return onnxruntime.InferenceSession(graph, options, providers=[_CPU])
-    # Left to itself, ONNX Runtime falls back to the CPU without a word to its caller.
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+def _open(graphs: list[bytes], device: str, threads: int) -> tuple[str, list[Any]]:
+    """The device that is used, "cuda" or "cpu", and a session for each graph."""
+    if device == "cpu" or (device == "auto" and _CUDA not in onnxruntime.get_available_providers()):
+        return "cpu", [onnxruntime.InferenceSession(g, _options(threads), providers=[_CPU]) for g in graphs]
+    try:
+        return "cuda", [_cuda_session(graph, threads) for graph in graphs]
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        log.warning("running on the CPU: %s", error)
+        return _open(graphs, "cpu", threads)
+
+
+def _cuda_session(graph: bytes, threads: int) -> Any:
     if _CUDA not in onnxruntime.get_available_providers():
         raise DeviceError(
             "device is 'cuda', and the onnxruntime that is installed has no CUDA; install glowserve[gpu] in place of "
@@ -115,18 +117,18 @@ def _session(graph: bytes, device: str, threads: int) -> Any:
         )
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
+    options = _options(threads)
+    # Left to itself, ONNX Runtime falls back to the CPU without a word to its caller.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=[(_CUDA, _CUDA_OPTIONS)])
     except Exception as error:  # see Engine
         raise DeviceError(f"device is 'cuda', and ONNX Runtime cannot use it: {error}") from error
 
 
-def _usable_device(graph: bytes) -> str:
-    if _CUDA not in onnxruntime.get_available_providers():
-        return "cpu"
-    try:
-        _session(graph, "cuda", 1)
-    except DeviceError as error:
-        log.warning("running on the CPU: %s", error)
-        return "cpu"
-    return "cuda"
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options

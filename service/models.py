@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 
 from glowserve.images import UInt8Array
-from glowserve.v1 import manifest_pb2
 from service.batcher import Batcher, Rows, Workers
 from service.config import ServiceConfig
 from service.engine import Engine, Float32Array, Reverse
@@ -27,14 +26,8 @@ log = logging.getLogger(__name__)
 class LoadedModel:
     """A bundle in an engine, proved able to run."""
 
-    name: str
     bundle: Bundle
     engine: Engine
-
-    @property
-    def manifest(self) -> manifest_pb2.Manifest:
-        """The bundle's."""
-        return self.bundle.manifest
 
 
 class ServedModel:
@@ -50,9 +43,9 @@ class ServedModel:
     def __init__(
         self, loaded: LoadedModel, workers: Workers, config: ServiceConfig, metrics: Metrics
     ) -> None:
-        self.name = loaded.name
         self.bundle = loaded.bundle
-        self.manifest = loaded.manifest
+        self.manifest = loaded.bundle.manifest
+        self.name = self.manifest.model
         self.scorer = Scorer(self.manifest)
         engine = loaded.engine
 
@@ -133,14 +126,14 @@ def load_models(config: ServiceConfig) -> list[LoadedModel]:
         DeviceError: the device cannot be used.
     """
     loaded = []
-    for name, path in newest_bundles(config.repository).items():
+    for path in newest_bundles(config.repository).values():
         began = time.monotonic()
         bundle = open_bundle(path)
         # Side by side, single-threaded runs beat one run with many threads.
         engine = Engine(bundle, device=config.device, threads=1 if config.instances != 1 else 0)
         for size in {1, config.max_batch_size}:
             _warm_up(engine, bundle, size)
-        loaded.append(LoadedModel(name, bundle, engine))
+        loaded.append(LoadedModel(bundle, engine))
         log.info("loaded %s on %s in %.2f s", path, engine.device, time.monotonic() - began)
     return loaded
 

@@ -1,7 +1,8 @@
-"""From seeds to dequantization noise and latents, the same on every machine and in every release.
+"""From seeds to dequantization noise and latents, the same in every release.
 
 NumPy promises the raw words of its Philox generator for good, but not what its distributions make of them; the
-way from words to numbers is therefore here, and has a version in the manifest (`RandomnessVersion`). Philox:
+way from words to numbers is therefore here, and has a version in the manifest (`RandomnessVersion`). Noise is the same
+to the bit on every machine; latents may differ in the last bit where the logarithm, sine and cosine do. Philox:
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 Shapes: N images, H W C, D = H * W * C.
@@ -38,20 +39,24 @@ def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
     return noise
 
 
-def latents(seed: int, first: int, n: int, latent_size: int) -> Float32Array:
-    """Standard normal latents of samples `first` to `first + n - 1` of a seed.
+def latents(seed: int, first: int, n: int, latent_size: int, temperature: float = 1.0) -> Float32Array:
+    """Normal latents of samples `first` to `first + n - 1` of a seed.
 
     Args:
         seed: 0 to 2^64 - 1.
         first: index of the first sample.
         n: how many.
         latent_size: D.
+        temperature: their standard deviation.
 
     Returns:
-        float32 [n, D].
+        float32 [n, D]; infinite where a large temperature leaves the range of float32.
     """
-    return np.stack([_normals(_key(b"sample", struct.pack("<2Q", seed, i)), latent_size)
-                     for i in range(first, first + n)])  # fmt: skip
+    drawn = np.stack(
+        [_normals(_key(b"sample", struct.pack("<2Q", seed, i)), latent_size) for i in range(first, first + n)]
+    )
+    with np.errstate(over="ignore"):
+        return drawn * np.float32(temperature)
 
 
 def _normals(key: bytes, size: int) -> Float32Array:

@@ -6,6 +6,7 @@ No name from a request ever becomes part of a path: the folders that are there d
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Reads the manifest of the bundle in a VERSION folder.
+    """Reads the manifest of the bundle in a VERSION folder; the folders' names are the model's and the version.
 
     Raises:
         BundleError: there is none, or it is not one that this version can serve.
@@ -79,6 +80,9 @@ def open_bundle(path: Path) -> Bundle:
     except (json_format.ParseError, UnicodeDecodeError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is not a manifest: {error}") from error
     _check(path, manifest)
+    folder = path.absolute()
+    if _VERSION.fullmatch(folder.name):  # so that a copied or renamed bundle goes by one name everywhere
+        manifest.model, manifest.version = folder.parent.name, int(folder.name)
     return Bundle(path, manifest)
 
 
@@ -94,8 +98,12 @@ def _check(path: Path, manifest: manifest_pb2.Manifest) -> None:
         raise BundleError(f"bundle {path}: the manifest's image is not one: {_one_line(image)}")
     if manifest.randomness != manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER:
         raise BundleError(f"bundle {path}: its randomness, {manifest.randomness}, is of an unknown version")
-    if not manifest.calibration.bits_per_dim:
-        raise BundleError(f"bundle {path}: the manifest has no calibration; export the model again")
+    if not manifest.calibration.bits_per_dim or not all(
+        map(math.isfinite, manifest.calibration.bits_per_dim)
+    ):
+        raise BundleError(
+            f"bundle {path}: the manifest has no calibration, or no finite one; export the model again"
+        )
     try:
         Preparation(manifest.preparation.filter, manifest.preparation.background)
     except ValueError as error:

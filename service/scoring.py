@@ -55,10 +55,12 @@ def bits_per_dim(log_likelihood: Float32Array | Float64Array, latent_size: int) 
     return -np.asarray(log_likelihood, dtype=np.float64) / (latent_size * math.log(2))
 
 
-def mismatched_values(images: UInt8Array, decoded: UInt8Array, n_bits: int) -> npt.NDArray[np.int64]:
-    """How many values of each image, [N], lie in another bin after encoding and decoding."""
+def mismatched_values(images: UInt8Array, decoded: Reverse, n_bits: int) -> npt.NDArray[np.int64]:
+    """How many values of each image, [N], do not come back in their bin after encoding and decoding."""
     shift = 8 - n_bits
-    return ((images >> shift) != (decoded >> shift)).sum(axis=(1, 2, 3))
+    # What is not finite has not come back, whatever byte the graph makes of it.
+    wrong = ((images >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
+    return wrong.sum(axis=(1, 2, 3))
 
 
 def require_finite_latents(latent: Float32Array) -> None:

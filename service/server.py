@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -18,6 +19,7 @@ from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from service.batcher import Workers
 from service.config import ServiceConfig
 from service.errors import PortError
+from service.health import Health
 from service.interceptor import Edge
 from service.metrics import Metrics
 from service.models import Models, ServedModel, load_models
@@ -41,7 +43,7 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self._models: list[ServedModel] = []
-        self._health = health.aio.HealthServicer()
+        self._health = Health(("", SERVICE_NAME))
         self._closers: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
@@ -70,15 +72,15 @@ class Server:
         servicer = GlowServicer(Models(self._models), self.config, self.metrics, pool)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._health.serve()
         await self._server.start()
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         await self._server.stop(self.config.drain_seconds)
         for model in self._models:
             await model.close()
@@ -107,10 +109,6 @@ class Server:
             ) from error
         self.metrics_port = server.server_port
         self._closers += [thread.join, server.server_close, server.shutdown]
-
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, status)
 
 
 async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> None:

@@ -72,14 +72,16 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         async def draw(first: int) -> pb.SampleResponse:
             n = min(self._config.max_batch_size, request.n - first)
             size = model.manifest.image.latent_size
-            latent = await self._prepare(4 * n * size, latents, seed, first, n, size)
-            decoded = await model.reverse(latent * np.float32(temperature))
+            latent = await self._prepare(4 * n * size, latents, seed, first, n, size, temperature)
+            decoded = await model.reverse(latent)
             self._require_finite(decoded, model, "Sample", first=first, what="temperature: sample")
             images = await self._write_images(decoded.image, request.format)
             return pb.SampleResponse(model=_version(model), seed=seed, first_index=first, images=images)
 
-        # As many batches are under way as can run side by side, and none is drawn before the caller has room.
-        ahead = self._config.instances_on("cpu")
+        # As many batches are under way as can run side by side, and none is drawn before the caller has room;
+        # but never more than an empty queue takes.
+        ahead = self._config.max_queue_size // self._config.max_batch_size
+        ahead = min(self._config.instances_on("cpu"), ahead)
         async for response in _in_order(draw, range(0, request.n, self._config.max_batch_size), ahead):
             yield response
 
@@ -91,7 +93,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         with self._counting_not_finite(model, "Encode"):
             scoring.require_finite_latents(latent)
         decoded = await model.reverse(latent)
-        mismatched = scoring.mismatched_values(images, decoded.image, model.manifest.image.n_bits)
+        mismatched = scoring.mismatched_values(images, decoded, model.manifest.image.n_bits)
         self._metrics.inexact_encodings.labels(model.name).inc(int((mismatched > 0).sum()))
         return pb.EncodeResponse(
             model=_version(model),

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
 def proof_table(verification: Verification) -> str:
     """What was measured, as lines of text."""
     lines = [
-        f"{f'proof on {verification.images} held-out images':<52}{'figure':>10}{'bound':>10}  worst layer"
+        f"{f'proof on {verification.images} held-out images':<58}{'figure':>10}{'bound':>10}  worst layer"
     ]
     for check in verification.checks:
         bound = f"{check.bound:g}" if check.HasField("bound") else "stated"
-        lines.append(f"{check.name:<52}{check.value:>10.3g}{bound:>10}  {check.layer}".rstrip())
+        lines.append(f"{check.name:<58}{check.value:>10.3g}{bound:>10}  {check.layer}".rstrip())
     return "\n".join(lines)

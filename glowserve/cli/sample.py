@@ -36,13 +36,13 @@ def run(args: argparse.Namespace) -> int:
     as_grid = args.out.suffix.lower() == ".png"
     if args.out.suffix and not as_grid:
         raise Failure(f"--out is {args.out}; it must end in .png, or be a folder", 2)
-    if not as_grid:
-        args.out.mkdir(parents=True, exist_ok=True)
     kept, done = [], 0
     with (
         target(args) as asked,
         tqdm(total=args.n, desc="sampling", unit="", disable=None, leave=False) as bar,
     ):
+        if not as_grid:
+            args.out.mkdir(parents=True, exist_ok=True)
         drawn = asked.source.iter_samples(
             args.n, temperature=args.temperature, seed=args.seed, model=asked.model
         )

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
     ):
         if not args.json:
-            print(f"{'file':<{width}}{'bits/dim':>10}{'percentile':>12}{'log-likelihood':>16}")
+            print(f"{'file':<{width}}{'bits/dim':>14}{'percentile':>12}{'log-likelihood':>16}")
         for first in range(0, len(files), _TOGETHER):
             together = files[first : first + _TOGETHER]
             failed += _score(asked, together, args, width)
@@ -48,16 +48,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _score(asked: Target, files: Sequence[Path], args: argparse.Namespace, width: int) -> int:
     """Scores and prints some files, and returns how many could not be read."""
-    pictures: dict[Path, bytes] = {}
+    pictures: list[tuple[Path, bytes]] = []
     for file in files:
         try:
-            pictures[file] = _checked(file)
+            pictures.append((file, _checked(file)))
         except (InvalidImageError, OSError) as error:
             tqdm.write(f"glowserve: {error}", file=sys.stderr)
     if pictures:
-        scores = asked.source.score(list(pictures.values()), seed=args.seed, model=asked.model)
+        scores = asked.source.score([data for _, data in pictures], seed=args.seed, model=asked.model)
         columns = (scores.bits_per_dim, scores.percentile, scores.log_likelihood, scores.finite)
-        for file, *row in zip(pictures, *(column.tolist() for column in columns), strict=True):
+        for (file, _), *row in zip(pictures, *(column.tolist() for column in columns), strict=True):
             tqdm.write(_json(file, *row) if args.json else _line(file, width, *row), file=sys.stdout)
     return len(files) - len(pictures)
 
@@ -75,7 +75,7 @@ def _checked(file: Path) -> bytes:
 
 def _line(file: Path, width: int, bits: float, percentile: float, nats: float, finite: bool) -> str:
     note = "" if finite else "  (not finite)"
-    return f"{file!s:<{width}}{bits:>10.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
+    return f"{file!s:<{width}}{bits:>14.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
 
 
 def _json(file: Path, bits: float, percentile: float, nats: float, finite: bool) -> str:

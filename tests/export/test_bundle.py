@@ -269,12 +269,12 @@ def test_the_manifest_states_every_figure_of_the_proof_with_its_bound(bundle: Bu
         "worst |W W^-1 - I|": 1e-2,
         "log-likelihood, relative error": 1e-5,
         "round trip, values changed": 0,
-        "decoding, error in bins": 0.1,
+        "decoding, error in grey values": 0.1,
     }
     assert checks.keys() - bounds.keys() == {
         "log-likelihood, error in bits/dim",
         "round trip, farthest from the middle of the bin",
-        "decoding samples at temperature 1, error in bins",
+        "decoding samples at temperature 1, error in grey values",
     }
     for name, bound in bounds.items():
         assert checks[name].value <= bound, name

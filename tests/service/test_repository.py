@@ -13,7 +13,7 @@ import pytest
 
 from glowserve.images import Preparation
 from service.errors import BundleError
-from service.repository import newest_bundle, newest_bundles, open_bundle, versions
+from service.repository import Bundle, newest_bundle, newest_bundles, open_bundle, versions
 
 Manifest = dict[str, Any]
 
@@ -177,7 +177,7 @@ def test_randomness_of_an_unknown_version_is_refused(version: Path) -> None:
 
 def test_a_bundle_without_calibration_is_refused(version: Path) -> None:
     _edit(version, lambda manifest: manifest["calibration"].pop("bits_per_dim"))
-    with pytest.raises(BundleError, match="no calibration; export the model again"):
+    with pytest.raises(BundleError, match="no calibration, or no finite one; export the model again"):
         open_bundle(version)
 
 
@@ -248,3 +248,17 @@ def test_a_newest_version_that_is_damaged_is_refused_rather_than_passed_over(cop
     (copied / "digits" / "2").mkdir()
     with pytest.raises(BundleError, match=r"digits/2: manifest\.json cannot be read"):
         newest_bundle(copied / "digits")
+
+
+def test_a_copied_bundle_goes_by_the_names_of_its_folders(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "copy" / "7")
+    copied = open_bundle(tmp_path / "copy" / "7")
+    assert (copied.manifest.model, copied.manifest.version) == ("copy", 7)
+
+
+def test_a_calibration_that_is_not_finite_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "digits" / "1")
+    manifest = tmp_path / "digits" / "1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"bits_per_dim": [', '"bits_per_dim": ["NaN", ', 1))
+    with pytest.raises(BundleError, match="no finite one"):
+        open_bundle(manifest.parent)

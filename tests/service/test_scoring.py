@@ -165,12 +165,16 @@ def test_images_that_are_not_finite_are_refused_by_the_first_row(value: float) -
 # What comes back
 
 
+def _decoded(images: UInt8Array) -> Reverse:
+    return Reverse(images, images.astype(np.float32))
+
+
 def test_values_that_come_back_in_another_bin_are_counted_for_each_image() -> None:
     images = np.zeros((3, 2, 2, 1), np.uint8)
     decoded = images.copy()
     decoded[1, 0, 0, 0] = 255
     decoded[2] = 128
-    assert mismatched_values(images, decoded, 8).tolist() == [0, 1, 4]
+    assert mismatched_values(images, _decoded(decoded), 8).tolist() == [0, 1, 4]
 
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
@@ -178,7 +182,14 @@ def test_only_another_bin_is_a_mismatch(n_bits: int) -> None:
     width = 2 ** (8 - n_bits)
     greys = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     first_of_bin = greys // width * width
-    assert mismatched_values(greys, first_of_bin.astype(np.uint8), n_bits).tolist() == [0]
+    assert mismatched_values(greys, _decoded(first_of_bin.astype(np.uint8)), n_bits).tolist() == [0]
     # A step of one grey value changes the bin of those on its border: all bins but the last have one above.
     brighter = np.minimum(greys.astype(int) + 1, 255).astype(np.uint8)
-    assert mismatched_values(greys, brighter, n_bits).tolist() == [2**n_bits - 1]
+    assert mismatched_values(greys, _decoded(brighter), n_bits).tolist() == [2**n_bits - 1]
+
+
+def test_a_value_that_is_not_finite_has_not_come_back_whatever_its_byte() -> None:
+    images = np.full((1, 2, 2, 1), 7, np.uint8)
+    pixels = np.full((1, 2, 2, 1), 7.5, np.float32)
+    pixels[0, 0, 0, 0] = np.nan
+    assert mismatched_values(images, Reverse(images, pixels), 8).tolist() == [1]
