@@ -65,8 +65,14 @@ diff -r "$work/samples" "$work/again"
 
 step "metrics through Prometheus"
 scraped() {
-  curl -fsS --get "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query" \
-    --data-urlencode 'query=glowserve_requests_total{method="Sample",code="OK"}' | grep -Eq '"value":\[[0-9.]+,"2"\]'
+  .venv/bin/python - "$PROMETHEUS_PORT" <<'PY'
+import json, sys, urllib.parse, urllib.request
+query = urllib.parse.urlencode({"query": 'glowserve_requests_total{method="Sample",code="OK"}'})
+with urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/api/v1/query?{query}", timeout=5) as answer:
+    series = json.load(answer)["data"]["result"]
+print(series)
+sys.exit(0 if [value["value"][1] for value in series] == ["2"] else 1)
+PY
 }
 within 60 scraped
 

@@ -184,8 +184,8 @@ class _Proof:
     def _decoding_error(self, latent: Float32Array) -> float:
         exact, _ = self.model.inverse(torch.from_numpy(latent).double())
         bins = (exact.permute(0, 2, 3, 1).numpy() + 0.5) * 2**self.glow.n_bits
-        greys_per_bin = 2 ** (8 - self.glow.n_bits)
-        return float(np.abs(self.engine.reverse(latent).pixels - bins).max()) * greys_per_bin
+        greys = (self.engine.reverse(latent).pixels - bins) * 2 ** (8 - self.glow.n_bits)
+        return float(np.abs(greys).max())
 
 
 def _in_float64(model: Glow) -> Glow:

@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from service.errors import InvalidRequestError, ServiceError
+from service.errors import InvalidRequestError, ServiceError, StoppingError
 from service.metrics import Metrics
 from service.status import status_of
 
@@ -30,6 +30,11 @@ class Edge(grpc.aio.ServerInterceptor):
     def __init__(self, service: str, metrics: Metrics) -> None:
         self._prefix = f"/{service}/"
         self._metrics = metrics
+        self._refuses = False
+
+    def refuse(self) -> None:
+        """Answers UNAVAILABLE to every call from now on; those that have begun go on."""
+        self._refuses = True
 
     async def intercept_service(
         self,
@@ -40,7 +45,7 @@ class Edge(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         path = handler_call_details.method
         if handler is None or not path.startswith(self._prefix):
-            return handler
+            return None if handler is None else cast("grpc.RpcMethodHandler[Any, Any]", handler)
         method = path.removeprefix(self._prefix)
 
         def read(request: bytes) -> Any:
@@ -70,6 +75,8 @@ class Edge(grpc.aio.ServerInterceptor):
         code = grpc.StatusCode.OK
         self._metrics.requests_in_flight.inc()
         try:
+            if self._refuses:
+                raise StoppingError("the server is stopping; try another")
             yield
         except ServiceError as error:
             code = status_of(error)

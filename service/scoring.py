@@ -60,7 +60,8 @@ def mismatched_values(images: UInt8Array, decoded: Reverse, n_bits: int) -> npt.
     shift = 8 - n_bits
     # What is not finite has not come back, whatever byte the graph makes of it.
     wrong = ((images >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
-    return wrong.sum(axis=(1, 2, 3))
+    counts: npt.NDArray[np.int64] = wrong.sum(axis=(1, 2, 3))
+    return counts
 
 
 def require_finite_latents(latent: Float32Array) -> None:

@@ -27,6 +27,10 @@ from service.servicer import GlowServicer
 
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
 
+# gRPC says CANCELLED to calls that have arrived, and not yet been handed to us, when it stops: a caller would take
+# that for its own doing. So they are handed to us first, to be told UNAVAILABLE.
+_LAST_CALLS_SECONDS = 0.2
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +48,7 @@ class Server:
         self.metrics_port = 0
         self._models: list[ServedModel] = []
         self._health = Health(("", SERVICE_NAME))
+        self._edge = Edge(SERVICE_NAME, self.metrics)
         self._closers: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
@@ -54,7 +59,7 @@ class Server:
         """
         limit = self.config.max_message_mib * 2**20
         self._server = grpc.aio.server(
-            interceptors=[Edge(SERVICE_NAME, self.metrics)],
+            interceptors=[self._edge],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
@@ -81,6 +86,8 @@ class Server:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
         self._health.stop()
+        self._edge.refuse()
+        await asyncio.sleep(_LAST_CALLS_SECONDS)
         await self._server.stop(self.config.drain_seconds)
         for model in self._models:
             await model.close()

@@ -200,7 +200,8 @@ class Glow(Bijector):
         latent, log_det = self(self._dequantize(images, noise))
         log_prior = -0.5 * (latent.square().sum(1) + latent.shape[1] * math.log(2 * math.pi))
         log_bin_volume = -self.config.dimensions * self.config.n_bits * math.log(2)
-        return log_prior + log_det + log_bin_volume
+        log_likelihood: Tensor = log_prior + log_det + log_bin_volume
+        return log_likelihood
 
     def encode(self, images: Tensor) -> Tensor:
         """The latents [N, D] of the middles of the bins (noise 0.5) of images, uint8 [N, H, W, C]."""

@@ -15,12 +15,14 @@ from torch import Tensor
 
 def to_bins(images: Tensor, n_bits: int) -> Tensor:
     """The bins of grey values: uint8 of any shape, to uint8 in 0 to 2^n_bits - 1."""
-    return images >> (8 - n_bits)
+    bins: Tensor = images >> (8 - n_bits)
+    return bins
 
 
 def from_bins(bins: Tensor, n_bits: int) -> Tensor:
     """The grey value that stands for a bin, spread over 0 to 255; `to_bins` gives the bin back."""
-    return (bins.double() * (255 / (2**n_bits - 1))).round().to(torch.uint8)
+    greys: Tensor = (bins.double() * (255 / (2**n_bits - 1))).round().to(torch.uint8)
+    return greys
 
 
 def dequantize(images: Tensor, noise: Tensor, n_bits: int) -> Tensor:

@@ -66,11 +66,13 @@ class PlainConv1x1(InvertibleConv1x1):
 
     def log_abs_det(self) -> Tensor:
         """See `InvertibleConv1x1`."""
-        return torch.linalg.slogdet(self.matrix).logabsdet
+        log_abs_det: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
+        return log_abs_det
 
     def apply_inverse(self, y: Tensor) -> Tensor:
         """See `InvertibleConv1x1`; inverts W at every call."""
-        return torch.linalg.inv(self.matrix) @ y
+        x: Tensor = torch.linalg.inv(self.matrix) @ y
+        return x
 
 
 class LUConv1x1(InvertibleConv1x1):
@@ -110,7 +112,8 @@ class LUConv1x1(InvertibleConv1x1):
         """See `InvertibleConv1x1`; two triangular solves."""
         lower, upper = self._triangles()
         half = torch.linalg.solve_triangular(lower, self.permutation.T @ y, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, half, upper=True)
+        x: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)
+        return x
 
     def _log_s(self) -> Tensor:
         return LOG_S_BOUND * torch.tanh(self.unbounded_log_s / LOG_S_BOUND)
@@ -133,4 +136,5 @@ def invertible_conv1x1(channels: int, parametrization: str) -> InvertibleConv1x1
 
 def _random_orthogonal(channels: int) -> Tensor:
     """Q of the QR decomposition of a Gaussian matrix, [C, C]."""
-    return torch.linalg.qr(torch.randn(channels, channels)).Q
+    q: Tensor = torch.linalg.qr(torch.randn(channels, channels)).Q
+    return q

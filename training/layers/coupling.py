@@ -36,7 +36,8 @@ class ZeroConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H, W]."""
-        return self.conv(x) * (LOG_SCALE_FACTOR * self.log_scale).exp()
+        y: Tensor = self.conv(x)
+        return y * (LOG_SCALE_FACTOR * self.log_scale).exp()
 
 
 class CouplingNetwork(nn.Sequential):
