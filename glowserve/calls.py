@@ -43,15 +43,35 @@ def sample_timeout(timeout: float, n: int) -> float:
     return timeout + n
 
 
+def check_seed(seed: int | None) -> None:
+    """Refuses a seed that no message can hold.
+
+    Raises:
+        ValueError: it is negative, or too large.
+    """
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must lie in 0 to 2^64 - 1")
+
+
 def score_request(portion: Portion, model: str, version: int, seed: int | None) -> pb.ScoreRequest:
-    """A ScoreRequest for a portion of images."""
+    """A ScoreRequest for a portion of images.
+
+    Raises:
+        ValueError: the seed or the version is out of range.
+    """
+    check_seed(seed)
     return pb.ScoreRequest(model=_spec(model, version), images=messages.images_message(portion), seed=seed)
 
 
 def sample_request(
     n: int, temperature: float, seed: int | None, model: str, version: int
 ) -> pb.SampleRequest:
-    """A SampleRequest for raw images."""
+    """A SampleRequest for raw images.
+
+    Raises:
+        ValueError: the number, the seed or the version is out of range.
+    """
+    check_seed(seed)
     return pb.SampleRequest(
         model=_spec(model, version), n=n, temperature=temperature, seed=seed, format=pb.IMAGE_FORMAT_RAW
     )

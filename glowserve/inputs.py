@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from glowserve.images import InvalidImageError, UInt8Array, encode_pil, encode_png, read_file
+from glowserve.images import InvalidImageError, UInt8Array, encode_pil, encode_png, open_encoded, read_file
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | UInt8Array"
 """A path, a file's bytes, a Pillow image, or an array: uint8 [H, W] or [H, W, C]."""
@@ -21,16 +21,17 @@ ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
 Portion: TypeAlias = "list[bytes] | UInt8Array"
 """Files' bytes, or uint8 [N, H, W, C]."""
 
-# Well within the limits of a service as it comes: 256 images and 64 MiB a call.
+# Well within the limits of a service as it comes: 256 images, 64 MiB and 64,000,000 pixels a call.
 _MOST_IMAGES = 64
 _MOST_BYTES = 16 * 2**20
+_MOST_PIXELS = 32_000_000
 
 
 def portions(images: ImagesLike) -> Iterator[Portion]:
-    """Splits images into portions of at most 64 images, and about 16 MiB; files are read as they are needed.
+    """Splits images into portions of at most 64 images, 16 MiB and 32 megapixels, or a single image that is larger.
 
     Arrays, if all of one shape, are passed on as they are, and must have the model's shape. Everything else
-    is passed on as a file's bytes, and may have any size.
+    is passed on as a file's bytes, and may have any size. Files are read as they are needed.
 
     Raises:
         InvalidImageError: a file is no picture, or an array is no image.
@@ -47,13 +48,15 @@ def portions(images: ImagesLike) -> Iterator[Portion]:
             yield np.ascontiguousarray(items[i : i + step])
         return
     portion: list[bytes] = []
+    size = pixels = 0
     for item in items:
-        portion.append(_file(item))
-        if len(portion) == _MOST_IMAGES or sum(map(len, portion)) >= _MOST_BYTES:
+        file = _file(item)
+        size, pixels = size + len(file), pixels + _pixels(file)
+        if portion and (len(portion) == _MOST_IMAGES or size > _MOST_BYTES or pixels > _MOST_PIXELS):
             yield portion
-            portion = []
-    if portion:
-        yield portion
+            portion, size, pixels = [], len(file), _pixels(file)
+        portion.append(file)
+    yield portion
 
 
 def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
@@ -65,6 +68,10 @@ def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
     if not isinstance(images, Iterable):
         raise TypeError(_unknown(images))
     items = list(images)
+    if any(isinstance(item, np.ndarray) and item.ndim == 4 for item in items):
+        raise InvalidImageError(
+            "an array [N, H, W, C] in a list is no image; pass it alone, or a list of [H, W] or [H, W, C]"
+        )
     if items and all(isinstance(item, np.ndarray) for item in items):
         arrays = [_array(item) for item in items if isinstance(item, np.ndarray)]
         if all(array.shape == arrays[0].shape and array.ndim == 3 for array in arrays):
@@ -82,6 +89,15 @@ def _file(image: ImageLike) -> bytes:
     if isinstance(image, np.ndarray):
         return encode_png(_array(image))
     raise TypeError(_unknown(image))
+
+
+def _pixels(file: bytes) -> int:
+    """How many there are to decode; 0 if it is no picture, which the service will say better."""
+    try:
+        with open_encoded(file) as picture:
+            return picture.width * picture.height
+    except InvalidImageError:
+        return 0
 
 
 def _array(image: UInt8Array) -> UInt8Array:

@@ -27,7 +27,8 @@ def from_bins(bins: Tensor, n_bits: int) -> Tensor:
 
 def dequantize(images: Tensor, noise: Tensor, n_bits: int) -> Tensor:
     """uint8 images and noise in [0, 1) of the same shape, to values in [-0.5, 0.5) of the noise's dtype."""
-    return (to_bins(images, n_bits).to(noise.dtype) + noise) / 2**n_bits - 0.5
+    y: Tensor = (to_bins(images, n_bits).to(noise.dtype) + noise) / 2**n_bits - 0.5
+    return y
 
 
 def quantize(y: Tensor, n_bits: int) -> Tensor:
