@@ -1,0 +1,90 @@
+"""Settings are checked where they are made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config import ServiceConfig
+
+
+def test_the_defaults_need_a_repository_alone() -> None:
+    config = ServiceConfig(repository=Path("models"))
+    assert (config.host, config.port, config.metrics_port) == ("127.0.0.1", 8001, 8002)
+    assert (config.max_images_per_call, config.max_samples_per_call) == (256, 100_000)  # as the contract says
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ServiceConfig(repository=Path()).port = 1  # type: ignore[misc]
+
+
+def test_every_setting_has_a_help_text() -> None:
+    assert all(setting.metadata["help"] for setting in fields(ServiceConfig))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device", "tpu"),
+        ("device", ""),
+        ("port", -1),
+        ("port", 65_536),
+        ("metrics_port", -1),
+        ("metrics_port", 65_536),
+        ("instances", -1),
+        ("max_queue_delay_ms", -0.1),
+        ("max_queue_delay_ms", float("nan")),
+        ("max_queue_delay_ms", float("inf")),
+        ("drain_seconds", -1.0),
+        ("drain_seconds", float("nan")),
+        ("drain_seconds", float("inf")),
+        ("max_batch_size", 0),
+        ("max_batch_size", -1),
+        ("max_queue_size", 0),
+        ("max_images_per_call", 0),
+        ("max_samples_per_call", 0),
+        ("max_pixels_per_call", 0),
+        ("max_message_mib", 0),
+        ("max_message_mib", 2048),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name_and_value(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is {value!r}"):
+        ServiceConfig(repository=Path(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", 0),
+        ("port", 65_535),
+        ("instances", 0),
+        ("max_queue_delay_ms", 0.0),
+        ("drain_seconds", 0.0),
+        ("max_batch_size", 1),
+        ("max_message_mib", 2047),
+    ],
+)
+def test_the_ends_of_a_range_are_in_it(name: str, value: Any) -> None:
+    assert getattr(ServiceConfig(repository=Path(), **{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", ["max_images_per_call", "max_batch_size"])
+def test_a_queue_must_hold_the_largest_call_and_a_whole_batch(name: str) -> None:
+    sizes = {"max_queue_size": 8, "max_images_per_call": 8, "max_batch_size": 8}
+    ServiceConfig(repository=Path(), **sizes)
+    with pytest.raises(ValueError, match=f"max_queue_size is 8; it must be at least {name}, 9"):
+        ServiceConfig(repository=Path(), **sizes | {name: 9})
+
+
+def test_instances_are_those_asked_for_or_one_a_core_or_one_on_a_gpu() -> None:
+    cores = len(os.sched_getaffinity(0))
+    config = ServiceConfig(repository=Path())
+    assert (config.instances_on("cpu"), config.instances_on("cuda")) == (cores, 1)
+    config = ServiceConfig(repository=Path(), instances=3)
+    assert (config.instances_on("cpu"), config.instances_on("cuda")) == (3, 3)
