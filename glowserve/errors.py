@@ -21,6 +21,10 @@ class RequestError(Exception):
         self.message = message
         """What was wrong with which value, and what to do."""
 
+    def __reduce__(self) -> tuple[type[RequestError], tuple[grpc.StatusCode, str]]:
+        """So that it survives the way back from another process."""
+        return type(self), (self.code, self.message)
+
     @classmethod
     def of(cls, error: grpc.RpcError) -> RequestError:
         """What gRPC raised, as one of these."""

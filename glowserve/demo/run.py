@@ -21,7 +21,7 @@ from training.presets import run_config
 from training.run import train
 
 _MODEL = "digits"
-_TEMPERATURE = 0.8
+_TEMPERATURE = 0.7
 _SAMPLES = 64
 _STRIP = 9  # images in a row of interpolation.png
 _ROWS = 4
