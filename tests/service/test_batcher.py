@@ -60,7 +60,7 @@ async def batching(
     function: Callable[..., Rows], *, instances: int = 1, **settings: Any
 ) -> AsyncIterator[Batcher]:
     """A batcher that is closed at the end, when nothing may be left: no task, no thread."""
-    others = asyncio.all_tasks()
+    others, threads = asyncio.all_tasks(), threading.enumerate()
     workers = Workers(instances)
     batcher = Batcher(function, workers, **{"max_batch_size": 8, "max_queue_size": 10_000} | settings)
     try:
@@ -72,7 +72,7 @@ async def batching(
         workers.close()
     assert batcher.queue_length == 0
     assert asyncio.all_tasks() == others
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+    assert set(threading.enumerate()) <= set(threads)
 
 
 def ask(batcher: Batcher, *values: int) -> asyncio.Task[Rows]:
