@@ -1,0 +1,55 @@
+"""`glowserve models`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glowserve.cli import main
+from service.server import Server
+
+DIGITS = {"name": "digits", "version": 1, "height": 8, "width": 8, "channels": 1, "n_bits": 4}
+
+
+@pytest.fixture(params=["model", "server"])
+def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
+    """The flags that say whom to ask."""
+    addresses = {"model": str(repository / "digits"), "server": f"127.0.0.1:{server.port}"}
+    return [f"--{request.param}", addresses[request.param]]
+
+
+def test_models_are_listed_as_a_table(target: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", *target]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "version", "image"]
+    assert line.split() == ["digits", "1", "8", "x", "8", "grey,", "4", "bits"]
+
+
+def test_models_are_listed_as_json(target: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json", *target]) == 0
+    assert json.loads(capsys.readouterr().out) == [DIGITS]
+
+
+def test_a_server_with_two_models_lists_both_or_the_one_that_is_named(
+    run_server: Callable[..., Any], repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("digits", "other"):
+        shutil.copytree(repository / "digits" / "1", tmp_path / name / "1")
+    manifest = tmp_path / "other" / "1" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"model": "other"}))
+    with run_server(repository=tmp_path) as server:
+        address = ["--server", f"127.0.0.1:{server.port}"]
+        assert main(["models", "--json", *address]) == 0
+        assert json.loads(capsys.readouterr().out) == [DIGITS, DIGITS | {"name": "other"}]
+        assert main(["models", "--json", *address, "--model", "other"]) == 0
+        assert json.loads(capsys.readouterr().out) == [DIGITS | {"name": "other"}]
+        assert main(["sample", "--out", str(tmp_path / "x.png"), *address]) == 1
+        assert "model.name is empty and there are several models" in capsys.readouterr().err
+        assert (
+            main(["sample", "--out", str(tmp_path / "x.png"), "--n", "2", *address, "--model", "other"]) == 0
+        )

@@ -1,0 +1,138 @@
+"""`glowserve sample`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glowserve.cli import main
+from glowserve.images import grid
+from service.server import Server
+
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(params=["model", "server", "both"])
+def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
+    """The flags that say whom to ask."""
+    address = f"127.0.0.1:{server.port}"
+    return {
+        "model": ["--model", str(repository / "digits")],
+        "server": ["--server", address],
+        "both": ["--server", address, "--model", "digits"],
+    }[request.param]
+
+
+def test_samples_are_laid_out_in_a_grid(
+    target: list[str], embedded: Any, tmp_path: Path, capsys: Printed
+) -> None:
+    out = tmp_path / "grid.png"
+    assert main(["sample", "--n", "40", "--seed", "3", "--out", str(out), *target]) == 0
+    assert capsys.readouterr().out == f"wrote {out}: 40 images with seed 3\n"
+    images = embedded.sample(40, seed=3).images
+    with Image.open(out) as picture:
+        scale = picture.width // (7 * 9 + 1)
+        assert scale > 1
+        expected = grid(images, scale=scale)
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+
+
+def test_samples_are_written_to_a_folder_one_by_one(
+    target: list[str], embedded: Any, tmp_path: Path, capsys: Printed
+) -> None:
+    out = tmp_path / "new" / "folder"
+    arguments = ["--n", "40", "--seed", "3", "--temperature", "0.7", "--json", "--out", str(out)]
+    assert main(["sample", *arguments, *target]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "out": str(out),
+        "n": 40,
+        "seed": 3,
+        "model": "digits",
+        "version": 1,
+    }
+    files = sorted(out.iterdir())
+    assert [file.name for file in files] == [f"{i:06}.png" for i in range(40)]
+    images = [np.asarray(Image.open(file))[:, :, None] for file in files]
+    np.testing.assert_array_equal(np.stack(images), embedded.sample(40, seed=3, temperature=0.7).images)
+
+
+def test_the_seed_that_was_drawn_is_told_and_gives_the_same_again(
+    target: list[str], tmp_path: Path, capsys: Printed
+) -> None:
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    assert main(["sample", "--n", "5", "--out", str(one), "--json", *target]) == 0
+    seed = json.loads(capsys.readouterr().out)["seed"]
+    assert main(["sample", "--n", "5", "--out", str(other), "--seed", str(seed), *target]) == 0
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--n", "0", "--out", "x.png"], 2, "--n is 0; it must be 1 or more"),
+        (["--n", "-3", "--out", "x.png"], 2, "--n is -3; it must be 1 or more"),
+        (["--n", "100001", "--out", "x.png"], 1, "INVALID_ARGUMENT: n is 100001; it must lie in 1 to 100000"),
+        (["--out", "x.jpg"], 2, "--out is x.jpg; it must end in .png, or be a folder"),
+        (["--out", "x.png", "--temperature", "-1"], 1, "INVALID_ARGUMENT: temperature is -1.0"),
+        (["--out", "x.png", "--temperature", "nan"], 1, "INVALID_ARGUMENT: temperature is nan"),
+        (["--out", "x.png", "--temperature", "1e30"], 1, "FAILED_PRECONDITION: temperature: sample "),
+        (["--out", "x.png", "--seed", "-1"], 2, "seed is -1; it must lie in 0 to 2^64 - 1"),
+        (["--out", "file"], 2, "File exists: 'file'"),
+        (["--out", "file/folder"], 2, "Not a directory: 'file/folder'"),
+        (["--out", "nowhere/x.png"], 2, "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_drawn_or_written_is_told_in_a_sentence(
+    target: list[str],
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Printed,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["sample", *arguments, *target]) == code
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("glowserve: ")
+    assert words in line
+    assert printed.out == ""
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("ask", ["model", "server"])
+def test_ctrl_c_ends_it_with_130(server: Server, repository: Path, tmp_path: Path, ask: str) -> None:
+    targets = {"model": str(repository / "digits"), "server": f"127.0.0.1:{server.port}"}
+    command = [sys.executable, "-m", "glowserve", "sample", "--n", "100000", "--temperature", "0"]
+    command += ["--out", str(tmp_path / "out"), f"--{ask}", targets[ask]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for((tmp_path / "out" / "000100.png").exists)
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "glowserve: interrupted"
+    assert "Traceback" not in errors
+    assert printed == ""
+    wait_for(lambda: not server.metrics.registry.get_sample_value("glowserve_requests_in_flight"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -1,0 +1,164 @@
+"""`glowserve score`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glowserve.cli import main
+from glowserve.images import UInt8Array, to_pil
+from service.server import Server
+
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(digits: UInt8Array, tmp_path: Path) -> Path:
+    """Pictures, some of them deeper down, and a file that is none."""
+    path = tmp_path / "pictures"
+    (path / "deeper").mkdir(parents=True)
+    for name, image in zip(("0.png", "1.BMP", "deeper/2.png"), digits, strict=False):
+        to_pil(image).save(path / name)
+    (path / "notes.txt").write_text("not a picture, and not called one")
+    return path
+
+
+@pytest.fixture(params=["model", "server", "both"])
+def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
+    """The flags that say whom to ask."""
+    address = f"127.0.0.1:{server.port}"
+    return {
+        "model": ["--model", str(repository / "digits")],
+        "server": ["--server", address],
+        "both": ["--server", address, "--model", "digits"],
+    }[request.param]
+
+
+def test_a_folder_is_scored_as_a_table(
+    folder: Path, target: list[str], embedded: Any, digits: UInt8Array, capsys: Printed
+) -> None:
+    assert main(["score", str(folder), *target]) == 0
+    printed = capsys.readouterr()
+    header, *lines = printed.out.splitlines()
+    assert header.split() == ["file", "bits/dim", "percentile", "log-likelihood"]
+    scores = embedded.score(digits[:3])
+    for line, name, row in zip(lines, ("0.png", "1.BMP", "deeper/2.png"), range(3), strict=True):
+        file, bits, percentile, nats = line.split()
+        assert file == str(folder / name)
+        assert float(bits) == pytest.approx(scores.bits_per_dim[row], abs=0.00051)
+        assert float(percentile) == pytest.approx(scores.percentile[row], abs=0.051)
+        assert float(nats) == pytest.approx(scores.log_likelihood[row], abs=0.051)
+    assert len({len(line) for line in (header, *lines)}) == 1
+    assert printed.err == ""
+
+
+def test_json_is_a_line_for_each_file(
+    folder: Path, target: list[str], embedded: Any, digits: UInt8Array, capsys: Printed
+) -> None:
+    files = [str(folder / "deeper" / "2.png"), str(folder / "0.png")]
+    assert main(["score", *files, "--json", "--seed", "5", *target]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    scores = embedded.score(digits[[2, 0]], seed=5)
+    assert [row["file"] for row in rows] == files
+    for i, row in enumerate(rows):
+        assert set(row) == {"file", "bits_per_dim", "percentile", "log_likelihood", "finite"}
+        assert row["finite"] is True
+        assert row["log_likelihood"] == pytest.approx(scores.log_likelihood[i], rel=1e-6)
+        assert row["bits_per_dim"] == pytest.approx(scores.bits_per_dim[i], rel=1e-6)
+        assert row["percentile"] == pytest.approx(scores.percentile[i])
+
+
+def test_a_file_that_is_named_twice_is_scored_twice(folder: Path, target: list[str], capsys: Printed) -> None:
+    assert main(["score", str(folder / "0.png"), str(folder / "0.png"), "--json", *target]) == 0
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()
+    assert first == second
+    assert printed.err == ""
+
+
+def truncated(path: Path) -> None:
+    to_pil(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)).save(path)
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def text(path: Path) -> None:
+    path.write_text("no picture")
+
+
+def nothing(path: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(truncated, "the picture is damaged"), (text, "are not a picture"), (nothing, "No such file")],
+)
+def test_a_bad_file_is_told_of_and_the_others_are_scored(
+    folder: Path, target: list[str], spoil: Any, words: str, capsys: Printed
+) -> None:
+    bad = folder / "bad.png"
+    spoil(bad)
+    files = [str(folder / "0.png"), str(bad), str(folder / "deeper" / "2.png")]
+    assert main(["score", *files, "--json", *target]) == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [files[0], files[2]]
+    told, count = printed.err.splitlines()
+    assert told.startswith("glowserve: ")
+    assert str(bad) in told
+    assert words in told
+    assert count == "glowserve: 1 of 3 files could not be scored"
+
+
+def test_bad_files_alone_are_told_of_too(folder: Path, target: list[str], capsys: Printed) -> None:
+    (folder / "bad.png").write_text("no picture")
+    assert main(["score", str(folder / "bad.png"), *target]) == 1
+    assert "1 of 1 files could not be scored" in capsys.readouterr().err
+
+
+def test_many_files_are_scored_in_order(
+    tmp_path: Path, target: list[str], digits: UInt8Array, embedded: Any, capsys: Printed
+) -> None:
+    for i in range(100):
+        to_pil(digits[i]).save(tmp_path / f"{i:03}.png")
+    assert main(["score", str(tmp_path), "--json", *target]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["file"]).name for row in rows] == [f"{i:03}.png" for i in range(100)]
+    found = [row["log_likelihood"] for row in rows]
+    np.testing.assert_allclose(found, embedded.score(digits[:100]).log_likelihood, rtol=1e-6)
+
+
+def test_a_photograph_of_any_size_is_scored(tmp_path: Path, target: list[str], capsys: Printed) -> None:
+    Image.effect_noise((300, 200), 90).convert("RGB").save(tmp_path / "photo.jpg")
+    assert main(["score", str(tmp_path / "photo.jpg"), *target]) == 0
+    assert "photo.jpg" in capsys.readouterr().out
+
+
+def test_a_folder_without_pictures_is_told_in_a_sentence(
+    tmp_path: Path, target: list[str], capsys: Printed
+) -> None:
+    assert main(["score", str(tmp_path), *target]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"glowserve: folder {tmp_path} holds no pictures; looked for ")
+
+
+def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
+    folder: Path, server: Server, capsys: Printed
+) -> None:
+    address = f"127.0.0.1:{server.port}"
+    assert main(["score", str(folder), "--server", address, "--model", "nobody"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("glowserve: NOT_FOUND: model.name 'nobody' is not served")
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_a_seed_out_of_range_is_told_in_a_sentence(
+    folder: Path, target: list[str], seed: str, capsys: Printed
+) -> None:
+    assert main(["score", str(folder), "--seed", seed, *target]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"glowserve: seed is {seed}; it must lie in 0 to 2^64 - 1"

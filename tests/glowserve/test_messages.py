@@ -1,0 +1,90 @@
+"""Arrays to messages and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from glowserve import messages
+from glowserve.images import encode_png
+from glowserve.results import ModelInfo, Scores
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1 import manifest_pb2, tensor_pb2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_survive_a_message_as_a_tensor_and_as_files(rng: np.random.Generator, channels: int) -> None:
+    images = rng.integers(0, 256, (3, 5, 4, channels), dtype=np.uint8)
+    for portion in (images, [encode_png(image) for image in images]):
+        sent = pb.Images.FromString(messages.images_message(portion).SerializeToString())
+        np.testing.assert_array_equal(messages.images_array(sent), images)
+
+
+def test_a_tensor_of_images_is_row_major(rng: np.random.Generator) -> None:
+    images = np.asfortranarray(rng.integers(0, 256, (2, 3, 4, 1), dtype=np.uint8))
+    tensor = messages.image_tensor(images)
+    assert tensor.dtype == tensor_pb2.DATA_TYPE_UINT8
+    assert list(tensor.shape) == [2, 3, 4, 1]
+    assert list(tensor.data) == [images[i, y, x, 0] for i in range(2) for y in range(3) for x in range(4)]
+
+
+def test_a_tensor_of_latents_is_little_endian() -> None:
+    tensor = messages.latent_tensor(np.array([[1.0, -2.0]], ">f4"))
+    assert tensor.dtype == tensor_pb2.DATA_TYPE_FLOAT32
+    assert list(tensor.shape) == [1, 2]
+    assert tensor.data == bytes.fromhex("0000803f000000c0")
+
+
+def scores(first: float, n: int, seed: int) -> Scores:
+    nats = first - np.arange(n, dtype=float)
+    return Scores(nats, -nats / 2, np.full(n, 50.0), np.full(n, True), "digits", 7, seed)
+
+
+def test_scores_of_several_messages_are_joined_in_order() -> None:
+    sent = [messages.scores_message(scores(first, n, 2**64 - 1)) for first, n in ((-1, 2), (-10, 3))]
+    joined = messages.scores_of(sent)
+    assert joined.log_likelihood.tolist() == [-1, -2, -10, -11, -12]
+    assert joined.bits_per_dim.tolist() == [0.5, 1, 5, 5.5, 6]
+    assert joined.percentile.tolist() == 5 * [50]
+    assert joined.finite.tolist() == 5 * [True]
+    assert (joined.model, joined.version, joined.seed, len(joined)) == ("digits", 7, 2**64 - 1, 5)
+
+
+def test_scores_that_are_not_finite_survive_a_message() -> None:
+    column = np.array([-np.inf])
+    sent = messages.scores_message(Scores(column, -column, np.zeros(1), np.array([False]), "digits", 1, 0))
+    received = messages.scores_of([pb.ScoreResponse.FromString(sent.SerializeToString())])
+    assert received.log_likelihood.tolist() == [-np.inf]
+    assert received.bits_per_dim.tolist() == [np.inf]
+    assert received.finite.tolist() == [False]
+    assert received.finite.dtype == bool
+
+
+def test_samples_of_several_messages_are_joined_in_order() -> None:
+    parts = [np.full((n, 2, 2, 1), n, np.uint8) for n in (1, 3)]
+    model = pb.ModelVersion(name="digits", version=2)
+    sent = [pb.SampleResponse(model=model, seed=9, images=messages.images_message(part)) for part in parts]
+    samples = messages.samples_of(sent)
+    np.testing.assert_array_equal(samples.images, np.concatenate(parts))
+    assert (samples.model, samples.version, samples.seed, len(samples)) == ("digits", 2, 9, 4)
+
+
+def test_encodings_of_several_messages_are_joined_in_order() -> None:
+    latents = np.arange(6, dtype=np.float32).reshape(3, 2)
+    model = pb.ModelVersion(name="digits", version=2)
+    sent = [
+        pb.EncodeResponse(model=model, latents=messages.latent_tensor(part), mismatched_values=mismatched)
+        for part, mismatched in ((latents[:2], [0, 1]), (latents[2:], [2]))
+    ]
+    encodings = messages.encodings_of(sent)
+    np.testing.assert_array_equal(encodings.latents, latents)
+    assert encodings.mismatched_values.tolist() == [0, 1, 2]
+    assert (encodings.model, encodings.version, len(encodings)) == ("digits", 2, 3)
+
+
+def test_a_line_of_the_list_of_models_is_read() -> None:
+    summary = pb.ModelSummary(
+        model=pb.ModelVersion(name="faces", version=3),
+        image=manifest_pb2.ImageSpec(height=32, width=48, channels=3, n_bits=5),
+    )
+    assert messages.model_info(summary) == ModelInfo("faces", 3, 32, 48, 3, 5)
