@@ -22,6 +22,8 @@ from export.baked import BakedConv, BakedGlow, BakedStep, Float64Array, step_nam
 # Any ONNX Runtime since 1.17 reads these.
 _OPSET = 18
 _IR_VERSION = 9
+# float32 values in a line of memory, 64 bytes: the widest that processors load at once.
+_LINE = 16
 
 
 class _Graph:
@@ -81,13 +83,16 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
         for k, step in enumerate(level.steps, 1):
             x, logit = _forward_step(g, x, step, step_name(i, k))
             logits += [logit] if logit else []
-        terms = [_log_sigmoid_sum(g, logits, f"level{i}")] if logits else []
+        active = sum(step.channels - step.channels // 2 for step in level.steps)
+        size = active * (glow.image_size >> i) ** 2
+        terms = [_log_sigmoid_sum(g, logits, size, f"level{i}")] if logits else []
         if level.prior is None:
             latent = _standardized_top(g, x, glow)
         else:
             half = level.steps[0].channels // 2
             x, z = g.split(x, [half, half], f"level{i}.split")
-            latent, term = _standardized_split(g, x, z, level.prior, f"level{i}.prior")
+            size = half * (glow.image_size >> i) ** 2
+            latent, term = _standardized_split(g, x, z, level.prior, size, f"level{i}.prior")
             terms.append(term)
         if not terms:  # an additive top level: 0 for each image
             zero = zero or _zeros(g)
@@ -97,10 +102,7 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
     g.add("Concat", latents, "latent", axis=1)
     g.add("Concat", log_dets, "log_det", axis=1)
     _log_prior(g, glow, latents)
-    parts = g.add("Concat", ["log_prior", "log_det"], "parts", axis=1)
-    axis = g.constant("parts.axis", np.array([1]))
-    total = g.add("ReduceSum", [parts, axis], "parts.sum", keepdims=0)
-    g.add("Add", [total, g.constant("log_det_constant", glow.log_det_constant)], "log_likelihood")
+    _log_likelihood(g, glow)
     image: list[str | int | None] = ["N", glow.image_size, glow.image_size, glow.channels]
     return g.model(
         "glow_forward",
@@ -217,28 +219,43 @@ def _reverse_step(g: _Graph, y: str, step: BakedStep, name: str) -> str:
     return g.conv(x, BakedConv(step.inverse_matrix[:, :, None, None], step.inverse_bias), name)
 
 
-def _log_sigmoid_sum(g: _Graph, logits: Sequence[str], name: str) -> str:
-    """The sum of log sigmoid over all logits of a level: -softplus(-logit), [N, 1]."""
+def _log_sigmoid_sum(g: _Graph, logits: Sequence[str], size: int, name: str) -> str:
+    """The sum of log sigmoid over all logits of a level, `size` in all: -softplus(-logit), [N, 1]."""
     x = logits[0] if len(logits) == 1 else g.add("Concat", logits, f"{name}.logits", axis=1)
     x = g.add("Neg", [x], f"{name}.minus_logits")
     x = g.add("Softplus", [x], f"{name}.minus_log_scale")
-    return _minus_sum(g, x, f"{name}.coupling_log_det")
+    return _minus_sum(g, x, size, f"{name}.coupling_log_det")
 
 
-def _minus_sum(g: _Graph, x: str, name: str) -> str:
-    """Minus the sum over [c, h, w], [N, 1]."""
+def _minus_sum(g: _Graph, x: str, size: int, name: str) -> str:
+    """Minus the sum over [c, h, w], `size` values in all, [N, 1]."""
     x = g.add("Flatten", [x], f"{name}.flat", axis=1)
+    x = _in_whole_lines(g, x, size, name)
     x = g.add("ReduceSum", [x, g.constant(f"{name}.axis", np.array([1]))], f"{name}.sum", keepdims=1)
     return g.add("Neg", [x], name)
 
 
-def _standardized_split(g: _Graph, onward: str, z: str, prior: BakedConv, name: str) -> tuple[str, str]:
+def _in_whole_lines(g: _Graph, x: str, size: int, name: str) -> str:
+    """Rows of [N, size], filled up with zeros to whole lines of memory.
+
+    ONNX Runtime adds up a row in an order that depends on where it begins in such a line. So filled, all rows
+    begin alike, and an image's score does not depend on its place in the batch.
+    """
+    if not (missing := -size % _LINE):
+        return x
+    pads = g.constant(f"{name}.pads", np.array([0, 0, 0, missing]))
+    return g.add("Pad", [x, pads], f"{name}.padded")
+
+
+def _standardized_split(
+    g: _Graph, onward: str, z: str, prior: BakedConv, size: int, name: str
+) -> tuple[str, str]:
     """(z - mean) / exp(log_scale), and minus the sum of log_scale."""
     mean, log_scale = _prior(g, onward, prior, name)
     centred = g.add("Sub", [z, mean], f"{name}.centred")
     scale = g.add("Exp", [log_scale], f"{name}.scale")
     latent = g.add("Div", [centred, scale], f"{name}.latent")
-    return latent, _minus_sum(g, log_scale, f"{name}.log_det")
+    return latent, _minus_sum(g, log_scale, size, f"{name}.log_det")
 
 
 def _unstandardized_split(g: _Graph, onward: str, latent: str, prior: BakedConv, name: str) -> str:
@@ -273,7 +290,11 @@ def _unstandardized_top(g: _Graph, latent: str, glow: BakedGlow) -> str:
 def _log_prior(g: _Graph, glow: BakedGlow, latents: Sequence[str]) -> None:
     """Each level's standard normal log-density, [N, L]."""
     axis = g.constant("log_prior.axis", np.array([1]))
-    squares = [g.add("ReduceSumSquare", [latent, axis], f"{latent}.square", keepdims=1) for latent in latents]
+    sizes = np.array([math.prod(shape) for shape in glow.latent_shapes()])
+    squares = []
+    for latent, size in zip(latents, sizes.tolist(), strict=True):
+        row = _in_whole_lines(g, latent, size, f"{latent}.square")
+        squares.append(g.add("ReduceSumSquare", [row, axis], f"{latent}.square", keepdims=1))
     x = squares[0] if len(squares) == 1 else g.add("Concat", squares, "latent.squares", axis=1)
     x = g.add("Mul", [x, g.constant("minus_half", -0.5)], "log_prior.unnormalized")
     sizes = np.array([math.prod(shape) for shape in glow.latent_shapes()])
@@ -282,6 +303,15 @@ def _log_prior(g: _Graph, glow: BakedGlow, latents: Sequence[str]) -> None:
         [x, g.constant("log_prior.constant", -0.5 * math.log(2 * math.pi) * sizes[None, :])],
         "log_prior",
     )
+
+
+def _log_likelihood(g: _Graph, glow: BakedGlow) -> None:
+    """The sum of log_prior, log_det and the constant, [N], column by column: see `_in_whole_lines`."""
+    parts = g.add("Concat", ["log_prior", "log_det"], "parts", axis=1)
+    columns = g.split(parts, [1] * (2 * len(glow.levels)), "parts.columns")
+    total = g.add("Sum", columns, "parts.sum")
+    total = g.add("Add", [total, g.constant("log_det_constant", glow.log_det_constant)], "parts.total")
+    g.add("Reshape", [total, g.constant("parts.shape", np.array([-1]))], "log_likelihood")
 
 
 def _zeros(g: _Graph) -> str:

@@ -33,6 +33,8 @@ _RETRY = {
 
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_RETRY)),
+    # A request that does not fit in here is not retried; portions of images have up to 16 MiB.
+    ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
