@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import QueueFullError, StoppingError
+from service.errors import QueueFullError, UnavailableError
 
 Array = npt.NDArray[Any]
 Rows = tuple[Array, ...]
@@ -99,19 +99,24 @@ class Batcher:
         waiting = tuple(self._queue)  # a copy: the metrics are scraped while calls come and go
         return sum(piece.size for piece in waiting if not piece.answer.done())
 
-    async def submit(self, *rows: Array) -> Rows:
+    async def submit(self, *rows: Array, admitted: bool = False) -> Rows:
         """Runs the function on a caller's rows, in as many batches as they need.
 
         Cancelling the call drops what has not begun.
 
+        Args:
+            rows: arrays with the same number of rows.
+            admitted: whether they belong to a call of which other rows were accepted before; such are not refused,
+                as their caller would lose what was done already.
+
         Raises:
             QueueFullError: too much waits already; nothing was done.
-            StoppingError: the batcher is closing; nothing was done.
+            UnavailableError: the batcher is closing; nothing was done.
         """
         size = len(rows[0])
         if self._closing:
-            raise StoppingError("the server is stopping; try another")
-        if (waiting := self.queue_length) + size > self._max_queue_size:
+            raise UnavailableError("the server is stopping; try another")
+        if not admitted and (waiting := self.queue_length) + size > self._max_queue_size:
             raise QueueFullError(
                 f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
                 "try again later, with increasing pauses"

@@ -80,6 +80,10 @@ class Engine:
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
         self._forward, self._reverse = sessions
+        height, width, channels = bundle.shape
+        size = bundle.manifest.image.latent_size
+        _check_input(bundle, self._forward, FORWARD, "image", [height, width, channels])
+        _check_input(bundle, self._reverse, REVERSE, "latent", [size])
 
     def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """Log-likelihoods and latents of images.
@@ -94,6 +98,14 @@ class Engine:
     def reverse(self, latent: Float32Array) -> Reverse:
         """Images of latents, float32 [N, D]."""
         return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
+
+
+def _check_input(bundle: Bundle, session: Any, graph: str, name: str, row: list[int]) -> None:
+    shapes = {given.name: given.shape for given in session.get_inputs()}
+    if shapes.get(name, [])[1:] != row:
+        raise BundleError(
+            f"bundle {bundle.path}: {graph} takes {shapes}, which is not what the manifest says; export the model again"
+        )
 
 
 def _open(graphs: list[bytes], device: str, threads: int) -> tuple[str, list[Any]]:

@@ -4,7 +4,7 @@ ServiceError
 ├── InvalidRequestError  the request is malformed                      INVALID_ARGUMENT
 ├── ModelNotFoundError   no such model or version                      NOT_FOUND
 ├── QueueFullError       too much waits already                        RESOURCE_EXHAUSTED
-├── StoppingError        the server is on its way out                  UNAVAILABLE
+├── UnavailableError        the server is starting or stopping           UNAVAILABLE
 ├── NotFiniteError       the model has no finite answer                FAILED_PRECONDITION
 ├── BundleError          a bundle is damaged, or of another version    (start-up)
 ├── DeviceError          the device that was asked for is not there    (start-up)
@@ -32,12 +32,21 @@ class QueueFullError(ServiceError):
     """Too much waits already; nothing was done."""
 
 
-class StoppingError(ServiceError):
-    """The server is on its way out; nothing was done."""
+class UnavailableError(ServiceError):
+    """The server is starting or stopping; nothing was done."""
 
 
 class NotFiniteError(ServiceError):
-    """The model has no finite answer to this input."""
+    """The model has no finite answer to this input.
+
+    Args:
+        message: names the first of the images.
+        images: how many.
+    """
+
+    def __init__(self, message: str, images: int) -> None:
+        super().__init__(message)
+        self.images = images
 
 
 class BundleError(ServiceError):

@@ -24,5 +24,5 @@ def is_serving(target: str) -> bool:
 
 
 if __name__ == "__main__":
-    default = f"127.0.0.1:{os.environ.get('GLOWSERVE_PORT', '8001')}"
+    default = f"127.0.0.1:{os.environ.get('GLOWSERVE_GRPC_PORT', '8001')}"
     sys.exit(0 if is_serving(sys.argv[1] if len(sys.argv) > 1 else default) else 1)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from service.errors import InvalidRequestError, ServiceError, StoppingError
+from service.errors import InvalidRequestError, ServiceError, UnavailableError
 from service.metrics import Metrics
 from service.status import status_of
 
@@ -30,11 +30,21 @@ class Edge(grpc.aio.ServerInterceptor):
     def __init__(self, service: str, metrics: Metrics) -> None:
         self._prefix = f"/{service}/"
         self._metrics = metrics
-        self._refuses = False
+        self._refusal = "the server is starting; try again"
+        self._in_flight = 0
+
+    def accept(self) -> None:
+        """Lets calls in; until then they are answered UNAVAILABLE."""
+        self._refusal = ""
 
     def refuse(self) -> None:
         """Answers UNAVAILABLE to every call from now on; those that have begun go on."""
-        self._refuses = True
+        self._refusal = "the server is stopping; try another"
+
+    async def idle(self) -> None:
+        """Until no call is under way."""
+        while self._in_flight:
+            await asyncio.sleep(0.01)
 
     async def intercept_service(
         self,
@@ -74,9 +84,10 @@ class Edge(grpc.aio.ServerInterceptor):
         began = time.monotonic()
         code = grpc.StatusCode.OK
         self._metrics.requests_in_flight.inc()
+        self._in_flight += 1
         try:
-            if self._refuses:
-                raise StoppingError("the server is stopping; try another")
+            if self._refusal:
+                raise UnavailableError(self._refusal)
             yield
         except ServiceError as error:
             code = status_of(error)
@@ -92,6 +103,7 @@ class Edge(grpc.aio.ServerInterceptor):
             log.exception("%s failed", method)
             await context.abort(code, "internal error; it is in the server's log")
         finally:
+            self._in_flight -= 1
             self._metrics.requests_in_flight.dec()
             self._metrics.requests.labels(method, code.name).inc()
             self._metrics.request_seconds.labels(method).observe(time.monotonic() - began)

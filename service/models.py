@@ -14,7 +14,7 @@ from glowserve.images import UInt8Array
 from service.batcher import Batcher, Rows, Workers
 from service.config import ServiceConfig
 from service.engine import Engine, Float32Array, Reverse
-from service.errors import InvalidRequestError, ModelNotFoundError
+from service.errors import BundleError, InvalidRequestError, ModelNotFoundError
 from service.metrics import Metrics
 from service.repository import Bundle, newest_bundles, open_bundle
 from service.scoring import Scorer
@@ -47,6 +47,8 @@ class ServedModel:
         self.manifest = loaded.bundle.manifest
         self.name = self.manifest.model
         self.scorer = Scorer(self.manifest)
+        self.instances = workers.instances
+        """Batches that run side by side."""
         engine = loaded.engine
 
         def forward(images: UInt8Array, noise: Float32Array) -> Rows:
@@ -77,9 +79,9 @@ class ServedModel:
         log_likelihood, latent = await self._forward.submit(images, noise)
         return log_likelihood, latent
 
-    async def reverse(self, latent: Float32Array) -> Reverse:
-        """Images of latents, [N, D]."""
-        return Reverse(*await self._reverse.submit(latent))
+    async def reverse(self, latent: Float32Array, *, admitted: bool = False) -> Reverse:
+        """Images of latents, [N, D]; for `admitted` see `Batcher.submit`."""
+        return Reverse(*await self._reverse.submit(latent, admitted=admitted))
 
     async def close(self) -> None:
         """Refuses new work, and waits for the accepted."""
@@ -88,10 +90,14 @@ class ServedModel:
 
 
 class Models:
-    """Finds the model that a request means."""
+    """Finds the model that a request means; empty until the models are loaded."""
 
-    def __init__(self, models: list[ServedModel]) -> None:
-        self._models = {model.name: model for model in models}
+    def __init__(self) -> None:
+        self._models: dict[str, ServedModel] = {}
+
+    def add(self, model: ServedModel) -> None:
+        """Serves a model under its name from now on."""
+        self._models[model.name] = model
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -103,19 +109,23 @@ class Models:
             InvalidRequestError: no name is given, and there are several models.
             ModelNotFoundError: there is no such model or version.
         """
-        served = ", ".join(f"{model.name} version {model.manifest.version}" for model in self)
         if not name:
             if len(self._models) > 1:
-                raise InvalidRequestError(f"model.name is empty and there are several models: {served}")
+                raise InvalidRequestError(
+                    f"model.name is empty and there are several models: {self._served()}"
+                )
             name = next(iter(self._models))
         model = self._models.get(name)
         if model is None:
-            raise ModelNotFoundError(f"model.name {name[:128]!r} is not served; served are {served}")
+            raise ModelNotFoundError(f"model.name {name[:128]!r} is not served; served are {self._served()}")
         if version not in (0, model.manifest.version):
             raise ModelNotFoundError(
-                f"model.version {version} of {name!r} is not served; served are {served}"
+                f"model.version {version} of {name!r} is not served; served are {self._served()}"
             )
         return model
+
+    def _served(self) -> str:
+        return ", ".join(f"{model.name} version {model.manifest.version}" for model in self)
 
 
 def load_models(config: ServiceConfig) -> list[LoadedModel]:
@@ -132,7 +142,10 @@ def load_models(config: ServiceConfig) -> list[LoadedModel]:
         # Side by side, single-threaded runs beat one run with many threads.
         engine = Engine(bundle, device=config.device, threads=1 if config.instances != 1 else 0)
         for size in {1, config.max_batch_size}:
-            _warm_up(engine, bundle, size)
+            try:
+                _warm_up(engine, bundle, size)
+            except Exception as error:  # ONNX Runtime has no public base class of its errors
+                raise BundleError(f"bundle {path}: its first run failed: {error}") from error
         loaded.append(LoadedModel(bundle, engine))
         log.info("loaded %s on %s in %.2f s", path, engine.device, time.monotonic() - began)
     return loaded

@@ -115,8 +115,12 @@ def _one_line(message: manifest_pb2.ImageSpec) -> str:
 
 
 def versions(model: Path) -> list[int]:
-    """The versions in a MODEL folder, ascending."""
-    return sorted(int(f.name) for f in model.iterdir() if f.is_dir() and _VERSION.fullmatch(f.name))
+    """The versions in a MODEL folder, ascending: the folders with a number for a name and a manifest."""
+    return sorted(
+        int(folder.name)
+        for folder in model.iterdir()
+        if _VERSION.fullmatch(folder.name) and (folder / MANIFEST).is_file()
+    )
 
 
 def newest_bundles(repository: Path) -> dict[str, Path]:

@@ -92,4 +92,4 @@ def require_finite_images(decoded: Reverse, *, first: int = 0, what: str = "late
 def _require_finite(array: Float32Array, message: str, first: int = 0) -> None:
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not finite.all():
-        raise NotFiniteError(message.format(first + int(np.argmin(finite))))
+        raise NotFiniteError(message.format(first + int(np.argmin(finite))), int((~finite).sum()))

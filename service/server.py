@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -18,11 +17,12 @@ from prometheus_client import start_http_server
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from service.batcher import Workers
 from service.config import ServiceConfig
-from service.errors import PortError
+from service.errors import PortError, ServiceError
 from service.health import Health
 from service.interceptor import Edge
 from service.metrics import Metrics
 from service.models import Models, ServedModel, load_models
+from service.preparer import Preparer
 from service.servicer import GlowServicer
 
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
@@ -30,6 +30,7 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 # gRPC says CANCELLED to calls that have arrived, and not yet been handed to us, when it stops: a caller would take
 # that for its own doing. So they are handed to us first, to be told UNAVAILABLE.
 _LAST_CALLS_SECONDS = 0.2
+_LAST_ANSWERS_SECONDS = 3.0
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Server:
         self._closers: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
-        """Binds, loads, and serves; health says SERVING once it returns.
+        """Binds, answers UNAVAILABLE while it loads, then serves; health says SERVING once it returns.
 
         Raises:
             ServiceError: a port is taken, or there is nothing to serve; the message says what to do.
@@ -68,19 +69,28 @@ class Server:
             ],
         )
         self._bind()
-        loaded = await asyncio.to_thread(load_models, self.config)
-        instances = self.config.instances_on(loaded[0].engine.device)
-        workers = Workers(instances)
-        pool = ThreadPoolExecutor(instances, thread_name_prefix="prepare")
-        self._closers += [workers.close, pool.shutdown]
-        self._models = [ServedModel(model, workers, self.config, self.metrics) for model in loaded]
-        servicer = GlowServicer(Models(self._models), self.config, self.metrics, pool)
+        models = Models()
+        preparer = Preparer(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
+        self._closers.append(preparer.close)
+        servicer = GlowServicer(models, self.config, self.metrics, preparer)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._health.serve()
         await self._server.start()
+        try:
+            loaded = await asyncio.to_thread(load_models, self.config)
+        except ServiceError:
+            await self._server.stop(None)
+            self._close()
+            raise
+        workers = Workers(self.config.instances_on(loaded[0].engine.device))
+        self._closers.append(workers.close)
+        for model in loaded:
+            self._models.append(ServedModel(model, workers, self.config, self.metrics))
+            models.add(self._models[-1])
+        self._edge.accept()
+        self._health.serve()
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
@@ -88,12 +98,22 @@ class Server:
         self._health.stop()
         self._edge.refuse()
         await asyncio.sleep(_LAST_CALLS_SECONDS)
-        await self._server.stop(self.config.drain_seconds)
+        drained = asyncio.ensure_future(self._server.stop(self.config.drain_seconds))
+        idle = asyncio.ensure_future(self._edge.idle())
+        await asyncio.wait({drained, idle}, return_when=asyncio.FIRST_COMPLETED)
+        # What is open now are answers on their way, and streams of reflection, which clients keep for good.
+        await asyncio.wait({drained}, timeout=_LAST_ANSWERS_SECONDS)
+        await self._server.stop(0)
+        await drained
+        idle.cancel()
         for model in self._models:
             await model.close()
+        self._close()
+        log.info("stopped")
+
+    def _close(self) -> None:
         for close in reversed(self._closers):
             close()
-        log.info("stopped")
 
     def _bind(self) -> None:
         address = f"{self.config.host}:{self.config.port}"
@@ -131,7 +151,8 @@ async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> No
     asked_to_stop = _on_signals()
     server = Server(config)
     await server.start()
-    on_ready(server)
+    if not asked_to_stop.is_set():
+        on_ready(server)
     await asked_to_stop.wait()
     await server.stop()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -22,13 +22,11 @@ from service.engine import Reverse
 from service.errors import InvalidRequestError, NotFiniteError
 from service.metrics import Metrics
 from service.models import Models, ServedModel
+from service.preparer import Preparer
 from service.randomness import dequantization_noise, latents
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
-
-# Preparing less than this many bytes takes less time than handing it to a thread.
-_SMALL = 1 << 14
 
 
 class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
@@ -38,23 +36,23 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         models: what is served.
         config: the service's.
         metrics: the service's.
-        pool: threads for decoding pictures, and for noise.
+        preparer: where pictures are decoded and noise is drawn.
     """
 
-    def __init__(
-        self, models: Models, config: ServiceConfig, metrics: Metrics, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, models: Models, config: ServiceConfig, metrics: Metrics, preparer: Preparer) -> None:
         self._models = models
         self._config = config
         self._metrics = metrics
-        self._pool = pool
+        self._preparer = preparer
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
         """See GlowService.Score."""
         model = self._find(request.model)
         seed = request.seed if request.HasField("seed") else scoring.DEFAULT_SEED
         images = await self._read_images(request.images, model)
-        noise = await self._prepare(images.nbytes, dequantization_noise, seed, images)
+        noise = await self._preparer.run(
+            dequantization_noise, seed, images, images=len(images), size=images.nbytes, admitted=True
+        )
         log_likelihood, _ = await model.forward(images, noise)
         scores = model.scorer.score(log_likelihood, seed)
         self._metrics.not_finite.labels(model.name, "Score").inc(int((~scores.finite).sum()))
@@ -72,17 +70,18 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         async def draw(first: int) -> pb.SampleResponse:
             n = min(self._config.max_batch_size, request.n - first)
             size = model.manifest.image.latent_size
-            latent = await self._prepare(4 * n * size, latents, seed, first, n, size, temperature)
-            decoded = await model.reverse(latent)
+            latent = await self._preparer.run(
+                latents, seed, first, n, size, temperature, images=n, size=4 * n * size, admitted=first > 0
+            )
+            decoded = await model.reverse(latent, admitted=first > 0)
             self._require_finite(decoded, model, "Sample", first=first, what="temperature: sample")
             images = await self._write_images(decoded.image, request.format)
             return pb.SampleResponse(model=_version(model), seed=seed, first_index=first, images=images)
 
-        # As many batches are under way as can run side by side, and none is drawn before the caller has room;
-        # but never more than an empty queue takes.
-        ahead = self._config.max_queue_size // self._config.max_batch_size
-        ahead = min(self._config.instances_on("cpu"), ahead)
-        async for response in _in_order(draw, range(0, request.n, self._config.max_batch_size), ahead):
+        # As many batches are under way as can run side by side, and none is drawn before the caller has room.
+        async for response in _in_order(
+            draw, range(0, request.n, self._config.max_batch_size), model.instances
+        ):
             yield response
 
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:  # noqa: N802
@@ -92,7 +91,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         _, latent = await model.forward(images, np.full(images.shape, scoring.ENCODING_NOISE, np.float32))
         with self._counting_not_finite(model, "Encode"):
             scoring.require_finite_latents(latent)
-        decoded = await model.reverse(latent)
+        decoded = await model.reverse(latent, admitted=True)
         mismatched = scoring.mismatched_values(images, decoded, model.manifest.image.n_bits)
         self._metrics.inexact_encodings.labels(model.name).inc(int((mismatched > 0).sum()))
         return pb.EncodeResponse(
@@ -138,27 +137,34 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
                 max_pixels=self._config.max_pixels_per_call,
             )
 
-        # A raw tensor is only looked at; a picture may take long to decode, whatever its length in bytes.
-        return await self._prepare(_SMALL if images.HasField("encoded") else 0, read)
+        if images.HasField("tensor"):  # it is only looked at
+            return read()
+        n = min(len(images.encoded.data), self._config.max_images_per_call)
+        # A picture may take long to decode, whatever its length in bytes.
+        return await self._preparer.run(read, images=n, size=self._config.max_pixels_per_call)
 
     async def _write_images(self, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
         if form == pb.IMAGE_FORMAT_RAW:
             return messages.images_message(images)
-        files = await self._prepare(images.nbytes, lambda: [encode_png(image) for image in images])
+        files = await self._preparer.run(
+            lambda: [encode_png(image) for image in images],
+            images=len(images),
+            size=images.nbytes,
+            admitted=True,
+        )
         return messages.images_message(files)
-
-    async def _prepare(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
-        """Calls a function, in a thread if its work, by size in bytes, would hold up other calls."""
-        if size < _SMALL:
-            return function(*arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _require_finite(self, decoded: Reverse, model: ServedModel, method: str, **names: Any) -> None:
         with self._counting_not_finite(model, method):
             scoring.require_finite_images(decoded, **names)
 
-    def _counting_not_finite(self, model: ServedModel, method: str) -> Any:
-        return self._metrics.not_finite.labels(model.name, method).count_exceptions(NotFiniteError)
+    @contextmanager
+    def _counting_not_finite(self, model: ServedModel, method: str) -> Iterator[None]:
+        try:
+            yield
+        except NotFiniteError as error:
+            self._metrics.not_finite.labels(model.name, method).inc(error.images)
+            raise
 
 
 async def _in_order(

@@ -10,14 +10,14 @@ from service.errors import (
     NotFiniteError,
     QueueFullError,
     ServiceError,
-    StoppingError,
+    UnavailableError,
 )
 
 _STATUS = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    StoppingError: grpc.StatusCode.UNAVAILABLE,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
     NotFiniteError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 

@@ -10,21 +10,21 @@ import typing
 from dataclasses import MISSING, fields
 
 from glowserve.cli.failure import Failure
-from service.config import ServiceConfig
+from service.config import ServiceConfig, variable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag and an environment variable for each field of ServiceConfig; the flag counts for more."""
     types = typing.get_type_hints(ServiceConfig)
     for setting in fields(ServiceConfig):
-        variable = f"GLOWSERVE_{setting.name.upper()}"
+        name = variable(setting)
         default = "required" if setting.default is MISSING else f"default: {setting.default}"
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}",
             type=types[setting.name],
-            default=_from_environment(variable, types[setting.name]),
+            default=_from_environment(name, types[setting.name]),
             metavar=types[setting.name].__name__.upper(),
-            help=f"{setting.metadata['help']} ({default}; ${variable})",
+            help=f"{setting.metadata['help']} ({default}; ${name})",
         )
 
 
@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from_environment(variable: str, kind: type) -> object:
-    text = os.environ.get(variable)
+def _from_environment(name: str, kind: type) -> object:
+    text = os.environ.get(name)
     if not text:
         return None
     try:
         return kind(text)
     except ValueError:
-        raise Failure(f"${variable} is {text!r}; it must be of type {kind.__name__}", 2) from None
+        raise Failure(f"${name} is {text!r}; it must be of type {kind.__name__}", 2) from None

@@ -55,8 +55,8 @@ def test_a_flag_out_of_range_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("PORT", "http", "$GLOWSERVE_PORT is 'http'; it must be of type int"),
-        ("PORT", "80.5", "$GLOWSERVE_PORT is '80.5'; it must be of type int"),
+        ("GRPC_PORT", "http", "$GLOWSERVE_GRPC_PORT is 'http'; it must be of type int"),
+        ("GRPC_PORT", "80.5", "$GLOWSERVE_GRPC_PORT is '80.5'; it must be of type int"),
         ("DRAIN_SECONDS", "soon", "$GLOWSERVE_DRAIN_SECONDS is 'soon'; it must be of type float"),
         ("PORT", "-1", "port is -1; it must lie in 0 to 65535"),
         ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda"),
@@ -82,7 +82,7 @@ def test_a_flag_counts_for_more_than_a_variable(
 def test_an_empty_variable_is_no_value(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("GLOWSERVE_PORT", "")
+    monkeypatch.setenv("GLOWSERVE_GRPC_PORT", "")
     monkeypatch.setenv("GLOWSERVE_REPOSITORY", "")
     assert main(["serve", "--port", "65536"]) == 2
     assert "--repository (or $GLOWSERVE_REPOSITORY) is missing" in capsys.readouterr().err

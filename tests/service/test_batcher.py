@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from service.batcher import Batcher, Rows, Workers
-from service.errors import QueueFullError, StoppingError
+from service.errors import QueueFullError, UnavailableError
 
 Array = npt.NDArray[np.int64]
 
@@ -414,7 +414,7 @@ def test_closing_answers_what_was_accepted_and_refuses_what_comes_after() -> Non
             await until(lambda: function.sizes == [6])
             closing = asyncio.create_task(batcher.close())
             await asyncio.sleep(0.02)
-            with pytest.raises(StoppingError, match="stopping"):
+            with pytest.raises(UnavailableError, match="stopping"):
                 await batcher.submit(np.array([1]))
             assert not closing.done()
             function.gate.set()

@@ -355,7 +355,7 @@ def test_variables_set_what_flags_leave_open_and_flags_win(repository: Path, dig
         port = listener.getsockname()[1]  # free again once this block ends
     environment = os.environ | {
         "GLOWSERVE_REPOSITORY": str(repository),
-        "GLOWSERVE_PORT": str(port),
+        "GLOWSERVE_GRPC_PORT": str(port),
         "GLOWSERVE_METRICS_PORT": "0",
         "GLOWSERVE_DEVICE": "cpu",
         "GLOWSERVE_MAX_IMAGES_PER_CALL": "3",
