@@ -38,7 +38,7 @@ from service.repository import (
 )
 from service.scoring import DEFAULT_SEED, bits_per_dim
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.data import ImageData, load_images
+from training.data import HeldOutImages, load_held_out
 
 _BATCH = 32
 _TOOLS = ("torch", "onnx", "onnxruntime", "numpy")
@@ -56,7 +56,7 @@ def export(
     Args:
         checkpoint_path: what `glowserve train` left.
         model_dir: REPOSITORY/MODEL; made if needed.
-        data: where the held-out images are, if no longer where they were in training.
+        data: where held-out images come from, if no longer from where they came from in training.
         say: told of each stage as it begins.
 
     Returns:
@@ -75,7 +75,7 @@ def export(
     checkpoint = load_checkpoint(checkpoint_path)
     glow = bake(checkpoint.model)
     say("reading held-out images")
-    images = _held_out(checkpoint, data)
+    images = _held_out(checkpoint, data, say)
     model_dir.mkdir(parents=True, exist_ok=True)
     # A model that overflows ends in a sentence, not in warnings before it.
     with _staging(model_dir) as staging, np.errstate(all="ignore"):
@@ -94,15 +94,22 @@ def export(
         return _publish(staging, manifest, model_dir)
 
 
-def _held_out(checkpoint: Checkpoint, data: str | None) -> ImageData:
-    config = replace(checkpoint.data, data=data) if data else checkpoint.data
-    images = load_images(config)
-    if data is None and images.held_out_digest != checkpoint.training.held_out_digest:
+def _held_out(checkpoint: Checkpoint, data: str | None, say: Callable[[str], None]) -> HeldOutImages:
+    images = load_held_out(replace(checkpoint.data, data=data) if data else checkpoint.data)
+    if images.digest == checkpoint.training.held_out_digest:
+        return images
+    if data is None:
         raise DataChangedError(
-            f"data {config.data!r} no longer yields the images that were held out in training: files were added, "
-            "removed or changed, or are decoded differently here. Give images that the model was not trained on "
-            "with --data"
+            f"data {checkpoint.data.data!r} no longer yields the images that were held out in training: files were "
+            "added, removed or changed, or are decoded differently here. Give images that the model was not trained "
+            "on with --data"
         )
+    say(
+        f"warning: {data!r} does not yield the images that were held out in training. Proof and percentiles are only"
+    )
+    say(
+        "         worth something if the model was trained on none of it; the manifest says where they came from"
+    )
     return images
 
 

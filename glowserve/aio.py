@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from glowserve import calls, messages
 from glowserve.errors import request_errors
 from glowserve.images import UInt8Array
-from glowserve.inputs import ImagesLike, portions
+from glowserve.inputs import ImagesLike, Portion, portions
 from glowserve.results import Encodings, ModelInfo, Samples, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
@@ -42,7 +43,7 @@ class AsyncClient:
                     await self._stub.Score(
                         calls.score_request(part, model, version, seed), timeout=self._timeout
                     )
-                    for part in portions(images)
+                    async for part in _portions(images)
                 ]
             )
 
@@ -89,7 +90,7 @@ class AsyncClient:
             return messages.encodings_of(
                 [
                     await self._stub.Encode(calls.encode_request(part, model, version), timeout=self._timeout)
-                    for part in portions(images)
+                    async for part in _portions(images)
                 ]
             )
 
@@ -126,3 +127,10 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+async def _portions(images: ImagesLike) -> AsyncIterator[Portion]:
+    """`portions`, whose files are read and pictures encoded beside the event loop."""
+    parts = portions(images)
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part

@@ -76,6 +76,19 @@ def open_encoded(
     return image
 
 
+def check_encoded(data: bytes) -> None:
+    """Decodes a picture, whole, to see whether it can be.
+
+    Raises:
+        InvalidImageError: it cannot.
+    """
+    with open_encoded(data) as image:
+        try:
+            image.load()
+        except Exception as error:  # see open_encoded
+            raise InvalidImageError(f"the picture is damaged: {error}") from None
+
+
 def prepare(
     image: Image.Image, height: int, width: int, channels: int, preparation: Preparation
 ) -> UInt8Array:
@@ -98,6 +111,8 @@ def prepare(
         upright = _upright(image)
         flat = _flatten(upright, preparation.background).convert("L" if channels == 1 else "RGB")
         fitted = ImageOps.fit(flat, (width, height), Image.Resampling[preparation.filter.upper()])
+    except InvalidImageError:
+        raise
     except Exception as error:  # see open_encoded
         raise InvalidImageError(f"the picture is damaged: {error}") from None
     return np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
@@ -186,6 +201,8 @@ def encode_pil(image: Image.Image) -> bytes:
         if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
         upright.save(buffer, "PNG")
+    except InvalidImageError:
+        raise
     except Exception as error:  # see open_encoded
         raise InvalidImageError(f"the picture is damaged: {error}") from None
     return buffer.getvalue()
@@ -207,11 +224,21 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 def _flatten(image: Image.Image, background: int) -> Image.Image:
     """The picture in 8 bits a channel, without transparency."""
+    if image.mode == "F":
+        raise InvalidImageError(
+            "it holds floating-point values, of no known range; save it with 8 or 16 bits a value"
+        )
     if _is_deep_grey(image):
-        grey = np.clip(np.asarray(image, dtype=np.float64), 0, 65535)
-        return Image.fromarray((grey / 257 + 0.5).astype(np.uint8))
+        deep = np.asarray(image)
+        grey = np.empty(deep.shape, np.uint8)
+        for row, values in zip(
+            grey, deep, strict=True
+        ):  # row by row: a whole copy of a large picture is large
+            row[:] = (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
+        return Image.fromarray(grey)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        behind = Image.new("RGBA", rgba.size, (background, background, background, 255))
-        return Image.alpha_composite(behind, rgba)
+        flat = Image.new("RGB", rgba.size, (background, background, background))
+        flat.paste(rgba, mask=rgba.getchannel("A"))
+        return flat
     return image

@@ -21,14 +21,14 @@ ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
 Portion: TypeAlias = "list[bytes] | UInt8Array"
 """Files' bytes, or uint8 [N, H, W, C]."""
 
-# Well within the limits of a service as it comes: 256 images, 64 MiB and 64,000,000 pixels a call.
+# Well within the limits of a service as it comes: 256 images, 64 MiB and 32,000,000 pixels a call.
 _MOST_IMAGES = 64
 _MOST_BYTES = 16 * 2**20
-_MOST_PIXELS = 32_000_000
+_MOST_PIXELS = 16_000_000
 
 
 def portions(images: ImagesLike) -> Iterator[Portion]:
-    """Splits images into portions of at most 64 images, 16 MiB and 32 megapixels, or a single image that is larger.
+    """Splits images into portions of at most 64 images, 16 MiB and 16 megapixels, or a single image that is larger.
 
     Arrays, if all of one shape, are passed on as they are, and must have the model's shape. Everything else
     is passed on as a file's bytes, and may have any size. Files are read as they are needed.
@@ -74,8 +74,13 @@ def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
         )
     if items and all(isinstance(item, np.ndarray) for item in items):
         arrays = [_array(item) for item in items if isinstance(item, np.ndarray)]
-        if all(array.shape == arrays[0].shape and array.ndim == 3 for array in arrays):
-            return np.stack(arrays)
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            raise InvalidImageError(
+                f"arrays of several shapes, {sorted(shapes)}, are not images of one model; "
+                "bring them to its shape, or pass pictures"
+            )
+        return np.stack(arrays)
     return items
 
 

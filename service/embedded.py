@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from glowserve.errors import RequestError
 from glowserve.images import UInt8Array
 from glowserve.inputs import ImagesLike, Portion, portions
 from glowserve.results import Encodings, ModelInfo, Samples, Scores
+from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
 from service import inputs, scoring
 from service.config import ServiceConfig
@@ -131,12 +133,8 @@ class EmbeddedModel:
     def models(self) -> list[ModelInfo]:
         """This model."""
         manifest = self._bundle.manifest
-        image = manifest.image
-        return [
-            ModelInfo(
-                manifest.model, manifest.version, image.height, image.width, image.channels, image.n_bits
-            )
-        ]
+        version = pb.ModelVersion(name=manifest.model, version=manifest.version)
+        return [messages.model_info(pb.ModelSummary(model=version, image=manifest.image))]
 
     def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
         """All that the bundle says of itself."""
@@ -145,6 +143,14 @@ class EmbeddedModel:
 
     def close(self) -> None:
         """Nothing to do; here so that a client and a model can stand for each other."""
+
+    def __enter__(self) -> EmbeddedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _batches(self, images: ImagesLike) -> Iterator[UInt8Array]:
         """The images, prepared, some at a time."""

@@ -72,7 +72,7 @@ def fit(
             gradient_clip_val=config.clip_gradient_norm,
             val_check_interval=every,
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
+            log_every_n_steps=min(10, every),
             logger=TensorBoardLogger(logs.parent, name="", version=logs.name),
             enable_model_summary=False,
             enable_progress_bar=False,

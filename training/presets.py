@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from training.config import RunConfig
@@ -61,6 +62,8 @@ def run_config(
         DataError: the source cannot be read.
         ValueError: a value is out of range.
     """
+    if data != "digits" and Path(data).exists():
+        data = str(Path(data).absolute())  # an export may be asked for elsewhere
     if image_size is None or channels is None:
         side, native_channels = native_shape(open_source(data)["train"])
         image_size = _given(image_size, _default_size(side))

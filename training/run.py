@@ -1,40 +1,27 @@
 """A training run: from a data source to RUN_DIR/model.ckpt.
 
-    RUN_DIR/run.json      what was asked for
-    RUN_DIR/model.ckpt    the result
-    RUN_DIR/resume/       the last state, from which the same command goes on
-    RUN_DIR/logs/         TensorBoard
-
 Everything is a function of the configuration: the same seed gives the same weights on the same machine.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from glowserve.files import atomic_write
 from training import quantization
 from training.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
 from training.config import RunConfig
-from training.data import evaluation_batches, load_images
+from training.data import ImageData, evaluation_batches, load_images
 from training.data.batches import Batch
+from training.directory import RunDirectory
 from training.errors import DivergedError, RunError
 from training.fit import EVALUATION_BATCH, fit
 from training.model import Glow
 from training.module import GlowModule
-
-RESULT = "model.ckpt"
-_RECORD = "run.json"
-_RESUME = "resume/last.ckpt"
-_LOGS = "logs"
 
 
 def train(
@@ -61,12 +48,21 @@ def train(
         DivergedError: the loss is no longer finite.
         KeyboardInterrupt: as Ctrl-C brings it; the same call goes on later.
     """
-    result = run_dir / RESULT
-    _compare(run_dir, config)
-    if result.exists():
-        return result
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("device is 'cuda', and PyTorch finds no GPU that it can use; use 'cpu' or 'auto'")
+    directory = RunDirectory(run_dir)
+    directory.compare(config)
+    if directory.result.exists():
+        return directory.result
     images = load_images(config.data)
-    _claim(run_dir, config)  # only now: a mistyped --data must not bind the directory
+    with directory.claimed(config, images):
+        _train(config, images, directory, device, callbacks)
+    return directory.result
+
+
+def _train(
+    config: RunConfig, images: ImageData, directory: RunDirectory, device: str, callbacks: Sequence[Callback]
+) -> None:
     torch.manual_seed(config.seed)
     module = GlowModule(
         Glow(config.model),
@@ -78,8 +74,8 @@ def train(
         module,
         images,
         config,
-        resume=run_dir / _RESUME,
-        logs=run_dir / _LOGS,
+        resume=directory.resume,
+        logs=directory.logs,
         device=device,
         callbacks=callbacks,
     )
@@ -97,11 +93,10 @@ def train(
         steps=config.steps,
         images_seen=config.steps * config.batch_size,
         seed=config.seed,
-        held_out_digest=images.held_out_digest,
+        held_out_digest=images.digest,
         metrics=metrics,
     )
-    save_checkpoint(Checkpoint(model, config.data, record), result)
-    return result
+    save_checkpoint(Checkpoint(model, config.data, record), directory.result)
 
 
 @torch.no_grad()
@@ -109,38 +104,3 @@ def mean_bits_per_dim(model: Glow, batches: Sequence[Batch]) -> float:
     """The mean bits per dimension over batches."""
     bits = [quantization.bits_per_dim(model.log_prob(*batch), model.config.dimensions) for batch in batches]
     return float(torch.cat(bits).double().mean())
-
-
-def _compare(run_dir: Path, config: RunConfig) -> None:
-    """Refuses what was asked for differently here before."""
-    record = run_dir / _RECORD
-    if not record.exists():
-        return
-    try:
-        before = json.loads(record.read_text())
-        different = _differences(json.loads(json.dumps(asdict(config))), before)
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{record} is damaged; use another --out, or remove {run_dir}") from error
-    if different:
-        raise RunError(
-            f"{run_dir} holds a run with other arguments: {'; '.join(different)}. "
-            "Use the same arguments to go on with it, or another --out"
-        )
-
-
-def _claim(run_dir: Path, config: RunConfig) -> None:
-    """Writes down what is asked for."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(run_dir / _RECORD) as file:
-        file.write(json.dumps(asdict(config), indent=2).encode() + b"\n")
-
-
-def _differences(asked: dict[str, Any], before: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in sorted(asked.keys() | before.keys()):
-        now, then = asked.get(name), before.get(name)
-        if isinstance(now, dict) and isinstance(then, dict):
-            found += _differences(now, then, f"{prefix}{name}.")
-        elif now != then:
-            found.append(f"{prefix}{name} was {then} and is now {now}")
-    return found

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what `glowserve train` left")
     parser.add_argument("model", type=Path, metavar="REPOSITORY/MODEL", help="gets the next VERSION")
     parser.add_argument(
-        "--data", help="where the held-out images are now, if not where they were in training"
+        "--data", help="where held-out images come from, if not from where they came in training"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, target
 
 
@@ -19,6 +20,8 @@ def run(args: argparse.Namespace) -> int:
     """Lists models."""
     with target(args) as asked:
         models = [model for model in asked.source.models() if asked.model in ("", model.name)]
+    if not models:
+        raise Failure(f"model {asked.model!r} is not served there", 1)
     if args.json:
         print(json.dumps([asdict(model) for model in models]))
         return 0

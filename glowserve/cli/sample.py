@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     as_grid = args.out.suffix.lower() == ".png"
     if args.out.suffix and not as_grid:
         raise Failure(f"--out is {args.out}; it must end in .png, or be a folder", 2)
+    if as_grid and not args.out.parent.is_dir():
+        raise Failure(f"--out is {args.out}; there is no folder {args.out.parent}", 2)
     kept, done = [], 0
     with (
         target(args) as asked,

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
 from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, target
-from glowserve.images import FILE_SUFFIXES, InvalidImageError, open_encoded, read_file
+from glowserve.errors import RequestError
+from glowserve.images import FILE_SUFFIXES, InvalidImageError, check_encoded, read_file
 
 # Files that are read, checked and sent together.
 _TOGETHER = 32
@@ -47,30 +49,36 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score(asked: Target, files: Sequence[Path], args: argparse.Namespace, width: int) -> int:
-    """Scores and prints some files, and returns how many could not be read."""
+    """Scores and prints some files, and returns how many could not be scored."""
     pictures: list[tuple[Path, bytes]] = []
     for file in files:
         try:
-            pictures.append((file, _checked(file)))
+            data = read_file(file)
+            check_encoded(data)
+            pictures.append((file, data))
         except (InvalidImageError, OSError) as error:
-            tqdm.write(f"glowserve: {error}", file=sys.stderr)
-    if pictures:
-        scores = asked.source.score([data for _, data in pictures], seed=args.seed, model=asked.model)
-        columns = (scores.bits_per_dim, scores.percentile, scores.log_likelihood, scores.finite)
-        for (file, _), *row in zip(pictures, *(column.tolist() for column in columns), strict=True):
-            tqdm.write(_json(file, *row) if args.json else _line(file, width, *row), file=sys.stdout)
-    return len(files) - len(pictures)
+            named = str(error) if str(file) in str(error) else f"{file}: {error}"
+            tqdm.write(f"glowserve: {named}", file=sys.stderr)
+    return len(files) - len(pictures) + _ask(asked, pictures, args, width)
 
 
-def _checked(file: Path) -> bytes:
-    """The file's bytes, if the whole of it can be decoded."""
-    data = read_file(file)
+def _ask(asked: Target, pictures: Sequence[tuple[Path, bytes]], args: argparse.Namespace, width: int) -> int:
+    """The same for files that can be read; where some are refused, one by one."""
+    if not pictures:
+        return 0
     try:
-        with open_encoded(data) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidImageError(f"{file}: the picture is damaged: {error}") from None
-    return data
+        scores = asked.source.score([data for _, data in pictures], seed=args.seed, model=asked.model)
+    except RequestError as error:
+        if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
+            raise
+        if len(pictures) > 1:
+            return sum(_ask(asked, [picture], args, width) for picture in pictures)
+        tqdm.write(f"glowserve: {pictures[0][0]}: {error}", file=sys.stderr)
+        return 1
+    columns = (scores.bits_per_dim, scores.percentile, scores.log_likelihood, scores.finite)
+    for (file, _), *row in zip(pictures, *(column.tolist() for column in columns), strict=True):
+        tqdm.write(_json(file, *row) if args.json else _line(file, width, *row), file=sys.stdout)
+    return 0
 
 
 def _line(file: Path, width: int, bits: float, percentile: float, nats: float, finite: bool) -> str:

@@ -47,6 +47,8 @@ def target(args: argparse.Namespace) -> Iterator[Target]:
             raise Failure("whom to ask? Give --server HOST:PORT or --model REPOSITORY/MODEL", 2)
     except (glowserve.RequestError, glowserve.InvalidImageError) as error:
         raise Failure(error, 1) from error
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         raise Failure(error, 2) from error
 

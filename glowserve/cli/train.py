@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, or goes on where an interrupted run stopped."""
     from training.checkpoint import load_checkpoint
+    from training.directory import RunDirectory
     from training.errors import DivergedError, TrainingError
     from training.presets import run_config
     from training.run import train
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             split_seed=args.split_seed,
             **values,
         )
+        if RunDirectory(args.out).result.exists():
+            print(f"{args.out} holds a finished run: nothing to do", file=sys.stderr)
         path = train(config, args.out, device=args.device)
         record = load_checkpoint(path).training
     except DivergedError as error:

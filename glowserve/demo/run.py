@@ -16,7 +16,8 @@ from glowserve.demo.pictures import draw_scores, draw_training
 from glowserve.demo.service import running_service
 from glowserve.demo.strangers import strangers
 from glowserve.images import UInt8Array, grid
-from training.data import load_images
+from training.data import load_held_out
+from training.directory import RunDirectory
 from training.presets import run_config
 from training.run import train
 
@@ -42,6 +43,8 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     say(
         f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} steps of training"
     )
+    if RunDirectory(out / "run").result.exists():
+        say(f"      {out / 'run'} holds a finished run: nothing to do")
     checkpoint = train(config, out / "run", device="auto")
     draw_training(out / "run" / "logs", out / "training.png")
 
@@ -50,7 +53,7 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     say(proof_table(bundle.manifest.verification))
 
     say("\n[3/5] starting the service")
-    digits = load_images(config.data).test
+    digits = load_held_out(config.data).test
     with (
         running_service(out / "models", out / "service.log") as address,
         glowserve.Client(address) as client,

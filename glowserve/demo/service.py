@@ -22,7 +22,7 @@ def running_service(repository: Path, log: Path) -> Iterator[str]:
     Raises:
         ServiceDiedError: it ended before it was ready.
     """
-    command = [sys.executable, "-m", "glowserve", "serve", "--repository", str(repository)]
+    command = [sys.executable, "-P", "-m", "glowserve", "serve", "--repository", str(repository)]
     command += ["--port", "0", "--metrics-port", "0"]
     with log.open("w") as file:
         # In our process group: Ctrl-C on a terminal reaches it, too, whatever we are at.

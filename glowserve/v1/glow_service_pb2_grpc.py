@@ -36,9 +36,9 @@ class GlowServiceStub(object):
     INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
     would be accepted. Not retryable.
     NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   the queue is full, and nothing was done: retry with back-off. The
-    transport answers the same for a message over the server's size limit;
-    that is not retryable.
+    RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
+    begun is not refused. The transport answers the same for a message over the server's
+    size limit (64 MiB unless configured); that is not retryable.
     UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. Every method
     is free of side effects, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
@@ -96,9 +96,9 @@ class GlowServiceServicer(object):
     INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
     would be accepted. Not retryable.
     NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   the queue is full, and nothing was done: retry with back-off. The
-    transport answers the same for a message over the server's size limit;
-    that is not retryable.
+    RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
+    begun is not refused. The transport answers the same for a message over the server's
+    size limit (64 MiB unless configured); that is not retryable.
     UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. Every method
     is free of side effects, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
@@ -204,9 +204,9 @@ class GlowService(object):
     INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
     would be accepted. Not retryable.
     NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   the queue is full, and nothing was done: retry with back-off. The
-    transport answers the same for a message over the server's size limit;
-    that is not retryable.
+    RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
+    begun is not refused. The transport answers the same for a message over the server's
+    size limit (64 MiB unless configured); that is not retryable.
     UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. Every method
     is free of side effects, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun

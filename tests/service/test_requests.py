@@ -155,13 +155,13 @@ CASES: dict[str, list[Case]] = {
         second(png_that_claims(2**31 - 1, 2)), BAD_FILE, "too large"
     ),
     "a bomb": images_case(
-        lambda: encoded(GOOD, blank(9000, 9000)), BAD_FILE, "9000 x 9000 pixels", "at most 64000000"
+        lambda: encoded(GOOD, blank(9000, 9000)), BAD_FILE, "9000 x 9000 pixels", "at most 32000000"
     ),
     "a bomb in parts": images_case(
         lambda: encoded(*[blank(4000, 4000)] * 5),
         "images.encoded.data[4]: ",
         "makes 80000000",
-        "at most 64000000",
+        "at most 32000000",
     ),
     # Tensors that are no images of this model.
     "the wrong height": tensor_case(

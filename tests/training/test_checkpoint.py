@@ -84,7 +84,7 @@ def test_a_trained_checkpoint_tells_how_it_was_trained(checkpoint: Path) -> None
     assert loaded.training.steps == 200
     assert loaded.training.images_seen == 200 * 32
     assert set(loaded.training.metrics) == {"validation_bits_per_dim", "test_bits_per_dim"}
-    assert loaded.training.held_out_digest == load_images(loaded.data).held_out_digest
+    assert loaded.training.held_out_digest == load_images(loaded.data).digest
     assert all(bool(step.actnorm.initialized) for level in loaded.model.levels for step in level.steps)
 
 

@@ -101,20 +101,20 @@ def test_the_split_is_a_function_of_its_seed() -> None:
 
     for name in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-    assert first.held_out_digest == again.held_out_digest
+    assert first.digest == again.digest
     assert contents(first.test) != contents(other.test)
-    assert first.held_out_digest != other.held_out_digest
+    assert first.digest != other.digest
 
 
 def test_the_digest_tells_which_images_are_held_out() -> None:
     images = load_images(config("digits"))
 
     assert (
-        ImageData(images.train[:7], images.validation, images.test).held_out_digest == images.held_out_digest
+        ImageData(images.validation, images.test, images.train[:7]).digest == images.digest
     )
     changed = images.test.copy()
     changed[0, 0, 0, 0] ^= 1
-    assert ImageData(images.train, images.validation, changed).held_out_digest != images.held_out_digest
+    assert ImageData(images.validation, changed, images.train).digest != images.digest
 
 
 def test_a_negative_split_seed_is_refused() -> None:

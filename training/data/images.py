@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -47,11 +48,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """Three disjoint sets of images, each uint8 [N, H, W, C]."""
-
-    train: UInt8Array
-    """What the model learns from."""
+class HeldOutImages:
+    """Two disjoint sets of images that a model is not trained on, each uint8 [N, H, W, C]."""
 
     validation: UInt8Array
     """What watches over training, and what scores are calibrated with."""
@@ -60,11 +58,19 @@ class ImageData:
     """What no decision depends on; exports are proved on it."""
 
     @property
-    def held_out_digest(self) -> str:
-        """SHA-256 of validation and test images, to tell whether a source still yields the same split."""
+    def digest(self) -> str:
+        """SHA-256 of all of them, to tell whether a source still yields the same split."""
         digest = hashlib.sha256(self.validation.tobytes())
         digest.update(self.test.tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageData(HeldOutImages):
+    """These, and a third set, disjoint from both."""
+
+    train: UInt8Array
+    """What the model learns from, [N, H, W, C]."""
 
 
 def load_images(config: DataConfig) -> ImageData:
@@ -76,6 +82,27 @@ def load_images(config: DataConfig) -> ImageData:
     Raises:
         DataError: there is nothing to read, a picture is damaged, or there are too few.
     """
+    return ImageData(**_load(config, ("train", "validation", "test")))
+
+
+def load_held_out(config: DataConfig) -> HeldOutImages:
+    """Of the same split, what is held out alone.
+
+    Raises:
+        DataError: as `load_images`.
+    """
+    return HeldOutImages(**_load(config, ("validation", "test")))
+
+
+def _load(config: DataConfig, names: Sequence[str]) -> dict[str, UInt8Array]:
+    chosen = _split(config)
+    read = sum(len(chosen[name][1]) for name in names)
+    with tqdm(total=read, desc="reading images", unit="", leave=False, disable=None) as progress:
+        return {name: _prepare_all(*chosen[name], config, progress) for name in names}
+
+
+def _split(config: DataConfig) -> dict[str, tuple[Pictures, np.ndarray]]:
+    """For train, validation and test the pictures, and which of them are meant."""
     splits = open_source(config.data)
     total = sum(len(pictures) for pictures in splits.values())
     if total < _FEWEST_IMAGES:
@@ -99,14 +126,7 @@ def load_images(config: DataConfig) -> ImageData:
                 f"data {config.data!r} leaves no images for {name}: it has "
                 f"{', '.join(f'{len(pictures)} for {split}' for split, pictures in splits.items())}"
             )
-    read = sum(len(indices) for _, indices in chosen.values())
-    with tqdm(total=read, desc="reading images", unit="", leave=False, disable=None) as progress:
-        return ImageData(
-            **{
-                name: _prepare_all(*chosen[name], config, progress)
-                for name in ("train", "validation", "test")
-            }
-        )
+    return chosen
 
 
 def _prepare_all(
