@@ -34,7 +34,6 @@ from service.repository import (
     REVERSE,
     Bundle,
     open_bundle,
-    versions,
 )
 from service.scoring import DEFAULT_SEED, bits_per_dim
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -199,10 +198,15 @@ def _staging(model_dir: Path) -> Iterator[Path]:
             model_dir.rmdir()
 
 
+def _next_version(model_dir: Path) -> int:
+    """One more than every number there is, be it of a bundle or not: a version is never given twice."""
+    return max((int(path.name) for path in model_dir.iterdir() if path.name.isdecimal()), default=0) + 1
+
+
 def _publish(staging: Path, manifest: manifest_pb2.Manifest, model_dir: Path) -> Bundle:
     """Gives the folder the next version's number, at once and on the disk."""
     while True:
-        manifest.version = max(versions(model_dir), default=0) + 1
+        manifest.version = _next_version(model_dir)
         with atomic_write(staging / MANIFEST) as file:
             file.write(json_format.MessageToJson(manifest, preserving_proto_field_name=True).encode() + b"\n")
         sync_directory(staging)

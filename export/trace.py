@@ -101,5 +101,5 @@ def _diverging(
             break
         if error > growth * before:
             worst, growth = name, error / before
-        before = max(error, _ROUNDING)
+        before = max(error, before)
     return f"{worst} of {graph}" if worst else None

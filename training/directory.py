@@ -51,7 +51,7 @@ class RunDirectory:
             return
         before = self._read()
         before.pop("images", None)
-        self._refuse_differences("was asked for with other arguments", _asked(config), before)
+        self._refuse_differences("a run with other arguments", _asked(config), before)
 
     @contextmanager
     def claimed(self, config: RunConfig, images: ImageData) -> Iterator[None]:
@@ -74,22 +74,25 @@ class RunDirectory:
         means = {"images": {"train": len(images.train), "held_out_sha256": images.digest}}
         if self._record.exists():
             before = {"images": self._read().get("images")}
-            self._refuse_differences("began with other images than its data yields now", means, before)
+            self._refuse_differences("a run with other images, its data has changed", means, before)
             return
         with atomic_write(self._record) as file:
             file.write(json.dumps(_asked(config) | means, indent=2).encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._record.read_text()))
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{self._record} is damaged; use another --out, or remove {self.path}") from error
+            before = json.loads(self._record.read_text())
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise RunError(f"{self._record} is damaged; use another --out, or remove {self.path}")
+        return before
 
     def _refuse_differences(self, what: str, now: dict[str, Any], before: dict[str, Any]) -> None:
         if different := _differences(now, before):
             raise RunError(
-                f"the run in {self.path} {what}: {'; '.join(different)}. "
-                "Use the same arguments and data to go on with it, or another --out"
+                f"{self.path} holds {what}: {'; '.join(different)}. "
+                "Use the same arguments and images to go on with it, or another --out"
             )
 
 

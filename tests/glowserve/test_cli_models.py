@@ -53,3 +53,11 @@ def test_a_server_with_two_models_lists_both_or_the_one_that_is_named(
         assert (
             main(["sample", "--out", str(tmp_path / "x.png"), "--n", "2", *address, "--model", "other"]) == 0
         )
+
+
+def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "--server", f"127.0.0.1:{server.port}", "--model", "nobody"]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "glowserve: model 'nobody' is not served there\n")

@@ -89,7 +89,7 @@ def test_the_seed_that_was_drawn_is_told_and_gives_the_same_again(
         (["--out", "x.png", "--seed", "-1"], 2, "seed is -1; it must lie in 0 to 2^64 - 1"),
         (["--out", "file"], 2, "File exists: 'file'"),
         (["--out", "file/folder"], 2, "Not a directory: 'file/folder'"),
-        (["--out", "nowhere/x.png"], 2, "No such file or directory"),
+        (["--out", "nowhere/x.png"], 2, "there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_drawn_or_written_is_told_in_a_sentence(

@@ -114,6 +114,20 @@ def test_a_bad_file_is_told_of_and_the_others_are_scored(
     assert count == "glowserve: 1 of 3 files could not be scored"
 
 
+def test_a_picture_that_is_refused_is_told_of_and_the_others_are_scored(
+    folder: Path, target: list[str], capsys: Printed
+) -> None:
+    Image.new("1", (8000, 8000)).save(folder / "large.png")
+    files = [str(folder / "0.png"), str(folder / "large.png"), str(folder / "deeper" / "2.png")]
+    assert main(["score", *files, "--json", *target]) == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [files[0], files[2]]
+    told, count = printed.err.splitlines()
+    assert told.startswith(f"glowserve: {files[1]}: INVALID_ARGUMENT: ")
+    assert "it has 8000 x 8000 pixels" in told
+    assert count == "glowserve: 1 of 3 files could not be scored"
+
+
 def test_bad_files_alone_are_told_of_too(folder: Path, target: list[str], capsys: Printed) -> None:
     (folder / "bad.png").write_text("no picture")
     assert main(["score", str(folder / "bad.png"), *target]) == 1

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from glowserve.cli import main
-from service.config import ServiceConfig
+from service.config import ServiceConfig, variable
 
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in fields(ServiceConfig):
-        monkeypatch.delenv(f"GLOWSERVE_{setting.name.upper()}", raising=False)
+        monkeypatch.delenv(variable(setting), raising=False)
 
 
 def test_every_setting_has_a_flag_a_variable_and_its_default_in_the_help(
@@ -25,7 +25,7 @@ def test_every_setting_has_a_flag_a_variable_and_its_default_in_the_help(
     text = " ".join(capsys.readouterr().out.split())
     for setting in fields(ServiceConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
-        assert f"$GLOWSERVE_{setting.name.upper()})" in text
+        assert f"${variable(setting)})" in text
         assert setting.metadata["help"] in text
 
 
@@ -58,7 +58,7 @@ def test_a_flag_out_of_range_is_told_in_a_sentence(
         ("GRPC_PORT", "http", "$GLOWSERVE_GRPC_PORT is 'http'; it must be of type int"),
         ("GRPC_PORT", "80.5", "$GLOWSERVE_GRPC_PORT is '80.5'; it must be of type int"),
         ("DRAIN_SECONDS", "soon", "$GLOWSERVE_DRAIN_SECONDS is 'soon'; it must be of type float"),
-        ("PORT", "-1", "port is -1; it must lie in 0 to 65535"),
+        ("GRPC_PORT", "-1", "port is -1; it must lie in 0 to 65535"),
         ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda"),
     ],
 )

@@ -187,7 +187,7 @@ def test_leaving_samples_midway_ends_the_call(client: glowserve.Client, server: 
 def test_large_pictures_are_sent_in_calls_that_the_service_takes(
     client: glowserve.Client, embedded: Any
 ) -> None:
-    """Six of 16 megapixels: a call may bring 64."""
+    """Six of 16 megapixels: a call may bring 32."""
     buffer = io.BytesIO()
     Image.new("1", (4000, 4000)).save(buffer, "PNG")
     scores = client.score([buffer.getvalue()] * 6)

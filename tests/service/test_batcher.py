@@ -205,6 +205,28 @@ def test_a_submission_larger_than_the_whole_queue_is_refused_whole() -> None:
     asyncio.run(run())
 
 
+def test_rows_of_a_call_that_was_admitted_before_are_taken_into_a_full_queue() -> None:
+    async def run() -> None:
+        function = Doubling(shut=True)
+        async with batching(function, max_queue_size=8) as batcher:
+            tasks = [ask(batcher, 0)]
+            await until(lambda: function.sizes == [1])
+            tasks.append(ask(batcher, *range(8)))
+            await until(lambda: batcher.queue_length == 8)
+            tasks.append(asyncio.create_task(batcher.submit(np.arange(20), admitted=True)))
+            await until(lambda: batcher.queue_length == 28)
+            with pytest.raises(
+                QueueFullError, match="28 images wait already and 1 more exceed the queue's 8"
+            ):
+                await batcher.submit(np.zeros(1, np.int64))
+            function.gate.set()
+            assert [len(await answer_of(task)) for task in tasks] == [1, 8, 20]
+        with pytest.raises(UnavailableError, match="stopping"):
+            await batcher.submit(np.arange(20), admitted=True)
+
+    asyncio.run(run())
+
+
 def test_the_rows_of_a_caller_that_gave_up_are_dropped_before_they_run() -> None:
     async def run() -> None:
         function = Doubling(shut=True)

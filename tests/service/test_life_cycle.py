@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
@@ -147,8 +149,14 @@ def test_a_signal_right_after_the_ready_line_ends_the_server_well(start_server: 
         assert "Traceback" not in errors
 
 
-def test_watches_hear_of_the_end_and_do_not_delay_it(start_server: StartServer) -> None:
+def test_watches_hear_of_the_end_and_nothing_that_is_kept_open_delays_it(start_server: StartServer) -> None:
     """One watch ends before: the others on the same service must hear of the end all the same."""
+    asked = threading.Event()
+
+    def questions() -> Iterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        asked.wait(60)
+
     with start_server("--drain-seconds", "600") as (process, target, _), connected(target) as (_, health):
         watches = [
             health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "", "", "nobody")
@@ -156,9 +164,13 @@ def test_watches_hear_of_the_end_and_do_not_delay_it(start_server: StartServer) 
         for watch in watches:
             next(watch)
         watches.pop(0).cancel()
+        kept = grpc.insecure_channel(target)
+        next(reflection_pb2_grpc.ServerReflectionStub(kept).ServerReflectionInfo(questions()))
         process.send_signal(signal.SIGTERM)
         assert [answer.status for watch in watches[:2] for answer in watch] == [NOT_SERVING, NOT_SERVING]
         assert ending_of(process)[0] == 0
+        asked.set()
+        kept.close()
 
 
 def test_calls_that_outlast_the_drain_are_ended(start_server: StartServer, digits: UInt8Array) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -614,6 +615,78 @@ def test_a_full_queue_refuses_some_and_answers_the_rest_right(
     assert answers[-1] == (grpc.StatusCode.OK, "")
 
 
+def test_a_stream_that_has_begun_is_not_refused_midway(
+    run_server: Callable[..., Any], stub: GlowServiceStub
+) -> None:
+    """Nor is an encoding whose second half finds a full queue."""
+    expected = draw(stub, n=1000, seed=1, format=pb.IMAGE_FORMAT_RAW)
+    rows = latent_tensor(latents(0, 0, 8, 64))
+    codes: list[grpc.StatusCode] = []
+    ended = threading.Event()
+
+    def crowd() -> None:
+        while not ended.is_set():
+            try:
+                busy.Decode(pb.DecodeRequest(latents=rows, format=pb.IMAGE_FORMAT_RAW))
+                codes.append(grpc.StatusCode.OK)
+            except grpc.RpcError as error:
+                codes.append(error.code())
+
+    def patiently(call: Callable[[], Any]) -> Any:
+        """Its answer, where it may be refused at first."""
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise
+                time.sleep(0.01)
+
+    with (
+        run_server(max_queue_size=8, max_images_per_call=8, max_batch_size=8, instances=2) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        busy = GlowServiceStub(channel)
+        crowds = [pool.submit(crowd) for _ in range(6)]
+        try:
+            request = pb.SampleRequest(n=1000, seed=1, format=pb.IMAGE_FORMAT_RAW)
+
+            def begun() -> tuple[Any, pb.SampleResponse]:
+                stream = busy.Sample(request)
+                return stream, next(stream)
+
+            stream, first = patiently(begun)
+            responses = [first, *stream]
+            encoding = pb.EncodeRequest(images=raw(expected[:8]))
+            encodings = [patiently(lambda: busy.Encode(encoding)) for _ in range(20)]
+        finally:
+            ended.set()
+            for each in crowds:
+                each.result()
+    np.testing.assert_array_equal(
+        np.concatenate([images_of(response.images) for response in responses]), expected
+    )
+    assert {len(response.mismatched_values) for response in encodings} == {8}
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_pictures_that_wait_to_be_prepared_are_bounded_too(run_server: Callable[..., Any]) -> None:
+    slow = file_of(Image.new("1", (4000, 4000)), "PNG")
+    request = pb.ScoreRequest(images=encoded(slow, slow))
+    with (
+        run_server(max_queue_size=4, max_images_per_call=4, max_batch_size=4) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = GlowServiceStub(channel)
+        calls = [stub.Score.future(request) for _ in range(20)]
+        codes = [call.code() for call in calls]
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        refused = next(call for call in calls if call.code() is not grpc.StatusCode.OK)
+        assert "try again later" in refused.details()
+        assert len(stub.Score(request).scores) == 2
+
+
 @pytest.fixture
 def patient_server(run_server: Callable[..., Any]) -> Iterator[Server]:
     """A server that holds images back until a batch of 32 is full: calls wait for as long as a test needs."""
@@ -648,6 +721,18 @@ def test_what_is_past_its_deadline_is_dropped(patient_server: Server, digits: UI
         wait_for(lambda: load(patient_server) == (0, 0))
     for direction in ("forward", "reverse"):
         assert value(patient_server, "batch_size_count", model="digits", direction=direction) == 0
+
+
+def test_a_stream_that_fails_takes_what_it_drew_ahead_with_it(run_server: Callable[..., Any]) -> None:
+    """The first 32 fail at once; the other 8 would wait for company for ever."""
+    with (
+        run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0, instances=2) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        request = pb.SampleRequest(n=40, seed=0, temperature=1e30)
+        code, message = refusal(lambda: list(GlowServiceStub(channel).Sample(request, timeout=60)))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION, message
+        wait_for(lambda: load(server) == (0, 0))
 
 
 def test_a_large_call_may_be_cancelled_midway(

@@ -109,9 +109,7 @@ def test_the_split_is_a_function_of_its_seed() -> None:
 def test_the_digest_tells_which_images_are_held_out() -> None:
     images = load_images(config("digits"))
 
-    assert (
-        ImageData(images.validation, images.test, images.train[:7]).digest == images.digest
-    )
+    assert ImageData(images.validation, images.test, images.train[:7]).digest == images.digest
     changed = images.test.copy()
     changed[0, 0, 0, 0] ^= 1
     assert ImageData(images.validation, changed, images.train).digest != images.digest

@@ -18,6 +18,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -88,7 +89,7 @@ def test_a_run_leaves_a_checkpoint_a_record_a_state_and_logs(undisturbed: Path, 
     run_dir = undisturbed.parent
 
     assert undisturbed == run_dir / "model.ckpt"
-    assert sorted(path.name for path in run_dir.iterdir()) == ["logs", "model.ckpt", "resume", "run.json"]
+    assert sorted(path.name for path in run_dir.glob("[!.]*")) == ["logs", "model.ckpt", "resume", "run.json"]
     assert [path.name for path in (run_dir / "resume").iterdir()] == ["last.ckpt"]
     record = json.loads((run_dir / "run.json").read_text())
     assert record["steps"] == 42
@@ -358,3 +359,39 @@ def test_an_impossible_run_is_refused_with_the_value_and_the_remedy(
 
 def test_the_largest_seed_is_good(tiny_run: TinyRun, tmp_path: Path) -> None:
     assert run(tiny_run(steps=1, seed=2**63 - 1), tmp_path).exists()
+
+
+def test_a_run_is_not_gone_on_with_when_its_data_has_changed(tmp_path: Path, tiny_run: TinyRun) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", images=rng.integers(0, 256, (100, 8, 8, 1), dtype=np.uint8))
+    config = tiny_run()
+    config = replace(config, data=replace(config.data, data=str(tmp_path / "a.npz")))
+    with pytest.raises(RuntimeError, match="enough"):
+        train(config, tmp_path / "run", device="cpu", callbacks=[_Interrupts()])
+    np.savez(tmp_path / "a.npz", images=rng.integers(0, 256, (130, 8, 8, 1), dtype=np.uint8))
+    with pytest.raises(
+        RunError, match=r"its data has changed: images\.held_out_sha256 was .* images\.train was 80"
+    ):
+        train(config, tmp_path / "run", device="cpu")
+
+
+class _Interrupts(Callback):
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        raise RuntimeError("enough")
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path, tiny_run: TinyRun) -> None:
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(RunError, match="another process trains in"),
+    ):
+        train(tiny_run(), tmp_path, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(
+    tmp_path: Path, tiny_run: TinyRun
+) -> None:
+    with pytest.raises(RunError, match="PyTorch finds no GPU"):
+        train(tiny_run(), tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()
