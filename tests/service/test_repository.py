@@ -246,8 +246,14 @@ def test_a_model_without_bundles_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_newest_version_that_is_damaged_is_refused_rather_than_passed_over(copied: Path) -> None:
     (copied / "digits" / "2").mkdir()
-    with pytest.raises(BundleError, match=r"digits/2: manifest\.json cannot be read"):
+    (copied / "digits" / "2" / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match=r"digits/2: manifest\.json is not a manifest"):
         newest_bundle(copied / "digits")
+
+
+def test_a_folder_that_has_no_manifest_yet_is_no_version(copied: Path) -> None:
+    (copied / "digits" / "2").mkdir()
+    assert newest_bundle(copied / "digits").manifest.version == 1
 
 
 def test_a_copied_bundle_goes_by_the_names_of_its_folders(bundle: Bundle, tmp_path: Path) -> None:

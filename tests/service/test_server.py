@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from onnx import numpy_helper
 from PIL import Image
 
@@ -27,9 +29,12 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.engine import Engine
+from service.errors import BundleError
 from service.randomness import dequantization_noise, latents
 from service.repository import Bundle, open_bundle
 from service.server import Server
+
+RunServer = Callable[..., Any]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -775,3 +780,59 @@ def test_a_stream_that_nobody_reads_does_not_run_ahead(run_server: Callable[...,
         assert now < 500_000
         stream.cancel()
         wait_for(lambda: load(server) == (0, 0))
+
+
+def test_streams_that_have_begun_are_never_refused(run_server: RunServer) -> None:
+    """Many streams at once on a small queue: each is refused before its first image, or ends well."""
+    with run_server(max_queue_size=64, max_images_per_call=32, max_batch_size=32) as running:
+        target = f"127.0.0.1:{running.port}"
+
+        async def draw(client: glowserve.AsyncClient) -> int:
+            n = 0
+            try:
+                async for samples in client.iter_samples(320, seed=1):
+                    n += len(samples)
+            except glowserve.RequestError as error:
+                if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise
+            return n
+
+        async def main() -> list[int]:
+            async with glowserve.AsyncClient(target) as client:
+                return await asyncio.gather(*[draw(client) for _ in range(20)])
+
+        drawn = asyncio.run(main())
+        assert set(drawn) <= {0, 320}
+        assert 320 in drawn
+        assert 0 in drawn
+
+
+def test_an_open_stream_of_reflection_does_not_hold_up_the_end(run_server: RunServer) -> None:
+    ended = threading.Event()
+
+    def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        ended.wait(60)
+
+    with run_server(drain_seconds=60) as running:
+        channel = grpc.insecure_channel(f"127.0.0.1:{running.port}")
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        assert next(iter(stub.ServerReflectionInfo(requests()))).HasField("list_services_response")
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
+    ended.set()
+    channel.close()
+
+
+def test_a_manifest_of_another_shape_than_its_graphs_is_refused(
+    repository: Path, tmp_path: Path, run_server: RunServer
+) -> None:
+    shutil.copytree(repository / "digits", tmp_path / "digits")
+    manifest = tmp_path / "digits" / "1" / "manifest.json"
+    manifest.write_text(
+        manifest.read_text()
+        .replace('"height": 8', '"height": 4')
+        .replace('"latent_size": 64', '"latent_size": 32')
+    )
+    with pytest.raises(BundleError, match="not what the manifest says"), run_server(repository=tmp_path):
+        pass
