@@ -17,7 +17,7 @@ from prometheus_client import start_http_server
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from service.batcher import Workers
 from service.config import ServiceConfig
-from service.errors import PortError, ServiceError
+from service.errors import PortError
 from service.health import Health
 from service.interceptor import Edge
 from service.metrics import Metrics
@@ -80,7 +80,7 @@ class Server:
         await self._server.start()
         try:
             loaded = await asyncio.to_thread(load_models, self.config)
-        except ServiceError:
+        except BaseException:
             await self._server.stop(None)
             self._close()
             raise

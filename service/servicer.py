@@ -51,7 +51,12 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         seed = request.seed if request.HasField("seed") else scoring.DEFAULT_SEED
         images = await self._read_images(request.images, model)
         noise = await self._preparer.run(
-            dequantization_noise, seed, images, images=len(images), size=images.nbytes, admitted=True
+            dequantization_noise,
+            seed,
+            images,
+            images=len(images),
+            size=images.nbytes,
+            admitted=request.images.HasField("encoded"),  # they have been decoded here before
         )
         log_likelihood, _ = await model.forward(images, noise)
         scores = model.scorer.score(log_likelihood, seed)

@@ -729,12 +729,13 @@ def test_what_is_past_its_deadline_is_dropped(patient_server: Server, digits: UI
 
 
 def test_a_stream_that_fails_takes_what_it_drew_ahead_with_it(run_server: Callable[..., Any]) -> None:
-    """The first 32 fail at once; the other 8 would wait for company for ever."""
+    """The first four fail at once; the other two would wait for company for ever."""
+    settings = {"max_batch_size": 4, "instances": 2, "max_queue_delay_ms": 600_000.0, "drain_seconds": 0.0}
     with (
-        run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0, instances=2) as server,
+        run_server(**settings) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        request = pb.SampleRequest(n=40, seed=0, temperature=1e30)
+        request = pb.SampleRequest(n=6, seed=0, temperature=1e30)
         code, message = refusal(lambda: list(GlowServiceStub(channel).Sample(request, timeout=60)))
         assert code is grpc.StatusCode.FAILED_PRECONDITION, message
         wait_for(lambda: load(server) == (0, 0))
