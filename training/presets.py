@@ -69,6 +69,7 @@ def run_config(
         image_size = _given(image_size, _default_size(side))
         channels = _given(channels, native_channels)
     preset = next((preset for preset in _PRESETS if image_size <= preset.image_size), _PRESETS[-1])
+    steps = _given(steps, preset.steps)
     return RunConfig(
         model=GlowConfig(
             image_size=image_size,
@@ -81,9 +82,10 @@ def run_config(
             parametrization=parametrization,
         ),
         data=DataConfig(data=data, image_size=image_size, channels=channels, split_seed=split_seed),
-        steps=_given(steps, preset.steps),
+        steps=steps,
         batch_size=_given(batch_size, preset.batch_size),
         learning_rate=_given(learning_rate, preset.learning_rate),
+        warmup_steps=max(1, min(100, steps // 10)),
         seed=seed,
     )
 

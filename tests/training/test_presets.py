@@ -104,6 +104,7 @@ def test_what_is_said_holds() -> None:
         steps=11,
         batch_size=13,
         learning_rate=0.25,
+        warmup_steps=1,
         seed=17,
     )
 
