@@ -117,7 +117,8 @@ class GlowServiceServicer(object):
 
     def Sample(self, request, context):
         """Draws new images, streamed in order in messages of several images each. A sample that is not finite
-        (as temperatures far above 1 can bring) ends the stream with FAILED_PRECONDITION, which names it.
+        (as high temperatures, or a model that was hardly trained, can bring) ends the stream with
+        FAILED_PRECONDITION, which names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

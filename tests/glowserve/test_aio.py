@@ -42,12 +42,12 @@ def test_many_calls_share_a_client(server: Server, client: glowserve.Client, dig
 def test_samples_come_some_at_a_time(server: Server, client: glowserve.Client) -> None:
     async def run() -> list[glowserve.Samples]:
         async with glowserve.AsyncClient(f"127.0.0.1:{server.port}") as connected:
-            return [part async for part in connected.iter_samples(70, seed=5)]
+            return [part async for part in connected.iter_samples(70, seed=5, temperature=0.7)]
 
     parts = asyncio.run(run())
     assert len(parts) > 1
     np.testing.assert_array_equal(
-        np.concatenate([part.images for part in parts]), client.sample(70, seed=5).images
+        np.concatenate([part.images for part in parts]), client.sample(70, seed=5, temperature=0.7).images
     )
 
 

@@ -48,11 +48,10 @@ def test_a_server_with_two_models_lists_both_or_the_one_that_is_named(
         assert json.loads(capsys.readouterr().out) == [DIGITS, DIGITS | {"name": "other"}]
         assert main(["models", "--json", *address, "--model", "other"]) == 0
         assert json.loads(capsys.readouterr().out) == [DIGITS | {"name": "other"}]
-        assert main(["sample", "--out", str(tmp_path / "x.png"), *address]) == 1
+        out = ["--out", str(tmp_path / "x.png"), "--n", "2", "--temperature", "0"]
+        assert main(["sample", *out, *address]) == 1
         assert "model.name is empty and there are several models" in capsys.readouterr().err
-        assert (
-            main(["sample", "--out", str(tmp_path / "x.png"), "--n", "2", *address, "--model", "other"]) == 0
-        )
+        assert main(["sample", *out, *address, "--model", "other"]) == 0
 
 
 def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(

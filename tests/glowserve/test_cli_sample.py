@@ -37,9 +37,11 @@ def test_samples_are_laid_out_in_a_grid(
     target: list[str], embedded: Any, tmp_path: Path, capsys: Printed
 ) -> None:
     out = tmp_path / "grid.png"
-    assert main(["sample", "--n", "40", "--seed", "3", "--out", str(out), *target]) == 0
+    assert (
+        main(["sample", "--n", "40", "--seed", "3", "--temperature", "0.7", "--out", str(out), *target]) == 0
+    )
     assert capsys.readouterr().out == f"wrote {out}: 40 images with seed 3\n"
-    images = embedded.sample(40, seed=3).images
+    images = embedded.sample(40, seed=3, temperature=0.7).images
     with Image.open(out) as picture:
         scale = picture.width // (7 * 9 + 1)
         assert scale > 1
@@ -70,9 +72,10 @@ def test_the_seed_that_was_drawn_is_told_and_gives_the_same_again(
     target: list[str], tmp_path: Path, capsys: Printed
 ) -> None:
     one, other = tmp_path / "one.png", tmp_path / "other.png"
-    assert main(["sample", "--n", "5", "--out", str(one), "--json", *target]) == 0
+    command = ["sample", "--n", "5", "--temperature", "0.7", *target]
+    assert main([*command, "--out", str(one), "--json"]) == 0
     seed = json.loads(capsys.readouterr().out)["seed"]
-    assert main(["sample", "--n", "5", "--out", str(other), "--seed", str(seed), *target]) == 0
+    assert main([*command, "--out", str(other), "--seed", str(seed)]) == 0
     assert one.read_bytes() == other.read_bytes()
 
 

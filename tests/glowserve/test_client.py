@@ -158,19 +158,19 @@ def test_the_seed_of_a_score_is_0_and_that_of_samples_drawn_unless_given(
 ) -> None:
     for source in (client, embedded):
         same_scores(source.score(digits[:3]), source.score(digits[:3], seed=0))
-        one, other = source.sample(4), source.sample(4)
+        one, other = source.sample(4, temperature=0.7), source.sample(4, temperature=0.7)
         assert one.seed != other.seed
-        np.testing.assert_array_equal(source.sample(4, seed=one.seed).images, one.images)
-        assert len(source.sample()) == 1
+        np.testing.assert_array_equal(source.sample(4, seed=one.seed, temperature=0.7).images, one.images)
+        assert len(source.sample(temperature=0)) == 1
 
 
 def test_samples_come_some_at_a_time(client: glowserve.Client, embedded: Any) -> None:
     for source in (client, embedded):
-        parts = list(source.iter_samples(70, seed=5))
+        parts = list(source.iter_samples(70, seed=5, temperature=0.7))
         assert len(parts) > 1
         assert {part.seed for part in parts} == {5}
         np.testing.assert_array_equal(
-            np.concatenate([part.images for part in parts]), client.sample(70, seed=5).images
+            np.concatenate([part.images for part in parts]), client.sample(70, seed=5, temperature=0.7).images
         )
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
@@ -91,7 +89,8 @@ def test_a_signal_lets_every_accepted_call_finish(
             scores = [
                 pool.submit(stub.Score, pb.ScoreRequest(images=raw(digits[i : i + 1]))) for i in range(6)
             ]
-            streams = [pool.submit(lambda: list(stub.Sample(pb.SampleRequest(n=5)))) for _ in range(4)]
+            request = pb.SampleRequest(n=5, temperature=0)
+            streams = [pool.submit(lambda: list(stub.Sample(request))) for _ in range(4)]
             wait_for(lambda: in_flight(metrics_url) == 10)
             process.send_signal(number)
             assert next(watch).status == NOT_SERVING
@@ -149,31 +148,17 @@ def test_a_signal_right_after_the_ready_line_ends_the_server_well(start_server: 
         assert "Traceback" not in errors
 
 
-def test_watches_hear_of_the_end_and_nothing_that_is_kept_open_delays_it(start_server: StartServer) -> None:
+def test_watches_hear_of_the_end_and_do_not_delay_it(start_server: StartServer) -> None:
     """One watch ends before: the others on the same service must hear of the end all the same."""
-    asked = threading.Event()
-
-    def questions() -> Iterator[Any]:
-        yield reflection_pb2.ServerReflectionRequest(list_services="")
-        asked.wait(60)
-
     with start_server("--drain-seconds", "600") as (process, target, _), connected(target) as (_, health):
-        watches = [
-            health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "", "", "nobody")
-        ]
+        names = ("", "", "", "nobody")
+        watches = [health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in names]
         for watch in watches:
             next(watch)
         watches.pop(0).cancel()
-        kept = grpc.insecure_channel(target)
-        answers = reflection_pb2_grpc.ServerReflectionStub(kept).ServerReflectionInfo(questions())
-        next(answers)
         process.send_signal(signal.SIGTERM)
         assert [answer.status for watch in watches[:2] for answer in watch] == [NOT_SERVING, NOT_SERVING]
         assert ending_of(process)[0] == 0
-        # Cut off by the server, or by its end, whichever is heard first.
-        assert code_of(lambda: next(answers)) in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
-        asked.set()
-        kept.close()
 
 
 def test_calls_that_outlast_the_drain_are_ended(start_server: StartServer, digits: UInt8Array) -> None:
@@ -388,7 +373,7 @@ def test_variables_set_what_flags_leave_open_and_flags_win(repository: Path, dig
                 assert len(stub.Score(pb.ScoreRequest(images=raw(digits[:3]))).scores) == 3
                 with pytest.raises(grpc.RpcError, match="1 to 3"):
                     stub.Score(pb.ScoreRequest(images=raw(digits[:4])))
-                assert len(list(stub.Sample(pb.SampleRequest(n=5)))) == 1
+                assert len(list(stub.Sample(pb.SampleRequest(n=5, temperature=0)))) == 1
                 with pytest.raises(grpc.RpcError, match="1 to 5"):
                     list(stub.Sample(pb.SampleRequest(n=6)))
             process.send_signal(signal.SIGTERM)

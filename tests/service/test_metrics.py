@@ -106,7 +106,7 @@ def test_calls_are_counted_by_method_and_code(
     stub.Decode(pb.DecodeRequest(latents=encoding.latents))
     for _ in range(3):
         stub.Score(pb.ScoreRequest(images=raw(digits[:5])))
-    list(stub.Sample(pb.SampleRequest(n=20)))
+    list(stub.Sample(pb.SampleRequest(n=20, temperature=0)))
     stub.ListModels(pb.ListModelsRequest())
     stub.GetModel(pb.GetModelRequest())
     for call in (
@@ -157,7 +157,7 @@ def test_batches_are_counted_by_size(fresh: tuple[Server, GlowServiceStub], digi
     stub.Score(pb.ScoreRequest(images=raw(digits[:1])))
     stub.Score(pb.ScoreRequest(images=raw(digits[:3])))
     stub.Score(pb.ScoreRequest(images=raw(digits[:20])))  # 8, 8 and 4
-    list(stub.Sample(pb.SampleRequest(n=10)))  # 8 and 2
+    list(stub.Sample(pb.SampleRequest(n=10, temperature=0)))  # 8 and 2
     labels = {"model": "digits", "direction": "forward"}
     assert value(server, "batch_size_count", **labels) == 5
     assert value(server, "batch_size_sum", **labels) == 24

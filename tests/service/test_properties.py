@@ -48,7 +48,7 @@ def the_server_lives(server: Server, channel: grpc.Channel, stub: GlowServiceStu
     yield
     health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert health.status == health_pb2.HealthCheckResponse.SERVING
-    assert len(list(stub.Sample(pb.SampleRequest(n=3)))) == 1
+    assert len(list(stub.Sample(pb.SampleRequest(n=3, temperature=0)))) == 1
     assert server.metrics.registry.get_sample_value("glowserve_requests_in_flight") == 0
 
 

@@ -72,7 +72,7 @@ def call(method, **fields):
     return send(request, timeout=60)
 
 scored = call("Score", images={"encoded": {"data": [Path(picture).read_bytes()]}}, seed=7)
-drawn = list(call("Sample", n=3, seed=1))
+drawn = list(call("Sample", n=3, temperature=0))
 print(json.dumps({
     "services": services,
     "methods": [method.name for method in service.methods],

@@ -324,7 +324,7 @@ def test_the_boundary_of_what_is_accepted_is_accepted(stub: GlowServiceStub) -> 
         ("Encode", pb.EncodeRequest(images=pb.Images(tensor=tensor([256, 8, 8, 1])))),
         ("Decode", pb.DecodeRequest(latents=tensor([256, 64], dtype=FLOAT32))),
         ("Sample", pb.SampleRequest(n=1, temperature=0)),
-        ("Sample", pb.SampleRequest(n=1, seed=2**64 - 1, format=pb.IMAGE_FORMAT_RAW)),
+        ("Sample", pb.SampleRequest(n=1, temperature=0, seed=2**64 - 1, format=pb.IMAGE_FORMAT_RAW)),
         ("GetModel", pb.GetModelRequest(model=pb.ModelSpec(name="digits", version=1))),
         ("ListModels", pb.ListModelsRequest()),
     ):
@@ -349,7 +349,7 @@ def test_limits_are_the_servers_own(run_server: Callable[..., Any]) -> None:
                 pb.ScoreRequest(images=encoded(small, large)),
                 "at most 200",
             ),
-            ("Sample", pb.SampleRequest(n=5), pb.SampleRequest(n=6), "1 to 5"),
+            ("Sample", pb.SampleRequest(n=5, temperature=0), pb.SampleRequest(n=6), "1 to 5"),
             (
                 "Decode",
                 pb.DecodeRequest(latents=latent_tensor(0, 0, 0)),
