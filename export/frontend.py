@@ -44,15 +44,11 @@ def bake(model: Glow) -> BakedGlow:
     double = copy.deepcopy(model).double()
     levels, constant = [], -config.dimensions * config.n_bits * math.log(2)
     for i, level in enumerate(cast("list[Level]", list(double.levels)), 1):
-        places = (config.image_size >> i) ** 2
-        steps = []
-        for k, step in enumerate(cast("list[FlowStep]", list(level.steps)), 1):
-            baked, log_det = _bake_step(step, step_name(i, k))
-            steps.append(baked)
-            constant += places * log_det
-        levels.append(BakedLevel(tuple(steps), _bake_prior(level.prior)))
+        named = enumerate(cast("list[FlowStep]", list(level.steps)), 1)
+        steps = tuple(_bake_step(step, step_name(i, k)) for k, step in named)
+        constant += (config.image_size >> i) ** 2 * float(level.constant_log_det())
+        levels.append(BakedLevel(steps, _bake_prior(level.prior)))
     top = cast("TopPrior", cast("Level", double.levels[-1]).prior)
-    constant -= (config.image_size >> config.levels) ** 2 * float(top.log_scale.sum())
     return BakedGlow(
         image_size=config.image_size,
         channels=config.channels,
@@ -64,8 +60,7 @@ def bake(model: Glow) -> BakedGlow:
     )
 
 
-def _bake_step(step: FlowStep, name: str) -> tuple[BakedStep, float]:
-    """The step, and its constant log-determinant at one place."""
+def _bake_step(step: FlowStep, name: str) -> BakedStep:
     scale = _array(step.actnorm.log_scale.exp()).reshape(-1)
     actnorm_bias = _array(step.actnorm.bias).reshape(-1)
     weight = _array(step.conv1x1.weight())
@@ -80,7 +75,7 @@ def _bake_step(step: FlowStep, name: str) -> tuple[BakedStep, float]:
     inverse = np.linalg.inv(weight) / scale[:, None]
     affine = isinstance(step.coupling, AffineCoupling)
     first, _, second, _, last = step.coupling.network
-    baked = BakedStep(
+    return BakedStep(
         matrix=matrix,
         bias=matrix @ actnorm_bias,
         inverse_matrix=inverse,
@@ -92,7 +87,6 @@ def _bake_step(step: FlowStep, name: str) -> tuple[BakedStep, float]:
         ),
         affine=affine,
     )
-    return baked, float(step.actnorm.log_scale.sum() + step.conv1x1.log_abs_det())
 
 
 def _bake_prior(prior: nn.Module) -> BakedConv | None:

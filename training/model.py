@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,24 @@ from training.layers import (
     TopPrior,
     invertible_conv1x1,
 )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a log-likelihood is the sum of, in nats; L levels, level 1 (nearest to the pixels) first."""
+
+    log_prior: Tensor
+    """The log-density of each level's latents, [N, L]."""
+
+    log_det: Tensor
+    """Each level's log-determinants that depend on the image, [N, L]."""
+
+    constant: Tensor
+    """The rest, which is the same for every image: the other log-determinants and the bins' log-volume; a scalar."""
+
+    def total(self) -> Tensor:
+        """The log-likelihood, [N]."""
+        return self.log_prior.sum(1) + self.log_det.sum(1) + self.constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +125,10 @@ class FlowStep(Bijector):
         y, log_det_actnorm = self.actnorm.inverse(y)
         return y, log_det_actnorm + log_det_conv1x1 + log_det_coupling
 
+    def constant_log_det(self) -> Tensor:
+        """The log-determinant of actnorm and 1x1 convolution at one place; a scalar."""
+        return self.actnorm.log_scale.sum() + self.conv1x1.log_abs_det()
+
 
 class Level(Bijector):
     """Squeeze, K steps of flow, and the prior of what becomes latent here.
@@ -130,6 +153,12 @@ class Level(Bijector):
             log_det = log_det + log_det_step
         x, log_det_prior = self.prior(x)
         return x, log_det + log_det_prior
+
+    def constant_log_det(self) -> Tensor:
+        """The log-determinants that are the same for every image, at one place of [H/2, W/2]; a scalar."""
+        steps = cast("list[FlowStep]", list(self.steps))
+        log_det = torch.stack([step.constant_log_det() for step in steps]).sum()
+        return log_det - self.prior.log_scale.sum() if isinstance(self.prior, TopPrior) else log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` undoes."""
@@ -163,15 +192,19 @@ class Glow(Bijector):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Dequantized images [N, C, H, W] to latents [N, D], and log|det| [N]."""
-        latents, log_det = [], x.new_zeros(x.shape[0])
+        latents, log_dets = self._by_level(x)
+        return torch.cat(latents, dim=1), torch.stack(log_dets).sum(0)
+
+    def _by_level(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Each level's latents [N, D of the level] and log|det| [N]."""
+        latents, log_dets = [], []
         for level in self.levels[:-1]:
-            x, log_det_level = level(x)
+            x, log_det = level(x)
             x, latent = x.chunk(2, dim=1)
             latents.append(latent.flatten(1))
-            log_det = log_det + log_det_level
-        latent, log_det_level = self.levels[-1](x)
-        latents.append(latent.flatten(1))
-        return torch.cat(latents, dim=1), log_det + log_det_level
+            log_dets.append(log_det)
+        latent, log_det = self.levels[-1](x)
+        return [*latents, latent.flatten(1)], [*log_dets, log_det]
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [N, D] to dequantized images [N, C, H, W], and log|det| [N]."""
@@ -198,10 +231,22 @@ class Glow(Bijector):
             noise: dequantization noise in [0, 1), [N, H, W, C], in the parameters' dtype.
         """
         latent, log_det = self(self._dequantize(images, noise))
-        log_prior = -0.5 * (latent.square().sum(1) + latent.shape[1] * math.log(2 * math.pi))
-        log_bin_volume = -self.config.dimensions * self.config.n_bits * math.log(2)
-        log_likelihood: Tensor = log_prior + log_det + log_bin_volume
+        log_likelihood: Tensor = _log_normal(latent) + log_det + self._log_bin_volume()
         return log_likelihood
+
+    def terms(self, images: Tensor, noise: Tensor) -> Terms:
+        """What `log_prob` is the sum of; the arguments are the same."""
+        latents, log_dets = self._by_level(self._dequantize(images, noise))
+        constants = torch.stack(
+            [level.constant_log_det() for level in cast("list[Level]", list(self.levels))]
+        )
+        places = [height * width for _, height, width in self.latent_shapes()]
+        constants = constants * constants.new_tensor(places)
+        return Terms(
+            log_prior=torch.stack([_log_normal(latent) for latent in latents], dim=1),
+            log_det=torch.stack(log_dets, dim=1) - constants,
+            constant=constants.sum() + self._log_bin_volume(),
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         """The latents [N, D] of the middles of the bins (noise 0.5) of images, uint8 [N, H, W, C]."""
@@ -234,5 +279,13 @@ class Glow(Bijector):
         y = quantization.dequantize(images, noise, self.config.n_bits)
         return y.permute(0, 3, 1, 2).contiguous()
 
+    def _log_bin_volume(self) -> float:
+        return -self.config.dimensions * self.config.n_bits * math.log(2)
+
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+
+def _log_normal(latent: Tensor) -> Tensor:
+    """The standard normal log-density of latents [N, D], [N]."""
+    return -0.5 * (latent.square().sum(1) + latent.shape[1] * math.log(2 * math.pi))
