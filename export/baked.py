@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from training.names import step_name
+
 Float64Array = npt.NDArray[np.float64]
 
 
@@ -115,11 +117,6 @@ class BakedGlow:
         for i, level in enumerate(self.levels, 1):
             for k, step in enumerate(level.steps, 1):
                 yield step_name(i, k), step
-
-
-def step_name(level: int, step: int) -> str:
-    """What a step is called in graphs, errors and manifests; both count from 1."""
-    return f"level{level}.step{step}"
 
 
 def condition_number(matrix: Float64Array) -> float:

@@ -17,12 +17,12 @@ from export.baked import (
     BakedStep,
     Float64Array,
     condition_number,
-    step_name,
 )
 from export.errors import NotInvertibleError
-from training.layers import AffineCoupling, Split, TopPrior, ZeroConv2d
+from training.layers import AffineCoupling, HiddenConv2d, Split, TopPrior, ZeroConv2d
 from training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT
 from training.model import FlowStep, Glow, Level
+from training.names import step_name
 
 # Beyond this a float32 inverse has no correct digit left.
 CONDITION_LIMIT = 1e6
@@ -81,8 +81,8 @@ def _bake_step(step: FlowStep, name: str) -> BakedStep:
         inverse_matrix=inverse,
         inverse_bias=-actnorm_bias,
         network=(
-            _bake_conv(cast("nn.Conv2d", first)),
-            _bake_conv(cast("nn.Conv2d", second)),
+            _bake_hidden_conv(cast("HiddenConv2d", first)),
+            _bake_hidden_conv(cast("HiddenConv2d", second)),
             _bake_zero_conv(cast("ZeroConv2d", last), logit_shift=SCALE_SHIFT if affine else 0.0),
         ),
         affine=affine,
@@ -93,17 +93,17 @@ def _bake_prior(prior: nn.Module) -> BakedConv | None:
     return _bake_zero_conv(prior.network) if isinstance(prior, Split) else None
 
 
-def _bake_conv(conv: nn.Conv2d) -> BakedConv:
-    return BakedConv(_array(conv.weight), _array(cast("Tensor", conv.bias)))
+def _bake_hidden_conv(conv: HiddenConv2d) -> BakedConv:
+    weight, bias = conv.weight_and_bias()
+    return BakedConv(_array(weight), _array(bias))
 
 
 def _bake_zero_conv(conv: ZeroConv2d, logit_shift: float = 0.0) -> BakedConv:
     """With its scale folded in, and the shift of the second half of the outputs."""
     scale = _array((LOG_SCALE_FACTOR * conv.log_scale).exp()).reshape(-1)
-    plain = _bake_conv(conv.conv)
-    bias = plain.bias * scale
+    bias = _array(cast("Tensor", conv.conv.bias)) * scale
     bias[len(bias) // 2 :] += logit_shift
-    return BakedConv(plain.weight * scale[:, None, None, None], bias)
+    return BakedConv(_array(conv.conv.weight) * scale[:, None, None, None], bias)
 
 
 def _array(tensor: Tensor) -> Float64Array:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.baked import BakedConv, BakedGlow, BakedStep, Float64Array, step_name
+from export.baked import BakedConv, BakedGlow, BakedStep, Float64Array
+from training.names import step_name
 
 # Any ONNX Runtime since 1.17 reads these.
 _OPSET = 18

@@ -12,10 +12,10 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from export.baked import step_name
 from service.engine import Float32Array
 from service.repository import FORWARD, REVERSE, Bundle
 from training.model import FlowStep, Glow, Level
+from training.names import step_name
 from training.quantization import dequantize
 
 # Relative errors below this are rounding.

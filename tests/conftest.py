@@ -38,11 +38,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a small model, trained on the digits for some seconds."""
+    from training.machine import Machine
     from training.presets import run_config
     from training.run import train
 
     config = run_config("digits", steps_per_level=4, width=32, steps=200, batch_size=32)
-    return train(config, tmp_path_factory.mktemp("run"), device="cpu")
+    return train(config, tmp_path_factory.mktemp("run"), machine=Machine(device="cpu"))
 
 
 @pytest.fixture(scope="session")

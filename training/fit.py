@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +17,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
 from glowserve.files import atomic_write
+from training.average import Average
 from training.config import RunConfig
 from training.data import ImageData, StepLoader, evaluation_batches
 from training.data.batches import Batch
-from training.errors import DivergedError
+from training.errors import RunError
+from training.guard import Guard
+from training.machine import Machine, keep_freed_memory
 from training.module import GlowModule
 from training.progress import Progress
 
 EVALUATION_BATCH = 64
-# Validation images that watch over training; the finished model is measured on all of them.
-_WATCHING = 256
+# Validation and test images that a curve is drawn of; the finished model is measured on all of them.
+_WATCHED = 256
+# Steps between two looks of the guard, each of which waits for the device and keeps a copy of the state.
+_GUARD_EVERY = 50
 
 
 def fit(
@@ -37,39 +41,39 @@ def fit(
     *,
     resume: Path,
     logs: Path,
-    device: str,
+    machine: Machine,
     callbacks: Sequence[Callback],
 ) -> None:
     """Trains, from the state in `resume` if there is one.
 
     Args:
-        module: what is trained, changed in place.
+        module: what is trained, changed in place; at the end it holds the average of its weights.
         images: what it learns from, and what watches over it.
         config: the run's.
         resume: the file of the last state.
         logs: the folder of TensorBoard's events.
-        device: "auto", "cpu" or "cuda".
+        machine: what to compute with.
         callbacks: of Lightning, in addition.
 
     Raises:
-        DivergedError: the loss is no longer finite.
+        DivergedError: training went back too often.
+        RunError: a state could not be written.
         KeyboardInterrupt: as Ctrl-C brings it.
     """
-    for unfinished in resume.parent.glob(".*.part"):  # of a run that was killed while it saved
-        unfinished.unlink()
+    keep_freed_memory()
     start = torch.load(resume, map_location="cpu", weights_only=True)["global_step"] if resume.exists() else 0
-    every = max(1, min(config.steps // 20, 500))
-    batches = StepLoader(
-        images.train, batch_size=config.batch_size, steps=config.steps, seed=config.seed, start=start
-    )
-    validation = evaluation_batches(images.validation[:_WATCHING], EVALUATION_BATCH)
+    look, every = _intervals(config.steps)
+    average = Average(config.average_decay)
     with _quiet():
         trainer = lightning.Trainer(
-            accelerator=device,
-            devices=1,
+            accelerator=machine.device,
+            devices=machine.devices,
+            num_nodes=machine.nodes,
+            strategy="ddp" if machine.processes > 1 else "auto",
+            use_distributed_sampler=False,  # the loader knows which part of a batch is whose
+            precision=cast("Any", config.precision),
             max_steps=config.steps,
             max_epochs=1,
-            gradient_clip_val=config.clip_gradient_norm,
             val_check_interval=every,
             num_sanity_val_steps=0,
             log_every_n_steps=min(10, every),
@@ -78,7 +82,14 @@ def fit(
             enable_progress_bar=False,
             plugins=[_AtomicCheckpointIO()],
             callbacks=[
-                _Finiteness(every, config.learning_rate),
+                average,
+                Guard(
+                    every=look,
+                    steps=config.steps,
+                    condition_limit=config.condition_limit,
+                    max_returns=config.max_returns,
+                    average=average,
+                ),
                 Progress(config.steps, start),
                 LearningRateMonitor("step"),
                 ModelCheckpoint(
@@ -91,52 +102,66 @@ def fit(
                 *callbacks,
             ],
         )
+        batches = StepLoader(
+            images.train,
+            batch_size=config.batch_size,
+            steps=config.steps,
+            seed=config.seed,
+            start=start,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        if trainer.is_global_zero:
+            for unfinished in resume.parent.glob(".*.part"):  # of a run that was killed while it saved
+                unfinished.unlink()
+        if machine.checkpoint_activations:
+            module.model.checkpoint_activations()
+        if machine.compile:
+            module.model.compile_steps()
         try:
             trainer.fit(
                 module,
                 batches,
-                DataLoader(cast("Dataset[Batch]", validation), batch_size=None),
+                [_watched(images.validation), _watched(images.test)],
                 ckpt_path=resume if start else None,
             )
         except SystemExit:  # Lightning's way of passing on Ctrl-C
             raise KeyboardInterrupt from None
 
 
-class _Finiteness(Callback):
-    """Ends a run that has diverged, before its state replaces the last one.
+def _intervals(steps: int) -> tuple[int, int]:
+    """Steps between two looks of the guard, and between two saved states: a multiple, so that each is a good one."""
+    every = max(1, min(steps // 20, 500))
+    look = min(_GUARD_EVERY, every)
+    return look, every - every % look
 
-    Args:
-        every: steps between looks, as each has to wait for the device.
-        learning_rate: for the message.
-    """
 
-    def __init__(self, every: int, learning_rate: float) -> None:
-        self._every = every
-        self._learning_rate = learning_rate
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Looks at the loss; Lightning saves after it has asked all other callbacks."""
-        if (batch_idx + 1) % self._every == 0 and not math.isfinite(loss := float(outputs["loss"])):
-            raise DivergedError(
-                f"the loss is {loss} bits/dim at step {batch_idx + 1}: training diverged. Start again in an empty run "
-                f"directory with a learning rate below {self._learning_rate}"
-            )
+def _watched(images: Any) -> DataLoader[Batch]:
+    batches = evaluation_batches(images[:_WATCHED], EVALUATION_BATCH)
+    return DataLoader(cast("Dataset[Batch]", batches), batch_size=None)
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own writing is not atomic."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(Path(path)) as file:
-            torch.save(checkpoint, file)
+        step = checkpoint["global_step"]
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+            raise RunError(
+                f"the state of step {step} could not be written to {path}: {_reason(error)}. The state that was "
+                "written before it is whole; make room, and the same command goes on from there"
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the file system said, through whatever it was wrapped in."""
+    while not isinstance(error, OSError) and (inner := error.__cause__ or error.__context__):
+        error = inner
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from training import quantization
 from training.layers import (
@@ -19,6 +21,7 @@ from training.layers import (
     PARAMETRIZATIONS,
     ActNorm,
     Bijector,
+    Coupling,
     Split,
     Squeeze,
     TopPrior,
@@ -70,7 +73,10 @@ class GlowConfig:
     """"affine" or "additive"."""
 
     parametrization: str = "lu"
-    """Of the 1x1 convolutions: "lu" (cannot become singular) or "plain"."""
+    """Of the 1x1 convolutions: "lu" (cannot become singular), "orthogonal" (condition number 1) or "plain"."""
+
+    coupling_actnorm: bool = False
+    """Whether the coupling networks' hidden convolutions have actnorms instead of biases."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -109,7 +115,7 @@ class FlowStep(Bijector):
         super().__init__()
         self.actnorm = ActNorm(channels)
         self.conv1x1 = invertible_conv1x1(channels, config.parametrization)
-        self.coupling = COUPLINGS[config.coupling](channels, config.width)
+        self.coupling = COUPLINGS[config.coupling](channels, config.width, actnorm=config.coupling_actnorm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
@@ -144,20 +150,36 @@ class Level(Bijector):
         self.squeeze = Squeeze()
         self.steps = nn.ModuleList(FlowStep(4 * channels, config) for _ in range(config.steps_per_level))
         self.prior = TopPrior(4 * channels) if top else Split(4 * channels)
+        self.checkpoint_activations = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, H, W] to [N, 4C, H/2, W/2]; the last half of the channels (at the top: all) is latent."""
         x, log_det = self.squeeze(x)
         for step in self.steps:
-            x, log_det_step = step(x)
+            if self.checkpoint_activations:
+                x, log_det_step = checkpoint(step, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, log_det_step = step(x)
             log_det = log_det + log_det_step
         x, log_det_prior = self.prior(x)
         return x, log_det + log_det_prior
 
+    def flow_steps(self) -> list[FlowStep]:
+        """Its steps, nearest to the pixels first."""
+        return cast("list[FlowStep]", list(self.steps))
+
+    def condition_numbers(self) -> Tensor:
+        """Of each step's 1x1 convolution, [K], float64; infinity where it is singular or not finite."""
+        weights = torch.stack([step.conv1x1.weight() for step in self.flow_steps()]).double()
+        finite = weights.isfinite().all(-1).all(-1)
+        singular_values = torch.linalg.svdvals(torch.where(finite[:, None, None], weights, 0.0))
+        conditions = singular_values[:, 0] / singular_values[:, -1]
+        conditions = torch.where(finite, conditions, math.inf)
+        return conditions.nan_to_num(nan=math.inf, posinf=math.inf)
+
     def constant_log_det(self) -> Tensor:
         """The log-determinants that are the same for every image, at one place of [H/2, W/2]; a scalar."""
-        steps = cast("list[FlowStep]", list(self.steps))
-        log_det = torch.stack([step.constant_log_det() for step in steps]).sum()
+        log_det = torch.stack([step.constant_log_det() for step in self.flow_steps()]).sum()
         return log_det - self.prior.log_scale.sum() if isinstance(self.prior, TopPrior) else log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,6 +239,51 @@ class Glow(Bijector):
             log_det = log_det + log_det_level
         return x, log_det
 
+    @torch.no_grad()
+    def condition_numbers(self) -> list[list[float]]:
+        """Of each 1x1 convolution, by level and step; infinity where it is singular or not finite."""
+        return [level.condition_numbers().tolist() for level in self._levels()]
+
+    @torch.no_grad()
+    def coupling_scales(self, images: Tensor, noise: Tensor) -> list[tuple[float, float]]:
+        """The smallest and the largest scale of any affine coupling of each level, on images as in `log_prob`."""
+        found: list[list[Tensor]] = [[] for _ in self.levels]
+
+        def listen(level: int, coupling: Coupling) -> RemovableHandle:
+            return coupling.network.register_forward_hook(
+                lambda _module, _input, h: found[level].append(coupling.scale_range(h))
+            )
+
+        couplings = [
+            (i, step.coupling) for i, level in enumerate(self._levels()) for step in level.flow_steps()
+        ]
+        hooks = [listen(i, coupling) for i, coupling in couplings]
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                self.log_prob(images, noise)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        ranges = [torch.stack(level) for level in found]
+        return [(float(level[:, 0].min()), float(level[:, 1].max())) for level in ranges]
+
+    def checkpoint_activations(self) -> None:
+        """From now on the backward pass computes each step again instead of keeping its activations."""
+        for level in self._levels():
+            level.checkpoint_activations = True
+
+    def compile_steps(self) -> None:
+        """From now on each step of flow runs compiled; the first run compiles, once for each level."""
+        for step in self.flow_steps():
+            step.compile(dynamic=False)
+
+    def flow_steps(self) -> list[FlowStep]:
+        """All of them, nearest to the pixels first."""
+        return [step for level in self._levels() for step in level.flow_steps()]
+
+    def _levels(self) -> list[Level]:
+        return cast("list[Level]", list(self.levels))
+
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """[C, H, W] of each level's latents, level 1 first."""
         size, channels, last = self.config.image_size, self.config.channels, self.config.levels - 1
@@ -237,9 +304,7 @@ class Glow(Bijector):
     def terms(self, images: Tensor, noise: Tensor) -> Terms:
         """What `log_prob` is the sum of; the arguments are the same."""
         latents, log_dets = self._by_level(self._dequantize(images, noise))
-        constants = torch.stack(
-            [level.constant_log_det() for level in cast("list[Level]", list(self.levels))]
-        )
+        constants = torch.stack([level.constant_log_det() for level in self._levels()])
         places = [height * width for _, height, width in self.latent_shapes()]
         constants = constants * constants.new_tensor(places)
         return Terms(
@@ -276,8 +341,7 @@ class Glow(Bijector):
         return self.decode(temperature * latent)
 
     def _dequantize(self, images: Tensor, noise: Tensor) -> Tensor:
-        y = quantization.dequantize(images, noise, self.config.n_bits)
-        return y.permute(0, 3, 1, 2).contiguous()
+        return quantization.dequantize(images, noise, self.config.n_bits).permute(0, 3, 1, 2)
 
     def _log_bin_volume(self) -> float:
         return -self.config.dimensions * self.config.n_bits * math.log(2)

@@ -43,17 +43,16 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Tells bits/dim."""
-        train, validation = (
+        figures = ", ".join(
             f"{name} {float(trainer.callback_metrics[f'{name}_bits_per_dim']):.3f}"
-            for name in ("train", "validation")
+            for name in ("train", "validation", "test")
         )
+        figures += f", worst condition number {float(trainer.callback_metrics['condition']):.1f}"
         if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(f"bits/dim: {train}, {validation}")
+            self._bar.set_postfix_str(f"bits/dim: {figures}")
         else:
             step = trainer.global_step
-            print(
-                f"step {step} of {self._steps}: bits/dim {train}, {validation}", file=sys.stderr, flush=True
-            )
+            print(f"step {step} of {self._steps}: bits/dim {figures}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Leaves the bar as it is, finished or interrupted."""

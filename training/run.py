@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from training import quantization
 from training.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
@@ -20,6 +22,7 @@ from training.data.batches import Batch
 from training.directory import RunDirectory
 from training.errors import DivergedError, RunError
 from training.fit import EVALUATION_BATCH, fit
+from training.machine import Machine
 from training.model import Glow
 from training.module import GlowModule
 
@@ -28,7 +31,7 @@ def train(
     config: RunConfig,
     run_dir: Path,
     *,
-    device: str = "auto",
+    machine: Machine | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Trains a model, or goes on with training where an interrupted run stopped.
@@ -36,7 +39,7 @@ def train(
     Args:
         config: what to train.
         run_dir: the run's directory; made if needed.
-        device: "auto", "cpu" or "cuda".
+        machine: what to compute with; one device of whatever kind there is, if left out.
         callbacks: of Lightning, in addition.
 
     Returns:
@@ -45,40 +48,48 @@ def train(
     Raises:
         RunError: `run_dir` holds a run that was asked for differently.
         DataError: the images cannot be read, or are too few.
-        DivergedError: the loss is no longer finite.
+        DivergedError: training went back to an earlier state too often, or ended badly.
         KeyboardInterrupt: as Ctrl-C brings it; the same call goes on later.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    machine = machine or Machine()
+    if config.batch_size % machine.processes:
+        raise RunError(
+            f"batch_size is {config.batch_size}, which {machine.processes} processes cannot share equally; make it a "
+            f"multiple of {machine.processes}"
+        )
+    if machine.device == "cuda" and not torch.cuda.is_available():
         raise RunError("device is 'cuda', and PyTorch finds no GPU that it can use; use 'cpu' or 'auto'")
     directory = RunDirectory(run_dir)
     directory.compare(config)
     if directory.result.exists():
         return directory.result
     images = load_images(config.data)
-    with directory.claimed(config, images):
-        _train(config, images, directory, device, callbacks)
+    # Of processes that train together one claims the directory, and writes.
+    with directory.claimed(config, images) if rank_zero_only.rank == 0 else nullcontext():  # type: ignore[attr-defined]
+        _train(config, images, directory, machine, callbacks)
     return directory.result
 
 
 def _train(
-    config: RunConfig, images: ImageData, directory: RunDirectory, device: str, callbacks: Sequence[Callback]
+    config: RunConfig,
+    images: ImageData,
+    directory: RunDirectory,
+    machine: Machine,
+    callbacks: Sequence[Callback],
 ) -> None:
     torch.manual_seed(config.seed)
-    module = GlowModule(
-        Glow(config.model),
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        steps=config.steps,
-    )
+    module = GlowModule(Glow(config.model), config)
     fit(
         module,
         images,
         config,
         resume=directory.resume,
         logs=directory.logs,
-        device=device,
+        machine=machine,
         callbacks=callbacks,
     )
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return
     model = module.model.cpu().eval()
     metrics = {
         f"{name}_bits_per_dim": mean_bits_per_dim(model, evaluation_batches(split, EVALUATION_BATCH))

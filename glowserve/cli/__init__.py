@@ -20,6 +20,7 @@ from glowserve.cli.failure import Failure
 _COMMANDS = {
     "train": "train a model on a folder of images",
     "export": "make a bundle of a checkpoint, proved",
+    "evaluate": "measure a checkpoint or a bundle on held-out images",
     "serve": "serve bundles over gRPC",
     "score": "say how likely images are",
     "sample": "draw new images",
@@ -27,7 +28,7 @@ _COMMANDS = {
     "demo": "all of it, on handwritten digits",
 }
 # What each command's missing imports mean.
-_EXTRAS = {"train": "train,cpu", "export": "train,cpu", "demo": "train,cpu"}
+_EXTRAS = dict.fromkeys(("train", "export", "evaluate", "demo"), "train,cpu")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,12 @@ _MODEL = {
     "batch-size": (int, "images a step; by image size"),
     "learning-rate": (float, "at its highest; by image size"),
 }
+# Flags of the same name as what they set.
+_CHOICES = (
+    *("size", "coupling", "coupling_actnorm", "parametrization", "schedule", "weight_decay", "average_decay"),
+    *("precision", "seed", "split_seed"),
+)
+_MACHINE = ("device", "devices", "nodes", "compile", "checkpoint_activations")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="'digits', a folder of images, a .parquet or .npz file, or a dataset's name on the Hugging Face hub",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="RUN_DIR", help="where model.ckpt is left")
+    parser.add_argument(
+        "--size",
+        default="small",
+        choices=["small", "paper"],
+        help="for two CPU cores, or K=32 L=3 width=512 for a GPU; default: small",
+    )
     for name, (kind, text) in _MODEL.items():
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=f"{text} unless given")
     parser.add_argument(
@@ -38,12 +50,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parametrization",
         default="lu",
-        choices=["lu", "plain"],
+        choices=["lu", "orthogonal", "plain"],
         help="of the 1x1 convolutions; default: lu",
+    )
+    parser.add_argument(
+        "--coupling-actnorm",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="actnorms inside the coupling networks, as in the original code; default: no",
+    )
+    parser.add_argument(
+        "--schedule",
+        default="cosine",
+        choices=["cosine", "constant"],
+        help="of the learning rate; default: cosine",
+    )
+    parser.add_argument(
+        "--weight-decay", type=float, default=0.0, metavar="X", help="of the coupling networks; default: 0"
+    )
+    parser.add_argument(
+        "--average-decay",
+        type=float,
+        default=0.999,
+        metavar="X",
+        help="of the moving average of the weights, which is the result; 0: the last weights; default: 0.999",
+    )
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        choices=["32-true", "bf16-mixed"],
+        help="of the coupling networks in training; default: 32-true",
     )
     parser.add_argument("--seed", type=int, default=0, help="of initialization, order and noise; default: 0")
     parser.add_argument("--split-seed", type=int, default=0, help="which images are held out; default: 0")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+    machine = parser.add_argument_group("what it is computed with")
+    machine.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+    machine.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on each machine that share a batch; default: 1",
+    )
+    machine.add_argument("--nodes", type=int, default=1, metavar="N", help="machines; default: 1")
+    machine.add_argument("--compile", action="store_true", help="compile the steps of flow (torch.compile)")
+    machine.add_argument(
+        "--checkpoint-activations", action="store_true", help="far less memory for a third more time"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -52,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from training.checkpoint import load_checkpoint
     from training.directory import RunDirectory
     from training.errors import DivergedError, TrainingError
+    from training.machine import Machine
     from training.presets import run_config
     from training.run import train
 
@@ -59,15 +113,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         config = run_config(
             args.data,
-            coupling=args.coupling,
-            parametrization=args.parametrization,
-            seed=args.seed,
-            split_seed=args.split_seed,
+            **{name: getattr(args, name) for name in _CHOICES},
             **values,
         )
+        machine = Machine(**{name: getattr(args, name) for name in _MACHINE})
         if RunDirectory(args.out).result.exists():
             print(f"{args.out} holds a finished run: nothing to do", file=sys.stderr)
-        path = train(config, args.out, device=args.device)
+        path = train(config, args.out, machine=machine)
         record = load_checkpoint(path).training
     except DivergedError as error:
         raise Failure(error, 1) from error

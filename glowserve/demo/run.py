@@ -45,7 +45,7 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     )
     if RunDirectory(out / "run").result.exists():
         say(f"      {out / 'run'} holds a finished run: nothing to do")
-    checkpoint = train(config, out / "run", device="auto")
+    checkpoint = train(config, out / "run")
     draw_training(out / "run" / "logs", out / "training.png")
 
     say("\n[2/5] exporting to ONNX")

@@ -12,7 +12,7 @@ from PIL import Image
 from glowserve.cli import main
 from service.server import Server
 
-COMMANDS = ["train", "export", "serve", "score", "sample", "models", "demo"]
+COMMANDS = ["train", "export", "evaluate", "serve", "score", "sample", "models", "demo"]
 
 
 def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -104,6 +104,8 @@ sys.exit(main(sys.argv[2:]))
         ("prometheus_client", ["serve", "--repository", "REPOSITORY"], "cpu"),
         ("torch", ["train", "--data", "digits", "--out", "OUT"], "train,cpu"),
         ("torch", ["export", "OUT", "MODEL"], "train,cpu"),
+        ("torch", ["evaluate", "OUT"], "train,cpu"),
+        ("onnxruntime", ["evaluate", "MODEL"], "train,cpu"),
     ],
 )
 def test_a_missing_extra_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glowserve.images import Preparation, UInt8Array
-from training.data import DataConfig, ImageData, load_images, native_shape, open_source
+from training.data import DataConfig, ImageData, load_held_out, load_images, native_shape, open_source
 from training.errors import DataError
 
 SavePictures = Callable[..., None]
@@ -329,17 +330,6 @@ def test_the_pictures_of_a_folder_come_in_the_order_of_their_paths(tmp_path: Pat
     assert [picture.getpixel((0, 0)) for picture in pictures[1:]] == [1, 2]
 
 
-@pytest.mark.parametrize("damage", ["header", "pixels"])
-def test_a_damaged_picture_is_named(damage: str, tmp_path: Path, save_pictures: SavePictures) -> None:
-    save_pictures(tmp_path / "all", 60, size=(40, 40))
-    victim = tmp_path / "all" / "17.png"
-    data = victim.read_bytes()
-    victim.write_bytes(b"not a picture" if damage == "header" else data[: len(data) // 2])
-
-    with pytest.raises(DataError, match=r"all/17\.png"):
-        load_images(config(tmp_path / "all"))
-
-
 def test_too_few_images_are_refused(tmp_path: Path, save_pictures: SavePictures) -> None:
     save_pictures(tmp_path / "few", 49)
     with pytest.raises(DataError, match=r"few' has 49 images; training and held-out proof need 50 or more"):
@@ -415,19 +405,12 @@ def test_a_parquet_file_with_numbers_for_pictures_is_refused(tmp_path: Path) -> 
         open_source(str(tmp_path / "a.parquet"))
 
 
-def test_a_row_without_a_picture_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
-    pictures = [*rows(59, rng)["image"], None]
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict({"image": pictures}, features=features).to_parquet(tmp_path / "a.parquet")
-
-    with pytest.raises(DataError, match="image 59: there is none, the row is empty"):
-        load_images(config(tmp_path / "a.parquet"))
-
-
-def test_a_row_that_names_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_source_without_a_single_readable_picture_has_no_shape(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"image": ["nowhere.png"]}).to_parquet(tmp_path / "a.parquet")
 
-    with pytest.raises(DataError, match=r"image nowhere\.png: .*No such file"):
+    with pytest.raises(
+        DataError, match=r"first 1 pictures .* image nowhere\.png \(No such file.*; repair them"
+    ):
         native_shape(open_source(str(tmp_path / "a.parquet"))["train"])
 
 
@@ -436,6 +419,183 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"a\.parquet' cannot be read: .*[Pp]arquet.* It must be 'digits'"):
         open_source(str(tmp_path / "a.parquet"))
+
+
+# Damage
+
+
+def damage(picture: Path, how: str) -> None:
+    data = picture.read_bytes()
+    if how == "header":
+        picture.write_bytes(b"not a picture")
+    elif how == "pixels":
+        picture.write_bytes(data[: data.index(b"IDAT") + 8])
+    else:
+        picture.write_bytes(b"")
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """A folder of 60 grey pictures, of 8 x 8 pixels that have the picture's number."""
+    (tmp_path / "all").mkdir()
+    for i in range(60):
+        Image.new("L", (8, 8), i).save(tmp_path / "all" / f"{i:02d}.png")
+    return tmp_path / "all"
+
+
+def numbers(images: ImageData) -> dict[str, list[int]]:
+    return {name: getattr(images, name)[:, 0, 0, 0].tolist() for name in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("header", "13 bytes are not a picture"),
+        ("pixels", "the picture is damaged"),
+        ("empty", "0 bytes are not a picture"),
+        ("missing", "No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_damaged_picture_is_left_out_of_its_split_and_named(
+    split: str, how: str, reason: str, numbered: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = numbers(load_images(config(numbered)))
+    victim = whole[split][2]
+    picture = numbered / f"{victim:02d}.png"
+    if how == "missing":
+        numbered = of_paths(numbered, missing=victim)
+        name = "nowhere.png"
+    else:
+        damage(picture, how)
+        name = str(picture)
+    assert capfd.readouterr().err == ""
+
+    images = load_images(config(numbered))
+
+    assert numbers(images) == whole | {split: [number for number in whole[split] if number != victim]}
+    line = capfd.readouterr().err
+    assert line.startswith(
+        f"glowserve: 1 of 60 pictures cannot be read and are left out: image {name} ({reason}"
+    )
+    assert line.count("\n") == 1
+
+
+def of_paths(folder: Path, *, missing: int) -> Path:
+    """A parquet file that names the pictures of a folder, and one that is not there."""
+    files: list[str] = [str(file) for file in sorted(folder.iterdir())]
+    files[missing] = "nowhere.png"
+    datasets.Dataset.from_dict({"image": files}).to_parquet(folder.parent / "paths.parquet")
+    return folder.parent / "paths.parquet"
+
+
+def test_a_row_without_a_picture_is_left_out(
+    tmp_path: Path, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [*rows(59, rng)["image"], None]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": pictures}, features=features).to_parquet(tmp_path / "a.parquet")
+
+    assert sum(sizes(load_images(config(tmp_path / "a.parquet")))) == 59
+    assert "left out: image 59 (there is none, the row is empty)\n" in capfd.readouterr().err
+
+
+def test_which_images_remain_is_a_function_of_the_data(numbered: Path) -> None:
+    damage(numbered / "17.png", "pixels")
+
+    first, again = load_images(config(numbered)), load_images(config(numbered))
+
+    assert numbers(first) == numbers(again)
+    assert first.digest == again.digest
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_what_is_held_out_is_the_same_without_the_training_images(split: str, numbered: Path) -> None:
+    victim = numbers(load_images(config(numbered)))[split][0]
+    damage(numbered / f"{victim:02d}.png", "header")
+
+    assert load_held_out(config(numbered)).digest == load_images(config(numbered)).digest
+
+
+def test_more_than_1_in_100_damaged_pictures_are_refused(tmp_path: Path) -> None:
+    for i in range(300):
+        Image.new("L", (2, 2), i % 256).save(tmp_path / f"{i:03d}.png")
+    for i in (5, 50, 150):
+        damage(tmp_path / f"{i:03d}.png", "header")
+    assert sum(sizes(load_images(config(tmp_path, size=2)))) == 297
+
+    for i in (7, 9):
+        damage(tmp_path / f"{i:03d}.png", "header")
+
+    with pytest.raises(
+        DataError,
+        match=r"5 of 300 pictures cannot be read, more than 1 in 100: "
+        r"(image .*/\d\d\d\.png \(13 bytes .*?\), ){3}and 2 more; repair them, or remove them",
+    ):
+        load_images(config(tmp_path, size=2))
+
+
+def test_held_out_pictures_are_not_refused_where_all_together_are_not(tmp_path: Path) -> None:
+    for i in range(300):
+        Image.new("L", (2, 2), i % 256).save(tmp_path / f"{i:03d}.png")
+    images = load_images(config(tmp_path, size=2))
+    order = np.random.Generator(np.random.Philox(0)).permutation(300)
+    for i in order[:3]:  # all of the 30 for test: a tenth of them, and 1 in 100 of all
+        damage(tmp_path / f"{i:03d}.png", "header")
+
+    fewer = load_images(config(tmp_path, size=2))
+
+    assert sizes(fewer) == (240, 30, 27)
+    np.testing.assert_array_equal(fewer.test, images.test[3:])
+    assert load_held_out(config(tmp_path, size=2)).digest == fewer.digest
+
+
+def test_of_a_few_pictures_one_may_be_damaged_and_not_two(numbered: Path) -> None:
+    damage(numbered / "17.png", "header")
+    assert sum(sizes(load_images(config(numbered)))) == 59
+
+    damage(numbered / "18.png", "header")
+    with pytest.raises(DataError, match="2 of 60 pictures cannot be read"):
+        load_images(config(numbered))
+
+
+def test_a_split_of_damaged_pictures_alone_is_refused(numbered: Path) -> None:
+    (numbered / "train").mkdir()
+    for file in numbered.glob("*.png"):
+        file.rename(numbered / "train" / file.name)
+    (numbered / "test").mkdir()
+    (numbered / "test" / "a.png").write_bytes(b"not a picture")
+
+    with pytest.raises(
+        DataError,
+        match=r"leaves no images for test: none of its 1 pictures can be read; damaged are image .*test/a\.png \(13",
+    ):
+        load_images(config(numbered))
+
+
+def test_a_damaged_first_picture_does_not_hide_the_shape_of_the_others(numbered: Path) -> None:
+    damage(numbered / "00.png", "header")
+    assert native_shape(open_source(str(numbered))["train"]) == (8, 1)
+
+    damage(numbered / "01.png", "header")
+    with pytest.raises(DataError, match=r"the first 2 pictures cannot be read: image .*00\.png \(13 bytes"):
+        native_shape(open_source(str(numbered))["train"])
+
+
+def test_trouble_with_the_disk_is_not_taken_for_a_damaged_picture(
+    numbered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "17.png":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+
+    with pytest.raises(DataError, match=r"17\.png cannot be read: .*Input/output error.*; try again"):
+        load_images(config(numbered))
 
 
 # Names

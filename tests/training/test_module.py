@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from training.config import RunConfig
+from training.data import DataConfig
 from training.model import Glow, GlowConfig
 from training.module import GlowModule
 
 CONFIG = GlowConfig(image_size=4, channels=1, levels=1, steps_per_level=1, width=4)
 
 
-def module(**changes: float) -> GlowModule:
-    settings = {"learning_rate": 0.5, "warmup_steps": 4, "steps": 20}
-    return GlowModule(Glow(CONFIG), **(settings | changes))  # type: ignore[arg-type]
+def module(**changes: Any) -> GlowModule:
+    settings: Any = {"learning_rate": 0.5, "warmup_steps": 4, "steps": 20, "batch_size": 6}
+    data = DataConfig(data="digits", image_size=4, channels=1)
+    return GlowModule(Glow(CONFIG), RunConfig(model=CONFIG, data=data, **(settings | changes)))
 
 
 def learning_rates(trained: GlowModule, steps: int) -> list[float]:

@@ -11,6 +11,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from training.config import RunConfig
+from training.machine import Machine
 from training.run import train
 
 
@@ -25,7 +26,7 @@ class Interruption(Callback):
 def test_without_a_terminal_each_validation_is_a_line_on_stderr(
     tiny_run: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny_run(steps=3), tmp_path, device="cpu")
+    train(tiny_run(steps=3), tmp_path, machine=Machine(device="cpu"))
 
     out, err = capsys.readouterr()
     assert out == ""
@@ -38,10 +39,10 @@ def test_a_resumed_run_says_where_it_goes_on(
     tiny_run: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        train(tiny_run(steps=4), tmp_path, device="cpu", callbacks=[Interruption()])
+        train(tiny_run(steps=4), tmp_path, machine=Machine(device="cpu"), callbacks=[Interruption()])
     capsys.readouterr()
 
-    train(tiny_run(steps=4), tmp_path, device="cpu")
+    train(tiny_run(steps=4), tmp_path, machine=Machine(device="cpu"))
 
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "going on from step 2"

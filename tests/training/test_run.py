@@ -27,6 +27,7 @@ from training.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.data import evaluation_batches, load_images
 from training.errors import DataError, DivergedError, RunError
+from training.machine import Machine
 from training.quantization import bits_per_dim
 from training.run import mean_bits_per_dim, train
 
@@ -56,7 +57,7 @@ class Gamble(Callback):
 
 
 def run(config: RunConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    return train(config, run_dir, device="cpu", callbacks=callbacks)
+    return train(config, run_dir, machine=Machine(device="cpu"), callbacks=callbacks)
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -367,12 +368,12 @@ def test_a_run_is_not_gone_on_with_when_its_data_has_changed(tmp_path: Path, tin
     config = tiny_run()
     config = replace(config, data=replace(config.data, data=str(tmp_path / "a.npz")))
     with pytest.raises(RuntimeError, match="enough"):
-        train(config, tmp_path / "run", device="cpu", callbacks=[_Interrupts()])
+        train(config, tmp_path / "run", machine=Machine(device="cpu"), callbacks=[_Interrupts()])
     np.savez(tmp_path / "a.npz", images=rng.integers(0, 256, (130, 8, 8, 1), dtype=np.uint8))
     with pytest.raises(
         RunError, match=r"its data has changed: images\.held_out_sha256 was .* images\.train was 80"
     ):
-        train(config, tmp_path / "run", device="cpu")
+        train(config, tmp_path / "run", machine=Machine(device="cpu"))
 
 
 class _Interrupts(Callback):
@@ -385,7 +386,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path, tiny_run: T
         FileLock(tmp_path / ".lock"),
         pytest.raises(RunError, match="another process trains in"),
     ):
-        train(tiny_run(), tmp_path, device="cpu")
+        train(tiny_run(), tmp_path, machine=Machine(device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -393,5 +394,5 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(
     tmp_path: Path, tiny_run: TinyRun
 ) -> None:
     with pytest.raises(RunError, match="PyTorch finds no GPU"):
-        train(tiny_run(), tmp_path / "run", device="cuda")
+        train(tiny_run(), tmp_path / "run", machine=Machine(device="cuda"))
     assert not (tmp_path / "run").exists()

@@ -10,17 +10,28 @@ import numpy as np
 from PIL import Image
 
 from glowserve.images import FILE_SUFFIXES, InvalidImageError, UInt8Array, open_encoded, to_pil
+from training.data.damage import Damage, tolerated
 from training.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
+
+# What a file says that is not there, or not to be read, today and tomorrow; any other trouble may be the disk's.
+_UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 # What the splits of a source are called here, and elsewhere.
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class Pictures(Sequence[Image.Image]):
-    """Pictures by number, decoded when asked for; not yet of any common size."""
+    """Pictures by number, decoded when asked for; not yet of any common size.
+
+    Parquet files and datasets of the hub are mapped by `datasets`, and of a folder only the paths are in memory:
+    these may be larger than it. The arrays of an .npz file are read whole, and have to fit.
+
+    Asking for a picture raises InvalidImageError if it is damaged or its file is not there, and DataError if the
+    file cannot be read for another reason.
+    """
 
     def __init__(self, rows: datasets.Dataset | UInt8Array, column: str = "image") -> None:
         self._rows = rows
@@ -39,9 +50,14 @@ class Pictures(Sequence[Image.Image]):
         if isinstance(self._rows, np.ndarray):
             return to_pil(self._rows[index])
         try:
-            return open_encoded(self._bytes(index))
-        except (InvalidImageError, OSError) as error:
-            raise DataError(f"{self.name(index)}: {error}") from None
+            data = self._bytes(index)
+        except _UNREADABLE as error:
+            raise InvalidImageError(error.strerror) from None
+        except OSError as error:
+            raise DataError(
+                f"{self.name(index)} cannot be read: {error}; try again, or see to its disk"
+            ) from error
+        return open_encoded(data)
 
     def name(self, index: int) -> str:
         """What to call a picture: by its file, where it has one."""
@@ -95,10 +111,30 @@ def open_source(data: str) -> dict[str, Pictures]:
 
 
 def native_shape(pictures: Pictures) -> tuple[int, int]:
-    """The shorter side of the first picture in pixels, and its channels: 1 if it is grey, else 3."""
-    first = pictures[0]
+    """The shorter side of the first picture in pixels, and its channels: 1 if it is grey, else 3.
+
+    A picture that cannot be read is passed over, as in loading.
+
+    Raises:
+        DataError: too many at the beginning cannot be read.
+    """
+    first = _first_readable(pictures)
     grey = first.mode in ("1", "L", "LA", "I", "F") or first.mode.startswith("I;16")
     return min(first.size), 1 if grey else 3
+
+
+def _first_readable(pictures: Pictures) -> Image.Image:
+    damage = Damage()
+    while damage.count < len(pictures):
+        try:
+            return pictures[damage.count]
+        except InvalidImageError as error:
+            damage.add(pictures.name(damage.count), error)
+            if damage.count > tolerated(len(pictures)):
+                break
+    raise DataError(
+        f"the first {damage.count} pictures cannot be read: {damage}; repair them, or remove them"
+    )
 
 
 def _digits() -> UInt8Array:

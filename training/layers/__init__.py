@@ -6,10 +6,18 @@ from training.layers.conv1x1 import (
     PARAMETRIZATIONS,
     InvertibleConv1x1,
     LUConv1x1,
+    OrthogonalConv1x1,
     PlainConv1x1,
     invertible_conv1x1,
 )
-from training.layers.coupling import COUPLINGS, AdditiveCoupling, AffineCoupling, Coupling, ZeroConv2d
+from training.layers.coupling import (
+    COUPLINGS,
+    AdditiveCoupling,
+    AffineCoupling,
+    Coupling,
+    HiddenConv2d,
+    ZeroConv2d,
+)
 from training.layers.prior import Split, TopPrior
 from training.layers.squeeze import Squeeze
 
@@ -21,8 +29,10 @@ __all__ = [
     "AffineCoupling",
     "Bijector",
     "Coupling",
+    "HiddenConv2d",
     "InvertibleConv1x1",
     "LUConv1x1",
+    "OrthogonalConv1x1",
     "PlainConv1x1",
     "Split",
     "Squeeze",

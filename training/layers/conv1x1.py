@@ -1,4 +1,4 @@
-"""The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in two parametrizations.
+"""The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations.
 
 Each begins as a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
 log|det dy/dx| = H * W * log|det W|.
@@ -11,6 +11,7 @@ import abc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
 
 from training.layers.base import Bijector
 
@@ -35,8 +36,9 @@ class InvertibleConv1x1(Bijector):
         """W^-1 y for the columns of y, [C, M]."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Bijector`."""
-        return F.conv2d(x, self.weight()[:, :, None, None]), self._log_det(x)
+        """See `Bijector`; in full precision, under autocast too: here an error would not be undone."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, self.weight()[:, :, None, None]), self._log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
@@ -126,7 +128,41 @@ class LUConv1x1(InvertibleConv1x1):
         return lower, upper
 
 
-PARAMETRIZATIONS: dict[str, type[PlainConv1x1] | type[LUConv1x1]] = {"lu": LUConv1x1, "plain": PlainConv1x1}
+class OrthogonalConv1x1(InvertibleConv1x1):
+    """W = exp(A) Q with A skew-symmetric: condition number 1, inverse W^T, log-determinant 0.
+
+    A is learned and begins as 0; Q is the random orthogonal start. Whatever W could stretch is left to actnorm,
+    channel by channel.
+
+    Args:
+        channels: C.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(_random_orthogonal(channels))
+        orthogonal(self, "matrix", orthogonal_map="matrix_exp")
+
+    def weight(self) -> Tensor:
+        """See `InvertibleConv1x1`."""
+        return self.matrix
+
+    def log_abs_det(self) -> Tensor:
+        """See `InvertibleConv1x1`."""
+        return self.parametrizations.matrix.original.new_zeros(())  # type: ignore[union-attr,operator]
+
+    def apply_inverse(self, y: Tensor) -> Tensor:
+        """See `InvertibleConv1x1`."""
+        return self.matrix.T @ y
+
+
+PARAMETRIZATIONS: dict[str, type[PlainConv1x1 | LUConv1x1 | OrthogonalConv1x1]] = {
+    "lu": LUConv1x1,
+    "plain": PlainConv1x1,
+    "orthogonal": OrthogonalConv1x1,
+}
 
 
 def invertible_conv1x1(channels: int, parametrization: str) -> InvertibleConv1x1:

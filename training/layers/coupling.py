@@ -6,11 +6,13 @@ The first half of the channels passes and steers what happens to the second half
 from __future__ import annotations
 
 import abc
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.layers.actnorm import ActNorm
 from training.layers.base import Bijector
 
 # The factor on ZeroConv2d's log-scale: it learns that much faster than the weights.
@@ -40,6 +42,44 @@ class ZeroConv2d(nn.Module):
         return y * (LOG_SCALE_FACTOR * self.log_scale).exp()
 
 
+class HiddenConv2d(nn.Module):
+    """A convolution that keeps the size, with a bias or, instead, an actnorm behind it.
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of the result.
+        kernel_size: 1 or 3.
+        actnorm: whether an actnorm takes the place of the bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, actnorm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not actnorm
+        )
+        nn.init.normal_(self.conv.weight, std=0.05)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        self.actnorm = ActNorm(out_channels) if actnorm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] to [N, out_channels, H, W]."""
+        if self.actnorm is None:
+            y: Tensor = self.conv(x)
+            return y
+        if self.actnorm.waits:
+            self.actnorm.see(self.conv(x))
+        weight, bias = self.weight_and_bias()
+        return F.conv2d(x, weight, bias, padding=self.conv.padding)
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Of the one convolution that both are: [out_channels, in_channels, k, k] and [out_channels]."""
+        if self.actnorm is None:
+            return self.conv.weight, cast("Tensor", self.conv.bias)
+        scale = self.actnorm.log_scale.exp()
+        return self.conv.weight * scale[:, None], (self.actnorm.bias * scale).flatten()
+
+
 class CouplingNetwork(nn.Sequential):
     """3x3, ReLU, 1x1, ReLU, zero-initialized 3x3: any map would do, for a coupling never inverts it.
 
@@ -47,15 +87,17 @@ class CouplingNetwork(nn.Sequential):
         in_channels: channels that steer.
         out_channels: numbers that they yield at each place.
         width: hidden channels.
+        actnorm: whether the hidden convolutions have actnorms instead of biases.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int) -> None:
-        first = nn.Conv2d(in_channels, width, 3, padding=1)
-        second = nn.Conv2d(width, width, 1)
-        for conv in (first, second):
-            nn.init.normal_(conv.weight, std=0.05)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # it has one
-        super().__init__(first, nn.ReLU(), second, nn.ReLU(), ZeroConv2d(width, out_channels))
+    def __init__(self, in_channels: int, out_channels: int, width: int, *, actnorm: bool = False) -> None:
+        super().__init__(
+            HiddenConv2d(in_channels, width, 3, actnorm=actnorm),
+            nn.ReLU(inplace=True),
+            HiddenConv2d(width, width, 1, actnorm=actnorm),
+            nn.ReLU(inplace=True),
+            ZeroConv2d(width, out_channels),
+        )
 
 
 class Coupling(Bijector):
@@ -65,27 +107,32 @@ class Coupling(Bijector):
         channels: C, at least 2.
         width: hidden channels of the network.
         outputs: numbers that the network yields for each channel that it changes.
+        actnorm: see `CouplingNetwork`.
     """
 
-    def __init__(self, channels: int, width: int, outputs: int) -> None:
+    def __init__(self, channels: int, width: int, outputs: int, *, actnorm: bool = False) -> None:
         super().__init__()
         if channels < 2:
             raise ValueError(f"a coupling splits its channels in two and got {channels}; give it 2 or more")
         self.passive = channels // 2
         self.active = channels - self.passive
-        self.network = CouplingNetwork(self.passive, outputs * self.active, width)
+        self.network = CouplingNetwork(self.passive, outputs * self.active, width, actnorm=actnorm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
         passive, active = x.split((self.passive, self.active), dim=1)
-        changed, log_det = self.couple(active, self.network(passive))
+        changed, log_det = self.couple(active, self.network(passive).to(x.dtype))
         return torch.cat((passive, changed), dim=1), log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
         passive, changed = y.split((self.passive, self.active), dim=1)
-        active, log_det = self.uncouple(changed, self.network(passive))
+        active, log_det = self.uncouple(changed, self.network(passive).to(y.dtype))
         return torch.cat((passive, active), dim=1), log_det
+
+    @abc.abstractmethod
+    def scale_range(self, h: Tensor) -> Tensor:
+        """The smallest and the largest scale that the network's output h stands for, [2]."""
 
     @abc.abstractmethod
     def couple(self, active: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,10 +149,15 @@ class AdditiveCoupling(Coupling):
     Args:
         channels: C, at least 2.
         width: hidden channels of the network.
+        actnorm: see `CouplingNetwork`.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__(channels, width, outputs=1)
+    def __init__(self, channels: int, width: int, *, actnorm: bool = False) -> None:
+        super().__init__(channels, width, outputs=1, actnorm=actnorm)
+
+    def scale_range(self, h: Tensor) -> Tensor:
+        """See `Coupling`; nothing is scaled."""
+        return h.new_ones(2)
 
     def couple(self, active: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Coupling`."""
@@ -122,10 +174,15 @@ class AffineCoupling(Coupling):
     Args:
         channels: C, at least 2.
         width: hidden channels of the network.
+        actnorm: see `CouplingNetwork`.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__(channels, width, outputs=2)
+    def __init__(self, channels: int, width: int, *, actnorm: bool = False) -> None:
+        super().__init__(channels, width, outputs=2, actnorm=actnorm)
+
+    def scale_range(self, h: Tensor) -> Tensor:
+        """See `Coupling`."""
+        return torch.stack(self._shift_and_log_scale(h)[1].float().exp().aminmax())
 
     def couple(self, active: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Coupling`."""

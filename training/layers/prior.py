@@ -30,14 +30,14 @@ class Split(Bijector):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, H, W] to the same shape: what goes on in the first half, standard normal in the second."""
         onward, z = x.chunk(2, dim=1)
-        mean, log_scale = self.network(onward).chunk(2, dim=1)
+        mean, log_scale = self.network(onward).to(onward.dtype).chunk(2, dim=1)
         latent = (z - mean) * (-log_scale).exp()
         return torch.cat((onward, latent), dim=1), -log_scale.sum((1, 2, 3))
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` undoes."""
         onward, latent = y.chunk(2, dim=1)
-        mean, log_scale = self.network(onward).chunk(2, dim=1)
+        mean, log_scale = self.network(onward).to(onward.dtype).chunk(2, dim=1)
         z = mean + latent * log_scale.exp()
         return torch.cat((onward, z), dim=1), log_scale.sum((1, 2, 3))
 

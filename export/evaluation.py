@@ -1,0 +1,65 @@
+"""A bundle as `training.evaluation` measures it: its graphs, in the engine that serves them.
+
+Shapes: N images, H W C, D = H * W * C.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from glowserve.images import UInt8Array
+from service.engine import Engine, Float32Array
+from service.repository import Bundle
+from training.data import DataConfig
+from training.evaluation import Decoded, ImageTerms
+
+
+class EvaluatedBundle:
+    """A bundle's graphs.
+
+    Args:
+        bundle: what to run.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        service.errors.ServiceError: the bundle is damaged, or the device cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
+        self._manifest = bundle.manifest
+        self._engine = Engine(bundle, device=device)
+
+    @property
+    def n_bits(self) -> int:
+        """See `training.evaluation.Evaluated`."""
+        return self._manifest.image.n_bits
+
+    def terms(self, images: UInt8Array, noise: Float32Array) -> ImageTerms:
+        """See `training.evaluation.Evaluated`."""
+        forward = self._engine.forward(images, noise)
+        return ImageTerms(
+            forward.log_prior.astype(np.float64),
+            forward.log_det.astype(np.float64),
+            self._manifest.log_det_constant,
+        )
+
+    def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `training.evaluation.Evaluated`."""
+        return self._engine.forward(images, noise).latent
+
+    def decode(self, latent: Float32Array) -> Decoded:
+        """See `training.evaluation.Evaluated`."""
+        reverse = self._engine.reverse(latent)
+        return Decoded(reverse.image, reverse.pixels)
+
+
+def data_of(bundle: Bundle) -> DataConfig:
+    """The data that a bundle's model was trained on."""
+    manifest = bundle.manifest
+    return DataConfig(
+        data=manifest.training.data,
+        image_size=manifest.image.height,
+        channels=manifest.image.channels,
+        split_seed=manifest.training.split_seed,
+        preparation=bundle.preparation,
+    )

@@ -1,0 +1,167 @@
+"""`glowserve evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glowserve.cli.failure import Failure
+
+if TYPE_CHECKING:
+    from glowserve.images import UInt8Array
+    from training.data import DataConfig
+    from training.evaluation import Evaluated, Evaluation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="CHECKPOINT_OR_BUNDLE",
+        help="what `glowserve train` left, or REPOSITORY/MODEL/VERSION; of REPOSITORY/MODEL, the newest version",
+    )
+    parser.add_argument("--data", help="where images come from, if not from where they came in training")
+    parser.add_argument(
+        "--split", default="test", choices=["test", "validation"], help="which held-out images; default: test"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="how many, from the first on; all unless given"
+    )
+    parser.add_argument(
+        "--importance-samples",
+        type=int,
+        default=1,
+        metavar="M",
+        help="draws of dequantization noise for each image: more take longer and bound the likelihood more tightly; "
+        "default: 1",
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates a checkpoint or a bundle; a likelihood that is not finite makes the exit code 1."""
+    from training.errors import TrainingError
+    from training.evaluation import evaluate
+
+    for name in ("images", "importance_samples"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
+    try:
+        model, data, digest = _open(args.source, args.device)
+        if args.data is not None:
+            data = replace(data, data=args.data)
+        images = _images(data, args.split, args.images, digest)
+    except (TrainingError, ValueError, OSError) as error:
+        raise Failure(error, 2) from error
+    evaluation = evaluate(model, images, importance_samples=args.importance_samples)
+    if args.json:
+        named = {"source": str(args.source), "data": data.data, "split": args.split}
+        print(json.dumps(_without_infinity(named | asdict(evaluation))))
+    else:
+        print(f"{args.source} on {evaluation.images} {args.split} images of {data.data}\n")
+        print(_table(evaluation))
+    if evaluation.non_finite:
+        print(
+            f"glowserve: {evaluation.non_finite} of {evaluation.images} images have no finite likelihood; the model "
+            "diverges on them: train longer, or with less --learning-rate",
+            file=sys.stderr,
+        )
+    return 1 if evaluation.non_finite else 0
+
+
+def _open(source: Path, device: str) -> tuple[Evaluated, DataConfig, str]:
+    """The model, its data, and the digest of its held-out images, empty where it is not known."""
+    if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
+        from training.checkpoint import load_checkpoint
+        from training.evaluation import EvaluatedGlow
+
+        checkpoint = load_checkpoint(source)
+        model = checkpoint.model.to(_torch_device(device))
+        return EvaluatedGlow(model), checkpoint.data, checkpoint.training.held_out_digest
+
+    from export.evaluation import EvaluatedBundle, data_of
+    from service.errors import ServiceError
+    from service.repository import MANIFEST, newest_bundle, versions
+
+    if not source.is_dir() or not ((source / MANIFEST).is_file() or versions(source)):
+        what = "is neither a checkpoint nor a bundle" if source.exists() else "does not exist"
+        raise Failure(
+            f"{source} {what}; give RUN_DIR/model.ckpt, which `glowserve train` writes, or REPOSITORY/MODEL or "
+            "REPOSITORY/MODEL/VERSION, which `glowserve export` writes",
+            2,
+        )
+    try:
+        bundle = newest_bundle(source)
+        return EvaluatedBundle(bundle, device=device), data_of(bundle), ""
+    except ServiceError as error:
+        raise Failure(error, 2) from error
+
+
+def _torch_device(device: str) -> str:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Failure("device is 'cuda', and PyTorch finds no GPU that it can use; use 'cpu' or 'auto'", 2)
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _images(data: DataConfig, split: str, n: int | None, digest: str) -> UInt8Array:
+    """uint8 [N, H, W, C], the first n of a split."""
+    from training.data import load_held_out
+
+    held_out = load_held_out(data)
+    if digest and held_out.digest != digest:
+        print(
+            f"glowserve: warning: {data.data!r} does not yield the images that were held out in training; the figures "
+            "are only worth something if the model was trained on none of it",
+            file=sys.stderr,
+        )
+    images: UInt8Array = getattr(held_out, split)
+    if n is not None and n > len(images):
+        raise Failure(
+            f"images is {n}, and data {data.data!r} has {len(images)} {split} images; give at most as many, or leave "
+            "--images out",
+            2,
+        )
+    return images[:n]
+
+
+def _table(evaluation: Evaluation) -> str:
+    """What was measured, as lines of text."""
+    m, trip = evaluation.importance_samples, evaluation.round_trip
+    draws = "1 draw" if m == 1 else f"{m} draws"
+    figures = {
+        "bits/dim": f"{evaluation.bits_per_dim:.4f}",
+        "standard error": f"{evaluation.standard_error:.4f}",
+        "of noise": f"{draws} for each image",
+        "not finite": f"{evaluation.non_finite} of {evaluation.images} images",
+        "round trip": f"{trip.images_exact} of {evaluation.images} images exact, {trip.values_changed} values changed",
+        "largest error": f"{trip.largest_error:.2g} bins; at 0.5 a value changes",
+    }
+    lines = [f"{name:<16}{text}" for name, text in figures.items()]
+    lines += ["", f"{'bits/dim':<16}{'log prior':>10}{'log det':>10}"]
+    for level in evaluation.levels:
+        lines.append(
+            f"{f'level {level.level}':<16}{level.log_prior_bits_per_dim:>10.4f}{level.log_det_bits_per_dim:>10.4f}"
+        )
+    lines.append(f"{'constant':<26}{evaluation.constant_bits_per_dim:>10.4f}")
+    lines.append(f"{'sum, first draw':<26}{evaluation.first_draw_bits_per_dim():>10.4f}")
+    return "\n".join(lines)
+
+
+def _without_infinity(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: they become null."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

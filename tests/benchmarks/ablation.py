@@ -1,0 +1,79 @@
+"""Which choices of training pay: one change at a time, at equal steps, on MNIST's digits.
+
+    python tests/benchmarks/ablation.py --data ../shared/data/mnist10k/mnist10k.npz --out out/ablation
+
+Runs are left in --out, so that an interrupted table goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# Small enough for a table in an hour: K=4, L=2, width 64.
+_SIZE = ("--levels", "2", "--steps-per-level", "4", "--width", "64", "--batch-size", "32")
+_BASE = {"--coupling-actnorm": None, "--average-decay": "0.999", "--schedule": "cosine", "--learning-rate": "1e-3"}
+_CHANGES: dict[str, dict[str, str | None]] = {
+    "all of the recipe's choices": {},
+    "no actnorm in the coupling networks": {"--no-coupling-actnorm": None},
+    "no average of the weights": {"--average-decay": "0"},
+    "constant learning rate": {"--schedule": "constant"},
+    "constant learning rate, no average": {"--schedule": "constant", "--average-decay": "0"},
+    "weight decay 0.01": {"--weight-decay": "0.01"},
+    "weight decay 0.1": {"--weight-decay": "0.1"},
+    "learning rate 5e-4": {"--learning-rate": "5e-4"},
+    "learning rate 2e-3": {"--learning-rate": "2e-3"},
+    "orthogonal 1x1 convolutions": {"--parametrization": "orthogonal"},
+    "plain 1x1 convolutions": {"--parametrization": "plain"},
+    "variational dequantization": {"--dequantization": "variational"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="ylecun/mnist")
+    parser.add_argument("--out", type=Path, default=Path("out/ablation"))
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--only", type=int, nargs="*", help="rows, counted from 0")
+    args = parser.parse_args()
+    rows = list(_CHANGES.items())
+    chosen = [rows[i] for i in args.only] if args.only else rows
+    seconds = {name: _train(args, name, changes) for name, changes in chosen}
+    print(f"{args.steps} steps of 32 images of {args.data}; bits/dim, mean of one draw of noise an image")
+    print(f"{'':<40}{'validation':>12}{'test':>9}{'seconds':>9}")
+    for name in seconds:
+        validation, test = _figures(_run_dir(args.out, name) / "model.ckpt")
+        print(f"{name:<40}{validation:>12.4f}{test:>9.4f}{seconds[name]:>9.0f}")
+
+
+def _train(args: argparse.Namespace, name: str, changes: dict[str, str | None]) -> float:
+    """Seconds that it took this time."""
+    flags = [
+        word for flag, value in (_BASE | changes).items() for word in ((flag,) if value is None else (flag, value))
+    ]
+    command = [sys.executable, "-m", "glowserve", "train", "--data", args.data, "--steps", str(args.steps)]
+    command += ["--out", str(_run_dir(args.out, name)), *_SIZE, *flags]
+    began = time.monotonic()
+    # One thread each: two rows run beside each other on two cores without disturbing each other.
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def _run_dir(out: Path, name: str) -> Path:
+    return out / name.replace(" ", "-").replace("'", "").replace(",", "")
+
+
+def _figures(checkpoint: Path) -> tuple[float, float]:
+    """Validation and test bits/dim."""
+    from training.checkpoint import load_checkpoint
+
+    metrics = load_checkpoint(checkpoint).training.metrics
+    return metrics["validation_bits_per_dim"], metrics["test_bits_per_dim"]
+
+
+if __name__ == "__main__":
+    main()

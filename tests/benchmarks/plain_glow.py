@@ -1,0 +1,149 @@
+"""The yardstick: Glow's training step as one writes it down from the paper, for timing beside ours.
+
+W is a free matrix whose determinant is computed at every step, actnorm asks the host whether it has been set, the
+log-determinants are added up step by step, tensors lie as PyTorch lays them, and the loss is read at every step.
+The architecture, its size and the optimizer's mathematics are those of `training`.
+
+Shapes: N images, C channels, H = W pixels a side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PlainActNorm(nn.Module):
+    """An affine map of each channel, set by the first batch."""
+
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.initialized.item() == 0:
+            with torch.no_grad():
+                flat = x.transpose(0, 1).flatten(1)
+                self.bias.copy_(-flat.mean(1).view_as(self.bias))
+                self.scale.copy_((1 / (flat.std(1) + 1e-6)).view_as(self.scale))
+                self.initialized.fill_(1)
+        log_det = x.shape[2] * x.shape[3] * self.scale.abs().log().sum()
+        return self.scale * (x + self.bias), log_det
+
+
+class PlainConv(nn.Module):
+    """y = W x at each place, its log-determinant by `det`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels)).Q)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = x.shape[2] * x.shape[3] * torch.det(self.weight).abs().log()
+        return F.conv2d(x, self.weight[:, :, None, None]), log_det
+
+
+class PlainZeroConv(nn.Module):
+    """A 3x3 convolution that begins as zero, times a learned scale."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        self.scale = nn.Parameter(torch.zeros(1, out_channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.conv(x) * torch.exp(self.scale * 3))
+
+
+class PlainCoupling(nn.Module):
+    """The first half steers shift and scale of the second."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(channels // 2, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(),
+            PlainZeroConv(width, channels),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = x.chunk(2, 1)
+        shift, raw = self.network(a).chunk(2, 1)
+        scale = torch.sigmoid(raw + 2)
+        return torch.cat((a, (b + shift) * scale), 1), scale.log().flatten(1).sum(1)
+
+
+class PlainGlow(nn.Module):
+    """L levels of K steps.
+
+    Args:
+        size: H = W.
+        channels: C.
+        levels: L.
+        steps_per_level: K.
+        width: hidden channels of the coupling networks.
+    """
+
+    def __init__(self, size: int, channels: int, levels: int, steps_per_level: int, width: int) -> None:
+        super().__init__()
+        self.dimensions = channels * size * size
+        self.levels = nn.ModuleList()
+        self.priors = nn.ModuleList()
+        for level in range(levels):
+            channels *= 4
+            self.levels.append(
+                nn.ModuleList(
+                    nn.ModuleList((PlainActNorm(channels), PlainConv(channels), PlainCoupling(channels, width)))
+                    for _ in range(steps_per_level)
+                )
+            )
+            if level < levels - 1:
+                self.priors.append(PlainZeroConv(channels // 2, channels))
+                channels //= 2
+        self.top_mean = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.top_log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def bits_per_dim(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The mean over uint8 images [N, H, W, C] with noise in [0, 1) of that shape; a scalar."""
+        x = ((images.float() + noise) / 256 - 0.5).permute(0, 3, 1, 2)
+        log_p = x.new_zeros(len(x)) - self.dimensions * math.log(256)
+        for i, level in enumerate(self.levels):
+            n, c, h, w = x.shape
+            x = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4)
+            x = x.reshape(n, 4 * c, h // 2, w // 2)
+            for step in level:  # type: ignore[attr-defined]
+                for layer in step:
+                    x, log_det = layer(x)
+                    log_p = log_p + log_det
+            if i < len(self.priors):
+                x, z = x.chunk(2, 1)
+                mean, log_scale = self.priors[i](x).chunk(2, 1)
+            else:
+                z, mean, log_scale = x, self.top_mean, self.top_log_scale
+            log_p = log_p + _log_gaussian(z, mean, log_scale).flatten(1).sum(1)
+        return -log_p.mean() / (math.log(2) * self.dimensions)
+
+
+def plain_step(model: PlainGlow, optimizer: torch.optim.Optimizer, images: Tensor, noise: Tensor) -> float:
+    """One step of training; returns the loss."""
+    loss = model.bits_per_dim(images, noise)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 50.0)
+    optimizer.step()
+    return loss.item()
+
+
+def _log_gaussian(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    return -0.5 * (math.log(2 * math.pi) + 2 * log_scale + (z - mean) ** 2 / torch.exp(2 * log_scale))
