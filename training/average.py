@@ -53,9 +53,11 @@ class Average(Callback):
         """Swaps them back."""
         self._swap(pl_module)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The average is the result."""
-        self._swap(pl_module)
+    @torch.no_grad()
+    def put_into(self, module: lightning.LightningModule) -> None:
+        """The average becomes the weights, at the end."""
+        for average, parameter in zip(self.weights, module.parameters(), strict=True):
+            parameter.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
         """The average."""

@@ -216,27 +216,21 @@ def _draw(model: Evaluated, images: UInt8Array, draw: int, bar: tqdm[None]) -> I
 def _summary(first: ImageTerms, draws: Float64Array, dimensions: int) -> Likelihood:
     """Of the terms of the first draw, and the log-likelihoods of all draws, [M, N]."""
     m, n = draws.shape
-    nats_per_bit = -dimensions * math.log(2)
+    unit = -dimensions * math.log(2)  # nats in a bit/dim
     finite = np.isfinite(draws).all(axis=0)
     log_likelihood = np.where(finite, np.logaddexp.reduce(draws, axis=0) - math.log(m), -np.inf)
-    bits = log_likelihood / nats_per_bit
+    bits = log_likelihood / unit
+    priors, log_dets = ((term.mean(axis=0) / unit).tolist() for term in (first.log_prior, first.log_det))
     return Likelihood(
         images=n,
         importance_samples=m,
         bits_per_dim=float(bits.mean()),
         standard_error=float(bits.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
         levels=tuple(
-            LevelBits(level=level, log_prior_bits_per_dim=log_prior, log_det_bits_per_dim=log_det)
-            for level, (log_prior, log_det) in enumerate(
-                zip(
-                    (first.log_prior.mean(axis=0) / nats_per_bit).tolist(),
-                    (first.log_det.mean(axis=0) / nats_per_bit).tolist(),
-                    strict=True,
-                ),
-                start=1,
-            )
+            LevelBits(level=level, log_prior_bits_per_dim=prior, log_det_bits_per_dim=log_det)
+            for level, (prior, log_det) in enumerate(zip(priors, log_dets, strict=True), start=1)
         ),
-        constant_bits_per_dim=first.constant / nats_per_bit,
+        constant_bits_per_dim=first.constant / unit,
         non_finite=n - int(finite.sum()),
     )
 

@@ -127,6 +127,7 @@ def fit(
             )
         except SystemExit:  # Lightning's way of passing on Ctrl-C
             raise KeyboardInterrupt from None
+        average.put_into(module)
 
 
 def _intervals(steps: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from training import quantization
+from training.dequantization import VariationalDequantization
 from training.layers import (
     COUPLINGS,
     PARAMETRIZATIONS,
@@ -28,6 +29,10 @@ from training.layers import (
     invertible_conv1x1,
 )
 
+DEQUANTIZATIONS = ("uniform", "variational")
+# Of a variational dequantization.
+_DEQUANTIZATION_COUPLINGS = 4
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -37,7 +42,7 @@ class Terms:
     """The log-density of each level's latents, [N, L]."""
 
     log_det: Tensor
-    """Each level's log-determinants that depend on the image, [N, L]."""
+    """Each level's log-determinants that depend on the image, [N, L]; variational dequantization is in level 1's."""
 
     constant: Tensor
     """The rest, which is the same for every image: the other log-determinants and the bins' log-volume; a scalar."""
@@ -78,6 +83,9 @@ class GlowConfig:
     coupling_actnorm: bool = False
     """Whether the coupling networks' hidden convolutions have actnorms instead of biases."""
 
+    dequantization: str = "uniform"
+    """How noise fills the bins: "uniform", or "variational", learned."""
+
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
@@ -93,6 +101,9 @@ class GlowConfig:
             )
         if self.coupling not in COUPLINGS:
             raise ValueError(f"coupling is {self.coupling!r}; it must be one of {', '.join(COUPLINGS)}")
+        if self.dequantization not in DEQUANTIZATIONS:
+            known = ", ".join(DEQUANTIZATIONS)
+            raise ValueError(f"dequantization is {self.dequantization!r}; it must be one of {known}")
         if self.parametrization not in PARAMETRIZATIONS:
             known = ", ".join(PARAMETRIZATIONS)
             raise ValueError(f"parametrization is {self.parametrization!r}; it must be one of {known}")
@@ -205,6 +216,11 @@ class Glow(Bijector):
     def __init__(self, config: GlowConfig) -> None:
         super().__init__()
         self.config = config
+        self.dequantization = None
+        if config.dequantization == "variational":
+            self.dequantization = VariationalDequantization(
+                config.channels, config.width, _DEQUANTIZATION_COUPLINGS, actnorm=config.coupling_actnorm
+            )
         last = config.levels - 1
         self.levels = nn.ModuleList(
             # Each level takes half of the 4C channels of the level before: 2C.
@@ -297,13 +313,16 @@ class Glow(Bijector):
             images: uint8 [N, H, W, C].
             noise: dequantization noise in [0, 1), [N, H, W, C], in the parameters' dtype.
         """
-        latent, log_det = self(self._dequantize(images, noise))
-        log_likelihood: Tensor = _log_normal(latent) + log_det + self._log_bin_volume()
+        y, log_det_noise = self.dequantize(images, noise)
+        latent, log_det = self(y)
+        log_likelihood: Tensor = _log_normal(latent) + log_det + log_det_noise + self._log_bin_volume()
         return log_likelihood
 
     def terms(self, images: Tensor, noise: Tensor) -> Terms:
         """What `log_prob` is the sum of; the arguments are the same."""
-        latents, log_dets = self._by_level(self._dequantize(images, noise))
+        y, log_det_noise = self.dequantize(images, noise)
+        latents, log_dets = self._by_level(y)
+        log_dets[0] = log_dets[0] + log_det_noise
         constants = torch.stack([level.constant_log_det() for level in self._levels()])
         places = [height * width for _, height, width in self.latent_shapes()]
         constants = constants * constants.new_tensor(places)
@@ -314,9 +333,9 @@ class Glow(Bijector):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """The latents [N, D] of the middles of the bins (noise 0.5) of images, uint8 [N, H, W, C]."""
+        """The latents [N, D] of images, uint8 [N, H, W, C], with noise 0.5: of the bins' middles, if uniform."""
         noise = torch.full(images.shape, 0.5, dtype=self._dtype(), device=images.device)
-        latent, _ = self(self._dequantize(images, noise))
+        latent, _ = self(self.dequantize(images, noise)[0])
         return torch.as_tensor(latent)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -340,8 +359,18 @@ class Glow(Bijector):
         latent = torch.randn(shape, generator=generator, dtype=self._dtype(), device=device)
         return self.decode(temperature * latent)
 
-    def _dequantize(self, images: Tensor, noise: Tensor) -> Tensor:
-        return quantization.dequantize(images, noise, self.config.n_bits).permute(0, 3, 1, 2)
+    def dequantize(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the flow sees of images, [N, C, H, W], and the log-determinant of the noise's map, [N].
+
+        The arguments are those of `log_prob`.
+        """
+        if self.dequantization is None:
+            y = quantization.dequantize(images, noise, self.config.n_bits)
+            return y.permute(0, 3, 1, 2), y.new_zeros(len(y))
+        middles = quantization.dequantize(images, torch.full_like(noise, 0.5), self.config.n_bits)
+        learned, log_det = self.dequantization(noise.permute(0, 3, 1, 2), middles.permute(0, 3, 1, 2))
+        y = quantization.dequantize(images, learned.permute(0, 2, 3, 1), self.config.n_bits)
+        return y.permute(0, 3, 1, 2), log_det
 
     def _log_bin_volume(self) -> float:
         return -self.config.dimensions * self.config.n_bits * math.log(2)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from training.config import RunConfig
 from training.data import DataConfig, native_shape, open_source
 from training.model import GlowConfig
-
-T = TypeVar("T")
 
 # Photographs are brought down to this unless asked otherwise.
 _LARGEST_DEFAULT_SIZE = 64
@@ -39,25 +37,7 @@ _PAPER = _Size(levels=3, steps_per_level=32, width=512, steps=200_000, batch_siz
 SIZES = ("small", "paper")
 
 
-def run_config(
-    data: str,
-    *,
-    size: str = "small",
-    image_size: int | None = None,
-    channels: int | None = None,
-    n_bits: int | None = None,
-    levels: int | None = None,
-    steps_per_level: int | None = None,
-    width: int | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    split_seed: int = 0,
-    coupling: str = "affine",
-    parametrization: str = "lu",
-    coupling_actnorm: bool = False,
-    **training: Any,
-) -> RunConfig:
+def run_config(data: str, *, size: str = "small", split_seed: int = 0, **said: Any) -> RunConfig:
     """A whole configuration from a data source and as little else as the caller cares to say.
 
     What is left out follows from the first picture of the source: its shorter side (up to 64 pixels), whether it
@@ -66,20 +46,8 @@ def run_config(
     Args:
         data: see `DataConfig`.
         size: "small", what two CPU cores can train, or "paper", that of Kingma and Dhariwal (2018) for CIFAR-10.
-        image_size: see `GlowConfig`, as for all up to `width`.
-        channels: likewise.
-        n_bits: likewise; 4 for "digits", which have no more, else 8 if left out.
-        levels: likewise.
-        steps_per_level: likewise.
-        width: likewise.
-        steps: see `RunConfig`, as for the next two.
-        batch_size: likewise.
-        learning_rate: likewise.
         split_seed: see `DataConfig`.
-        coupling: see `GlowConfig`.
-        parametrization: likewise.
-        coupling_actnorm: likewise.
-        **training: the remaining fields of `RunConfig`.
+        **said: fields of `GlowConfig` and `RunConfig`; None is as good as left out.
 
     Raises:
         DataError: the source cannot be read.
@@ -89,35 +57,22 @@ def run_config(
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     if data != "digits" and Path(data).exists():
         data = str(Path(data).absolute())  # an export may be asked for elsewhere
-    if image_size is None or channels is None:
-        side, native_channels = native_shape(open_source(data)["train"])
-        image_size = _given(image_size, _default_size(side))
-        channels = _given(channels, native_channels)
+    said = {name: value for name, value in said.items() if value is not None}
+    if "image_size" not in said or "channels" not in said:
+        side, channels = native_shape(open_source(data)["train"])
+        said = {"image_size": _default_size(side), "channels": channels} | said
+    image_size = said["image_size"]
     preset = _PAPER if size == "paper" else _small(image_size)
-    steps = _given(steps, preset.steps)
+    values = {"n_bits": 4 if data == "digits" else 8} | asdict(preset) | said
+    if "levels" not in said:
+        values["levels"] = min(preset.levels, _halvings(image_size))
+    model = {field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
+    values.setdefault("warmup_steps", max(1, min(100, values["steps"] // 10)))
     return RunConfig(
-        model=GlowConfig(
-            image_size=image_size,
-            channels=channels,
-            n_bits=_given(n_bits, 4 if data == "digits" else 8),
-            levels=_given(levels, min(preset.levels, _halvings(image_size))),
-            steps_per_level=_given(steps_per_level, preset.steps_per_level),
-            width=_given(width, preset.width),
-            coupling=coupling,
-            parametrization=parametrization,
-            coupling_actnorm=coupling_actnorm,
-        ),
-        data=DataConfig(data=data, image_size=image_size, channels=channels, split_seed=split_seed),
-        steps=steps,
-        batch_size=_given(batch_size, preset.batch_size),
-        learning_rate=_given(learning_rate, preset.learning_rate),
-        warmup_steps=max(1, min(100, steps // 10)),
-        **training,
+        model=GlowConfig(**model),
+        data=DataConfig(data=data, image_size=image_size, channels=model["channels"], split_seed=split_seed),
+        **values,
     )
-
-
-def _given(value: T | None, otherwise: T) -> T:
-    return otherwise if value is None else value
 
 
 def _small(image_size: int) -> _Size:

@@ -22,8 +22,8 @@ _MODEL = {
 }
 # Flags of the same name as what they set.
 _CHOICES = (
-    *("size", "coupling", "coupling_actnorm", "parametrization", "schedule", "weight_decay", "average_decay"),
-    *("precision", "seed", "split_seed"),
+    *("size", "coupling", "coupling_actnorm", "parametrization", "dequantization", "schedule"),
+    *("weight_decay", "average_decay", "precision", "seed", "split_seed"),
 )
 _MACHINE = ("device", "devices", "nodes", "compile", "checkpoint_activations")
 
@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="actnorms inside the coupling networks, as in the original code; default: no",
+    )
+    parser.add_argument(
+        "--dequantization",
+        default="uniform",
+        choices=["uniform", "variational"],
+        help="noise in the bins of grey values: uniform, or learned; default: uniform",
     )
     parser.add_argument(
         "--schedule",

@@ -16,7 +16,12 @@ from pathlib import Path
 
 # Small enough for a table in an hour: K=4, L=2, width 64.
 _SIZE = ("--levels", "2", "--steps-per-level", "4", "--width", "64", "--batch-size", "32")
-_BASE = {"--coupling-actnorm": None, "--average-decay": "0.999", "--schedule": "cosine", "--learning-rate": "1e-3"}
+_BASE = {
+    "--coupling-actnorm": None,
+    "--average-decay": "0.999",
+    "--schedule": "cosine",
+    "--learning-rate": "1e-3",
+}
 _CHANGES: dict[str, dict[str, str | None]] = {
     "all of the recipe's choices": {},
     "no actnorm in the coupling networks": {"--no-coupling-actnorm": None},
@@ -34,7 +39,9 @@ _CHANGES: dict[str, dict[str, str | None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="ylecun/mnist")
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     parser.add_argument("--steps", type=int, default=5000)
@@ -45,15 +52,17 @@ def main() -> None:
     seconds = {name: _train(args, name, changes) for name, changes in chosen}
     print(f"{args.steps} steps of 32 images of {args.data}; bits/dim, mean of one draw of noise an image")
     print(f"{'':<40}{'validation':>12}{'test':>9}{'seconds':>9}")
-    for name in seconds:
+    for name, taken in seconds.items():
         validation, test = _figures(_run_dir(args.out, name) / "model.ckpt")
-        print(f"{name:<40}{validation:>12.4f}{test:>9.4f}{seconds[name]:>9.0f}")
+        print(f"{name:<40}{validation:>12.4f}{test:>9.4f}{taken:>9.0f}")
 
 
 def _train(args: argparse.Namespace, name: str, changes: dict[str, str | None]) -> float:
     """Seconds that it took this time."""
     flags = [
-        word for flag, value in (_BASE | changes).items() for word in ((flag,) if value is None else (flag, value))
+        word
+        for flag, value in (_BASE | changes).items()
+        for word in ((flag,) if value is None else (flag, value))
     ]
     command = [sys.executable, "-m", "glowserve", "train", "--data", args.data, "--steps", str(args.steps)]
     command += ["--out", str(_run_dir(args.out, name)), *_SIZE, *flags]

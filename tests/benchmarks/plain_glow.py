@@ -104,7 +104,9 @@ class PlainGlow(nn.Module):
             channels *= 4
             self.levels.append(
                 nn.ModuleList(
-                    nn.ModuleList((PlainActNorm(channels), PlainConv(channels), PlainCoupling(channels, width)))
+                    nn.ModuleList(
+                        (PlainActNorm(channels), PlainConv(channels), PlainCoupling(channels, width))
+                    )
                     for _ in range(steps_per_level)
                 )
             )

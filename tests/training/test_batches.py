@@ -140,6 +140,19 @@ def test_the_parts_of_the_ranks_are_the_batch_of_one_alone(shape: tuple[int, ...
         assert equal(together, batch)
 
 
+@pytest.mark.parametrize(("shape", "floats"), [((2, 2, 1), 8), ((4, 4, 1), 16), ((3, 3, 3), 32)])
+def test_a_place_takes_as_few_whole_counts_of_the_stream_of_its_step_as_will_do(
+    shape: tuple[int, ...], floats: int
+) -> None:
+    """A run that began with an older version goes on with the same noise, where D is a multiple of 8."""
+    images = np.zeros((30, *shape), np.uint8)
+
+    for step, (_, noise) in enumerate(loader(images, seed=5)):
+        stream = np.random.Generator(np.random.Philox(key=[5, 1], counter=[0, 0, 0, step]))
+        expected = stream.random((8, floats), dtype=np.float32)[:, : noise[0].numel()]
+        np.testing.assert_array_equal(noise.flatten(1).numpy(), expected)
+
+
 @pytest.mark.parametrize("start", [1, 19])
 def test_a_rank_resumes_where_it_was(images: UInt8Array, start: int) -> None:
     undisturbed = list(loader(images, rank=1, world_size=4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_a_folder_of_photographs_gives_a_model_in_colour(tmp_path: Path) -> None
 
 
 def test_what_is_said_holds() -> None:
-    said = {
+    said: dict[str, Any] = {
         "image_size": 24,
         "channels": 3,
         "n_bits": 3,
@@ -87,26 +88,48 @@ def test_what_is_said_holds() -> None:
         "width": 7,
         "coupling": "additive",
         "parametrization": "plain",
+        "coupling_actnorm": True,
+        "dequantization": "variational",
         "steps": 11,
         "batch_size": 13,
         "learning_rate": 0.25,
+        "clip_gradient_norm": 1.5,
+        "warmup_steps": 3,
+        "schedule": "constant",
+        "weight_decay": 0.5,
+        "average_decay": 0.5,
+        "precision": "bf16-mixed",
+        "condition_limit": 9.0,
+        "max_returns": 2,
         "seed": 17,
-        "split_seed": 19,
     }
-    assert said.keys() == inspect.signature(run_config).parameters.keys() - {"data"}  # all that can be said
-
-    config = run_config("digits", **said)  # type: ignore[arg-type]
-
     model = {name: said[name] for name in inspect.signature(GlowConfig).parameters}
+    training = {name: value for name, value in said.items() if name not in model}
+    assert training.keys() == inspect.signature(RunConfig).parameters.keys() - {"model", "data"}  # all of it
+
+    config = run_config("digits", split_seed=19, **said)
+
     assert config == RunConfig(
-        model=GlowConfig(**model),  # type: ignore[arg-type]
+        model=GlowConfig(**model),
         data=DataConfig(data="digits", image_size=24, channels=3, split_seed=19),
-        steps=11,
-        batch_size=13,
-        learning_rate=0.25,
-        warmup_steps=1,
-        seed=17,
+        **training,
     )
+
+
+def test_the_papers_size_is_one_word_away() -> None:
+    config = run_config("digits", size="paper", image_size=32, channels=3)
+
+    assert (config.model.levels, config.model.steps_per_level, config.model.width) == (3, 32, 512)
+
+
+def test_a_size_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="size is 'huge'; it must be one of small, paper"):
+        run_config("digits", size="huge")
+
+
+def test_what_nothing_knows_is_refused() -> None:
+    with pytest.raises(TypeError, match="stepz"):
+        run_config("digits", stepz=3)
 
 
 @pytest.mark.parametrize(("said", "image_size", "channels"), [("image_size", 4, 1), ("channels", 8, 3)])
