@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 
 class Progress(Callback):
-    """Shows the step, and bits/dim after each validation.
+    """Shows the step, and bits/dim after each validation; of processes that train together, one does.
 
     Args:
         steps: of the whole run.
@@ -23,6 +24,7 @@ class Progress(Callback):
         self._start = start
         self._bar: tqdm[None] | None = None
 
+    @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draws the bar."""
         if self._start:
@@ -41,6 +43,7 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.update()
 
+    @rank_zero_only
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Tells bits/dim."""
         figures = ", ".join(

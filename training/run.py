@@ -43,7 +43,8 @@ def train(
         callbacks: of Lightning, in addition.
 
     Returns:
-        The checkpoint's path, RUN_DIR/model.ckpt. If the run had finished already, nothing is done.
+        The checkpoint's path, RUN_DIR/model.ckpt. If the run had finished already, nothing is done. Of processes that
+        train together the first one writes it; the others return at once, before it is there.
 
     Raises:
         RunError: `run_dir` holds a run that was asked for differently.
@@ -63,9 +64,9 @@ def train(
     directory.compare(config)
     if directory.result.exists():
         return directory.result
-    images = load_images(config.data)
+    images = load_images(config.data, spill=directory.images)
     # Of processes that train together one claims the directory, and writes.
-    with directory.claimed(config, images) if rank_zero_only.rank == 0 else nullcontext():  # type: ignore[attr-defined]
+    with directory.claimed(config, images) if leads() else nullcontext():
         _train(config, images, directory, machine, callbacks)
     return directory.result
 
@@ -88,7 +89,7 @@ def _train(
         machine=machine,
         callbacks=callbacks,
     )
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    if not leads():
         return
     model = module.model.cpu().eval()
     metrics = {
@@ -108,6 +109,11 @@ def _train(
         metrics=metrics,
     )
     save_checkpoint(Checkpoint(model, config.data, record), directory.result)
+
+
+def leads() -> bool:
+    """Whether this process is the first, or the only one, of those that train together."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from training.errors import DivergedError, TrainingError
     from training.machine import Machine
     from training.presets import run_config
-    from training.run import train
+    from training.run import leads, train
 
     values = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _MODEL}
     try:
@@ -126,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         if RunDirectory(args.out).result.exists():
             print(f"{args.out} holds a finished run: nothing to do", file=sys.stderr)
         path = train(config, args.out, machine=machine)
+        if not leads():
+            return 0
         record = load_checkpoint(path).training
     except DivergedError as error:
         raise Failure(error, 1) from error
