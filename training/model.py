@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
@@ -129,11 +130,17 @@ class FlowStep(Bijector):
         self.coupling = COUPLINGS[config.coupling](channels, config.width, actnorm=config.coupling_actnorm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Bijector`."""
-        x, log_det_actnorm = self.actnorm(x)
-        x, log_det_conv1x1 = self.conv1x1(x)
+        """See `Bijector`; actnorm and 1x1 convolution are done as one convolution, in full precision.
+
+        Under autocast, too: an error in what is inverted is not undone, one in a coupling network is.
+        """
+        self.actnorm.see(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.conv1x1.weight() * self.actnorm.log_scale.exp().flatten()
+            x = F.conv2d(x, weight[:, :, None, None], weight @ self.actnorm.bias.flatten())
+            log_det = x.shape[2] * x.shape[3] * self.constant_log_det()
         x, log_det_coupling = self.coupling(x)
-        return x, log_det_actnorm + log_det_conv1x1 + log_det_coupling
+        return x, log_det + log_det_coupling
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""

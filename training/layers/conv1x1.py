@@ -36,9 +36,8 @@ class InvertibleConv1x1(Bijector):
         """W^-1 y for the columns of y, [C, M]."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Bijector`; in full precision, under autocast too: here an error would not be undone."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, self.weight()[:, :, None, None]), self._log_det(x)
+        """See `Bijector`."""
+        return F.conv2d(x, self.weight()[:, :, None, None]), self._log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""

@@ -38,8 +38,13 @@ class ZeroConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H, W]."""
-        y: Tensor = self.conv(x)
-        return y * (LOG_SCALE_FACTOR * self.log_scale).exp()
+        weight, bias = self.weight_and_bias()
+        return F.conv2d(x, weight, bias, padding=1)
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        """With the scale in them: [out_channels, in_channels, 3, 3] and [out_channels]."""
+        scale = (LOG_SCALE_FACTOR * self.log_scale).exp()
+        return self.conv.weight * scale[:, None], cast("Tensor", self.conv.bias) * scale.flatten()
 
 
 class HiddenConv2d(nn.Module):

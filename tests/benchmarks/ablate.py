@@ -1,6 +1,6 @@
 """Which choices of training pay: one change at a time, at equal steps, on MNIST's digits.
 
-    python tests/benchmarks/ablation.py --data ../shared/data/mnist10k/mnist10k.npz --out out/ablation
+    python tests/benchmarks/ablate.py --data ../shared/data/mnist10k/mnist10k.npz --out out/ablation
 
 Runs are left in --out, so that an interrupted table goes on where it stopped.
 """
@@ -30,8 +30,8 @@ _CHANGES: dict[str, dict[str, str | None]] = {
     "constant learning rate, no average": {"--schedule": "constant", "--average-decay": "0"},
     "weight decay 0.01": {"--weight-decay": "0.01"},
     "weight decay 0.1": {"--weight-decay": "0.1"},
-    "learning rate 5e-4": {"--learning-rate": "5e-4"},
     "learning rate 2e-3": {"--learning-rate": "2e-3"},
+    "learning rate 4e-3": {"--learning-rate": "4e-3"},
     "orthogonal 1x1 convolutions": {"--parametrization": "orthogonal"},
     "plain 1x1 convolutions": {"--parametrization": "plain"},
     "variational dequantization": {"--dequantization": "variational"},

@@ -1,0 +1,256 @@
+"""Speed and memory of training, and the parametrizations of the 1x1 convolution, side by side.
+
+    python tests/benchmarks/bench_training.py speed
+    python tests/benchmarks/bench_training.py memory
+    python tests/benchmarks/bench_training.py parametrizations --data ../shared/data/cifar10-jpeg
+
+Each figure comes from a process of its own; where two are compared, they take turns. Quiet machines only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+_ROUNDS, _WARMUP, _STEPS = 3, 4, 20
+_BATCH = 32
+# What --compile, --precision and the rest are compared with is "ours".
+_SPEED: dict[str, dict[str, Any]] = {
+    "plain reading of the paper": {},
+    "ours": {},
+    "ours --checkpoint-activations": {"checkpoint_activations": True},
+    "ours --precision bf16-mixed": {"precision": "bf16-mixed"},
+    "ours --compile": {"compile": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["speed", "memory", "parametrizations", "one"])
+    parser.add_argument("--data", default="uoft-cs/cifar10", help="for the parametrizations")
+    parser.add_argument("--steps", type=int, default=300, help="of training, for the parametrizations")
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.what == "one":
+        print(json.dumps(_measure(args.case)))
+        return
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    {"speed": _speed, "memory": _memory, "parametrizations": _parametrizations}[args.what](args)
+
+
+def _speed(args: argparse.Namespace) -> None:
+    print(
+        "images per second in training, 32x32x3, K=8 L=3 width=128, batch 32; medians of rounds that take turns"
+    )
+    cases = {name: {"name": name, "k": 8, "options": options} for name, options in _SPEED.items()}
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(_ROUNDS):
+        for name, case in cases.items():
+            found[name].append(_in_process(case)["images_per_second"])
+    plain = found["plain reading of the paper"]
+    for name, values in found.items():
+        ratio = statistics.median(value / base for value, base in zip(values, plain, strict=True))
+        print(f"  {name:<32}{statistics.median(values):>8.1f}{ratio:>7.2f} x")
+
+
+def _memory(args: argparse.Namespace) -> None:
+    print(
+        "peak memory of a training step above what the process held before, 32x32x3, K=32 L=3 width=128, batch 32"
+    )
+    options: dict[str, dict[str, Any]] = {
+        "ours": {},
+        "ours --checkpoint-activations": {"checkpoint_activations": True},
+    }
+    peaks = {}
+    for name, chosen in options.items():
+        peaks[name] = _in_process({"name": name, "k": 32, "options": chosen, "steps": 2})["peak_mib"]
+        print(f"  {name:<32}{peaks[name]:>8.0f} MiB{peaks[name] / peaks['ours']:>7.2f} x")
+
+
+def _in_process(case: dict[str, Any]) -> dict[str, float]:
+    command = [sys.executable, __file__, "one", "--case", json.dumps(case)]
+    return dict(
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+    )
+
+
+def _measure(case: dict[str, Any]) -> dict[str, float]:
+    """Images per second, and MiB of memory at most above what there was before the first step."""
+    steps = case.get("steps", _STEPS)
+    measure = _plain if case["name"].startswith("plain") else _ours
+    before, seconds = measure(case["k"], case["options"], steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"images_per_second": _BATCH / statistics.median(seconds), "peak_mib": peak / 1024}
+
+
+def _plain(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
+    import torch
+    from plain_glow import PlainGlow, plain_step
+
+    torch.manual_seed(0)
+    model = PlainGlow(32, 3, 3, k, 128)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    images = torch.randint(0, 256, (_BATCH, 32, 32, 3), dtype=torch.uint8)
+    before, seconds = 0, []
+    for step in range(_WARMUP + steps):
+        if step == 0:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.perf_counter()
+        plain_step(model, optimizer, images, torch.rand(images.shape))
+        seconds.append(time.perf_counter() - began)
+    return before, seconds[_WARMUP:]
+
+
+def _ours(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
+    """The real thing, through the trainer; stopped before the guard's first look."""
+    import numpy as np
+    from lightning.pytorch.callbacks import Callback
+
+    from training.data import ImageData
+    from training.fit import fit
+    from training.machine import Machine
+    from training.model import Glow
+    from training.module import GlowModule
+    from training.presets import run_config
+
+    options = dict(options)
+    precision = options.pop("precision", "32-true")
+    config = run_config(
+        "none",
+        image_size=32,
+        channels=3,
+        steps_per_level=k,
+        steps=10_000,
+        batch_size=_BATCH,
+        precision=precision,
+    )
+    begun: list[float] = []
+    before = []
+
+    class Clock(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if not before:
+                before.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            begun.append(time.perf_counter())
+            if len(begun) > _WARMUP + steps:
+                raise KeyboardInterrupt
+
+    images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
+    data = ImageData(train=images, validation=images[:8], test=images[:8])
+    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
+        fit(
+            GlowModule(Glow(config.model), config),
+            data,
+            config,
+            resume=Path(folder) / "resume" / "last.ckpt",
+            logs=Path(folder) / "logs",
+            machine=Machine(device="cpu", **options),
+            callbacks=[Clock()],
+        )
+    return before[0], [end - begin for begin, end in zip(begun[_WARMUP:], begun[_WARMUP + 1 :], strict=False)]
+
+
+def _parametrizations(args: argparse.Namespace) -> None:
+    """For C = 12, 48 and 192, the channels at the top of 1, 3 and 5 levels."""
+    import torch
+
+    from training.layers import PARAMETRIZATIONS, invertible_conv1x1
+
+    print(
+        "one 1x1 convolution, forward and backward, batch 32, with as many places as that level of a 32x32 image;"
+    )
+    print(
+        f"and a Glow with that level at the top (K=4 width=32), {args.steps} steps of {_BATCH} images of {args.data}"
+    )
+    print(
+        f"  {'C':>3}  {'':<11}{'layer ms':>9}{'log-det ms':>12}{'step ms':>9}{'bits/dim':>10}{'worst condition':>17}"
+    )
+    for levels, channels in ((1, 12), (3, 48), (5, 192)):
+        places = 32 >> levels
+        for name in PARAMETRIZATIONS:
+            layer = invertible_conv1x1(channels, name)
+            x = torch.randn(_BATCH, channels, places, places, requires_grad=True)
+
+            def whole(layer: Any = layer, x: Any = x) -> None:
+                y, log_det = layer(x)
+                (y.sum() + log_det.sum()).backward()
+
+            def log_det(layer: Any = layer) -> None:
+                value = layer.log_abs_det()
+                if value.requires_grad:
+                    value.backward()
+
+            trained = _train(args, levels, name)
+            print(
+                f"  {channels:>3}  {name:<11}{_milliseconds(whole):>9.2f}{_milliseconds(log_det):>12.3f}"
+                f"{trained['step_ms']:>9.1f}{trained['bits_per_dim']:>10.3f}{trained['condition']:>17.2f}"
+            )
+
+
+def _milliseconds(function: Callable[[], None], repeats: int = 30) -> float:
+    for _ in range(3):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
+
+
+def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[str, float]:
+    """Test bits/dim, the worst condition number of the last weights' average, and a step's milliseconds."""
+    from lightning.pytorch.callbacks import Callback
+
+    from training.checkpoint import load_checkpoint
+    from training.presets import run_config
+    from training.run import train
+
+    begun: list[float] = []
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            begun.append(time.perf_counter())
+
+    config = run_config(
+        args.data,
+        levels=levels,
+        steps_per_level=4,
+        width=32,
+        steps=args.steps,
+        batch_size=_BATCH,
+        parametrization=parametrization,
+        coupling_actnorm=True,
+    )
+    # The guard is to watch here, not to step in.
+    config = replace(config, condition_limit=float("inf"))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = load_checkpoint(train(config, Path(folder), callbacks=[Clock()]))
+    steps = [end - begin for begin, end in itertools.pairwise(begun)]
+    return {
+        "bits_per_dim": checkpoint.training.metrics["test_bits_per_dim"],
+        "condition": max(max(level) for level in checkpoint.model.condition_numbers()),
+        "step_ms": 1000 * statistics.median(steps),
+    }
+
+
+if __name__ == "__main__":
+    main()
