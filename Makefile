@@ -8,6 +8,16 @@ INSTALLED := $(VENV)/.installed
 export GLOWSERVE_SHARED ?= ../shared
 PROTOS := $(wildcard protos/glowserve/v1/*.proto)
 
+# The recipes are the presets for images of that size; FLAGS are for other ones, as in
+# `make train-cifar FLAGS='--device cuda --size paper'`. $(call recipe,NAME,DATA)
+define recipe
+	$(BIN)/glowserve train --out out/$(1) --data $(2) $(FLAGS)
+	$(BIN)/glowserve evaluate out/$(1)/model.ckpt
+	$(BIN)/glowserve evaluate out/$(1)/model.ckpt --importance-samples 8
+	$(BIN)/glowserve export out/$(1)/model.ckpt out/$(1)/models/$(1)
+	$(BIN)/glowserve sample --model out/$(1)/models/$(1) --n 64 --temperature 0.7 --seed 0 --out out/$(1)/samples.png
+endef
+
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,6 +33,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)  ## train, export, serve, score and sample handwritten digits: out/demo/
 	@$(BIN)/glowserve demo --out out/demo
+
+train-mnist: $(INSTALLED)  ## the recipe for MNIST, an hour on two cores: out/mnist/ (DATA=..., FLAGS=...)
+	$(call recipe,mnist,$(or $(DATA),ylecun/mnist))
+
+train-cifar: $(INSTALLED)  ## the recipe for CIFAR-10, an hour on two cores: out/cifar/ (DATA=..., FLAGS=...)
+	$(call recipe,cifar,$(or $(DATA),uoft-cs/cifar10))
+
+bench: $(INSTALLED)  ## speed and memory of training, and the 1x1 convolution's parametrizations (DATA=...)
+	$(BIN)/python tests/benchmarks/bench_training.py speed
+	$(BIN)/python tests/benchmarks/bench_training.py memory
+	$(BIN)/python tests/benchmarks/bench_training.py parametrizations --data $(or $(DATA),uoft-cs/cifar10)
+
+ablate: $(INSTALLED)  ## which choices of the recipes pay, ten minutes a row: out/ablation/ (DATA=...)
+	$(BIN)/python tests/benchmarks/ablate.py --data $(or $(DATA),ylecun/mnist)
 
 test: $(INSTALLED)  ## run every test but those that need Docker
 	$(BIN)/pytest
@@ -52,4 +76,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo test lint protos check-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate test lint protos check-protos test-docker clean

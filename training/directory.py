@@ -4,6 +4,7 @@ RUN_DIR/run.json      what was asked for, and what images that meant
 RUN_DIR/model.ckpt    the result
 RUN_DIR/resume/       the last state, from which the same command goes on
 RUN_DIR/logs/         TensorBoard
+RUN_DIR/curve.png     bits/dim against images seen
 RUN_DIR/images/       the prepared training images, where they are too many for memory
 """
 
@@ -37,6 +38,7 @@ class RunDirectory:
         self.resume = path / "resume" / "last.ckpt"
         self.logs = path / "logs"
         self.images = path / "images"
+        self.curve = path / "curve.png"
         self._record = path / "run.json"
 
     def compare(self, config: RunConfig) -> None:

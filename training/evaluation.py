@@ -2,7 +2,7 @@
 
 log p(x) is estimated with M draws of dequantization noise: the logarithm of the mean of the M likelihoods, which bounds
 log p(x) from below in expectation, and the closer the larger M is (Burda et al. 2016, theorem 1). With M = 1 it is the
-bound of uniform dequantization (Theis et al. 2016, section 3.1).
+bound of uniform (Theis et al. 2016, section 3.1) or variational dequantization (Ho et al. 2019, section 3.1).
 
 Shapes: N images, H W C, D = H * W * C, L levels, M draws.
 """
@@ -30,7 +30,7 @@ Float64Array = npt.NDArray[np.float64]
 
 # The noise depends on it. It is that of training, so that M = 1 gives the checkpoint's own figure.
 _BATCH = 64
-# Encoding takes the middle of every bin.
+# Encoding takes the middle of every bin or, where dequantization is learned, what that becomes.
 _MIDDLE = 0.5
 
 
@@ -73,6 +73,9 @@ class Evaluated(Protocol):
 
     def terms(self, images: UInt8Array, noise: Float32Array) -> ImageTerms:
         """The log-likelihoods of images, uint8 [N, H, W, C], with noise in [0, 1) of the same shape."""
+
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """What the flow sees of them, in bins, [N, H, W, C]: a value of bin q lies in q to q + 1."""
 
     def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """Their latents, [N, D]."""
@@ -128,7 +131,7 @@ class Likelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip:
-    """What comes back from the latents of the middles of the bins."""
+    """What comes back from the latents of images with noise 0.5."""
 
     images_exact: int
     """Images whose every value comes back in its bin."""
@@ -137,7 +140,8 @@ class RoundTrip:
     """Values, of N * D, that do not."""
 
     largest_error: float
-    """Farthest that a value before rounding is from the middle of its bin, in bins: 0.5 is the border."""
+    """Farthest that a value before rounding is from what was encoded, in bins: with uniform dequantization that is the
+    bin's middle, and 0.5 the border."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +193,13 @@ def measure_round_trip(model: Evaluated, images: UInt8Array) -> RoundTrip:
     ):
         for first in range(0, len(images), _BATCH):
             part = images[first : first + _BATCH]
-            decoded = model.decode(model.encode(part, np.full(part.shape, _MIDDLE, np.float32)))
+            noise = np.full(part.shape, _MIDDLE, np.float32)
+            decoded = model.decode(model.encode(part, noise))
             # What is not finite has not come back, whatever byte became of it.
             wrong = ((part >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
             changed += int(wrong.sum())
             exact += int((~wrong).all(axis=(1, 2, 3)).sum())
-            error = np.abs(decoded.pixels - ((part >> shift) + np.float32(_MIDDLE)))
+            error = np.abs(decoded.pixels - model.dequantize(part, noise))
             farthest = np.maximum(farthest, error.max())  # NaN stays NaN
             bar.update(len(part))
     return RoundTrip(images_exact=exact, values_changed=changed, largest_error=float(farthest))
@@ -256,20 +261,34 @@ class EvaluatedGlow:
             terms = self._model.terms(self._tensor(images), self._float_tensor(noise))
         return ImageTerms(_float64(terms.log_prior), _float64(terms.log_det), float(terms.constant))
 
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `Evaluated`."""
+        return self._pixels(self._dequantized(images, noise))
+
     def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `Evaluated`."""
-        y = quantization.dequantize(self._tensor(images), self._float_tensor(noise), self.n_bits)
+        y = self._dequantized(images, noise)
         with torch.no_grad(), _full_float32():
-            latent, _ = self._model(y.permute(0, 3, 1, 2).contiguous())
+            latent, _ = self._model(y)
         return np.asarray(latent.float().cpu().numpy())
 
     def decode(self, latent: Float32Array) -> Decoded:
         """See `Evaluated`."""
         with torch.no_grad(), _full_float32():
             y, _ = self._model.inverse(self._float_tensor(latent))
-        y = y.permute(0, 2, 3, 1)
-        pixels = (y + 0.5) * 2**self.n_bits
-        return Decoded(quantization.quantize(y, self.n_bits).cpu().numpy(), pixels.float().cpu().numpy())
+        image = quantization.quantize(y.permute(0, 2, 3, 1), self.n_bits)
+        return Decoded(image.cpu().numpy(), self._pixels(y))
+
+    def _dequantized(self, images: UInt8Array, noise: Float32Array) -> Tensor:
+        """On the flow's scale, [N, C, H, W]."""
+        with torch.no_grad(), _full_float32():
+            y, _ = self._model.dequantize(self._tensor(images), self._float_tensor(noise))
+        return y
+
+    def _pixels(self, y: Tensor) -> Float32Array:
+        """Values on the flow's scale [N, C, H, W], in bins, [N, H, W, C]."""
+        pixels = (y.permute(0, 2, 3, 1) + 0.5) * 2**self.n_bits
+        return np.asarray(pixels.float().cpu().numpy())
 
     def _tensor(self, array: UInt8Array | Float32Array) -> Tensor:
         return torch.from_numpy(array).to(self._parameter().device)

@@ -27,7 +27,7 @@ from training.machine import Machine, keep_freed_memory
 from training.module import GlowModule
 from training.progress import Progress
 
-EVALUATION_BATCH = 64
+_EVALUATION_BATCH = 64
 # Validation and test images that a curve is drawn of; the finished model is measured on all of them.
 _WATCHED = 256
 # Steps between two looks of the guard, each of which waits for the device and keeps a copy of the state.
@@ -138,7 +138,7 @@ def _intervals(steps: int) -> tuple[int, int]:
 
 
 def _watched(images: Any) -> DataLoader[Batch]:
-    batches = evaluation_batches(images[:_WATCHED], EVALUATION_BATCH)
+    batches = evaluation_batches(images[:_WATCHED], _EVALUATION_BATCH)
     return DataLoader(cast("Dataset[Batch]", batches), batch_size=None)
 
 

@@ -81,7 +81,7 @@ class GlowConfig:
     parametrization: str = "lu"
     """Of the 1x1 convolutions: "lu" (cannot become singular), "orthogonal" (condition number 1) or "plain"."""
 
-    coupling_actnorm: bool = False
+    coupling_actnorm: bool = True
     """Whether the coupling networks' hidden convolutions have actnorms instead of biases."""
 
     dequantization: str = "uniform"

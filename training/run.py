@@ -1,4 +1,4 @@
-"""A training run: from a data source to RUN_DIR/model.ckpt.
+"""A training run: from a data source to RUN_DIR/model.ckpt, with a picture of its way.
 
 Everything is a function of the configuration: the same seed gives the same weights on the same machine.
 """
@@ -14,14 +14,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from training import quantization
 from training.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
 from training.config import RunConfig
-from training.data import ImageData, evaluation_batches, load_images
-from training.data.batches import Batch
+from training.curve import draw_curve
+from training.data import ImageData, load_images
 from training.directory import RunDirectory
 from training.errors import DivergedError, RunError
-from training.fit import EVALUATION_BATCH, fit
+from training.evaluation import EvaluatedGlow, measure_likelihood
+from training.fit import fit
 from training.machine import Machine
 from training.model import Glow
 from training.module import GlowModule
@@ -91,9 +91,10 @@ def _train(
     )
     if not leads():
         return
+    draw_curve(directory.logs, config.batch_size, directory.curve)
     model = module.model.cpu().eval()
     metrics = {
-        f"{name}_bits_per_dim": mean_bits_per_dim(model, evaluation_batches(split, EVALUATION_BATCH))
+        f"{name}_bits_per_dim": measure_likelihood(EvaluatedGlow(model), split).bits_per_dim
         for name, split in (("validation", images.validation), ("test", images.test))
     }
     if not all(map(math.isfinite, metrics.values())):
@@ -114,10 +115,3 @@ def _train(
 def leads() -> bool:
     """Whether this process is the first, or the only one, of those that train together."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
-
-
-@torch.no_grad()
-def mean_bits_per_dim(model: Glow, batches: Sequence[Batch]) -> float:
-    """The mean bits per dimension over batches."""
-    bits = [quantization.bits_per_dim(model.log_prob(*batch), model.config.dimensions) for batch in batches]
-    return float(torch.cat(bits).double().mean())

@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coupling-actnorm",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="actnorms inside the coupling networks, as in the original code; default: no",
+        default=True,
+        help="actnorms inside the coupling networks, as in the original code; default: yes",
     )
     parser.add_argument(
         "--dequantization",

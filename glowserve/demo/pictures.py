@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -30,24 +29,4 @@ def draw_scores(bits_per_dim: Mapping[str, Float64Array], path: Path) -> None:
     all_axes[-1].xaxis.set_major_formatter("{x:g}")
     all_axes[-1].set_xlabel("bits/dim (lower: likelier)")
     figure.suptitle("Scores of images; dashed: 99 of 100 held-out digits lie left of it")
-    figure.savefig(path)
-
-
-def draw_training(logs: Path, path: Path) -> None:
-    """The loss curves of a run, from its TensorBoard log."""
-    events = EventAccumulator(str(logs)).Reload()
-    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for tag, label in (
-        ("train_bits_per_dim", "training (each a batch)"),
-        ("validation_bits_per_dim", "validation"),
-    ):
-        points = events.Scalars(tag)
-        axes.plot([point.step for point in points], [point.value for point in points], label=label)
-    axes.set_xlabel("step")
-    axes.set_ylabel("bits/dim")
-    axes.set_ylim(top=np.quantile([point.value for point in events.Scalars("train_bits_per_dim")], 0.98))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    axes.set_title("Training")
     figure.savefig(path)

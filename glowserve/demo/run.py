@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 import glowserve
 from export.bundle import export
 from glowserve.cli.export import proof_table
-from glowserve.demo.pictures import draw_scores, draw_training
+from glowserve.demo.pictures import draw_scores
 from glowserve.demo.service import running_service
 from glowserve.demo.strangers import strangers
 from glowserve.images import UInt8Array, grid
@@ -46,7 +46,6 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     if RunDirectory(out / "run").result.exists():
         say(f"      {out / 'run'} holds a finished run: nothing to do")
     checkpoint = train(config, out / "run")
-    draw_training(out / "run" / "logs", out / "training.png")
 
     say("\n[2/5] exporting to ONNX")
     bundle = export(checkpoint, out / "models" / _MODEL, say=lambda text: say(f"      {text}"))
@@ -118,8 +117,8 @@ def _closing(out: Path) -> str:
     return f"""Look at
   {out}/samples.png        what the model thinks digits look like
   {out}/scores.png         bits/dim of digits and of the rest
-  {out}/training.png       the loss curves
   {out}/interpolation.png  from one digit to another, through the latents
+  {out}/run/curve.png      bits/dim as training went on
 
 Try next (in a shell where .venv/bin is on the PATH)
   glowserve serve --repository {out}/models

@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_demo_leaves_pictures_checkpoint_and_bundle(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    for name in ("samples.png", "scores.png", "training.png", "interpolation.png"):
+    for name in ("samples.png", "scores.png", "interpolation.png", "run/curve.png"):
         with Image.open(out / name) as picture:
             assert len(picture.convert("L").getcolors() or []) > 8, f"{name} is nearly blank"
     assert (out / "run" / "model.ckpt").is_file()

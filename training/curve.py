@@ -1,0 +1,38 @@
+"""The picture of a run: bits/dim against images seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+_LINES = {"train": "training (each a batch)", "validation": "validation", "test": "test"}
+
+
+def draw_curve(logs: Path, batch_size: int, path: Path) -> None:
+    """Draws training, validation and test bits/dim of a run.
+
+    Args:
+        logs: the run's TensorBoard events.
+        batch_size: images a step.
+        path: of the .png file.
+    """
+    events = EventAccumulator(str(logs)).Reload()
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    held_out = []
+    for name, label in _LINES.items():
+        points = events.Scalars(f"{name}_bits_per_dim")
+        values = [point.value for point in points]
+        width = 0.6 if name == "train" else 1.6
+        axes.plot([point.step * batch_size for point in points], values, label=label, linewidth=width)
+        held_out += [] if name == "train" else values
+    low, high = min(held_out), float(np.quantile(held_out, 0.95))
+    axes.set_ylim(low - 0.15 * (high - low), high + 0.3 * (high - low))
+    axes.set_xlabel("images seen")
+    axes.set_ylabel("bits/dim")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
