@@ -110,6 +110,7 @@ def fit(
             start=start,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
         )
         if trainer.is_global_zero:
             for unfinished in resume.parent.glob(".*.part"):  # of a run that was killed while it saved

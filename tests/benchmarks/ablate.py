@@ -41,7 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--data", default="ylecun/mnist")
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--only", type=int, nargs="*", help="rows, counted from 0")
     args = parser.parse_args()
     rows = list(_CHANGES.items())

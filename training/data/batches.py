@@ -48,6 +48,7 @@ class StepLoader(DataLoader[Batch]):
         start: the first step that is still to do.
         rank: which part of each batch is yielded, images and noise [B / R, H, W, C].
         world_size: R, the number of parts.
+        pin_memory: whether batches lie where a GPU can fetch them by itself, without the host's waiting.
 
     Raises:
         ValueError: `batch_size` cannot be divided by `world_size`, or there is no such rank.
@@ -63,9 +64,10 @@ class StepLoader(DataLoader[Batch]):
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         dataset = _StepDataset(images, batch_size, seed, _places(batch_size, rank, world_size))
-        super().__init__(dataset, batch_size=None, sampler=_Steps(start, steps))
+        super().__init__(dataset, batch_size=None, sampler=_Steps(start, steps), pin_memory=pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is the step, which the trainer keeps."""
