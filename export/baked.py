@@ -18,6 +18,9 @@ from training.names import step_name
 
 Float64Array = npt.NDArray[np.float64]
 
+# What the learned map of the noise is called; it comes before the first step.
+DEQUANTIZATION = "dequantization"
+
 
 @dataclass(frozen=True)
 class BakedConv:
@@ -28,6 +31,27 @@ class BakedConv:
 
     bias: Float64Array
     """[out]."""
+
+
+# conv, ReLU, conv, ReLU, conv.
+BakedNetwork = tuple[BakedConv, BakedConv, BakedConv]
+
+
+@dataclass(frozen=True)
+class BakedDequantization:
+    """Uniform noise to noise that is likely under the model; see `training.dequantization`.
+
+    Noise is drawn in by the margin: u = margin + (1 - 2 margin) noise. On logit(u), squeezed, the couplings follow. A
+    network reads the first half of the channels, and behind it the squeezed middles of the image's bins, and yields a
+    shift and a logit: x2 becomes (x2 + shift) * 2 sigmoid(logit). Then the halves change places. The sigmoid of the
+    whole, unsqueezed, is the noise.
+    """
+
+    margin: float
+    """Of noise, at either end."""
+
+    networks: tuple[BakedNetwork, ...]
+    """Of the couplings: [hidden, 6C, 3, 3], [hidden, hidden, 1, 1], [4C, hidden, 3, 3] with C channels of the image."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ class BakedStep:
     inverse_bias: Float64Array
     """-matrix^-1 bias, [C]."""
 
-    network: tuple[BakedConv, BakedConv, BakedConv]
+    network: BakedNetwork
     """[hidden, C/2, 3, 3], [hidden, hidden, 1, 1], [C or C/2, hidden, 3, 3]."""
 
     affine: bool
@@ -97,7 +121,11 @@ class BakedGlow:
     """Of the top level's prior, [C]."""
 
     log_det_constant: float
-    """Nats: everything in the log-likelihood that is the same for every image, but for ln 2 pi."""
+    """Nats: everything in the log-likelihood that is the same for every image, but for ln 2 pi and what is of the
+    dequantization."""
+
+    dequantization: BakedDequantization | None = None
+    """None if the noise stays uniform."""
 
     @property
     def dimensions(self) -> int:

@@ -135,6 +135,8 @@ def _describe(checkpoint: Checkpoint, glow: BakedGlow, name: str) -> manifest_pb
             width=config.width,
             coupling=config.coupling,
             parametrization=config.parametrization,
+            dequantization=config.dequantization,
+            coupling_actnorm=config.coupling_actnorm,
             parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         ),
         log_det_constant=glow.log_det_constant,

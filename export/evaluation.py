@@ -5,11 +5,17 @@ Shapes: N images, H W C, D = H * W * C.
 
 from __future__ import annotations
 
-import numpy as np
+from functools import cached_property
+from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
+
+from export.graphs import DEQUANTIZED
 from glowserve.images import UInt8Array
 from service.engine import Engine, Float32Array
-from service.repository import Bundle
+from service.repository import FORWARD, Bundle
 from training.data import DataConfig
 from training.evaluation import Decoded, ImageTerms
 
@@ -26,7 +32,7 @@ class EvaluatedBundle:
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
-        self._manifest = bundle.manifest
+        self._bundle, self._manifest = bundle, bundle.manifest
         self._engine = Engine(bundle, device=device)
 
     @property
@@ -42,6 +48,18 @@ class EvaluatedBundle:
             forward.log_det.astype(np.float64),
             self._manifest.log_det_constant,
         )
+
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `training.evaluation.Evaluated`; computed on the CPU."""
+        (pixels,) = self._dequantization.run([DEQUANTIZED], {"image": images, "noise": noise})
+        return np.asarray(pixels)
+
+    @cached_property
+    def _dequantization(self) -> Any:
+        """A session of what comes before the flow in forward.onnx."""
+        forward = onnx.shape_inference.infer_shapes(onnx.load_from_string(self._bundle.read(FORWARD)))
+        head = onnx.utils.Extractor(forward).extract_model(["image", "noise"], [DEQUANTIZED])
+        return onnxruntime.InferenceSession(head.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `training.evaluation.Evaluated`."""

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from export.baked import (
     BakedConv,
+    BakedDequantization,
     BakedGlow,
     BakedLevel,
+    BakedNetwork,
     BakedStep,
     Float64Array,
     condition_number,
 )
 from export.errors import NotInvertibleError
+from training.dequantization import NOISE_MARGIN, VariationalDequantization
 from training.layers import AffineCoupling, HiddenConv2d, Split, TopPrior, ZeroConv2d
-from training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT
+from training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT, CouplingNetwork
 from training.model import FlowStep, Glow, Level
 from training.names import step_name
 
@@ -57,7 +60,15 @@ def bake(model: Glow) -> BakedGlow:
         top_mean=_array(top.mean).reshape(-1),
         top_log_scale=_array(top.log_scale).reshape(-1),
         log_det_constant=constant,
+        dequantization=_bake_dequantization(double.dequantization),
     )
+
+
+def _bake_dequantization(dequantization: VariationalDequantization | None) -> BakedDequantization | None:
+    if dequantization is None:
+        return None
+    networks = cast("list[CouplingNetwork]", list(dequantization.networks))
+    return BakedDequantization(NOISE_MARGIN, tuple(_bake_network(network) for network in networks))
 
 
 def _bake_step(step: FlowStep, name: str) -> BakedStep:
@@ -69,23 +80,27 @@ def _bake_step(step: FlowStep, name: str) -> BakedStep:
         raise NotInvertibleError(
             f"{name}: the 1x1 convolution has condition number {condition:.3g}, and the bound is "
             f"{CONDITION_LIMIT:.0e}: it is singular in float32 and cannot be inverted. Go back to an earlier "
-            "checkpoint; parametrization 'lu' cannot become singular"
+            "checkpoint; with parametrization 'orthogonal' it is always 1"
         )
     matrix = weight * scale  # W diag(scale): actnorm comes first
     inverse = np.linalg.inv(weight) / scale[:, None]
     affine = isinstance(step.coupling, AffineCoupling)
-    first, _, second, _, last = step.coupling.network
     return BakedStep(
         matrix=matrix,
         bias=matrix @ actnorm_bias,
         inverse_matrix=inverse,
         inverse_bias=-actnorm_bias,
-        network=(
-            _bake_hidden_conv(cast("HiddenConv2d", first)),
-            _bake_hidden_conv(cast("HiddenConv2d", second)),
-            _bake_zero_conv(cast("ZeroConv2d", last), logit_shift=SCALE_SHIFT if affine else 0.0),
-        ),
+        network=_bake_network(step.coupling.network, logit_shift=SCALE_SHIFT if affine else 0.0),
         affine=affine,
+    )
+
+
+def _bake_network(network: CouplingNetwork, logit_shift: float = 0.0) -> BakedNetwork:
+    first, _, second, _, last = network
+    return (
+        _bake_hidden_conv(cast("HiddenConv2d", first)),
+        _bake_hidden_conv(cast("HiddenConv2d", second)),
+        _bake_zero_conv(cast("ZeroConv2d", last), logit_shift),
     )
 
 

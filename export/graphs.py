@@ -1,7 +1,8 @@
 """From BakedGlow to the two ONNX graphs, written node by node.
 
-A step of flow is 12 nodes either way. No inverse, determinant, triangular solve or random operator is left, and
-the batch is free. `protos/glowserve/v1/manifest.proto` says what goes in and comes out.
+A step of flow is 12 nodes either way; variational dequantization, forward only, is 13 a coupling and 30 besides. No
+inverse, determinant, triangular solve or random operator is left, and the batch is free.
+`protos/glowserve/v1/manifest.proto` says what goes in and comes out.
 
 Shapes: N images, H W C of the image; at a level [N, c, h, w].
 """
@@ -17,7 +18,15 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.baked import BakedConv, BakedGlow, BakedStep, Float64Array
+from export.baked import (
+    DEQUANTIZATION,
+    BakedConv,
+    BakedDequantization,
+    BakedGlow,
+    BakedNetwork,
+    BakedStep,
+    Float64Array,
+)
 from training.names import step_name
 
 # Any ONNX Runtime since 1.17 reads these.
@@ -25,6 +34,8 @@ _OPSET = 18
 _IR_VERSION = 9
 # float32 values in a line of memory, 64 bytes: the widest that processors load at once.
 _LINE = 16
+# In forward.onnx, what the flow sees of an image: bin + noise, [N, H, W, C].
+DEQUANTIZED = "image.noisy"
 
 
 class _Graph:
@@ -75,7 +86,7 @@ class _Graph:
 def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
     """image, noise -> log_likelihood, latent, log_prior, log_det."""
     g = _Graph()
-    x = _dequantized(g, glow)
+    x, noise_log_det = _dequantized(g, glow)
     zero = None
     latents, log_dets = [], []
     for i, level in enumerate(glow.levels, 1):
@@ -95,11 +106,14 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
             size = half * (glow.image_size >> i) ** 2
             latent, term = _standardized_split(g, x, z, level.prior, size, f"level{i}.prior")
             terms.append(term)
+        if noise_log_det and i == 1:
+            terms.append(noise_log_det)
         if not terms:  # an additive top level: 0 for each image
             zero = zero or _zeros(g)
             terms = [zero]
         latents.append(g.add("Flatten", [latent], f"level{i}.latent", axis=1))
-        log_dets.append(terms[0] if len(terms) == 1 else g.add("Add", terms, f"level{i}.log_det"))
+        sum_ = "Add" if len(terms) == 2 else "Sum"
+        log_dets.append(terms[0] if len(terms) == 1 else g.add(sum_, terms, f"level{i}.log_det"))
     g.add("Concat", latents, "latent", axis=1)
     g.add("Concat", log_dets, "log_det", axis=1)
     _log_prior(g, glow, latents)
@@ -154,16 +168,88 @@ def reverse_graph(glow: BakedGlow) -> onnx.ModelProto:
     )
 
 
-def _dequantized(g: _Graph, glow: BakedGlow) -> str:
-    """uint8 [N, H, W, C] and noise to y [N, C, H, W] in [-0.5, 0.5)."""
+def _dequantized(g: _Graph, glow: BakedGlow) -> tuple[str, str | None]:
+    """uint8 [N, H, W, C] and noise to y [N, C, H, W] in [-0.5, 0.5), and the log-determinant of the noise's map."""
     x = g.add("Cast", ["image"], "image.float", to=TensorProto.FLOAT)
     if glow.n_bits < 8:
         x = g.add("Mul", [x, g.constant("bin.per_grey", 2.0 ** (glow.n_bits - 8))], "image.scaled")
         x = g.add("Floor", [x], "image.bin")
-    x = g.add("Add", [x, "noise"], "image.noisy")
+    noise, log_det = "noise", None
+    if glow.dequantization:
+        noise, log_det = _learned_noise(g, x, glow.dequantization, glow)
+    x = g.add("Add", [x, noise], DEQUANTIZED)
     x = g.add("Mul", [x, g.constant("bin.width", 2.0**-glow.n_bits)], "image.unit")
     x = g.add("Sub", [x, g.constant("half", 0.5)], "image.centred")
-    return g.add("Transpose", [x], "image.planes", perm=[0, 3, 1, 2])
+    return g.add("Transpose", [x], "image.planes", perm=[0, 3, 1, 2]), log_det
+
+
+def _learned_noise(
+    g: _Graph, bins: str, dequantization: BakedDequantization, glow: BakedGlow
+) -> tuple[str, str]:
+    """The noise that uniform noise becomes, [N, H, W, C], and the log-determinant, [N, 1]."""
+    name, channels = DEQUANTIZATION, glow.channels
+    z, log_noise = _logit(g, dequantization.margin, name)
+    context = _squeezed_middles(g, bins, glow.n_bits, f"{name}.context")
+    logits = []
+    for k, network in enumerate(dequantization.networks, 1):
+        z, logit = _noise_coupling(g, z, context, network, f"{name}.coupling{k}")
+        logits.append(logit)
+    v = g.add("Sigmoid", [z], f"{name}.noise")
+    v = g.add("DepthToSpace", [v], f"{name}.unsqueeze", blocksize=2, mode="DCR")
+    v = g.add("Transpose", [v], name, perm=[0, 2, 3, 1])
+    # Value by value, since they nearly cancel: log u + log(1 - u) of the logit, softplus(z) + softplus(-z) of the
+    # sigmoid; then softplus(-logit) - ln 2 of the couplings.
+    above = g.add("Softplus", [z], f"{name}.softplus")
+    below = g.add("Neg", [z], f"{name}.minus_z")
+    below = g.add("Softplus", [below], f"{name}.softplus_minus")
+    ends = g.add("Sum", [*log_noise, above, below], f"{name}.minus_log_ends")
+    x = g.add("Concat", logits, f"{name}.logits", axis=1)
+    x = g.add("Neg", [x], f"{name}.minus_logits")
+    x = g.add("Softplus", [x], f"{name}.minus_log_sigmoid")
+    x = g.add("Sub", [x, g.constant(f"{name}.ln2", math.log(2))], f"{name}.minus_log_scale")
+    x = g.add("Concat", [ends, x], f"{name}.minus_log_dets", axis=1)
+    size = (4 * channels + 2 * channels * len(logits)) * (glow.image_size // 2) ** 2
+    x = _minus_sum(g, x, size, f"{name}.varying")
+    drawn_in = g.constant(f"{name}.constant", glow.dimensions * math.log1p(-2 * dequantization.margin))
+    return v, g.add("Add", [x, drawn_in], f"{name}.log_det")
+
+
+def _logit(g: _Graph, margin: float, name: str) -> tuple[str, list[str]]:
+    """logit(u), squeezed, of the noise u, drawn in; and log u and log(1 - u), squeezed.
+
+    Near 0, 1 - noise is exact and 1 - u is not: each is drawn in by itself.
+    """
+    x = g.add("Transpose", ["noise"], f"{name}.planes", perm=[0, 3, 1, 2])
+    x = g.add("SpaceToDepth", [x], f"{name}.squeeze", blocksize=2)
+    rest = g.add("Sub", [g.constant("one", 1.0), x], f"{name}.rest")
+    factor, offset = g.constant(f"{name}.factor", 1 - 2 * margin), g.constant(f"{name}.margin", margin)
+    logs = []
+    for uniform, suffix in ((x, "u"), (rest, "1-u")):
+        u = g.add("Mul", [uniform, factor], f"{name}.{suffix}.scaled")
+        u = g.add("Add", [u, offset], f"{name}.{suffix}")
+        logs.append(g.add("Log", [u], f"{name}.{suffix}.log"))
+    return g.add("Sub", logs, f"{name}.logit"), logs
+
+
+def _squeezed_middles(g: _Graph, bins: str, n_bits: int, name: str) -> str:
+    """The middles of bins [N, H, W, C] on the flow's scale, [N, 4C, H/2, W/2]."""
+    x = g.add("Mul", [bins, g.constant("bin.width", 2.0**-n_bits)], f"{name}.unit")
+    x = g.add("Add", [x, g.constant("bin.first_middle", 2.0 ** -(n_bits + 1) - 0.5)], f"{name}.centred")
+    x = g.add("Transpose", [x], f"{name}.planes", perm=[0, 3, 1, 2])
+    return g.add("SpaceToDepth", [x], f"{name}.squeeze", blocksize=2)
+
+
+def _noise_coupling(g: _Graph, z: str, context: str, network: BakedNetwork, name: str) -> tuple[str, str]:
+    """What a coupling of the noise makes of z, the halves having changed places; and the logit of its scale."""
+    half = network[2].bias.size // 2
+    passive, active = g.split(z, [half, half], f"{name}.halves")
+    steering = g.add("Concat", [passive, context], f"{name}.steering", axis=1)
+    shift, logit = _network(g, steering, network, half, name, affine=True)
+    changed = g.add("Add", [active, shift], f"{name}.shifted")
+    scale = g.add("Sigmoid", [logit], f"{name}.half_scale")
+    scale = g.add("Mul", [scale, g.constant("two", 2.0)], f"{name}.scale")
+    changed = g.add("Mul", [changed, scale], f"{name}.scaled")
+    return g.add("Concat", [changed, passive], name, axis=1), logit
 
 
 def _quantized(g: _Graph, x: str, glow: BakedGlow) -> None:
@@ -180,16 +266,15 @@ def _quantized(g: _Graph, x: str, glow: BakedGlow) -> None:
     g.add("Cast", [x], "image", to=TensorProto.UINT8)
 
 
-def _network(g: _Graph, x: str, step: BakedStep, name: str) -> list[str]:
-    """The coupling network's shift and, of an affine coupling, the scale's logit."""
-    first, second, last = step.network
+def _network(g: _Graph, x: str, network: BakedNetwork, active: int, name: str, *, affine: bool) -> list[str]:
+    """A coupling network's shift of `active` channels and, of an affine coupling, the scale's logit."""
+    first, second, last = network
     x = g.conv(x, first, f"{name}.conv1")
     x = g.add("Relu", [x], f"{name}.relu1")
     x = g.conv(x, second, f"{name}.conv2")
     x = g.add("Relu", [x], f"{name}.relu2")
     x = g.conv(x, last, f"{name}.conv3")
-    active = step.channels - step.channels // 2
-    return g.split(x, [active, active], f"{name}.shift_logit") if step.affine else [x]
+    return g.split(x, [active, active], f"{name}.shift_logit") if affine else [x]
 
 
 def _forward_step(g: _Graph, x: str, step: BakedStep, name: str) -> tuple[str, str | None]:
@@ -197,8 +282,9 @@ def _forward_step(g: _Graph, x: str, step: BakedStep, name: str) -> tuple[str, s
     mix = BakedConv(step.matrix[:, :, None, None], step.bias)
     x = g.conv(x, mix, f"{name}.mix")
     half = step.channels // 2
-    passive, active = g.split(x, [half, step.channels - half], f"{name}.halves")
-    shift, *logit = _network(g, passive, step, name)
+    active_channels = step.channels - half
+    passive, active = g.split(x, [half, active_channels], f"{name}.halves")
+    shift, *logit = _network(g, passive, step.network, active_channels, name, affine=step.affine)
     changed = g.add("Add", [active, shift], f"{name}.shifted")
     if logit:
         scale = g.add("Sigmoid", logit, f"{name}.scale")
@@ -210,8 +296,9 @@ def _forward_step(g: _Graph, x: str, step: BakedStep, name: str) -> tuple[str, s
 def _reverse_step(g: _Graph, y: str, step: BakedStep, name: str) -> str:
     """The step's input, called `name`."""
     half = step.channels // 2
-    passive, active = g.split(y, [half, step.channels - half], f"{name}.halves")
-    shift, *logit = _network(g, passive, step, name)
+    active_channels = step.channels - half
+    passive, active = g.split(y, [half, active_channels], f"{name}.halves")
+    shift, *logit = _network(g, passive, step.network, active_channels, name, affine=step.affine)
     if logit:
         scale = g.add("Sigmoid", logit, f"{name}.scale")
         active = g.add("Div", [active, scale], f"{name}.unscaled")

@@ -12,11 +12,12 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from export.baked import DEQUANTIZATION
 from service.engine import Float32Array
 from service.repository import FORWARD, REVERSE, Bundle
 from training.model import FlowStep, Glow, Level
 from training.names import step_name
-from training.quantization import dequantize
+from training.quantization import to_bins
 
 # Relative errors below this are rounding.
 _ROUNDING = 1e-6
@@ -29,8 +30,7 @@ def diverging_layer_forward(
     model: Glow, bundle: Bundle, images: npt.NDArray[np.uint8], noise: Float32Array
 ) -> str | None:
     """The layer of forward.onnx at which the error against `model`, in float64, grows most; None: at none."""
-    y = dequantize(torch.from_numpy(images), torch.from_numpy(noise).double(), model.config.n_bits)
-    expected = list(_forward(model, y.permute(0, 3, 1, 2)))
+    expected = list(_forward(model, torch.from_numpy(images), torch.from_numpy(noise).double()))
     return _diverging(bundle, FORWARD, {"image": images, "noise": noise}, expected)
 
 
@@ -41,8 +41,12 @@ def diverging_layer_reverse(model: Glow, bundle: Bundle, latent: Float32Array) -
     return _diverging(bundle, REVERSE, {"latent": latent}, expected)
 
 
-def _forward(model: Glow, x: Tensor) -> Activations:
-    """What every step of flow and every prior yields, in order; at last the whole latent."""
+def _forward(model: Glow, images: Tensor, noise: Tensor) -> Activations:
+    """What dequantization, every step of flow and every prior yield, in order; at last the whole latent."""
+    x, _ = model.dequantize(images, noise)
+    if model.dequantization is not None:
+        pixels = (x.permute(0, 2, 3, 1) + 0.5) * 2**model.config.n_bits
+        yield DEQUANTIZATION, pixels - to_bins(images, model.config.n_bits)
     latents = []
     for i, level in _levels(model):
         x, _ = level.squeeze(x)
@@ -85,6 +89,10 @@ def _diverging(
     bundle: Bundle, graph: str, inputs: dict[str, Any], expected: list[tuple[str, Tensor]]
 ) -> str | None:
     model = onnx.load_from_string(bundle.read(graph))
+    produced = {output for node in model.graph.node for output in node.output}
+    for name, _ in expected:
+        if name not in produced:
+            return f"{name} of {graph}"
     present = {output.name for output in model.graph.output}
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)

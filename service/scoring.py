@@ -20,7 +20,8 @@ Float64Array = npt.NDArray[np.float64]
 
 # The seed of the dequantization noise when a caller names none.
 DEFAULT_SEED = 0
-# Encoding takes the middle of every bin, so that decoding has half a bin to err in, either way.
+# Encoding takes the middle of every bin, so that decoding has half a bin to err in, either way. Where dequantization
+# is learned, it takes what that makes of the middle.
 ENCODING_NOISE = 0.5
 
 

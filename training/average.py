@@ -23,11 +23,20 @@ class Average(Callback):
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
+        self._begun = False
         self.weights: list[Tensor] = []
         """One for each parameter, in their order."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begins with the weights, unless a state has been loaded."""
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins with the weights, unless a state has been loaded.
+
+        At `on_train_start` the module has not yet set its actnorms.
+        """
+        if self._begun:
+            return
+        self._begun = True
         loaded = self.weights or list(pl_module.parameters())
         self.weights = [weight.detach().clone().to(pl_module.device) for weight in loaded]
 

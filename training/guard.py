@@ -52,9 +52,12 @@ class Guard(Callback):
         self._good_step = 0
         self._good: dict[str, Any] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The first state to go back to."""
-        self._keep(trainer, pl_module)
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the first state to go back to. At `on_train_start` the module has not yet set its actnorms."""
+        if not self._good:
+            self._keep(trainer, pl_module)
 
     def on_train_batch_end(
         self,

@@ -125,8 +125,8 @@ class GlowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Encode(self, request, context):
-        """Maps images to latents, with dequantization noise 0.5 (the middle of every bin). Each
-        latent is decoded again and compared. A latent that is not finite is FAILED_PRECONDITION.
+        """Maps images to latents, with dequantization noise 0.5 (the middle of every bin, if dequantization is
+        uniform). Each latent is decoded again and compared. A latent that is not finite is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

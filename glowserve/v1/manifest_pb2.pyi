@@ -81,20 +81,24 @@ class Preparation(_message.Message):
     def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ...) -> None: ...
 
 class Flow(_message.Message):
-    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters")
+    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm")
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_LEVEL_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     COUPLING_FIELD_NUMBER: _ClassVar[int]
     PARAMETRIZATION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    DEQUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    COUPLING_ACTNORM_FIELD_NUMBER: _ClassVar[int]
     levels: int
     steps_per_level: int
     width: int
     coupling: str
     parametrization: str
     parameters: int
-    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ...) -> None: ...
+    dequantization: str
+    coupling_actnorm: bool
+    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("name", "sha256", "size")

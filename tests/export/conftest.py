@@ -13,12 +13,14 @@ import onnxruntime
 import pytest
 import torch
 
-from export.baked import BakedConv, BakedGlow, BakedStep
+from export.baked import BakedConv, BakedDequantization, BakedGlow, BakedNetwork, BakedStep
 from training.model import Glow, GlowConfig
 
 Array = npt.NDArray[np.float64]
 
-# What can differ between flows: channels, levels, coupling, parametrization, bits.
+# What can differ between flows: channels, levels, coupling, parametrization, bits, and what some have besides.
+_ORTHOGONAL = {"parametrization": "orthogonal", "coupling_actnorm": True}
+_VARIATIONAL = {"dequantization": "variational"}
 CASES = [
     {"channels": 1, "levels": 1, "coupling": "affine", "parametrization": "lu", "n_bits": 8},
     {"channels": 1, "levels": 2, "coupling": "affine", "parametrization": "plain", "n_bits": 2},
@@ -29,6 +31,18 @@ CASES = [
     {"channels": 1, "levels": 1, "coupling": "additive", "parametrization": "plain", "n_bits": 1},
     {"channels": 1, "levels": 2, "coupling": "additive", "parametrization": "lu", "n_bits": 3},
     {"channels": 3, "levels": 3, "coupling": "additive", "parametrization": "lu", "n_bits": 6},
+    {"channels": 3, "levels": 2, "coupling": "affine", "n_bits": 6, **_ORTHOGONAL},
+    {"channels": 1, "levels": 2, "coupling": "affine", "n_bits": 4, **_ORTHOGONAL, **_VARIATIONAL},
+    {"channels": 3, "levels": 1, "coupling": "additive", "n_bits": 5, **_ORTHOGONAL, **_VARIATIONAL},
+    {"channels": 3, "levels": 3, "coupling": "affine", "parametrization": "lu", "n_bits": 8, **_VARIATIONAL},
+    {
+        "channels": 1,
+        "levels": 1,
+        "coupling": "affine",
+        "parametrization": "plain",
+        "n_bits": 1,
+        **_VARIATIONAL,
+    },
 ]
 
 
@@ -55,6 +69,7 @@ class Interpreter:
     def forward(self, glow: BakedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[Any]) -> Terms:
         """Images and noise [N, H, W, C]."""
         bins = np.floor(images / 2.0 ** (8 - glow.n_bits))
+        noise, noise_log_det = _dequantization_noise(glow, bins, noise)
         x = ((bins + noise) / 2.0**glow.n_bits - 0.5).transpose(0, 3, 1, 2)
         latents, log_prior, log_det = [], [], []
         for level in glow.levels:
@@ -74,7 +89,7 @@ class Interpreter:
                 terms = terms - _sum(log_scale)
             latents.append(latent.reshape(len(latent), -1))
             log_prior.append((-0.5 * (latent**2 + math.log(2 * math.pi))).sum(axis=(1, 2, 3)))
-            log_det.append(terms)
+            log_det.append(terms if log_det else terms + noise_log_det)
         total = sum(log_prior) + sum(log_det) + glow.log_det_constant
         return Terms(
             total, np.concatenate(latents, axis=1), np.stack(log_prior, axis=1), np.stack(log_det, axis=1)
@@ -104,6 +119,30 @@ class Interpreter:
         return (x.transpose(0, 2, 3, 1) + 0.5) * 2.0**glow.n_bits
 
 
+def _dequantization_noise(glow: BakedGlow, bins: Array, noise: npt.NDArray[Any]) -> tuple[Array, Array]:
+    """The noise v [N, H, W, C] that uniform noise becomes, and the log-determinant [N]."""
+    noise = noise.astype(np.float64)
+    if glow.dequantization is None:
+        return noise, np.zeros(len(noise))
+    return _learned_noise(glow.dequantization, (bins + 0.5) / 2.0**glow.n_bits - 0.5, noise)
+
+
+def _learned_noise(dequantization: BakedDequantization, middles: Array, noise: Array) -> tuple[Array, Array]:
+    margin = dequantization.margin
+    u = margin + (1 - 2 * margin) * noise
+    log_det = math.log(1 - 2 * margin) * noise[0].size - _sum(np.log(u)) - _sum(np.log(1 - u))
+    z = _squeeze(np.log(u / (1 - u)).transpose(0, 3, 1, 2))
+    context = _squeeze(middles.transpose(0, 3, 1, 2))
+    for network in dequantization.networks:
+        passive, active = np.split(z, 2, axis=1)
+        shift, logit = np.split(_outputs(np.concatenate((passive, context), axis=1), network), 2, axis=1)
+        scale = 2 / (1 + np.exp(-logit))
+        log_det = log_det + _sum(np.log(scale))
+        z = np.concatenate(((active + shift) * scale, passive), axis=1)
+    v = _unsqueeze(1 / (1 + np.exp(-z))).transpose(0, 2, 3, 1)
+    return v, log_det + _sum(np.log(v)) + _sum(np.log(1 - v))
+
+
 def _squeeze(x: Array) -> Array:
     """The four places of each 2x2 block, row by row, become four groups of channels."""
     return np.concatenate([x[:, :, row::2, column::2] for row, column in _places()], axis=1)
@@ -129,14 +168,18 @@ def _conv(x: Array, conv: BakedConv) -> Array:
 
 
 def _shift_and_log_scale(step: BakedStep, passive: Array) -> tuple[Array, Array]:
-    first, second, last = step.network
-    hidden = np.maximum(_conv(passive, first), 0)
-    hidden = np.maximum(_conv(hidden, second), 0)
-    outputs = _conv(hidden, last)
+    outputs = _outputs(passive, step.network)
     if not step.affine:
         return outputs, np.zeros_like(outputs)
     shift, logit = np.split(outputs, 2, axis=1)
     return shift, -np.logaddexp(0, -logit)
+
+
+def _outputs(x: Array, network: BakedNetwork) -> Array:
+    first, second, last = network
+    hidden = np.maximum(_conv(x, first), 0)
+    hidden = np.maximum(_conv(hidden, second), 0)
+    return _conv(hidden, last)
 
 
 def _sum(x: Array) -> Array:

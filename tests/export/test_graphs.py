@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from export.baked import BakedConv, BakedGlow, BakedLevel, BakedStep
@@ -30,6 +31,8 @@ OPERATORS = {
             "Flatten",
             "Transpose",
             "SpaceToDepth",
+            "DepthToSpace",
+            "Log",
             "ReduceSum",
             "ReduceSumSquare",
             "ReduceMax",
@@ -124,7 +127,7 @@ def test_the_image_is_the_grey_value_of_the_bin_that_the_pixels_lie_in(
     np.testing.assert_array_equal(ours["image"], _grey(np.floor(ours["pixels"]), glow.n_bits))
 
 
-def test_encoding_the_middles_of_bins_and_decoding_is_lossless(
+def test_encoding_with_noise_one_half_and_decoding_is_lossless(
     case: dict[str, Any], random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator
 ) -> None:
     glow = bake(random_glow(**case))
@@ -134,7 +137,13 @@ def test_encoding_the_middles_of_bins_and_decoding_is_lossless(
     bins = images >> (8 - glow.n_bits)
     np.testing.assert_array_equal(decoded["image"] >> (8 - glow.n_bits), bins)
     np.testing.assert_array_equal(decoded["image"], _grey(bins, glow.n_bits))
-    assert np.abs(decoded["pixels"] - (bins + 0.5)).max() < 0.05
+    y, _ = (
+        random_glow(**case)
+        .double()
+        .dequantize(torch.from_numpy(images), torch.full(images.shape, 0.5, dtype=torch.float64))
+    )
+    seen = (y.detach().permute(0, 2, 3, 1).numpy() + 0.5) * 2**glow.n_bits
+    assert np.abs(decoded["pixels"] - seen).max() < 0.05
 
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
@@ -271,12 +280,21 @@ def _signature(values: Any) -> dict[str, tuple[int, list[str | int]]]:
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"parametrization": "orthogonal", "coupling_actnorm": True},
+        {"parametrization": "plain", "coupling_actnorm": True, "dequantization": "variational"},
+    ],
+    ids=str,
+)
 def test_a_step_of_an_affine_flow_is_twelve_nodes(
-    levels: int, direction: str, random_glow: RandomGlow
+    levels: int, direction: str, options: dict[str, Any], random_glow: RandomGlow
 ) -> None:
     nodes = {}
     for steps in (2, 3, 4):
-        graph = _graphs(bake(random_glow(levels=levels, steps_per_level=steps)))[direction].graph
+        graph = _graphs(bake(random_glow(levels=levels, steps_per_level=steps, **options)))[direction].graph
         # Some sums, one a level, are padded first.
         nodes[steps] = sum(node.op_type != "Pad" for node in graph.node)
     assert nodes[3] - nodes[2] == 12 * levels
@@ -296,7 +314,8 @@ def test_actnorm_and_its_1x1_convolution_are_one_convolution_with_constant_weigh
     assert not constants.keys() & {value.name for value in graph.input}
     # The three of the coupling network and one for everything else; one of each prior that is conditional.
     steps = [step for _, step in glow.named_steps()]
-    assert len(convolutions) == 4 * len(steps) + len(glow.levels) - 1
+    networks = glow.dequantization.networks if glow.dequantization and direction == "forward" else ()
+    assert len(convolutions) == 4 * len(steps) + len(glow.levels) - 1 + 3 * len(networks)
     for step in steps:
         matrix, bias = (
             (step.matrix, step.bias) if direction == "forward" else (step.inverse_matrix, step.inverse_bias)
@@ -316,11 +335,16 @@ def test_constants_are_stored_in_single_precision(random_glow: RandomGlow) -> No
         assert types == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
 
 
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
 @pytest.mark.parametrize("coupling", ["affine", "additive"])
 def test_the_batch_is_free_and_rows_do_not_depend_on_it(
-    coupling: str, random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator
+    coupling: str,
+    dequantization: str,
+    random_glow: RandomGlow,
+    run_graph: RunGraph,
+    rng: np.random.Generator,
 ) -> None:
-    glow = bake(random_glow(levels=2, channels=3, coupling=coupling))
+    glow = bake(random_glow(levels=2, channels=3, coupling=coupling, dequantization=dequantization))
     images = _images(rng, glow, 7)
     noise = _noise(rng, images)
     forward, reverse = forward_graph(glow), reverse_graph(glow)
@@ -356,10 +380,15 @@ def test_every_value_in_a_graph_is_named_after_its_layer(random_glow: RandomGlow
     [{"image_size": 32, "channels": 3, "levels": 3}, {"image_size": 12, "channels": 1, "levels": 2}],
     ids=str,
 )
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
 def test_a_score_does_not_depend_on_its_place_in_the_batch(
-    random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator, shape: dict[str, int]
+    random_glow: RandomGlow,
+    run_graph: RunGraph,
+    rng: np.random.Generator,
+    shape: dict[str, int],
+    dequantization: str,
 ) -> None:
-    model = forward_graph(bake(random_glow(**shape)))
+    model = forward_graph(bake(random_glow(**shape, dequantization=dequantization)))
     size = (1, shape["image_size"], shape["image_size"], shape["channels"])
     image, noise = rng.integers(0, 256, size, dtype=np.uint8), rng.random(size, dtype=np.float32)
     alone = run_graph(model, image=image, noise=noise)

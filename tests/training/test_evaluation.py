@@ -47,8 +47,11 @@ class Linear:
             np.stack((-grey, -spread), axis=1), np.stack((0.5 * spread, 0.25 * grey), axis=1), -7.5
         )
 
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        return (images >> (8 - self.n_bits)) + noise
+
     def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
-        return ((images >> (8 - self.n_bits)) + noise).reshape(len(images), -1)
+        return self.dequantize(images, noise).reshape(len(images), -1)
 
     def decode(self, latent: Float32Array) -> Decoded:
         pixels = self.spoil(latent.reshape(-1, *SHAPE).copy())
