@@ -45,9 +45,10 @@ class VariationalDequantization(nn.Module):
             noise: [N, C, H, W].
             image: the middles of the bins, in [-0.5, 0.5), [N, C, H, W].
         """
-        u = noise * (1 - 2 * NOISE_MARGIN) + NOISE_MARGIN
-        log_det = noise[0].numel() * math.log(1 - 2 * NOISE_MARGIN) - (u.log() + (1 - u).log()).sum((1, 2, 3))
-        z, _ = self.squeeze(torch.logit(u))
+        # Drawn in, u and 1 - u; near 1, the latter from 1 - noise, which is exact.
+        log_u, log_rest = ((x * (1 - 2 * NOISE_MARGIN) + NOISE_MARGIN).log() for x in (noise, 1 - noise))
+        log_det = noise[0].numel() * math.log1p(-2 * NOISE_MARGIN) - (log_u + log_rest).sum((1, 2, 3))
+        z, _ = self.squeeze(log_u - log_rest)
         context, _ = self.squeeze(image)
         for network in self.networks:
             passive, active = z.chunk(2, dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,9 @@ from training.layers import (
     AdditiveCoupling,
     AffineCoupling,
     Bijector,
+    HiddenConv2d,
     LUConv1x1,
+    OrthogonalConv1x1,
     PlainConv1x1,
     Split,
     Squeeze,
@@ -41,17 +44,40 @@ def config(coupling: str, parametrization: str) -> GlowConfig:
     )
 
 
+def in_double(make: Callable[..., Bijector], *args: Any) -> Bijector:
+    """A matrix that was made in float32 is orthogonal to 1e-7 only, in whatever precision it is used."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return make(*args)
+    finally:
+        torch.set_default_dtype(before)
+
+
 BIJECTORS: dict[str, tuple[Callable[[int], Bijector], tuple[int, ...]]] = {
     "actnorm": (ActNorm, (1, 2, 3)),
     "plain conv": (PlainConv1x1, (1, 2, 3, 12)),
     "lu conv": (LUConv1x1, (1, 2, 3, 12)),
+    "orthogonal conv": (lambda channels: in_double(OrthogonalConv1x1, channels), (1, 2, 3, 12)),
     "affine coupling": (lambda channels: AffineCoupling(channels, width=6), (2, 3, 5, 8)),
     "additive coupling": (lambda channels: AdditiveCoupling(channels, width=6), (2, 3, 5, 8)),
+    "affine coupling with actnorm": (
+        lambda channels: AffineCoupling(channels, width=6, actnorm=True),
+        (2, 5),
+    ),
+    "additive coupling with actnorm": (
+        lambda channels: AdditiveCoupling(channels, width=6, actnorm=True),
+        (2, 5),
+    ),
     "squeeze": (lambda _: Squeeze(), (1, 2, 3)),
     "split": (Split, (2, 4, 6)),
     "top prior": (TopPrior, (1, 3, 4)),
     "affine lu step": (lambda channels: FlowStep(channels, config("affine", "lu")), (2, 3, 8)),
     "additive plain step": (lambda channels: FlowStep(channels, config("additive", "plain")), (2, 3, 8)),
+    "affine orthogonal step": (
+        lambda channels: in_double(FlowStep, channels, config("affine", "orthogonal")),
+        (2, 3, 8),
+    ),
     "affine plain level": (lambda channels: Level(channels, config("affine", "plain"), top=False), (1, 2, 3)),
     "additive lu top": (lambda channels: Level(channels, config("additive", "lu"), top=True), (1, 2, 3)),
 }
@@ -224,7 +250,7 @@ def test_an_actnorm_loaded_before_its_first_batch_still_waits_for_it(generator: 
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 12, 48])
-@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1])
+@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, OrthogonalConv1x1])
 def test_a_1x1_convolution_begins_as_an_orthogonal_matrix(
     parametrization: Callable[[int], InvertibleConv1x1], channels: int
 ) -> None:
@@ -287,6 +313,57 @@ def test_the_permutation_and_the_signs_of_an_lu_convolution_do_not_train(generat
     assert torch.linalg.det(conv.weight()).sign() == torch.linalg.det(weight).sign()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 12, 48])
+def test_an_orthogonal_convolution_has_condition_number_1_and_its_transpose_for_its_inverse(
+    channels: int, prepared: Callable[[Bijector], Bijector], generator: torch.Generator
+) -> None:
+    conv = in_double(OrthogonalConv1x1, channels)
+    assert isinstance(conv, OrthogonalConv1x1)
+    start = conv.weight().detach()
+    prepared(conv)  # away from the start by random weights
+    weight = conv.weight().detach()
+    y = torch.randn(channels, 7, generator=generator, dtype=torch.float64)
+
+    if channels > 1:
+        assert (weight - start).abs().max() > 0.05
+    assert np.linalg.cond(weight.numpy()) == pytest.approx(1, abs=1e-9)
+    torch.testing.assert_close(conv.apply_inverse(y).detach(), weight.T @ y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(weight @ weight.T @ y, y, rtol=0, atol=1e-9)
+    assert conv.log_abs_det() == 0
+
+
+def test_an_orthogonal_convolution_stays_one_while_it_learns(generator: torch.Generator) -> None:
+    conv = OrthogonalConv1x1(6)
+    start = conv.weight().detach().clone()
+    optimizer = torch.optim.Adam(conv.parameters(), lr=0.1)
+    x, target = (torch.randn(4, 6, 2, 2, generator=generator) for _ in range(2))
+    losses = []
+
+    for _ in range(50):
+        loss = (conv(x)[0] - target).square().mean()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    weight = conv.weight().detach()
+    assert losses[-1] < 0.9 * losses[0]
+    assert (weight - start).abs().max() > 0.1
+    torch.testing.assert_close(weight @ weight.T, torch.eye(6), rtol=0, atol=1e-5)
+
+
+def test_an_orthogonal_convolution_is_loaded_as_it_was_saved(
+    perturb: Perturb, generator: torch.Generator
+) -> None:
+    conv, loaded = OrthogonalConv1x1(5), OrthogonalConv1x1(5)
+    perturb(conv)
+    assert not torch.equal(loaded.weight(), conv.weight())
+
+    loaded.load_state_dict(conv.state_dict())
+
+    assert torch.equal(loaded.weight(), conv.weight())
+
+
 def test_only_the_triangles_of_an_lu_convolution_count(generator: torch.Generator) -> None:
     conv = LUConv1x1(5)
     before = conv.weight().detach().clone()
@@ -341,6 +418,81 @@ def test_an_affine_coupling_begins_with_the_scale_sigmoid_of_2(generator: torch.
 def test_a_coupling_of_one_channel_is_refused(coupling: Callable[..., Bijector]) -> None:
     with pytest.raises(ValueError, match="got 1; give it 2 or more"):
         coupling(1, width=6)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_hidden_convolution_is_a_convolution_and_an_actnorm_in_one(
+    kernel_size: int, prepared: Callable[..., nn.Module], generator: torch.Generator
+) -> None:
+    hidden = HiddenConv2d(3, 5, kernel_size, actnorm=True)
+    prepared(hidden)
+    assert hidden.conv.bias is None
+    assert hidden.actnorm is not None
+    x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+
+    weight, bias = hidden.weight_and_bias()
+
+    expected, _ = hidden.actnorm(hidden.conv(x))
+    torch.testing.assert_close(hidden(x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        nn.functional.conv2d(x, weight, bias, padding=kernel_size // 2), expected, rtol=0, atol=1e-12
+    )
+
+
+def test_a_hidden_convolution_without_an_actnorm_has_a_bias(
+    prepared: Callable[..., nn.Module], generator: torch.Generator
+) -> None:
+    hidden = HiddenConv2d(3, 5, 3, actnorm=False)
+    prepared(hidden)
+    x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+
+    weight, bias = hidden.weight_and_bias()
+
+    assert hidden.actnorm is None
+    assert bias.abs().min() > 0
+    assert torch.equal(hidden(x), nn.functional.conv2d(x, weight, bias, padding=1))
+
+
+def test_the_first_batch_leaves_the_hidden_layers_of_a_coupling_with_mean_0_and_variance_1(
+    generator: torch.Generator,
+) -> None:
+    coupling = AffineCoupling(4, width=6, actnorm=True).double()
+    hidden: list[Tensor] = []
+    for layer in coupling.network:
+        if isinstance(layer, HiddenConv2d):
+            # Copied, for what comes next works in place.
+            layer.register_forward_hook(lambda _module, _input, y: hidden.append(y.detach().clone()))
+    x = 5 + 3 * torch.randn(7, 4, 4, 4, generator=generator, dtype=torch.float64)
+
+    coupling(x)
+    first = [parameter.detach().clone() for parameter in coupling.parameters()]
+    coupling(x + 9)
+
+    assert len(hidden) == 4
+    for y in hidden[:2]:
+        variance, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
+        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=1e-9)
+    assert all(map(torch.equal, coupling.parameters(), first))  # the second batch changes nothing
+
+
+@pytest.mark.parametrize("coupling", [AffineCoupling, AdditiveCoupling])
+def test_a_coupling_tells_the_smallest_and_the_largest_factor_it_multiplies_by(
+    coupling: type[AffineCoupling] | type[AdditiveCoupling],
+    prepared: Callable[[Bijector], Bijector],
+    generator: torch.Generator,
+) -> None:
+    layer = prepared(coupling(4, width=6))
+    x = torch.randn(3, 4, 4, 4, generator=generator, dtype=torch.float64)
+    twice = x.clone()
+    twice[:, 2:] += 1  # a step of 1 is multiplied by the factor
+
+    factors = (layer(twice)[0] - layer(x)[0])[:, 2:].detach()
+    smallest, largest = layer.scale_range(layer.network(x[:, :2])).tolist()
+
+    assert smallest == pytest.approx(float(factors.min()), rel=1e-6)
+    assert largest == pytest.approx(float(factors.max()), rel=1e-6)
+    assert (largest > smallest + 0.01) == (coupling is AffineCoupling)
 
 
 def test_a_zero_convolution_begins_as_zero_and_its_log_scale_counts_three_times(

@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from training.layers import Bijector
+from training.layers import AffineCoupling, Bijector
 from training.model import Glow, GlowConfig
 from training.quantization import bits_per_dim, from_bins, to_bins
 
@@ -266,6 +267,154 @@ def test_float32_is_enough_for_a_log_likelihood(generator: torch.Generator) -> N
     double = model.double().log_prob(images, noise.double())
 
     torch.testing.assert_close(single, double, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+@pytest.mark.parametrize("parametrization", ["lu", "plain", "orthogonal"])
+def test_the_terms_of_a_log_likelihood_are_its_parts(
+    parametrization: str, dequantization: str, levels: int, perturb: Perturb, generator: torch.Generator
+) -> None:
+    config = tiny(
+        channels=3,
+        n_bits=5,
+        levels=levels,
+        parametrization=parametrization,
+        dequantization=dequantization,
+        coupling_actnorm=True,
+    )
+    model = Glow(config).double().eval()
+    perturb(model, std=0.1)
+    images = random_images(config, 4, generator)
+    noise = torch.rand(images.shape, generator=generator, dtype=torch.float64)
+
+    terms = model.terms(images, noise)
+
+    assert terms.log_prior.shape == terms.log_det.shape == (4, levels)
+    assert terms.constant.shape == ()
+    torch.testing.assert_close(terms.total(), model.log_prob(images, noise), rtol=1e-12, atol=0)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    latent, _ = model(model.dequantize(images, noise)[0])
+    sizes = [math.prod(shape) for shape in model.latent_shapes()]
+    expected = [normal.log_prob(part).sum(1) for part in latent.split(sizes, dim=1)]
+    torch.testing.assert_close(terms.log_prior, torch.stack(expected, dim=1), rtol=1e-12, atol=0)
+
+
+def test_what_does_not_depend_on_the_image_is_in_the_constant_term(
+    perturb: Perturb, generator: torch.Generator
+) -> None:
+    # Without a network that steers it, all that is left of an additive flow's log-determinant is the same for all.
+    config = tiny(coupling="additive", levels=1, parametrization="plain")
+    model = Glow(config).double().eval()
+    perturb(model, std=0.1)
+    images = random_images(config, 4, generator)
+    noise = torch.rand(images.shape, generator=generator, dtype=torch.float64)
+
+    terms = model.terms(images, noise)
+
+    _, log_det = model(model.dequantize(images, noise)[0])
+    torch.testing.assert_close(terms.log_det, torch.zeros_like(terms.log_det), rtol=0, atol=1e-9)
+    expected = float(log_det[0].detach()) - config.dimensions * config.n_bits * math.log(2)
+    assert float(terms.constant.detach()) == pytest.approx(expected, rel=1e-12)
+
+
+# What training watches
+
+
+@pytest.mark.parametrize("parametrization", ["lu", "plain", "orthogonal"])
+def test_the_condition_numbers_are_those_of_numpy(parametrization: str, perturb: Perturb) -> None:
+    model = Glow(tiny(channels=3, levels=3, steps_per_level=3, parametrization=parametrization))
+    perturb(model, std=0.1)
+
+    conditions = model.condition_numbers()
+
+    assert [len(level) for level in conditions] == [3, 3, 3]
+    for level, found in zip(model.levels, conditions, strict=True):
+        expected = [np.linalg.cond(step.conv1x1.weight().detach().double().numpy()) for step in level.steps]
+        assert found == pytest.approx(expected, rel=1e-9)
+        assert (max(found) > 1.5) == (parametrization != "orthogonal")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda w: w.zero_(), id="zero"),
+        pytest.param(lambda w: w[1:].zero_(), id="a rank of 1"),
+        pytest.param(lambda w: w[0, 0].fill_(math.nan), id="NaN"),
+        pytest.param(lambda w: w[0, 0].fill_(math.inf), id="infinite"),
+    ],
+)
+def test_the_condition_number_of_what_cannot_be_inverted_is_infinite(
+    spoil: Callable[[Tensor], Tensor],
+) -> None:
+    model = Glow(tiny(parametrization="plain"))
+    with torch.no_grad():
+        spoil(model.levels[1].steps[0].conv1x1.matrix)
+
+    (first, second), (spoilt, fourth) = model.condition_numbers()
+
+    assert spoilt == math.inf
+    assert [first, second, fourth] == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+@pytest.mark.parametrize("coupling", ["affine", "additive"])
+def test_the_coupling_scales_are_what_the_couplings_multiply_by(
+    coupling: str, dequantization: str, perturb: Perturb, generator: torch.Generator
+) -> None:
+    config = tiny(levels=3, coupling=coupling, dequantization=dequantization)
+    model = Glow(config).eval()
+    perturb(model, std=0.1)
+    images = random_images(config, 5, generator)
+    noise = torch.rand(images.shape, generator=generator)
+
+    found = model.coupling_scales(images, noise)
+
+    with torch.no_grad():
+        x, _ = model.dequantize(images, noise)
+        for level, (smallest, largest) in zip(model.levels, found, strict=True):
+            x, _ = level.squeeze(x)
+            scales = []
+            for step in level.steps:
+                passive, _ = step.conv1x1(step.actnorm(x)[0])[0].chunk(2, dim=1)
+                raw = step.coupling.network(passive).chunk(2, dim=1)[1]
+                affine = isinstance(step.coupling, AffineCoupling)
+                scales.append(torch.sigmoid(raw + 2) if affine else torch.ones(1))
+                x, _ = step(x)
+            assert smallest == pytest.approx(min(float(scale.min()) for scale in scales), rel=1e-4)
+            assert largest == pytest.approx(max(float(scale.max()) for scale in scales), rel=1e-4)
+            x, _ = level.prior(x)[0].chunk(2, dim=1)
+    # It leaves nothing behind that listens.
+    assert not any(step.coupling.network._forward_hooks for step in model.flow_steps())
+
+
+# What is traded for memory
+
+
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+@pytest.mark.parametrize("parametrization", ["lu", "plain", "orthogonal"])
+def test_checkpointed_activations_change_no_bit_of_the_loss_or_the_gradient(
+    parametrization: str, dequantization: str, generator: torch.Generator
+) -> None:
+    config = tiny(parametrization=parametrization, coupling_actnorm=True, dequantization=dequantization)
+    model = initialized(config, generator).train()
+    again = Glow(config)
+    again.load_state_dict(model.state_dict())
+    again.checkpoint_activations()
+    images = random_images(config, 4, generator)
+    noise = torch.rand(images.shape, generator=generator)
+    calls: list[int] = []
+    again.levels[0].steps[0].register_forward_pre_hook(lambda *_: calls.append(1))
+
+    losses = [-one.log_prob(images, noise).mean() for one in (model, again)]
+    for loss in losses:
+        loss.backward()
+
+    assert torch.equal(*losses)
+    assert len(calls) == 2  # forward, and again for the backward pass
+    for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert one.grad is not None, name
+        assert torch.equal(one.grad, other.grad), name
 
 
 # Images
