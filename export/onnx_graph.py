@@ -1,0 +1,101 @@
+"""An ONNX graph in the making, and the pieces that both graphs and their parts are made of.
+
+Shapes: N images; at a level [N, c, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from export.baked import BakedConv, BakedNetwork, Float64Array
+
+# Any ONNX Runtime since 1.17 reads these.
+_OPSET = 18
+_IR_VERSION = 9
+# float32 values in a line of memory, 64 bytes: the widest that processors load at once.
+_LINE = 16
+
+
+class Graph:
+    """A graph in the making: nodes and constants, each tensor with a name."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """A node with one output, called like it; returns the name."""
+        self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def split(self, x: str, sizes: Sequence[int], name: str) -> list[str]:
+        """X in pieces along axis 1."""
+        outputs = [f"{name}.{i}" for i in range(len(sizes))]
+        lengths = self.constant(f"{name}.sizes", np.asarray(sizes, np.int64))
+        self._nodes.append(helper.make_node("Split", [x, lengths], outputs, name=name, axis=1))
+        return outputs
+
+    def constant(self, name: str, value: npt.ArrayLike | Float64Array) -> str:
+        """A constant, float32 unless it is integer."""
+        array = np.asarray(value)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def conv(self, x: str, conv: BakedConv, output: str) -> str:
+        """A convolution with constant weights that keeps the size."""
+        kernel = conv.weight.shape[2]
+        weight = self.constant(f"{output}.weight", conv.weight)
+        bias = self.constant(f"{output}.bias", conv.bias)
+        return self.add("Conv", [x, weight, bias], output, kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+
+    def model(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """The whole, with what goes in and what comes out."""
+        graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._constants.values()))
+        model = helper.make_model(
+            graph, producer_name="glowserve", opset_imports=[helper.make_opsetid("", _OPSET)]
+        )
+        model.ir_version = _IR_VERSION
+        return model
+
+
+def coupling_network(
+    g: Graph, x: str, network: BakedNetwork, active: int, name: str, *, affine: bool
+) -> list[str]:
+    """A coupling network's shift of `active` channels and, of an affine coupling, the scale's logit."""
+    first, second, last = network
+    x = g.conv(x, first, f"{name}.conv1")
+    x = g.add("Relu", [x], f"{name}.relu1")
+    x = g.conv(x, second, f"{name}.conv2")
+    x = g.add("Relu", [x], f"{name}.relu2")
+    x = g.conv(x, last, f"{name}.conv3")
+    return g.split(x, [active, active], f"{name}.shift_logit") if affine else [x]
+
+
+def minus_sum(g: Graph, x: str, size: int, name: str) -> str:
+    """Minus the sum over [c, h, w], `size` values in all, [N, 1]."""
+    x = g.add("Flatten", [x], f"{name}.flat", axis=1)
+    x = in_whole_lines(g, x, size, name)
+    x = g.add("ReduceSum", [x, g.constant(f"{name}.axis", np.array([1]))], f"{name}.sum", keepdims=1)
+    return g.add("Neg", [x], name)
+
+
+def in_whole_lines(g: Graph, x: str, size: int, name: str) -> str:
+    """Rows of [N, size], filled up with zeros to whole lines of memory.
+
+    ONNX Runtime adds up a row in an order that depends on where it begins in such a line. So filled, all rows
+    begin alike, and an image's score does not depend on its place in the batch.
+    """
+    if not (missing := -size % _LINE):
+        return x
+    pads = g.constant(f"{name}.pads", np.array([0, 0, 0, missing]))
+    return g.add("Pad", [x, pads], f"{name}.padded")
