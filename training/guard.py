@@ -148,14 +148,14 @@ class Guard(Callback):
 def _fault(first_bad: int | None, conditions: list[list[float]], limit: float) -> str | None:
     """What is wrong, if anything; a singular matrix makes the loss infinite, and then both are told."""
     faults = []
-    if first_bad is not None:
-        faults.append(f"the loss or its gradient was not finite at step {first_bad}")
     worst, level, step = max(
         (condition, i, k) for i, row in enumerate(conditions, 1) for k, condition in enumerate(row, 1)
     )
     if worst > limit:
         what = "is singular" if math.isinf(worst) else f"has condition number {worst:.3g}, over {limit:g}"
         faults.append(f"the 1x1 convolution of {step_name(level, step)} {what}")
+    if first_bad is not None:
+        faults.append(f"the loss or its gradient was not finite at step {first_bad}")
     return " and ".join(faults) or None
 
 

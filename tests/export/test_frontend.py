@@ -120,7 +120,7 @@ def test_baking_leaves_the_model_as_it_was(random_glow: RandomGlow) -> None:
     [
         "levels.0.steps.1.actnorm.log_scale",
         "levels.1.steps.0.conv1x1.upper",
-        "levels.0.steps.0.coupling.network.2.actnorm.bias",
+        "levels.0.steps.0.coupling.network.2.conv.bias",
         "levels.0.prior.network.conv.weight",
         "levels.1.prior.mean",
     ],
