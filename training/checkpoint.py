@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from glowserve.files import atomic_write
 from glowserve.images import Preparation
 from training.data import DataConfig
 from training.errors import CheckpointError
 from training.model import Glow, GlowConfig
+from training.saving import save
 
 _FORMAT = "glowserve.checkpoint"
 _FORMAT_VERSION = 1
@@ -57,7 +57,11 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all."""
+    """Writes a checkpoint, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     content = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -67,8 +71,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "training": asdict(checkpoint.training),
         "state_dict": {name: tensor.cpu() for name, tensor in checkpoint.model.state_dict().items()},
     }
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    save(content, path, "the finished model")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from glowserve.files import atomic_write
+
 _LINES = {"train": "training (each a batch)", "validation": "validation", "test": "test"}
 
 
@@ -35,4 +37,5 @@ def draw_curve(logs: Path, batch_size: int, path: Path) -> None:
     axes.set_ylabel("bits/dim")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")

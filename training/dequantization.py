@@ -39,7 +39,7 @@ class VariationalDequantization(nn.Module):
         )
 
     def forward(self, noise: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform noise in [0, 1) to noise in (0, 1), and log|det| [N].
+        """Uniform noise in [0, 1) to noise in [0, 1], and log|det| [N].
 
         Args:
             noise: [N, C, H, W].

@@ -16,16 +16,15 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
-from glowserve.files import atomic_write
 from training.average import Average
 from training.config import RunConfig
 from training.data import ImageData, StepLoader, evaluation_batches
 from training.data.batches import Batch
-from training.errors import RunError
 from training.guard import Guard
 from training.machine import Machine, keep_freed_memory
 from training.module import GlowModule
 from training.progress import Progress
+from training.saving import save
 
 _EVALUATION_BATCH = 64
 # Validation and test images that a curve is drawn of; the finished model is measured on all of them.
@@ -147,23 +146,7 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own writing is not atomic."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        step = checkpoint["global_step"]
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(Path(path)) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch wraps what the file system says
-            raise RunError(
-                f"the state of step {step} could not be written to {path}: {_reason(error)}. The state that was "
-                "written before it is whole; make room, and the same command goes on from there"
-            ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """What the file system said, through whatever it was wrapped in."""
-    while not isinstance(error, OSError) and (inner := error.__cause__ or error.__context__):
-        error = inner
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
+        save(checkpoint, Path(path), f"the state of step {checkpoint['global_step']}")
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class GlowModule(lightning.LightningModule):
         """The batch's mean bits per dimension."""
         loss = self._bits_per_dim(batch).mean()
         self._loss = loss.detach()
-        self.log("train_bits_per_dim", self._loss, prog_bar=True)
+        self.log("train_bits_per_dim", self._loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -56,7 +56,6 @@ class GlowModule(lightning.LightningModule):
             f"{name}_bits_per_dim",
             bits.mean(),
             batch_size=len(bits),
-            prog_bar=True,
             add_dataloader_idx=False,
         )
 

@@ -91,7 +91,6 @@ def _train(
     )
     if not leads():
         return
-    draw_curve(directory.logs, config.batch_size, directory.curve)
     model = module.model.cpu().eval()
     metrics = {
         f"{name}_bits_per_dim": measure_likelihood(EvaluatedGlow(model), split).bits_per_dim
@@ -110,6 +109,7 @@ def _train(
         metrics=metrics,
     )
     save_checkpoint(Checkpoint(model, config.data, record), directory.result)
+    draw_curve(directory.logs, config.batch_size, directory.curve)
 
 
 def leads() -> bool:

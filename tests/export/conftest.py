@@ -197,7 +197,13 @@ def random_glow() -> Callable[..., Glow]:
     """Makes small models, no weight of which is where it started: `random_glow(levels=2)`."""
 
     def make(seed: int = 0, **config: Any) -> Glow:
-        defaults = {"image_size": 8, "channels": 1, "steps_per_level": 2, "width": 6, "coupling_actnorm": False}
+        defaults = {
+            "image_size": 8,
+            "channels": 1,
+            "steps_per_level": 2,
+            "width": 6,
+            "coupling_actnorm": False,
+        }
         settings = defaults | config
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)

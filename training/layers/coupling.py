@@ -73,7 +73,8 @@ class HiddenConv2d(nn.Module):
             y: Tensor = self.conv(x)
             return y
         if self.actnorm.waits:
-            self.actnorm.see(self.conv(x))
+            with torch.no_grad():
+                self.actnorm.see(self.conv(x))
         weight, bias = self.weight_and_bias()
         return F.conv2d(x, weight, bias, padding=self.conv.padding)
 
