@@ -60,7 +60,7 @@ def test_larger_images_get_larger_models(tmp_path: Path) -> None:
     assert small.model.width < middle.model.width
     assert small.steps < middle.steps
     assert large.batch_size < middle.batch_size
-    assert small.learning_rate > middle.learning_rate
+    assert middle.learning_rate > large.learning_rate
 
 
 @pytest.mark.parametrize("channels", [1, 3])

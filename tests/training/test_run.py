@@ -88,7 +88,13 @@ def test_a_run_leaves_a_checkpoint_a_record_a_state_and_logs(undisturbed: Path, 
     run_dir = undisturbed.parent
 
     assert undisturbed == run_dir / "model.ckpt"
-    assert sorted(path.name for path in run_dir.glob("[!.]*")) == ["logs", "model.ckpt", "resume", "run.json"]
+    assert sorted(path.name for path in run_dir.glob("[!.]*")) == [
+        "curve.png",
+        "logs",
+        "model.ckpt",
+        "resume",
+        "run.json",
+    ]
     assert [path.name for path in (run_dir / "resume").iterdir()] == ["last.ckpt"]
     record = json.loads((run_dir / "run.json").read_text())
     assert record["steps"] == 42
