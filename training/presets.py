@@ -28,7 +28,7 @@ class _Size:
 
 # For images of up to so many pixels a side, what two CPU cores can train.
 _SMALL = {
-    16: _Size(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=2e-3),
+    16: _Size(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=4e-3),
     32: _Size(levels=3, steps_per_level=8, width=128, steps=6000, batch_size=32, learning_rate=4e-3),
     64: _Size(levels=4, steps_per_level=8, width=128, steps=6000, batch_size=16, learning_rate=1e-3),
 }
