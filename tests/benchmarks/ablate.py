@@ -1,6 +1,6 @@
 """Which choices of training pay: one change at a time, at equal steps, on MNIST's digits.
 
-    python tests/benchmarks/ablate.py --data ../shared/data/mnist10k/mnist10k.npz --out out/ablation
+    python tests/benchmarks/ablate.py --data DATA --out out/ablation
 
 Runs are left in --out, so that an interrupted table goes on where it stopped.
 """
@@ -48,7 +48,9 @@ def main() -> None:
     chosen = [rows[i] for i in args.only] if args.only else rows
     for name, changes in chosen:
         _train(args, name, changes)
-    print(f"{args.steps} steps of 32 images of {args.data}; bits/dim, mean of one draw of noise an image")
+    print(
+        f"{args.steps} steps of 32 images of {Path(args.data).name}; bits/dim, mean of one draw of noise an image"
+    )
     print(f"{'':<40}{'validation':>12}{'test':>9}")
     for name, _ in chosen:
         validation, test = _figures(_run_dir(args.out, name) / "model.ckpt")

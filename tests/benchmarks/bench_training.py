@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_training.py speed
     python tests/benchmarks/bench_training.py memory
-    python tests/benchmarks/bench_training.py parametrizations --data ../shared/data/cifar10-jpeg
+    python tests/benchmarks/bench_training.py parametrizations --data DATA
 
 Each figure comes from a process of its own; where two are compared, they take turns. Quiet machines only.
 """
@@ -180,8 +180,9 @@ def _parametrizations(args: argparse.Namespace) -> None:
     print(
         "one 1x1 convolution, forward and backward, batch 32, with as many places as that level of a 32x32 image;"
     )
+    data = Path(args.data).name
     print(
-        f"and a Glow with that level at the top (K=4 width=32), {args.steps} steps of {_BATCH} images of {args.data}"
+        f"and a Glow with that level at the top (K=4 width=32), {args.steps} steps of {_BATCH} images of {data}"
     )
     print(
         f"  {'C':>3}  {'':<11}{'layer ms':>9}{'log-det ms':>12}{'step ms':>9}{'bits/dim':>10}{'worst condition':>17}"
