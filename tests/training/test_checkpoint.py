@@ -121,7 +121,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(small: Checkpoi
     disk = FullDisk(tmp_path)
     record = replace(small.training, metrics={"x": disk})  # type: ignore[dict-item]
 
-    with pytest.raises(RunError, match=r"the finished model could not be written .* no space left.* Make room"):
+    with pytest.raises(
+        RunError, match=r"the finished model could not be written .* no space left.* Make room"
+    ):
         save_checkpoint(replace(small, training=record), path)
 
     assert len(disk.seen) == 2  # it had begun to write, beside the old file
