@@ -167,4 +167,6 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # After Ctrl-C a call may have been left half-way, and gRPC's close would wait for its end for ever.
+        if kind is None or issubclass(kind, Exception):
+            self.close()

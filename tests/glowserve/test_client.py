@@ -426,6 +426,15 @@ def test_a_call_ends_at_its_timeout(run_server: RunServer, digits: UInt8Array) -
         assert len(client.models()) == 1
 
 
+def test_ctrl_c_does_not_wait_for_a_call_that_it_left_half_way(server: Server) -> None:
+    client = glowserve.Client(f"127.0.0.1:{server.port}")
+    with pytest.raises(KeyboardInterrupt), client:
+        raise KeyboardInterrupt
+
+    assert client.models()  # it has not been closed: that is what can wait for ever
+    client.close()
+
+
 def test_a_closed_client_asks_nothing(server: Server) -> None:
     with glowserve.Client(f"127.0.0.1:{server.port}") as client:
         client.models()
