@@ -287,7 +287,7 @@ def test_an_unfinished_run_is_not_gone_on_with_by_other_arguments(tiny_run: Tiny
     with pytest.raises(ZeroDivisionError):
         run(tiny_run(), tmp_path, [At(5, ZeroDivisionError())])
 
-    with pytest.raises(RunError, match=r"learning_rate was 0\.002 and is now 0\.1"):
+    with pytest.raises(RunError, match=r"learning_rate was 0\.004 and is now 0\.1"):
         run(tiny_run(learning_rate=0.1), tmp_path)
 
 
