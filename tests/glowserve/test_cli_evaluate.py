@@ -204,7 +204,7 @@ def test_flags_that_make_no_sense_are_told_in_a_sentence(
 
 def test_a_gpu_that_is_not_there_is_told_in_a_sentence(source: str, capsys: Printed) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU; the sentence is for one without")
     assert told(capsys, source, "--device", "cuda").startswith("glowserve: device is 'cuda', and ")
 
 
