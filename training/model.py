@@ -7,6 +7,7 @@ outside PyTorch; inside the flow they are [N, C, H, W].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -130,17 +131,22 @@ class FlowStep(Bijector):
         self.coupling = COUPLINGS[config.coupling](channels, config.width, actnorm=config.coupling_actnorm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Bijector`; actnorm and 1x1 convolution are done as one convolution, in full precision.
-
-        Under autocast, too: an error in what is inverted is not undone, one in a coupling network is.
-        """
+        """See `Bijector`."""
         self.actnorm.see(x)
+        weights, biases, log_dets = _linear_parts([self])
+        x, log_det = self.transform(x, weights[0], biases[0])
+        return x, log_det + x.shape[2] * x.shape[3] * log_dets.sum()
+
+    def transform(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The step, given its part of `_linear_parts`, and the coupling's log-determinant.
+
+        The linear part is computed in full precision even under autocast: an error in what is inverted is not undone,
+        one in a coupling network is.
+        """
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.conv1x1.weight() * self.actnorm.log_scale.exp().flatten()
-            x = F.conv2d(x, weight[:, :, None, None], weight @ self.actnorm.bias.flatten())
-            log_det = x.shape[2] * x.shape[3] * self.constant_log_det()
-        x, log_det_coupling = self.coupling(x)
-        return x, log_det + log_det_coupling
+            x = F.conv2d(x, weight[:, :, None, None], bias)
+        y, log_det = self.coupling(x)
+        return y, log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
@@ -149,9 +155,18 @@ class FlowStep(Bijector):
         y, log_det_actnorm = self.actnorm.inverse(y)
         return y, log_det_actnorm + log_det_conv1x1 + log_det_coupling
 
-    def constant_log_det(self) -> Tensor:
-        """The log-determinant of actnorm and 1x1 convolution at one place; a scalar."""
-        return self.actnorm.log_scale.sum() + self.conv1x1.log_abs_det()
+
+def _linear_parts(steps: Sequence[FlowStep]) -> tuple[Tensor, Tensor, Tensor]:
+    """Actnorm and 1x1 convolution of each of K steps of a level as one 1x1 convolution.
+
+    Its weight [K, C, C] and bias [K, C], and the log-determinant at one place, [K].
+    """
+    log_scale = torch.stack([step.actnorm.log_scale for step in steps]).flatten(1)
+    bias = torch.stack([step.actnorm.bias for step in steps]).flatten(1)
+    with torch.autocast(bias.device.type, enabled=False):
+        weight, log_abs_det = steps[0].conv1x1.stacked([step.conv1x1 for step in steps])
+        weight = weight * log_scale.exp()[:, None]
+        return weight, (weight @ bias[:, :, None]).squeeze(2), log_scale.sum(1) + log_abs_det
 
 
 class Level(Bijector):
@@ -173,14 +188,26 @@ class Level(Bijector):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, H, W] to [N, 4C, H/2, W/2]; the last half of the channels (at the top: all) is latent."""
         x, log_det = self.squeeze(x)
-        for step in self.steps:
+        self._let_see(x)
+        weights, biases, log_dets = _linear_parts(self.flow_steps())
+        for step, weight, bias in zip(self.flow_steps(), weights.unbind(), biases.unbind(), strict=True):
             if self.checkpoint_activations:
-                x, log_det_step = checkpoint(step, x, use_reentrant=False, preserve_rng_state=False)
+                x, log_det_step = checkpoint(
+                    step.transform, x, weight, bias, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                x, log_det_step = step(x)
+                x, log_det_step = step.transform(x, weight, bias)
             log_det = log_det + log_det_step
+        log_det = log_det + x.shape[2] * x.shape[3] * log_dets.sum()
         x, log_det_prior = self.prior(x)
         return x, log_det + log_det_prior
+
+    @torch.no_grad()
+    def _let_see(self, x: Tensor) -> None:
+        """If x is the first batch that is seen in training mode, sets the actnorms, one after the other."""
+        if any(step.actnorm.waits for step in self.flow_steps()):
+            for step in self.flow_steps():
+                x, _ = step(x)
 
     def flow_steps(self) -> list[FlowStep]:
         """Its steps, nearest to the pixels first."""
@@ -188,7 +215,8 @@ class Level(Bijector):
 
     def condition_numbers(self) -> Tensor:
         """Of each step's 1x1 convolution, [K], float64; infinity where it is singular or not finite."""
-        weights = torch.stack([step.conv1x1.weight() for step in self.flow_steps()]).double()
+        convs = [step.conv1x1 for step in self.flow_steps()]
+        weights = convs[0].stacked(convs)[0].double()
         finite = weights.isfinite().all(-1).all(-1)
         singular_values = torch.linalg.svdvals(torch.where(finite[:, None, None], weights, 0.0))
         conditions = singular_values[:, 0] / singular_values[:, -1]
@@ -197,7 +225,7 @@ class Level(Bijector):
 
     def constant_log_det(self) -> Tensor:
         """The log-determinants that are the same for every image, at one place of [H/2, W/2]; a scalar."""
-        log_det = torch.stack([step.constant_log_det() for step in self.flow_steps()]).sum()
+        log_det = _linear_parts(self.flow_steps())[2].sum()
         return log_det - self.prior.log_scale.sum() if isinstance(self.prior, TopPrior) else log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +326,7 @@ class Glow(Bijector):
     def compile_steps(self) -> None:
         """From now on each step of flow runs compiled; the first run compiles, once for each level."""
         for step in self.flow_steps():
-            step.compile(dynamic=False)
+            step.transform = torch.compile(step.transform, dynamic=False)  # type: ignore[method-assign]
 
     def flow_steps(self) -> list[FlowStep]:
         """All of them, nearest to the pixels first."""

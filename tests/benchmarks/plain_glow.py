@@ -64,15 +64,30 @@ class PlainZeroConv(nn.Module):
         return torch.as_tensor(self.conv(x) * torch.exp(self.scale * 3))
 
 
+class PlainHiddenConv(nn.Module):
+    """A convolution with a bias or, instead, an actnorm behind it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, actnorm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not actnorm
+        )
+        self.actnorm = PlainActNorm(out_channels) if actnorm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if self.actnorm is None else self.actnorm(y)[0]
+
+
 class PlainCoupling(nn.Module):
     """The first half steers shift and scale of the second."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, actnorm: bool) -> None:
         super().__init__()
         self.network = nn.Sequential(
-            nn.Conv2d(channels // 2, width, 3, padding=1),
+            PlainHiddenConv(channels // 2, width, 3, actnorm),
             nn.ReLU(),
-            nn.Conv2d(width, width, 1),
+            PlainHiddenConv(width, width, 1, actnorm),
             nn.ReLU(),
             PlainZeroConv(width, channels),
         )
@@ -93,9 +108,12 @@ class PlainGlow(nn.Module):
         levels: L.
         steps_per_level: K.
         width: hidden channels of the coupling networks.
+        actnorm: whether those have actnorms, as in the code that came with the paper, or biases.
     """
 
-    def __init__(self, size: int, channels: int, levels: int, steps_per_level: int, width: int) -> None:
+    def __init__(
+        self, size: int, channels: int, levels: int, steps_per_level: int, width: int, *, actnorm: bool
+    ) -> None:
         super().__init__()
         self.dimensions = channels * size * size
         self.levels = nn.ModuleList()
@@ -105,7 +123,7 @@ class PlainGlow(nn.Module):
             self.levels.append(
                 nn.ModuleList(
                     nn.ModuleList(
-                        (PlainActNorm(channels), PlainConv(channels), PlainCoupling(channels, width))
+                        (PlainActNorm(channels), PlainConv(channels), PlainCoupling(channels, width, actnorm))
                     )
                     for _ in range(steps_per_level)
                 )

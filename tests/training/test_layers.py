@@ -277,6 +277,21 @@ def test_the_log_determinant_of_a_1x1_convolution_is_that_of_its_matrix(
     torch.testing.assert_close(conv.log_abs_det(), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, OrthogonalConv1x1])
+def test_the_1x1_convolutions_of_a_level_stacked_are_those_alone(
+    parametrization: Callable[[int], InvertibleConv1x1], prepared: Callable[[Bijector], Bijector]
+) -> None:
+    convs = [parametrization(6) for _ in range(3)]
+    for conv in convs:
+        prepared(conv)
+
+    weights, log_abs_dets = convs[0].stacked(convs)
+
+    for conv, weight, log_abs_det in zip(convs, weights, log_abs_dets, strict=True):
+        torch.testing.assert_close(weight, conv.weight(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(log_abs_det, conv.log_abs_det(), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("extreme", [1e6, -1e6])
 def test_no_parameter_makes_an_lu_convolution_singular(extreme: float, dtype: torch.dtype) -> None:

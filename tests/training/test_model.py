@@ -404,7 +404,7 @@ def test_checkpointed_activations_change_no_bit_of_the_loss_or_the_gradient(
     images = random_images(config, 4, generator)
     noise = torch.rand(images.shape, generator=generator)
     calls: list[int] = []
-    again.levels[0].steps[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    again.flow_steps()[0].coupling.register_forward_pre_hook(lambda *_: calls.append(1))
 
     losses = [-one.log_prob(images, noise).mean() for one in (model, again)]
     for loss in losses:

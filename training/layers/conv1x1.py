@@ -7,6 +7,7 @@ log|det dy/dx| = H * W * log|det W|.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,13 @@ class InvertibleConv1x1(Bijector):
     @abc.abstractmethod
     def apply_inverse(self, y: Tensor) -> Tensor:
         """W^-1 y for the columns of y, [C, M]."""
+
+    @staticmethod
+    def stacked(layers: Sequence[InvertibleConv1x1]) -> tuple[Tensor, Tensor]:
+        """W [K, C, C] and log|det W| [K] of layers of one class and one C."""
+        return torch.stack([layer.weight() for layer in layers]), torch.stack(
+            [layer.log_abs_det() for layer in layers]
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
@@ -107,7 +115,17 @@ class LUConv1x1(InvertibleConv1x1):
 
     def log_abs_det(self) -> Tensor:
         """See `InvertibleConv1x1`."""
-        return self._log_s().sum()
+        return _bounded(self.unbounded_log_s).sum()
+
+    @staticmethod
+    def stacked(layers: Sequence[InvertibleConv1x1]) -> tuple[Tensor, Tensor]:
+        """See `InvertibleConv1x1`; all at once, since one is too little work to pay for the calls."""
+        names = ("permutation", "lower", "upper", "sign_s", "unbounded_log_s")
+        parts = (torch.stack([getattr(layer, name) for layer in layers]) for name in names)
+        permutation, lower, upper, sign_s, unbounded_log_s = parts
+        log_s = _bounded(unbounded_log_s)
+        lower, upper = _triangles(lower, upper, sign_s * log_s.exp())
+        return permutation @ lower @ upper, log_s.sum(1)
 
     def apply_inverse(self, y: Tensor) -> Tensor:
         """See `InvertibleConv1x1`; two triangular solves."""
@@ -116,15 +134,19 @@ class LUConv1x1(InvertibleConv1x1):
         x: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)
         return x
 
-    def _log_s(self) -> Tensor:
-        return LOG_S_BOUND * torch.tanh(self.unbounded_log_s / LOG_S_BOUND)
-
     def _triangles(self) -> tuple[Tensor, Tensor]:
-        """L with its ones and U with its s, each [C, C]."""
-        identity = torch.eye(len(self.sign_s), dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + identity
-        upper = self.upper.triu(1) + torch.diag(self.sign_s * self._log_s().exp())
-        return lower, upper
+        return _triangles(self.lower, self.upper, self.sign_s * _bounded(self.unbounded_log_s).exp())
+
+
+def _bounded(unbounded_log_s: Tensor) -> Tensor:
+    """log|s|."""
+    return LOG_S_BOUND * torch.tanh(unbounded_log_s / LOG_S_BOUND)
+
+
+def _triangles(lower: Tensor, upper: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """L with its ones and U with its s, each [..., C, C]."""
+    identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    return lower.tril(-1) + identity, upper.triu(1) + torch.diag_embed(s)
 
 
 class OrthogonalConv1x1(InvertibleConv1x1):
