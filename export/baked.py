@@ -30,7 +30,7 @@ class BakedConv:
     """[out, in, k, k]."""
 
     bias: Float64Array
-    """[out]."""
+    """[out]; or [out, H, W], where it differs from place to place, as beside a border that was not of zeros."""
 
 
 # conv, ReLU, conv, ReLU, conv.
@@ -115,10 +115,10 @@ class BakedGlow:
     """Nearest to the pixels first."""
 
     top_mean: Float64Array
-    """Of the top level's prior, [C]."""
+    """Of the top level's prior, [C]; or [C, H, W], where it differs from place to place."""
 
     top_log_scale: Float64Array
-    """Of the top level's prior, [C]."""
+    """Of the top level's prior, shaped like its mean."""
 
     log_det_constant: float
     """Nats: everything in the log-likelihood that is the same for every image, but for ln 2 pi and what is of the

@@ -18,6 +18,7 @@ from google.protobuf import json_format
 
 from export.baked import BakedGlow
 from export.errors import DataChangedError, ExportError, ProofError
+from export.exact import ExactModel
 from export.frontend import bake
 from export.graphs import forward_graph, reverse_graph
 from export.proof import prove
@@ -85,7 +86,7 @@ def export(
         bundle = Bundle(staging, manifest)
         engine = Engine(bundle, device="cpu")
         say("proving them on held-out images")
-        manifest.verification.CopyFrom(prove(checkpoint.model, glow, bundle, engine, images.test))
+        manifest.verification.CopyFrom(prove(ExactModel(checkpoint.model), glow, bundle, engine, images.test))
         say("calibrating")
         bits = _held_out_bits_per_dim(engine, glow, images.validation)
         manifest.calibration.bits_per_dim.extend(sorted(bits))

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.baked import BakedConv, BakedGlow, BakedStep
+from export.baked import BakedConv, BakedGlow, BakedStep, Float64Array
 from export.noise_graph import learned_noise
 from export.onnx_graph import Graph, coupling_network, in_whole_lines, minus_sum
 from training.names import step_name
@@ -205,16 +205,20 @@ def _prior(g: Graph, onward: str, prior: BakedConv, name: str) -> list[str]:
 
 def _standardized_top(g: Graph, x: str, glow: BakedGlow) -> str:
     scale = np.exp(-glow.top_log_scale)
-    x = g.add("Mul", [x, g.constant("top.scale", scale[:, None, None])], "top.scaled")
-    offset = g.constant("top.offset", (-glow.top_mean * scale)[:, None, None])
+    x = g.add("Mul", [x, g.constant("top.scale", _at_places(scale))], "top.scaled")
+    offset = g.constant("top.offset", _at_places(-glow.top_mean * scale))
     return g.add("Add", [x, offset], "top.latent")
 
 
 def _unstandardized_top(g: Graph, latent: str, glow: BakedGlow) -> str:
-    x = g.add(
-        "Mul", [latent, g.constant("top.scale", np.exp(glow.top_log_scale)[:, None, None])], "top.scaled"
-    )
-    return g.add("Add", [x, g.constant("top.mean", glow.top_mean[:, None, None])], "top.z")
+    scale = g.constant("top.scale", _at_places(np.exp(glow.top_log_scale)))
+    x = g.add("Mul", [latent, scale], "top.scaled")
+    return g.add("Add", [x, g.constant("top.mean", _at_places(glow.top_mean))], "top.z")
+
+
+def _at_places(values: Float64Array) -> Float64Array:
+    """Values of channels, [C] or [C, H, W], as [C, 1, 1] or as they are."""
+    return values if values.ndim == 3 else values[:, None, None]
 
 
 def _log_prior(g: Graph, glow: BakedGlow, latents: Sequence[str]) -> None:

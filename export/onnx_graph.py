@@ -54,7 +54,11 @@ class Graph:
         kernel = conv.weight.shape[2]
         weight = self.constant(f"{output}.weight", conv.weight)
         bias = self.constant(f"{output}.bias", conv.bias)
-        return self.add("Conv", [x, weight, bias], output, kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+        same_size = {"kernel_shape": [kernel] * 2, "pads": [kernel // 2] * 4}
+        if conv.bias.ndim == 1:
+            return self.add("Conv", [x, weight, bias], output, **same_size)
+        x = self.add("Conv", [x, weight], f"{output}.unbiased", **same_size)
+        return self.add("Add", [x, bias], output)
 
     def model(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]

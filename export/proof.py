@@ -1,4 +1,4 @@
-"""The proof of a bundle: its graphs, in the engine that will serve them, against PyTorch in float64.
+"""The proof of a bundle: its graphs, in the engine that will serve them, against the exact flow in float64.
 
 Shapes: N images, H W C, D = H * W * C. A latent is encoded with noise 0.5: in the middle of every bin or, where
 dequantization is learned, where it puts that.
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from export.baked import BakedGlow, Float64Array, condition_number, inversion_residual
+from export.baked import BakedGlow, condition_number, inversion_residual
 from export.errors import ProofError
+from export.exact import Exact
 from export.frontend import CONDITION_LIMIT
 from export.trace import diverging_layer_forward, diverging_layer_reverse
 from glowserve.images import UInt8Array
@@ -22,7 +22,6 @@ from service.engine import Engine, Float32Array
 from service.randomness import dequantization_noise, latents
 from service.repository import FORWARD, Bundle
 from service.scoring import DEFAULT_SEED, ENCODING_NOISE, mismatched_values
-from training.model import Glow
 
 # |difference| / |float64 value| of a log-likelihood. Rounding alone gives about 1e-6.
 LOG_LIKELIHOOD_BOUND = 1e-5
@@ -41,13 +40,13 @@ _NO_LAYER = "no single one"
 
 
 def prove(
-    model: Glow, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
+    exact: Exact, glow: BakedGlow, bundle: Bundle, engine: Engine, images: UInt8Array
 ) -> manifest_pb2.Verification:
     """Measures a bundle on held-out images.
 
     Args:
-        model: the model that was exported.
-        glow: what it was baked into.
+        exact: the flow, in float64.
+        glow: what its graphs were written from.
         bundle: the bundle, not yet published.
         engine: the bundle's.
         images: uint8 [N, H, W, C]; at most 128 are used.
@@ -58,12 +57,11 @@ def prove(
     Raises:
         ProofError: a figure misses its bound.
     """
-    proof = _Proof(_in_float64(model), glow, bundle, engine, images[:_IMAGES])
+    proof = _Proof(exact, glow, bundle, engine, images[:_IMAGES])
     verification = manifest_pb2.Verification(images=len(proof.images))
-    with torch.no_grad():
-        for figures in (proof.matrices, proof.log_likelihood, proof.round_trip, proof.decoding):
-            for figure in figures():
-                verification.checks.append(figure.checked())
+    for figures in (proof.matrices, proof.log_likelihood, proof.round_trip, proof.decoding):
+        for figure in figures():
+            verification.checks.append(figure.checked())
     return verification
 
 
@@ -92,7 +90,7 @@ class _Figure:
 class _Proof:
     """What is compared; each method measures one thing."""
 
-    model: Glow
+    exact: Exact
     glow: BakedGlow
     bundle: Bundle
     engine: Engine
@@ -115,12 +113,12 @@ class _Proof:
         ours, exact = [], []
         for batch in self._batches():
             ours.append(self.engine.forward(self.images[batch], noise[batch]).log_likelihood)
-            exact.append(self._exact_log_likelihood(self.images[batch], noise[batch]))
+            exact.append(self.exact.log_likelihood(self.images[batch], noise[batch]))
         expected = np.concatenate(exact)
         error = np.abs(np.concatenate(ours) - expected)
 
         def find() -> str:
-            layer = diverging_layer_forward(self.model, self.bundle, self.images[:2], noise[:2])
+            layer = diverging_layer_forward(self.exact, self.bundle, self.images[:2], noise[:2])
             return layer or f"the log-determinants of {FORWARD}"
 
         return [
@@ -141,14 +139,15 @@ class _Proof:
         for batch in self._batches():
             decoded = self.engine.reverse(self._encoded(batch))
             wrong += int(mismatched_values(self.images[batch], decoded, self.glow.n_bits).sum())
-            error = np.abs(decoded.pixels - self._dequantized(batch))
+            middle = np.full(self.images[batch].shape, ENCODING_NOISE, np.float32)
+            error = np.abs(decoded.pixels - self.exact.dequantized(self.images[batch], middle))
             farthest = np.maximum(farthest, error.max())  # NaN stays NaN
 
         def find() -> str:
             few = slice(2)
             middle = np.full(self.images[few].shape, ENCODING_NOISE, np.float32)
-            forward = diverging_layer_forward(self.model, self.bundle, self.images[few], middle)
-            reverse = diverging_layer_reverse(self.model, self.bundle, self._encoded(few))
+            forward = diverging_layer_forward(self.exact, self.bundle, self.images[few], middle)
+            reverse = diverging_layer_reverse(self.exact, self.bundle, self._encoded(few))
             return " or ".join(filter(None, (forward, reverse))) or _NO_LAYER
 
         return [
@@ -163,7 +162,7 @@ class _Proof:
         drawn = latents(DEFAULT_SEED, 0, _BATCH, self.glow.dimensions)
 
         def find() -> str:
-            return diverging_layer_reverse(self.model, self.bundle, encoded[:2]) or _NO_LAYER
+            return diverging_layer_reverse(self.exact, self.bundle, encoded[:2]) or _NO_LAYER
 
         return [
             _Figure(
@@ -179,32 +178,9 @@ class _Proof:
         images = self.images[which]
         return self.engine.forward(images, np.full(images.shape, ENCODING_NOISE, np.float32)).latent
 
-    def _dequantized(self, which: slice) -> Float64Array:
-        """What the flow sees of images that are encoded, in bins, [N, H, W, C]."""
-        images = torch.from_numpy(self.images[which])
-        y, _ = self.model.dequantize(images, torch.full(images.shape, ENCODING_NOISE, dtype=torch.float64))
-        return _in_bins(y, self.glow.n_bits)
-
-    def _exact_log_likelihood(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
-        return self.model.log_prob(torch.from_numpy(images), torch.from_numpy(noise).double()).numpy()
-
     def _decoding_error(self, latent: Float32Array) -> float:
-        exact, _ = self.model.inverse(torch.from_numpy(latent).double())
-        pixels = _in_bins(exact, self.glow.n_bits)
-        greys = (self.engine.reverse(latent).pixels - pixels) * 2 ** (8 - self.glow.n_bits)
+        greys = (self.engine.reverse(latent).pixels - self.exact.pixels(latent)) * 2 ** (8 - self.glow.n_bits)
         return float(np.abs(greys).max())
-
-
-def _in_bins(y: torch.Tensor, n_bits: int) -> Float64Array:
-    """Dequantized images [N, C, H, W] on the scale of bins, [N, H, W, C]."""
-    pixels: Float64Array = (y.permute(0, 2, 3, 1).numpy() + 0.5) * 2**n_bits
-    return pixels
-
-
-def _in_float64(model: Glow) -> Glow:
-    double = Glow(model.config).double().eval()
-    double.load_state_dict(model.state_dict())
-    return double
 
 
 def _argmax(figures: dict[str, float]) -> str:

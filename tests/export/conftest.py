@@ -81,7 +81,7 @@ class Interpreter:
                 x = np.concatenate((passive, (active + shift) * np.exp(log_scale)), axis=1)
                 terms = terms + _sum(log_scale)
             if level.prior is None:
-                latent = (x - glow.top_mean[:, None, None]) / np.exp(glow.top_log_scale)[:, None, None]
+                latent = (x - _at_places(glow.top_mean)) / np.exp(_at_places(glow.top_log_scale))
             else:
                 x, z = np.split(x, 2, axis=1)
                 mean, log_scale = np.split(_conv(x, level.prior), 2, axis=1)
@@ -106,7 +106,7 @@ class Interpreter:
         x = np.empty(0)
         for level, part in zip(reversed(glow.levels), reversed(parts), strict=True):
             if level.prior is None:
-                x = part * np.exp(glow.top_log_scale)[:, None, None] + glow.top_mean[:, None, None]
+                x = part * np.exp(_at_places(glow.top_log_scale)) + _at_places(glow.top_mean)
             else:
                 mean, log_scale = np.split(_conv(x, level.prior), 2, axis=1)
                 x = np.concatenate((x, mean + part * np.exp(log_scale)), axis=1)
@@ -164,7 +164,11 @@ def _conv(x: Array, conv: BakedConv) -> Array:
     kernel = conv.weight.shape[2]
     border = ((0, 0), (0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, border), (kernel, kernel), axis=(2, 3))
-    return np.einsum("nchwij,ocij->nohw", windows, conv.weight) + conv.bias[:, None, None]
+    return np.einsum("nchwij,ocij->nohw", windows, conv.weight) + _at_places(conv.bias)
+
+
+def _at_places(values: Array) -> Array:
+    return values if values.ndim == 3 else values[:, None, None]
 
 
 def _shift_and_log_scale(step: BakedStep, passive: Array) -> tuple[Array, Array]:
