@@ -49,7 +49,7 @@ def test_constants_and_model_yield_the_same_layer_by_layer(model: Glow) -> None:
     latent = forward[-1][0][1].numpy().astype(np.float32)
     reverse = list(zip(one.reverse_layers(latent), other.reverse_layers(latent), strict=True))
     # The model inverts an orthogonal W, begun in float32, by W^T.
-    tolerance = 1e-5 if model.config.parametrization == "orthogonal" else 1e-9
+    tolerance = 1e-4 if model.config.parametrization == "orthogonal" else 1e-9
     for layers, close in ((forward, 1e-9), (reverse, tolerance)):
         for (name, ours), (their_name, theirs) in layers:
             assert name == their_name
