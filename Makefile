@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Real data for a few tests, if a checkout has it beside it; they are skipped elsewhere.
 export GLOWSERVE_SHARED ?= ../shared
-PROTOS := $(wildcard protos/glowserve/v1/*.proto)
+PROTOS := $(wildcard protos/glowserve/*/*.proto)
+SERVICES := $(wildcard protos/glowserve/*/*_service.proto)
 
 # The recipes are the presets for images of that size; FLAGS are for other ones, as in
 # `make train-cifar FLAGS='--device cuda --size paper'`. $(call recipe,NAME,DATA)
@@ -58,13 +59,14 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter, buf
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 
-protos: $(INSTALLED)  ## make glowserve/v1/ from protos/
+protos: $(INSTALLED)  ## make glowserve/v1/ and glowserve/oip/ from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. protos/glowserve/v1/glow_service.proto
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. $(SERVICES)
 
-check-protos: protos  ## fail if glowserve/v1/ is not what protos/ makes
-	@git diff --exit-code --stat -- glowserve/v1 && test -z "$$(git status --porcelain -- glowserve/v1)" \
-		|| { echo "glowserve/v1 is not what protos/ makes: run make protos and commit it"; exit 1; }
+check-protos: protos  ## fail if glowserve/v1/ or glowserve/oip/ is not what protos/ makes
+	@git diff --exit-code --stat -- glowserve/v1 glowserve/oip \
+		&& test -z "$$(git status --porcelain -- glowserve/v1 glowserve/oip)" \
+		|| { echo "glowserve/v1 or glowserve/oip is not what protos/ makes: run make protos and commit it"; exit 1; }
 
 test-docker: $(INSTALLED) out/demo/models  ## build and start docker-compose.yml on a real engine, and use it
 	deploy/test-docker.sh

@@ -17,141 +17,146 @@ import onnx
 from google.protobuf import json_format
 
 from export.baked import BakedGlow
+from export.calibration import calibrated
 from export.errors import DataChangedError, ExportError, ProofError
-from export.exact import ExactModel
-from export.frontend import bake
 from export.graphs import forward_graph, reverse_graph
+from export.operations import operations
 from export.proof import prove
+from export.source import Source
 from glowserve.files import atomic_write, sync_directory
 from glowserve.images import UInt8Array
 from glowserve.v1 import manifest_pb2
+from service.canary import draw_canary
 from service.engine import Engine
+from service.errors import BundleError
 from service.randomness import dequantization_noise
 from service.repository import (
+    CHECKSUM,
     FORMAT_VERSION,
     FORWARD,
     MANIFEST,
     MODEL_NAME,
     REVERSE,
     Bundle,
+    manifest_checksum,
     open_bundle,
 )
 from service.scoring import DEFAULT_SEED, bits_per_dim
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.data import HeldOutImages, load_held_out
+from training.data import DataConfig, HeldOutImages, load_held_out
 
 _BATCH = 32
 _TOOLS = ("torch", "onnx", "onnxruntime", "numpy")
 
 
 def export(
-    checkpoint_path: Path,
+    source: Source,
     model_dir: Path,
     *,
     data: str | None = None,
+    precision: str = "fp32",
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Exports a checkpoint as the next version of a model.
+    """Exports a model as the next version of one in a repository.
 
     Args:
-        checkpoint_path: what `glowserve train` left.
+        source: the model.
         model_dir: REPOSITORY/MODEL; made if needed.
-        data: where held-out images come from, if no longer from where they came from in training.
+        data: where held-out images come from, if not from where they came in training.
+        precision: what the coupling networks compute in, "fp32", "fp16" or "int8".
         say: told of each stage as it begins.
 
     Returns:
         The bundle, in REPOSITORY/MODEL/VERSION.
 
     Raises:
-        ExportError: something cannot be inverted, misses a bound, or has changed; nothing was written.
-        training.errors.TrainingError: the checkpoint or the images cannot be read.
+        ExportError: something misses a bound, or has changed; nothing was written.
+        training.errors.TrainingError: the images cannot be read.
     """
     if not MODEL_NAME.fullmatch(model_dir.name):
         raise ExportError(
             f"model name {model_dir.name!r}: it must be 1 to 128 letters, digits, dots, dashes and underscores, "
             "and begin with a letter or a digit"
         )
-    say(f"reading {checkpoint_path}")
-    checkpoint = load_checkpoint(checkpoint_path)
-    glow = bake(checkpoint.model)
     say("reading held-out images")
-    images = _held_out(checkpoint, data, say)
+    where = _where(source, data)
+    images = _held_out(source, where, say)
     model_dir.mkdir(parents=True, exist_ok=True)
     # A model that overflows ends in a sentence, not in warnings before it.
     with _staging(model_dir) as staging, np.errstate(all="ignore"):
         say("writing graphs")
-        manifest = _describe(checkpoint, glow, model_dir.name)
-        for name, graph in ((FORWARD, forward_graph(glow)), (REVERSE, reverse_graph(glow))):
+        chosen = calibrated(precision, source.glow, images.validation)
+        bundle = Bundle(staging, _describe(source, where, model_dir.name, precision))
+        manifest = bundle.manifest
+        for name, graph in (
+            (FORWARD, forward_graph(source.glow, chosen)),
+            (REVERSE, reverse_graph(source.glow, chosen)),
+        ):
             manifest.files.append(_write_graph(graph, staging / name))
-        bundle = Bundle(staging, manifest)
         engine = Engine(bundle, device="cpu")
         say("proving them on held-out images")
-        manifest.verification.CopyFrom(prove(ExactModel(checkpoint.model), glow, bundle, engine, images.test))
+        manifest.verification.CopyFrom(prove(source.exact, source.glow, bundle, engine, images.test))
         say("calibrating")
-        bits = _held_out_bits_per_dim(engine, glow, images.validation)
+        bits = _held_out_bits_per_dim(engine, source.glow, images.validation)
         manifest.calibration.bits_per_dim.extend(sorted(bits))
-        manifest.calibration.data = data or checkpoint.data.data
+        manifest.calibration.data = where.data
+        manifest.canary.CopyFrom(_canary(engine, source.glow))
         return _publish(staging, manifest, model_dir)
 
 
-def _held_out(checkpoint: Checkpoint, data: str | None, say: Callable[[str], None]) -> HeldOutImages:
-    images = load_held_out(replace(checkpoint.data, data=data) if data else checkpoint.data)
-    if images.digest == checkpoint.training.held_out_digest:
-        return images
+def _where(source: Source, data: str | None) -> DataConfig:
+    """Where held-out images come from."""
+    if source.data is not None:
+        return replace(source.data, data=data) if data else source.data
     if data is None:
+        raise ExportError(
+            "it is not known what the model was trained on: name images that it was not trained on with --data"
+        )
+    return DataConfig(data=data, image_size=source.glow.image_size, channels=source.glow.channels)
+
+
+def _held_out(source: Source, where: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
+    images = load_held_out(where)
+    if source.data is None or images.digest == source.held_out_digest:
+        return images
+    if where == source.data:
         raise DataChangedError(
-            f"data {checkpoint.data.data!r} no longer yields the images that were held out in training: files were "
+            f"data {where.data!r} no longer yields the images that were held out in training: files were "
             "added, removed or changed, or are decoded differently here. Give images that the model was not trained "
             "on with --data"
         )
     say(
-        f"warning: {data!r} does not yield the images that were held out in training. Proof and percentiles are only"
+        f"warning: {where.data!r} does not yield the images that were held out in training. Proof and percentiles are"
     )
     say(
-        "         worth something if the model was trained on none of it; the manifest says where they came from"
+        "         only worth something if the model was trained on none of it; the manifest says where they came from"
     )
     return images
 
 
-def _describe(checkpoint: Checkpoint, glow: BakedGlow, name: str) -> manifest_pb2.Manifest:
+def _describe(source: Source, where: DataConfig, name: str, precision: str) -> manifest_pb2.Manifest:
     """The manifest, but for files, proof, calibration and version."""
-    config, record = checkpoint.model.config, checkpoint.training
+    glow = source.glow
     manifest = manifest_pb2.Manifest(
         format_version=FORMAT_VERSION,
         model=name,
         glowserve_version=importlib.metadata.version("glowserve"),
         image=manifest_pb2.ImageSpec(
-            height=config.image_size,
-            width=config.image_size,
-            channels=config.channels,
-            n_bits=config.n_bits,
-            latent_size=config.dimensions,
+            height=glow.image_size,
+            width=glow.image_size,
+            channels=glow.channels,
+            n_bits=glow.n_bits,
+            latent_size=glow.dimensions,
         ),
         preparation=manifest_pb2.Preparation(
-            filter=checkpoint.data.preparation.filter, background=checkpoint.data.preparation.background
+            filter=where.preparation.filter, background=where.preparation.background
         ),
-        flow=manifest_pb2.Flow(
-            levels=config.levels,
-            steps_per_level=config.steps_per_level,
-            width=config.width,
-            coupling=config.coupling,
-            parametrization=config.parametrization,
-            dequantization=config.dequantization,
-            coupling_actnorm=config.coupling_actnorm,
-            parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
-        ),
+        flow=source.flow,
         log_det_constant=glow.log_det_constant,
-        training=manifest_pb2.Training(
-            data=checkpoint.data.data,
-            steps=record.steps,
-            images_seen=record.images_seen,
-            seed=record.seed,
-            split_seed=checkpoint.data.split_seed,
-            metrics=record.metrics,
-        ),
+        training=source.training,
         randomness=manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER,
         tools={tool: importlib.metadata.version(tool) for tool in _TOOLS if _installed(tool)},
     )
+    manifest.flow.precision = precision
     manifest.created_at.GetCurrentTime()
     return manifest
 
@@ -169,7 +174,20 @@ def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
     data = graph.SerializeToString(deterministic=True)
     with atomic_write(path) as file:
         file.write(data)
-    return manifest_pb2.File(name=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    return manifest_pb2.File(
+        name=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        nodes=len(graph.graph.node),
+        operations=operations(graph),
+    )
+
+
+def _canary(engine: Engine, glow: BakedGlow) -> manifest_pb2.Canary:
+    try:
+        return draw_canary(engine, glow.dimensions)
+    except BundleError as error:
+        raise ProofError(f"{error}. Nothing was written") from error
 
 
 def _held_out_bits_per_dim(engine: Engine, glow: BakedGlow, images: UInt8Array) -> list[float]:
@@ -210,8 +228,10 @@ def _publish(staging: Path, manifest: manifest_pb2.Manifest, model_dir: Path) ->
     """Gives the folder the next version's number, at once and on the disk."""
     while True:
         manifest.version = _next_version(model_dir)
-        with atomic_write(staging / MANIFEST) as file:
-            file.write(json_format.MessageToJson(manifest, preserving_proto_field_name=True).encode() + b"\n")
+        data = json_format.MessageToJson(manifest, preserving_proto_field_name=True).encode() + b"\n"
+        for name, content in ((MANIFEST, data), (CHECKSUM, manifest_checksum(data))):
+            with atomic_write(staging / name) as file:
+                file.write(content)
         sync_directory(staging)
         target = model_dir / str(manifest.version)
         try:

@@ -205,7 +205,8 @@ class ExactBaked:
 
 def _pixels(y: Tensor, n_bits: int) -> Tensor:
     """Dequantized images [N, C, H, W] on the scale of bins, [N, H, W, C]."""
-    return (y.permute(0, 2, 3, 1) + 0.5) * 2**n_bits
+    pixels: Tensor = (y.permute(0, 2, 3, 1) + 0.5) * 2**n_bits
+    return pixels
 
 
 def _by_level(latent: Tensor, shapes: list[tuple[int, int, int]]) -> list[Tensor]:

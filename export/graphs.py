@@ -19,13 +19,14 @@ from onnx import TensorProto, helper
 from export.baked import BakedConv, BakedGlow, BakedStep, Float64Array
 from export.noise_graph import learned_noise
 from export.onnx_graph import Graph, coupling_network, in_whole_lines, minus_sum
+from export.precision import FP32, Precision
 from training.names import step_name
 
 # In forward.onnx, what the flow sees of an image: bin + noise, [N, H, W, C].
 DEQUANTIZED = "image.noisy"
 
 
-def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
+def forward_graph(glow: BakedGlow, precision: Precision = FP32) -> onnx.ModelProto:
     """image, noise -> log_likelihood, latent, log_prior, log_det."""
     g = Graph()
     x, noise_log_det = _dequantized(g, glow)
@@ -35,7 +36,7 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
         x = g.add("SpaceToDepth", [x], f"level{i}.squeeze", blocksize=2)
         logits = []
         for k, step in enumerate(level.steps, 1):
-            x, logit = _forward_step(g, x, step, step_name(i, k))
+            x, logit = _forward_step(g, x, step, step_name(i, k), precision)
             logits += [logit] if logit else []
         active = sum(step.channels - step.channels // 2 for step in level.steps)
         size = active * (glow.image_size >> i) ** 2
@@ -76,8 +77,8 @@ def forward_graph(glow: BakedGlow) -> onnx.ModelProto:
     )
 
 
-def reverse_graph(glow: BakedGlow) -> onnx.ModelProto:
-    """Latent -> image, pixels."""
+def reverse_graph(glow: BakedGlow, precision: Precision = FP32) -> onnx.ModelProto:
+    """Latent -> image, pixels; with the same precision, what undoes `forward_graph`."""
     g = Graph()
     shapes = glow.latent_shapes()
     flat = ["latent"]
@@ -96,7 +97,7 @@ def reverse_graph(glow: BakedGlow) -> onnx.ModelProto:
         else:
             x = _unstandardized_split(g, x, parts[i - 1], level.prior, f"level{i}.prior")
         for k, step in reversed(list(enumerate(level.steps, 1))):
-            x = _reverse_step(g, x, step, step_name(i, k))
+            x = _reverse_step(g, x, step, step_name(i, k), precision)
         x = g.add("DepthToSpace", [x], f"level{i}.unsqueeze", blocksize=2, mode="DCR")
     _quantized(g, x, glow)
     image: list[str | int | None] = ["N", glow.image_size, glow.image_size, glow.channels]
@@ -139,14 +140,18 @@ def _quantized(g: Graph, x: str, glow: BakedGlow) -> None:
     g.add("Cast", [x], "image", to=TensorProto.UINT8)
 
 
-def _forward_step(g: Graph, x: str, step: BakedStep, name: str) -> tuple[str, str | None]:
+def _forward_step(
+    g: Graph, x: str, step: BakedStep, name: str, precision: Precision
+) -> tuple[str, str | None]:
     """The step's output, called `name`, and the logit of its scale."""
     mix = BakedConv(step.matrix[:, :, None, None], step.bias)
     x = g.conv(x, mix, f"{name}.mix")
     half = step.channels // 2
     active_channels = step.channels - half
     passive, active = g.split(x, [half, active_channels], f"{name}.halves")
-    shift, *logit = coupling_network(g, passive, step.network, active_channels, name, affine=step.affine)
+    shift, *logit = coupling_network(
+        g, passive, step.network, active_channels, name, affine=step.affine, precision=precision
+    )
     changed = g.add("Add", [active, shift], f"{name}.shifted")
     if logit:
         scale = g.add("Sigmoid", logit, f"{name}.scale")
@@ -155,12 +160,14 @@ def _forward_step(g: Graph, x: str, step: BakedStep, name: str) -> tuple[str, st
     return y, logit[0] if logit else None
 
 
-def _reverse_step(g: Graph, y: str, step: BakedStep, name: str) -> str:
+def _reverse_step(g: Graph, y: str, step: BakedStep, name: str, precision: Precision) -> str:
     """The step's input, called `name`."""
     half = step.channels // 2
     active_channels = step.channels - half
     passive, active = g.split(y, [half, active_channels], f"{name}.halves")
-    shift, *logit = coupling_network(g, passive, step.network, active_channels, name, affine=step.affine)
+    shift, *logit = coupling_network(
+        g, passive, step.network, active_channels, name, affine=step.affine, precision=precision
+    )
     if logit:
         scale = g.add("Sigmoid", logit, f"{name}.scale")
         active = g.add("Div", [active, scale], f"{name}.unscaled")

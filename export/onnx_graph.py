@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.baked import BakedConv, BakedNetwork, Float64Array
+from export.precision import (
+    BYTE_SCALE,
+    FP32,
+    Precision,
+    QuantizedConv,
+    QuantizedNetwork,
+    check_half,
+    quantized,
+)
 
 # Any ONNX Runtime since 1.17 reads these.
 _OPSET = 18
@@ -42,23 +51,41 @@ class Graph:
         return outputs
 
     def constant(self, name: str, value: npt.ArrayLike | Float64Array) -> str:
-        """A constant, float32 unless it is integer."""
+        """A constant, float32 unless it is integer or float16."""
         array = np.asarray(value)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
-    def conv(self, x: str, conv: BakedConv, output: str) -> str:
+    def conv(self, x: str, conv: BakedConv, output: str, dtype: npt.DTypeLike = np.float32) -> str:
         """A convolution with constant weights that keeps the size."""
-        kernel = conv.weight.shape[2]
-        weight = self.constant(f"{output}.weight", conv.weight)
-        bias = self.constant(f"{output}.bias", conv.bias)
-        same_size = {"kernel_shape": [kernel] * 2, "pads": [kernel // 2] * 4}
+        weight = self.constant(f"{output}.weight", conv.weight.astype(dtype))
+        bias = self.constant(f"{output}.bias", conv.bias.astype(dtype))
         if conv.bias.ndim == 1:
-            return self.add("Conv", [x, weight, bias], output, **same_size)
-        x = self.add("Conv", [x, weight], f"{output}.unbiased", **same_size)
+            return self.add("Conv", [x, weight, bias], output, **_same_size(conv.weight))
+        x = self.add("Conv", [x, weight], f"{output}.unbiased", **_same_size(conv.weight))
         return self.add("Add", [x, bias], output)
+
+    def quantized_conv(self, x: str, conv: QuantizedConv, output: str) -> str:
+        """A convolution that reads bytes, in a form that ONNX Runtime takes for one of integers."""
+        weight = self._dequantized(f"{output}.weight", conv.weight, conv.weight_scale)
+        if conv.bias.ndim == 1:
+            bias = self._dequantized(f"{output}.bias", conv.bias, conv.bias_scale)
+            return self.add("Conv", [x, weight, bias], output, **_same_size(conv.weight))
+        x = self.add("Conv", [x, weight], f"{output}.unbiased", **_same_size(conv.weight))
+        return self.add("Add", [x, self.constant(f"{output}.bias", conv.bias)], output)
+
+    def as_bytes(self, x: str) -> str:
+        """Values of [0, 1], rounded to bytes and back; what lies beyond is drawn in."""
+        scale, zero = self.constant("byte.scale", BYTE_SCALE), self.constant("byte.zero", np.uint8(0))
+        quantized = self.add("QuantizeLinear", [x, scale, zero], f"{x}.bytes")
+        return self.add("DequantizeLinear", [quantized, scale, zero], f"{x}.rounded")
+
+    def _dequantized(self, name: str, values: npt.ArrayLike, scales: npt.ArrayLike) -> str:
+        """Integers times the scales of output channels."""
+        inputs = [self.constant(f"{name}.integers", values), self.constant(f"{name}.scale", scales)]
+        return self.add("DequantizeLinear", inputs, name, axis=0)
 
     def model(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
@@ -72,17 +99,66 @@ class Graph:
         return model
 
 
+def _same_size(weight: npt.NDArray[Any]) -> dict[str, list[int]]:
+    """What makes a convolution with this weight, [out, in, k, k], keep the size."""
+    kernel = weight.shape[2]
+    return {"kernel_shape": [kernel] * 2, "pads": [kernel // 2] * 4}
+
+
 def coupling_network(
-    g: Graph, x: str, network: BakedNetwork, active: int, name: str, *, affine: bool
+    g: Graph,
+    x: str,
+    network: BakedNetwork,
+    active: int,
+    name: str,
+    *,
+    affine: bool,
+    precision: Precision = FP32,
 ) -> list[str]:
-    """A coupling network's shift of `active` channels and, of an affine coupling, the scale's logit."""
-    first, second, last = network
-    x = g.conv(x, first, f"{name}.conv1")
-    x = g.add("Relu", [x], f"{name}.relu1")
-    x = g.conv(x, second, f"{name}.conv2")
-    x = g.add("Relu", [x], f"{name}.relu2")
-    x = g.conv(x, last, f"{name}.conv3")
+    """A coupling network's shift of `active` channels and, of an affine coupling, the scale's logit, in float32.
+
+    Raises:
+        ExportError: float16 cannot hold it.
+    """
+    if name in precision.ranges:
+        x = _int8_network(g, x, quantized(network, precision.ranges[name]), name)
+    elif precision.name == "fp16":
+        x = _fp16_network(g, x, network, name)
+    else:
+        x = _network(g, x, network, name)
     return g.split(x, [active, active], f"{name}.shift_logit") if affine else [x]
+
+
+def _network(g: Graph, x: str, network: BakedNetwork, name: str, dtype: npt.DTypeLike = np.float32) -> str:
+    first, second, last = network
+    x = g.conv(x, first, f"{name}.conv1", dtype)
+    x = g.add("Relu", [x], f"{name}.relu1")
+    x = g.conv(x, second, f"{name}.conv2", dtype)
+    x = g.add("Relu", [x], f"{name}.relu2")
+    return g.conv(x, last, f"{name}.conv3", dtype)
+
+
+def _fp16_network(g: Graph, x: str, network: BakedNetwork, name: str) -> str:
+    for i, conv in enumerate(network, 1):
+        check_half(conv, f"{name}.conv{i}")
+    x = g.add("Cast", [x], f"{name}.half", to=TensorProto.FLOAT16)
+    x = _network(g, x, network, name, np.float16)
+    return g.add("Cast", [x], f"{name}.single", to=TensorProto.FLOAT)
+
+
+def _int8_network(g: Graph, x: str, network: QuantizedNetwork, name: str) -> str:
+    first, second, last = network.convs
+    x = g.add("Concat", [x, x], f"{name}.twice", axis=1)
+    x = g.add("Mul", [x, g.constant(f"{name}.read.factor", network.read_factor)], f"{name}.read")
+    x = g.quantized_conv(g.as_bytes(x), first, f"{name}.conv1")
+    x = g.add("Relu", [x], f"{name}.relu1")
+    x = g.quantized_conv(g.as_bytes(x), second, f"{name}.conv2")
+    x = g.add("Relu", [x], f"{name}.relu2")
+    x = g.as_bytes(g.quantized_conv(g.as_bytes(x), last, f"{name}.conv3"))
+    halves = g.split(x, [network.factor.shape[0]] * 2, f"{name}.signs")
+    x = g.add("Sub", halves, f"{name}.signed")
+    x = g.add("Mul", [x, g.constant(f"{name}.factor", network.factor)], f"{name}.unshifted_outputs")
+    return g.add("Add", [x, g.constant(f"{name}.offset", network.offset)], f"{name}.outputs")
 
 
 def minus_sum(g: Graph, x: str, size: int, name: str) -> str:

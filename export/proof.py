@@ -14,8 +14,9 @@ import numpy as np
 from export.baked import BakedGlow, condition_number, inversion_residual
 from export.errors import ProofError
 from export.exact import Exact
-from export.frontend import CONDITION_LIMIT
+from export.frontends.checks import CONDITION_LIMIT
 from export.trace import diverging_layer_forward, diverging_layer_reverse
+from export.unseen import unseen_images
 from glowserve.images import UInt8Array
 from glowserve.v1 import manifest_pb2
 from service.engine import Engine, Float32Array
@@ -29,6 +30,8 @@ LOG_LIKELIHOOD_BOUND = 1e-5
 ROUND_TRIP_BOUND = 0
 # Grey values, of 256, by which a decoded value may differ from float64.
 DECODE_BOUND = 0.1
+# Bits per dimension by which a log-likelihood may differ from float64.
+BITS_PER_DIM_BOUND = 1e-3
 # Entries of |W W^-1 - I| in float32; more than this and the two graphs are not each other's inverse.
 RESIDUAL_BOUND = 1e-2
 
@@ -62,6 +65,8 @@ def prove(
     for figures in (proof.matrices, proof.log_likelihood, proof.round_trip, proof.decoding):
         for figure in figures():
             verification.checks.append(figure.checked())
+    verification.steps.extend(proof.steps())
+    verification.unseen.extend(proof.unseen())
     return verification
 
 
@@ -97,14 +102,22 @@ class _Proof:
     images: UInt8Array
 
     def matrices(self) -> list[_Figure]:
-        """The worst 1x1 convolution, actnorm included."""
-        steps = dict(self.glow.named_steps())
-        conditions = {name: condition_number(step.matrix) for name, step in steps.items()}
-        residuals = {name: inversion_residual(step) for name, step in steps.items()}
+        """The worst of `steps`."""
+        conditions = {step.step: step.condition_number for step in self.steps()}
+        residuals = {step.step: step.residual for step in self.steps()}
         worst, worst_residual = _argmax(conditions), _argmax(residuals)
         return [
             _Figure("worst condition number", conditions[worst], CONDITION_LIMIT, worst),
             _Figure("worst |W W^-1 - I|", residuals[worst_residual], RESIDUAL_BOUND, worst_residual),
+        ]
+
+    def steps(self) -> list[manifest_pb2.StepProof]:
+        """Every 1x1 convolution, actnorm included."""
+        return [
+            manifest_pb2.StepProof(
+                step=name, condition_number=condition_number(step.matrix), residual=inversion_residual(step)
+            )
+            for name, step in self.glow.named_steps()
         ]
 
     def log_likelihood(self) -> list[_Figure]:
@@ -129,7 +142,10 @@ class _Proof:
                 find_layer=find,
             ),
             _Figure(
-                "log-likelihood, error in bits/dim", float(error.max() / (self.glow.dimensions * np.log(2)))
+                "log-likelihood, error in bits/dim",
+                float(error.max() / (self.glow.dimensions * np.log(2))),
+                BITS_PER_DIM_BOUND,
+                find_layer=find,
             ),
         ]
 
@@ -154,7 +170,32 @@ class _Proof:
             _Figure("round trip, values changed", wrong, ROUND_TRIP_BOUND, find_layer=find),
             # In bins; if dequantization is uniform, 0.5 is the border.
             _Figure("round trip, farthest from what was encoded", float(farthest)),
+            # Noise near 0 or 1 lies within rounding of the next bin.
+            _Figure("round trip with random noise, values changed", self._changed_with_random_noise()),
         ]
+
+    def _changed_with_random_noise(self) -> int:
+        noise, wrong = dequantization_noise(DEFAULT_SEED, self.images), 0
+        for batch in self._batches():
+            images = self.images[batch]
+            decoded = self.engine.reverse(self.engine.forward(images, noise[batch]).latent)
+            wrong += int(mismatched_values(images, decoded, self.glow.n_bits).sum())
+        return wrong
+
+    def unseen(self) -> list[manifest_pb2.UnseenProof]:
+        """What becomes of images unlike the model's."""
+        proofs = []
+        for kind, images in unseen_images(self.images).items():
+            forward = self.engine.forward(images, np.full(images.shape, ENCODING_NOISE, np.float32))
+            finite = np.isfinite(forward.log_likelihood) & np.isfinite(forward.latent).all(axis=1)
+            decoded = self.engine.reverse(forward.latent)
+            returned = finite & (mismatched_values(images, decoded, self.glow.n_bits) == 0)
+            proofs.append(
+                manifest_pb2.UnseenProof(
+                    kind=kind, images=len(images), finite=int(finite.sum()), returned=int(returned.sum())
+                )
+            )
+        return proofs
 
     def decoding(self) -> list[_Figure]:
         """Latents to pixels, against float64."""

@@ -59,6 +59,20 @@ class _Piece:
         return len(self.rows[0])
 
 
+@dataclass(frozen=True)
+class Run:
+    """A batch that has run."""
+
+    rows: int
+    waited: tuple[float, ...]
+    """Seconds in the queue, by caller."""
+
+    join_seconds: float
+    run_seconds: float
+    part_seconds: float
+    """What it took to join the callers' rows, to run them, and to part the results."""
+
+
 class Batcher:
     """A queue, and the task that makes batches of it.
 
@@ -69,6 +83,7 @@ class Batcher:
         max_queue_size: most rows that wait; a call that would exceed it is refused.
         max_delay_seconds: how long rows may wait for company although a worker is free.
         on_batch: told the number of rows of each batch.
+        on_run: told of each batch that has run.
     """
 
     def __init__(
@@ -80,6 +95,7 @@ class Batcher:
         max_queue_size: int,
         max_delay_seconds: float = 0.0,
         on_batch: Callable[[int], None] = lambda _: None,
+        on_run: Callable[[Run], None] = lambda _: None,
     ) -> None:
         self._function = function
         self._workers = workers
@@ -87,6 +103,7 @@ class Batcher:
         self._max_queue_size = max_queue_size
         self._max_delay_seconds = max_delay_seconds
         self._on_batch = on_batch
+        self._on_run = on_run
         self._queue: deque[_Piece] = deque()
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
@@ -187,8 +204,10 @@ class Batcher:
         return batch
 
     async def _execute(self, batch: Sequence[_Piece]) -> None:
+        began = time.monotonic()
         try:
             rows = batch[0].rows if len(batch) == 1 else _joined([piece.rows for piece in batch])
+            joined = time.monotonic()
             self._on_batch(len(rows[0]))
             results = await self._workers.run(self._function, rows)
         except Exception as error:
@@ -198,11 +217,14 @@ class Batcher:
             return
         finally:
             self._workers.free.release()
+        ran = time.monotonic()
         first = 0
         for piece in batch:
             if not piece.answer.done():
                 piece.answer.set_result(tuple(array[first : first + piece.size] for array in results))
             first += piece.size
+        waited = tuple(began - piece.arrived for piece in batch)
+        self._on_run(Run(first, waited, joined - began, ran - joined, time.monotonic() - ran))
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

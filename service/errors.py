@@ -6,6 +6,7 @@ ServiceError
 ├── QueueFullError       too much waits already                        RESOURCE_EXHAUSTED
 ├── UnavailableError        the server is starting or stopping           UNAVAILABLE
 ├── NotFiniteError       the model has no finite answer                FAILED_PRECONDITION
+├── UnsupportedError     the request wants what is not here            UNIMPLEMENTED
 ├── BundleError          a bundle is damaged, or of another version    (start-up)
 ├── DeviceError          the device that was asked for is not there    (start-up)
 └── PortError            a port cannot be listened on                  (start-up)
@@ -47,6 +48,10 @@ class NotFiniteError(ServiceError):
     def __init__(self, message: str, images: int) -> None:
         super().__init__(message)
         self.images = images
+
+
+class UnsupportedError(ServiceError):
+    """The request wants what its protocol allows and this service does not do."""
 
 
 class BundleError(ServiceError):

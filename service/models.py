@@ -12,7 +12,9 @@ import numpy as np
 
 from glowserve.images import UInt8Array
 from service.batcher import Batcher, Rows, Workers
+from service.canary import check_canary
 from service.config import ServiceConfig
+from service.counts import Counts
 from service.engine import Engine, Float32Array, Reverse
 from service.errors import BundleError, InvalidRequestError, ModelNotFoundError
 from service.metrics import Metrics
@@ -49,6 +51,8 @@ class ServedModel:
         self.scorer = Scorer(self.manifest)
         self.instances = workers.instances
         """Batches that run side by side."""
+        self.forward_counts, self.reverse_counts = Counts(), Counts()
+        """What each way has done."""
         engine = loaded.engine
 
         def forward(images: UInt8Array, noise: Float32Array) -> Rows:
@@ -66,8 +70,16 @@ class ServedModel:
             max_queue_size=config.max_queue_size,
             max_delay_seconds=config.max_queue_delay_ms / 1000,
         )
-        self._forward = lane(forward, on_batch=metrics.batch_size.labels(self.name, "forward").observe)
-        self._reverse = lane(reverse, on_batch=metrics.batch_size.labels(self.name, "reverse").observe)
+        self._forward = lane(
+            forward,
+            on_batch=metrics.batch_size.labels(self.name, "forward").observe,
+            on_run=self.forward_counts.add,
+        )
+        self._reverse = lane(
+            reverse,
+            on_batch=metrics.batch_size.labels(self.name, "reverse").observe,
+            on_run=self.reverse_counts.add,
+        )
         for direction, batcher in (("forward", self._forward), ("reverse", self._reverse)):
             metrics.queue_length.labels(self.name, direction).set_function(
                 partial(getattr, batcher, "queue_length")
@@ -76,12 +88,14 @@ class ServedModel:
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Log-likelihoods [N] and latents [N, D] of images and noise, [N, H, W, C]."""
-        log_likelihood, latent = await self._forward.submit(images, noise)
+        with self.forward_counts.request():
+            log_likelihood, latent = await self._forward.submit(images, noise)
         return log_likelihood, latent
 
     async def reverse(self, latent: Float32Array, *, admitted: bool = False) -> Reverse:
         """Images of latents, [N, D]; for `admitted` see `Batcher.submit`."""
-        return Reverse(*await self._reverse.submit(latent, admitted=admitted))
+        with self.reverse_counts.request():
+            return Reverse(*await self._reverse.submit(latent, admitted=admitted))
 
     async def close(self) -> None:
         """Refuses new work, and waits for the accepted."""
@@ -129,7 +143,7 @@ class Models:
 
 
 def load_models(config: ServiceConfig) -> list[LoadedModel]:
-    """Loads the newest version of every model in the repository, and runs each once.
+    """Loads the newest version of every model in the repository, runs each once, and tries its canary.
 
     Raises:
         BundleError: there is none, or one is damaged.
@@ -146,6 +160,7 @@ def load_models(config: ServiceConfig) -> list[LoadedModel]:
                 _warm_up(engine, bundle, size)
             except Exception as error:  # ONNX Runtime has no public base class of its errors
                 raise BundleError(f"bundle {path}: its first run failed: {error}") from error
+        check_canary(engine, bundle)
         loaded.append(LoadedModel(bundle, engine))
         log.info("loaded %s on %s in %.2f s", path, engine.device, time.monotonic() - began)
     return loaded

@@ -18,6 +18,7 @@ from glowserve.v1 import manifest_pb2
 from service.errors import BundleError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "manifest.json.sha256"
 FORWARD = "forward.onnx"
 REVERSE = "reverse.onnx"
 FORMAT_VERSION = 1
@@ -74,9 +75,17 @@ def open_bundle(path: Path) -> Bundle:
         BundleError: there is none, or it is not one that this version can serve.
     """
     try:
-        manifest = json_format.Parse((path / MANIFEST).read_bytes(), manifest_pb2.Manifest())
+        data, checksum = (path / MANIFEST).read_bytes(), (path / CHECKSUM).read_bytes()
     except OSError as error:
-        raise BundleError(f"bundle {path}: {MANIFEST} cannot be read: {error.strerror}") from error
+        name = Path(error.filename).name
+        raise BundleError(f"bundle {path}: {name} cannot be read: {error.strerror}") from error
+    if checksum != manifest_checksum(data):
+        raise BundleError(
+            f"bundle {path}: {MANIFEST} is not the file that was exported (its SHA-256 is not the one in {CHECKSUM}); "
+            "export the model again"
+        )
+    try:
+        manifest = json_format.Parse(data, manifest_pb2.Manifest())
     except (json_format.ParseError, UnicodeDecodeError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is not a manifest: {error}") from error
     _check(path, manifest)
@@ -84,6 +93,11 @@ def open_bundle(path: Path) -> Bundle:
     if _VERSION.fullmatch(folder.name):  # so that a copied or renamed bundle goes by one name everywhere
         manifest.model, manifest.version = folder.parent.name, int(folder.name)
     return Bundle(path, manifest)
+
+
+def manifest_checksum(manifest: bytes) -> bytes:
+    """What `CHECKSUM` holds for these bytes of `MANIFEST`: a line of sha256sum's."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def _check(path: Path, manifest: manifest_pb2.Manifest) -> None:

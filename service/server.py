@@ -14,7 +14,9 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from glowserve.oip import grpc_service_pb2_grpc
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
+from service import oip
 from service.batcher import Workers
 from service.config import ServiceConfig
 from service.errors import PortError
@@ -48,8 +50,8 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self._models: list[ServedModel] = []
-        self._health = Health(("", SERVICE_NAME))
-        self._edge = Edge(SERVICE_NAME, self.metrics)
+        self._health = Health(("", SERVICE_NAME, oip.SERVICE_NAME))
+        self._edge = Edge((SERVICE_NAME, oip.SERVICE_NAME), self.metrics, always=oip.READINESS_METHODS)
         self._closers: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
@@ -74,8 +76,12 @@ class Server:
         self._closers.append(preparer.close)
         servicer = GlowServicer(models, self.config, self.metrics, preparer)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._server)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            oip.OipServicer(models, self.config, self.metrics, preparer, lambda: self._edge.accepts),
+            self._server,
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, oip.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._server.start()
         try:

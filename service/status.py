@@ -11,6 +11,7 @@ from service.errors import (
     QueueFullError,
     ServiceError,
     UnavailableError,
+    UnsupportedError,
 )
 
 _STATUS = {
@@ -19,6 +20,7 @@ _STATUS = {
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     NotFiniteError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
 }
 
 

@@ -50,9 +50,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with that model as `digits`, version 1. Tests do not write to it."""
     from export.bundle import export
+    from export.source import trained_here
 
     path = tmp_path_factory.mktemp("models")
-    export(checkpoint, path / "digits")
+    export(trained_here(checkpoint), path / "digits")
     return path
 
 

@@ -20,6 +20,8 @@ from glowserve.cli.failure import Failure
 _COMMANDS = {
     "train": "train a model on a folder of images",
     "export": "make a bundle of a checkpoint, proved",
+    "verify": "check that a bundle is whole and computes what was proved",
+    "inspect": "show what a bundle is, what it costs, and what was proved",
     "evaluate": "measure a checkpoint or a bundle on held-out images",
     "serve": "serve bundles over gRPC",
     "score": "say how likely images are",

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
     try:
-        model, data, digest = _open(args.source, args.device)
+        model, data, digest = _open(args.source, args.device, args.data)
         if args.data is not None:
             data = replace(data, data=args.data)
         images = _images(data, args.split, args.images, digest)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if evaluation.non_finite else 0
 
 
-def _open(source: Path, device: str) -> tuple[Evaluated, DataConfig, str]:
+def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
     """The model, its data, and the digest of its held-out images, empty where it is not known."""
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
         from training.checkpoint import load_checkpoint
@@ -101,6 +101,10 @@ def _open(source: Path, device: str) -> tuple[Evaluated, DataConfig, str]:
         )
     try:
         bundle = newest_bundle(source)
+        if not (data or bundle.manifest.training.data):
+            raise Failure(
+                f"{source} was imported, and does not say what it was trained on: name images with --data", 2
+            )
         return EvaluatedBundle(bundle, device=device), data_of(bundle), ""
     except ServiceError as error:
         raise Failure(error, 2) from error

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
-from glowserve.v1.manifest_pb2 import Verification
+from glowserve.cli.proof import proof_json, proof_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help="where held-out images come from, if not from where they came in training"
     )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "fp16", "int8"],
+        help="what the coupling networks compute in; the rest is always float32",
+    )
+    parser.add_argument(
+        "--from",
+        dest="implementation",
+        choices=["rosinality", "y0ast"],
+        help="the checkpoint is a state_dict of rosinality/glow-pytorch or y0ast/Glow-PyTorch; needs --config, --data",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="JSON of the arguments that a model from elsewhere was built with"
+    )
+    parser.add_argument(
+        "--triton", type=Path, metavar="DIR", help="also lay the bundle out as a Triton model repository"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -25,33 +43,35 @@ def run(args: argparse.Namespace) -> int:
     """Exports a checkpoint."""
     from export.bundle import export
     from export.errors import ExportError
+    from export.source import trained_elsewhere, trained_here
+    from export.triton import write_triton
     from training.errors import TrainingError
 
+    if (args.implementation is None) != (args.config is None):
+        raise Failure("--from and --config go together: a checkpoint from elsewhere needs both", 2)
+    _say(f"reading {args.checkpoint}")
     try:
-        bundle = export(
-            args.checkpoint, args.model, data=args.data, say=lambda text: print(text, file=sys.stderr)
-        )
+        if args.implementation:
+            source = trained_elsewhere(args.implementation, args.checkpoint, args.config)
+        else:
+            source = trained_here(args.checkpoint)
+        bundle = export(source, args.model, data=args.data, precision=args.precision, say=_say)
+        if args.triton:
+            for path in write_triton(bundle, args.triton):
+                _say(f"wrote {path}")
     except ExportError as error:
         raise Failure(error, 1) from error
     except (TrainingError, OSError) as error:
         raise Failure(error, 2) from error
-    verification = bundle.manifest.verification
+    manifest = bundle.manifest
     if args.json:
-        figures = {check.name: check.value for check in verification.checks}
-        print(json.dumps({"bundle": str(bundle.path), "version": bundle.manifest.version, "checks": figures}))
+        print(json.dumps({"bundle": str(bundle.path), "version": manifest.version} | proof_json(manifest)))
     else:
-        print(proof_table(verification))
+        print(proof_table(manifest))
         print(f"wrote {bundle.path}")
         print(f"next: glowserve serve --repository {args.model.parent}")
     return 0
 
 
-def proof_table(verification: Verification) -> str:
-    """What was measured, as lines of text."""
-    lines = [
-        f"{f'proof on {verification.images} held-out images':<58}{'figure':>10}{'bound':>10}  worst layer"
-    ]
-    for check in verification.checks:
-        bound = f"{check.bound:g}" if check.HasField("bound") else "stated"
-        lines.append(f"{check.name:<58}{check.value:>10.3g}{bound:>10}  {check.layer}".rstrip())
-    return "\n".join(lines)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

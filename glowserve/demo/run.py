@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 import glowserve
 from export.bundle import export
-from glowserve.cli.export import proof_table
+from export.source import trained_here
+from glowserve.cli.proof import proof_table
 from glowserve.demo.pictures import draw_scores
 from glowserve.demo.service import running_service
 from glowserve.demo.strangers import strangers
@@ -50,8 +51,8 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     checkpoint = train(config, out / "run")
 
     say("\n[2/5] exporting to ONNX")
-    bundle = export(checkpoint, out / "models" / _MODEL, say=lambda text: say(f"      {text}"))
-    say(proof_table(bundle.manifest.verification))
+    bundle = export(trained_here(checkpoint), out / "models" / _MODEL, say=lambda text: say(f"      {text}"))
+    say(proof_table(bundle.manifest))
 
     say("\n[3/5] starting the service")
     digits = load_held_out(config.data).test

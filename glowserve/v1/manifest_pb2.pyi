@@ -18,7 +18,7 @@ RANDOMNESS_VERSION_UNSPECIFIED: RandomnessVersion
 RANDOMNESS_VERSION_PHILOX_BOX_MULLER: RandomnessVersion
 
 class Manifest(_message.Message):
-    __slots__ = ("format_version", "model", "version", "created_at", "glowserve_version", "image", "preparation", "flow", "log_det_constant", "files", "training", "verification", "calibration", "randomness", "tools")
+    __slots__ = ("format_version", "model", "version", "created_at", "glowserve_version", "image", "preparation", "flow", "log_det_constant", "files", "training", "verification", "calibration", "randomness", "tools", "canary")
     class ToolsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Manifest(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     RANDOMNESS_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     model: str
     version: int
@@ -56,7 +57,8 @@ class Manifest(_message.Message):
     calibration: Calibration
     randomness: RandomnessVersion
     tools: _containers.ScalarMap[str, str]
-    def __init__(self, format_version: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., glowserve_version: _Optional[str] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., preparation: _Optional[_Union[Preparation, _Mapping]] = ..., flow: _Optional[_Union[Flow, _Mapping]] = ..., log_det_constant: _Optional[float] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., randomness: _Optional[_Union[RandomnessVersion, str]] = ..., tools: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    canary: Canary
+    def __init__(self, format_version: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., glowserve_version: _Optional[str] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., preparation: _Optional[_Union[Preparation, _Mapping]] = ..., flow: _Optional[_Union[Flow, _Mapping]] = ..., log_det_constant: _Optional[float] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., randomness: _Optional[_Union[RandomnessVersion, str]] = ..., tools: _Optional[_Mapping[str, str]] = ..., canary: _Optional[_Union[Canary, _Mapping]] = ...) -> None: ...
 
 class ImageSpec(_message.Message):
     __slots__ = ("height", "width", "channels", "n_bits", "latent_size")
@@ -81,7 +83,7 @@ class Preparation(_message.Message):
     def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ...) -> None: ...
 
 class Flow(_message.Message):
-    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm")
+    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm", "precision")
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_LEVEL_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +92,7 @@ class Flow(_message.Message):
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     DEQUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     COUPLING_ACTNORM_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     levels: int
     steps_per_level: int
     width: int
@@ -98,20 +101,25 @@ class Flow(_message.Message):
     parameters: int
     dequantization: str
     coupling_actnorm: bool
-    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ...) -> None: ...
+    precision: str
+    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ..., precision: _Optional[str] = ...) -> None: ...
 
 class File(_message.Message):
-    __slots__ = ("name", "sha256", "size")
+    __slots__ = ("name", "sha256", "size", "nodes", "operations")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     sha256: str
     size: int
-    def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    nodes: int
+    operations: int
+    def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size: _Optional[int] = ..., nodes: _Optional[int] = ..., operations: _Optional[int] = ...) -> None: ...
 
 class Training(_message.Message):
-    __slots__ = ("data", "steps", "images_seen", "seed", "split_seed", "metrics")
+    __slots__ = ("data", "steps", "images_seen", "seed", "split_seed", "metrics", "implementation")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,21 +133,61 @@ class Training(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     SPLIT_SEED_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
     data: str
     steps: int
     images_seen: int
     seed: int
     split_seed: int
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, data: _Optional[str] = ..., steps: _Optional[int] = ..., images_seen: _Optional[int] = ..., seed: _Optional[int] = ..., split_seed: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    implementation: str
+    def __init__(self, data: _Optional[str] = ..., steps: _Optional[int] = ..., images_seen: _Optional[int] = ..., seed: _Optional[int] = ..., split_seed: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., implementation: _Optional[str] = ...) -> None: ...
 
 class Verification(_message.Message):
-    __slots__ = ("checks", "images")
+    __slots__ = ("checks", "images", "steps", "unseen")
     CHECKS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    UNSEEN_FIELD_NUMBER: _ClassVar[int]
     checks: _containers.RepeatedCompositeFieldContainer[Check]
     images: int
-    def __init__(self, checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., images: _Optional[int] = ...) -> None: ...
+    steps: _containers.RepeatedCompositeFieldContainer[StepProof]
+    unseen: _containers.RepeatedCompositeFieldContainer[UnseenProof]
+    def __init__(self, checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., images: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepProof, _Mapping]]] = ..., unseen: _Optional[_Iterable[_Union[UnseenProof, _Mapping]]] = ...) -> None: ...
+
+class StepProof(_message.Message):
+    __slots__ = ("step", "condition_number", "residual")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RESIDUAL_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    condition_number: float
+    residual: float
+    def __init__(self, step: _Optional[str] = ..., condition_number: _Optional[float] = ..., residual: _Optional[float] = ...) -> None: ...
+
+class UnseenProof(_message.Message):
+    __slots__ = ("kind", "images", "finite", "returned")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    FINITE_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    images: int
+    finite: int
+    returned: int
+    def __init__(self, kind: _Optional[str] = ..., images: _Optional[int] = ..., finite: _Optional[int] = ..., returned: _Optional[int] = ...) -> None: ...
+
+class Canary(_message.Message):
+    __slots__ = ("seed", "temperature", "image", "log_likelihood")
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    seed: int
+    temperature: float
+    image: bytes
+    log_likelihood: float
+    def __init__(self, seed: _Optional[int] = ..., temperature: _Optional[float] = ..., image: _Optional[bytes] = ..., log_likelihood: _Optional[float] = ...) -> None: ...
 
 class Check(_message.Message):
     __slots__ = ("name", "value", "bound", "layer")

@@ -1,8 +1,8 @@
-"""The yardstick: Glow's training step as one writes it down from the paper, for timing beside ours.
+"""The yardstick: Glow as one writes it down from the paper, for timing beside ours.
 
-W is a free matrix whose determinant is computed at every step, actnorm asks the host whether it has been set, the
-log-determinants are added up step by step, tensors lie as PyTorch lays them, and the loss is read at every step.
-The architecture, its size and the optimizer's mathematics are those of `training`.
+W is a free matrix whose determinant, or inverse, is computed at every call, actnorm asks the host whether it has been
+set, the log-determinants are added up step by step, tensors lie as PyTorch lays them, and the loss is read at every
+step. The architecture, its size and the optimizer's mathematics are those of `training`.
 
 Shapes: N images, C channels, H = W pixels a side.
 """
@@ -37,6 +37,9 @@ class PlainActNorm(nn.Module):
         log_det = x.shape[2] * x.shape[3] * self.scale.abs().log().sum()
         return self.scale * (x + self.bias), log_det
 
+    def inverse(self, y: Tensor) -> Tensor:
+        return y / self.scale - self.bias
+
 
 class PlainConv(nn.Module):
     """y = W x at each place, its log-determinant by `det`."""
@@ -44,10 +47,19 @@ class PlainConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels)).Q)
+        self.baked: tuple[Tensor, Tensor] | None = None
+
+    def bake(self) -> None:
+        """From now on neither determinant nor inverse is computed again."""
+        self.baked = (torch.det(self.weight).abs().log(), torch.inverse(self.weight))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = x.shape[2] * x.shape[3] * torch.det(self.weight).abs().log()
-        return F.conv2d(x, self.weight[:, :, None, None]), log_det
+        log_abs_det = self.baked[0] if self.baked else torch.det(self.weight).abs().log()
+        return F.conv2d(x, self.weight[:, :, None, None]), x.shape[2] * x.shape[3] * log_abs_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        inverse = self.baked[1] if self.baked else torch.inverse(self.weight)
+        return F.conv2d(y, inverse[:, :, None, None])
 
 
 class PlainZeroConv(nn.Module):
@@ -98,6 +110,11 @@ class PlainCoupling(nn.Module):
         scale = torch.sigmoid(raw + 2)
         return torch.cat((a, (b + shift) * scale), 1), scale.log().flatten(1).sum(1)
 
+    def inverse(self, y: Tensor) -> Tensor:
+        a, b = y.chunk(2, 1)
+        shift, raw = self.network(a).chunk(2, 1)
+        return torch.cat((a, b / torch.sigmoid(raw + 2) - shift), 1)
+
 
 class PlainGlow(nn.Module):
     """L levels of K steps.
@@ -118,6 +135,7 @@ class PlainGlow(nn.Module):
         self.dimensions = channels * size * size
         self.levels = nn.ModuleList()
         self.priors = nn.ModuleList()
+        self.latent_shapes = []
         for level in range(levels):
             channels *= 4
             self.levels.append(
@@ -131,6 +149,7 @@ class PlainGlow(nn.Module):
             if level < levels - 1:
                 self.priors.append(PlainZeroConv(channels // 2, channels))
                 channels //= 2
+            self.latent_shapes.append((channels, size >> (level + 1), size >> (level + 1)))
         self.top_mean = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.top_log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -153,6 +172,23 @@ class PlainGlow(nn.Module):
                 z, mean, log_scale = x, self.top_mean, self.top_log_scale
             log_p = log_p + _log_gaussian(z, mean, log_scale).flatten(1).sum(1)
         return -log_p.mean() / (math.log(2) * self.dimensions)
+
+    def sample(self, latent: Tensor) -> Tensor:
+        """Images uint8 [N, H, W, C] of latents [N, D], the level nearest to the pixels first."""
+        parts = latent.split([math.prod(shape) for shape in self.latent_shapes], 1)
+        x = parts[-1].reshape(-1, *self.latent_shapes[-1]) * self.top_log_scale.exp() + self.top_mean
+        for i in reversed(range(len(self.levels))):
+            if i < len(self.priors):
+                mean, log_scale = self.priors[i](x).chunk(2, 1)
+                z = parts[i].reshape(-1, *self.latent_shapes[i]) * log_scale.exp() + mean
+                x = torch.cat((x, z), 1)
+            for step in reversed(self.levels[i]):  # type: ignore[call-overload]
+                for layer in reversed(step):
+                    x = layer.inverse(x)
+            n, c, h, w = x.shape
+            x = x.reshape(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3)
+            x = x.reshape(n, c // 4, 2 * h, 2 * w)
+        return ((x.permute(0, 2, 3, 1) + 0.5) * 256).floor().clamp(0, 255).byte()
 
 
 def plain_step(model: PlainGlow, optimizer: torch.optim.Optimizer, images: Tensor, noise: Tensor) -> float:

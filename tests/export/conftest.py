@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from export.baked import BakedConv, BakedDequantization, BakedGlow, BakedNetwork, BakedStep
+from tests.export.public_models import PublicModel, RosinalityGlow, Y0astGlow
 from training.model import Glow, GlowConfig
 
 Array = npt.NDArray[np.float64]
@@ -231,3 +234,37 @@ def run_graph() -> Callable[..., dict[str, npt.NDArray[Any]]]:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
     return run
+
+
+MakePublic = Callable[..., PublicModel]
+WritePublic = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def public_model() -> MakePublic:
+    """Makes models of public implementations, with random weights: `public_model("y0ast", flow_coupling="additive")`.
+
+    They compute in float64; their weights are float32.
+    """
+
+    def make(kind: str, **arguments: Any) -> PublicModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = {"rosinality": RosinalityGlow, "y0ast": Y0astGlow}[kind](**arguments)
+        return model.double().eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def write_public(tmp_path: Path) -> WritePublic:
+    """Writes the checkpoint and the arguments of such a model, some of them changed; returns the paths."""
+
+    def write(model: PublicModel, **changes: Any) -> tuple[Path, Path]:
+        checkpoint, arguments = tmp_path / "public.pt", tmp_path / "public.json"
+        weights = model.state_dict().items()
+        torch.save({key: x.float() if x.is_floating_point() else x for key, x in weights}, checkpoint)
+        arguments.write_text(json.dumps(model.arguments | changes))
+        return checkpoint, arguments
+
+    return write

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import export.bundle
-from export.bundle import export as export_checkpoint
+from export.bundle import export as export_source
 from export.errors import DataChangedError, ExportError, NotInvertibleError, ProofError
+from export.source import trained_here
 from glowserve.images import UInt8Array
 from glowserve.v1 import manifest_pb2
 from service.engine import Engine, Float32Array, Forward
@@ -26,6 +28,12 @@ from service.scoring import bits_per_dim
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.data import ImageData, load_images
 from training.errors import TrainingError
+
+
+def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
+    """Exports what `glowserve train` left."""
+    return export_source(trained_here(checkpoint), model_dir, **options)
+
 
 SaveChanged = Callable[..., Path]
 
@@ -125,9 +133,9 @@ def test_a_bundle_appears_whole_after_its_proof(checkpoint: Path, tmp_path: Path
         seen.append((text.partition(" ")[0], visible))
 
     bundle = export_checkpoint(checkpoint, model, say=say)
-    stages = ["reading", "reading", "writing", "proving", "calibrating"]
+    stages = ["reading", "writing", "proving", "calibrating"]
     assert seen == [(stage, set()) for stage in stages]
-    assert _entries(bundle.path) == {"manifest.json", "forward.onnx", "reverse.onnx"}
+    assert _entries(bundle.path) == {"manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"}
     for file in bundle.path.iterdir():
         assert file.stat().st_mode & 0o777 == 0o644
     assert bundle.path.stat().st_mode & 0o777 == 0o755
@@ -231,6 +239,7 @@ def test_the_manifest_describes_image_and_flow(bundle: Bundle, trained: Checkpoi
         parametrization="lu",
         dequantization="uniform",
         coupling_actnorm=True,
+        precision="fp32",
         parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
     )
     assert manifest.preparation.filter == trained.data.preparation.filter
@@ -267,12 +276,13 @@ def test_the_manifest_states_every_figure_of_the_proof_with_its_bound(bundle: Bu
         "worst condition number": 1e6,
         "worst |W W^-1 - I|": 1e-2,
         "log-likelihood, relative error": 1e-5,
+        "log-likelihood, error in bits/dim": 1e-3,
         "round trip, values changed": 0,
         "decoding, error in grey values": 0.1,
     }
     assert checks.keys() - bounds.keys() == {
-        "log-likelihood, error in bits/dim",
         "round trip, farthest from what was encoded",
+        "round trip with random noise, values changed",
         "decoding samples at temperature 1, error in grey values",
     }
     for name, bound in bounds.items():
@@ -283,6 +293,35 @@ def test_the_manifest_states_every_figure_of_the_proof_with_its_bound(bundle: Bu
     for name in ("worst condition number", "worst |W W^-1 - I|"):
         assert checks[name].layer.startswith("level")
     assert bundle.manifest.verification.images == 128
+
+
+def test_the_manifest_states_every_matrix_and_what_became_of_unseen_images(bundle: Bundle) -> None:
+    verification = bundle.manifest.verification
+    checks = {check.name: check for check in verification.checks}
+    assert [step.step for step in verification.steps] == [
+        f"level{i}.step{k}" for i in (1, 2) for k in (1, 2, 3, 4)
+    ]
+    worst = max(verification.steps, key=lambda step: step.condition_number)
+    assert checks["worst condition number"].layer == worst.step
+    assert checks["worst condition number"].value == worst.condition_number
+    assert checks["worst |W W^-1 - I|"].value == max(step.residual for step in verification.steps)
+    unseen = {proof.kind: proof for proof in verification.unseen}
+    assert list(unseen) == ["noise", "constant", "inverted", "checkerboard"]
+    for proof in unseen.values():
+        assert 0 <= proof.returned <= proof.finite <= proof.images
+        assert proof.images
+    assert unseen["inverted"].finite
+
+
+def test_the_manifest_says_what_a_graph_costs(bundle: Bundle) -> None:
+    # Digits, 8x8: K=4 width 32, and levels of 4x4 places with 4 channels and 2x2 with 8.
+    def network(channels: int) -> int:
+        return 9 * (channels // 2) * 32 + 32 * 32 + 9 * 32 * channels + channels**2
+
+    multiplications = 4 * (16 * network(4) + 4 * network(8)) + 16 * 9 * 2 * 4
+    for file in bundle.manifest.files:
+        assert file.operations == 2 * multiplications, file.name
+        assert file.nodes == len(onnx.load(bundle.path / file.name).graph.node)
 
 
 def test_calibration_is_the_scores_of_the_validation_images_with_the_default_seed(

@@ -16,13 +16,16 @@ import torch
 from onnx import numpy_helper
 
 import export.bundle
+import export.source
 import glowserve
 from export.baked import BakedDequantization, BakedGlow
-from export.bundle import export as export_checkpoint
+from export.bundle import export as export_source
 from export.errors import NotInvertibleError, ProofError
 from export.evaluation import EvaluatedBundle
-from export.frontend import bake
+from export.frontends.glowserve import bake
 from export.graphs import forward_graph, reverse_graph
+from export.precision import Precision
+from export.source import trained_here
 from glowserve.images import UInt8Array
 from service.repository import Bundle, newest_bundle
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,6 +34,12 @@ from training.machine import Machine
 from training.model import Glow, GlowConfig
 from training.presets import run_config
 from training.run import train
+
+
+def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
+    """Exports what `glowserve train` left."""
+    return export_source(trained_here(checkpoint), model_dir, **options)
+
 
 RandomGlow = Callable[..., Glow]
 RunGraph = Callable[..., dict[str, np.ndarray]]
@@ -321,8 +330,8 @@ def test_a_wrong_number_is_found_in_its_layer(
     message: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def write(glow: BakedGlow) -> onnx.ModelProto:
-        model = forward_graph(glow)
+    def write(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
+        model = forward_graph(glow, precision)
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == constant)
         array = numpy_helper.to_array(tensor).copy()
         array.reshape(-1)[array.size // 2] += amount
@@ -358,7 +367,7 @@ def test_what_is_baked_wrongly_is_found(
         assert glow.dequantization is not None
         return replace(glow, dequantization=change(glow.dequantization))
 
-    monkeypatch.setattr(export.bundle, "bake", changed)
+    monkeypatch.setattr(export.source, "bake", changed)
     text = message()
     assert text.startswith("log-likelihood, relative error is ")
     assert "the layer to look at is dequantization of forward.onnx." in text

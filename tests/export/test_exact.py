@@ -12,7 +12,7 @@ import pytest
 
 from export.baked import BakedConv, BakedGlow
 from export.exact import Exact, ExactBaked, ExactModel
-from export.frontend import bake
+from export.frontends.glowserve import bake
 from export.graphs import forward_graph, reverse_graph
 from glowserve.images import UInt8Array
 from training.model import Glow

@@ -14,7 +14,7 @@ import torch
 
 from export.baked import BakedConv, BakedStep, condition_number, inversion_residual
 from export.errors import NotInvertibleError
-from export.frontend import bake
+from export.frontends.glowserve import bake
 from training.model import Glow
 
 RandomGlow = Callable[..., Glow]

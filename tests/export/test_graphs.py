@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from export.baked import BakedConv, BakedGlow, BakedLevel, BakedStep
-from export.frontend import bake
+from export.frontends.glowserve import bake
 from export.graphs import forward_graph, reverse_graph
 from training.model import Glow
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +17,19 @@ import pytest
 from onnx import numpy_helper
 
 import export.bundle
+import export.source
 from export.baked import BakedGlow, BakedStep
-from export.bundle import export as export_checkpoint
+from export.bundle import export as export_source
 from export.errors import ProofError
+from export.precision import Precision
+from export.source import trained_here
+from service.repository import Bundle
+
+
+def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
+    """Exports what `glowserve train` left."""
+    return export_source(trained_here(checkpoint), model_dir, **options)
+
 
 Fails = Callable[[], str]
 
@@ -42,8 +53,8 @@ def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str
     """Makes `writer`, of export.bundle, add `amount` to the middle element of a constant of the graph."""
     write = getattr(export.bundle, writer)
 
-    def write_changed(glow: BakedGlow) -> onnx.ModelProto:
-        model: onnx.ModelProto = write(glow)
+    def write_changed(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
+        model: onnx.ModelProto = write(glow, precision)
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == constant)
         array = numpy_helper.to_array(tensor).copy()
         array.reshape(-1)[array.size // 2] += amount
@@ -54,9 +65,9 @@ def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str
 
 
 def _change_baked(monkeypatch: pytest.MonkeyPatch, change: Callable[[BakedGlow], BakedGlow]) -> None:
-    """Makes `bake`, of export.bundle, return something else."""
-    bake = export.bundle.bake
-    monkeypatch.setattr(export.bundle, "bake", lambda model: change(bake(model)))
+    """Makes `bake`, of export.source, return something else."""
+    bake = export.source.bake
+    monkeypatch.setattr(export.source, "bake", lambda model: change(bake(model)))
 
 
 def _change_step(
@@ -138,8 +149,8 @@ def test_an_error_that_moves_pixels_inside_their_bins_is_found_too(
 def test_latents_in_another_order_are_found(message: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     write = export.bundle.forward_graph
 
-    def write_swapped(glow: BakedGlow) -> onnx.ModelProto:
-        model = write(glow)
+    def write_swapped(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
+        model = write(glow, precision)
         node = next(node for node in model.graph.node if list(node.output) == ["latent"])
         node.input.reverse()
         return model

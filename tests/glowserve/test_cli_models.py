@@ -40,8 +40,6 @@ def test_a_server_with_two_models_lists_both_or_the_one_that_is_named(
 ) -> None:
     for name in ("digits", "other"):
         shutil.copytree(repository / "digits" / "1", tmp_path / name / "1")
-    manifest = tmp_path / "other" / "1" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"model": "other"}))
     with run_server(repository=tmp_path) as server:
         address = ["--server", f"127.0.0.1:{server.port}"]
         assert main(["models", "--json", *address]) == 0

@@ -55,6 +55,7 @@ def test_the_demo_leaves_pictures_checkpoint_and_bundle(finished: tuple[Path, st
     assert (out / "run" / "model.ckpt").is_file()
     assert {file.name for file in (out / "models" / "digits" / "1").iterdir()} == {
         "manifest.json",
+        "manifest.json.sha256",
         "forward.onnx",
         "reverse.onnx",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,8 +20,6 @@ from service.errors import BundleError, DeviceError
 def copied(source: Path, target: Path, version: int) -> None:
     """A copy of a bundle as another version."""
     shutil.copytree(source, target / str(version))
-    manifest = json.loads((target / str(version) / "manifest.json").read_text())
-    (target / str(version) / "manifest.json").write_text(json.dumps(manifest | {"version": str(version)}))
 
 
 def test_the_newest_version_is_opened_unless_one_is_named(repository: Path, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_reflection_lists_the_services(told: dict[str, Any]) -> None:
         "glowserve.v1.GlowService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
     ]
 
 

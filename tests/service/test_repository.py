@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ import pytest
 
 from glowserve.images import Preparation
 from service.errors import BundleError
-from service.repository import Bundle, newest_bundle, newest_bundles, open_bundle, versions
+from service.repository import (
+    Bundle,
+    manifest_checksum,
+    newest_bundle,
+    newest_bundles,
+    open_bundle,
+    versions,
+)
 
 Manifest = dict[str, Any]
 
@@ -32,10 +40,15 @@ def version(copied: Path) -> Path:
 
 
 def _edit(version: Path, change: Callable[[Manifest], object]) -> None:
-    """Changes a manifest on the disk."""
+    """Changes a manifest on the disk, and vouches for it."""
     manifest = json.loads((version / "manifest.json").read_text())
     change(manifest)
-    (version / "manifest.json").write_text(json.dumps(manifest))
+    _write(version, json.dumps(manifest).encode())
+
+
+def _write(version: Path, manifest: bytes) -> None:
+    (version / "manifest.json").write_bytes(manifest)
+    (version / "manifest.json.sha256").write_bytes(manifest_checksum(manifest))
 
 
 def _add_version(model: Path, number: str) -> None:
@@ -109,25 +122,38 @@ def test_a_missing_manifest_is_refused_by_name(version: Path) -> None:
         open_bundle(version)
 
 
-def test_a_manifest_with_a_flipped_bit_anywhere_is_refused_by_name(version: Path) -> None:
-    path = version / "manifest.json"
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256"])
+def test_a_manifest_or_checksum_with_one_flipped_bit_anywhere_is_refused(version: Path, name: str) -> None:
+    path = version / name
     data = path.read_bytes()
-    for place in range(0, len(data), 97):
+    for place in range(0, len(data), 7):
         flipped = bytearray(data)
-        flipped[place] ^= 0x80
+        flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
-        with pytest.raises(BundleError, match=r"manifest\.json is not a manifest"):
+        with pytest.raises(BundleError, match=r"manifest\.json is not the file that was exported"):
             open_bundle(version)
 
 
+def test_a_missing_checksum_is_refused_by_name(version: Path) -> None:
+    (version / "manifest.json.sha256").unlink()
+    with pytest.raises(BundleError, match=r"manifest\.json\.sha256 cannot be read: No such file"):
+        open_bundle(version)
+
+
+def test_the_checksum_is_one_that_sha256sum_checks(version: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", "manifest.json.sha256"]
+    assert subprocess.run(command, cwd=version, capture_output=True, check=True).stdout
+    (version / "manifest.json").write_text("{}")
+    assert subprocess.run(command, cwd=version, capture_output=True, check=False).returncode == 1
+
+
 def test_whatever_a_manifest_has_become_it_is_read_or_refused(version: Path) -> None:
-    path = version / "manifest.json"
-    data = path.read_bytes()
+    data = (version / "manifest.json").read_bytes()
     places, read = range(0, len(data), 11), 0
     for place in places:
         changed = bytearray(data)
         changed[place] ^= 0x01  # mostly another letter or digit
-        path.write_bytes(changed)
+        _write(version, bytes(changed))
         with contextlib.suppress(BundleError):
             open_bundle(version)
             read += 1
@@ -139,7 +165,7 @@ def test_whatever_a_manifest_has_become_it_is_read_or_refused(version: Path) -> 
     [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"format_version": 1, "unknown": 2}', b"[" * 100_000],
 )
 def test_a_file_that_is_no_manifest_is_refused(version: Path, content: bytes) -> None:
-    (version / "manifest.json").write_bytes(content)
+    _write(version, content)
     with pytest.raises(BundleError, match=str(version)):
         open_bundle(version)
 
@@ -246,7 +272,7 @@ def test_a_model_without_bundles_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_newest_version_that_is_damaged_is_refused_rather_than_passed_over(copied: Path) -> None:
     (copied / "digits" / "2").mkdir()
-    (copied / "digits" / "2" / "manifest.json").write_text("{")
+    _write(copied / "digits" / "2", b"{")
     with pytest.raises(BundleError, match=r"digits/2: manifest\.json is not a manifest"):
         newest_bundle(copied / "digits")
 
@@ -264,7 +290,7 @@ def test_a_copied_bundle_goes_by_the_names_of_its_folders(bundle: Bundle, tmp_pa
 
 def test_a_calibration_that_is_not_finite_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "digits" / "1")
-    manifest = tmp_path / "digits" / "1" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"bits_per_dim": [', '"bits_per_dim": ["NaN", ', 1))
+    version = tmp_path / "digits" / "1"
+    _edit(version, lambda manifest: manifest["calibration"]["bits_per_dim"].append("NaN"))
     with pytest.raises(BundleError, match="no finite one"):
-        open_bundle(manifest.parent)
+        open_bundle(version)

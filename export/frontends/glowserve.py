@@ -18,17 +18,13 @@ from export.baked import (
     BakedNetwork,
     BakedStep,
     Float64Array,
-    condition_number,
 )
-from export.errors import NotInvertibleError
+from export.frontends.checks import check_condition, check_finite
 from training.dequantization import NOISE_MARGIN, VariationalDequantization
 from training.layers import AffineCoupling, HiddenConv2d, Split, TopPrior, ZeroConv2d
 from training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT, CouplingNetwork
 from training.model import FlowStep, Glow, Level
 from training.names import step_name
-
-# Beyond this a float32 inverse has no correct digit left.
-CONDITION_LIMIT = 1e6
 
 
 @torch.no_grad()
@@ -38,11 +34,7 @@ def bake(model: Glow) -> BakedGlow:
     Raises:
         NotInvertibleError: a weight is not finite, or a 1x1 convolution is singular or nearly so.
     """
-    for name, tensor in model.state_dict().items():
-        if not bool(tensor.isfinite().all()):
-            raise NotInvertibleError(
-                f"weight {name} is not finite; go back to a checkpoint before training diverged"
-            )
+    check_finite(model.state_dict())
     config = model.config
     double = copy.deepcopy(model).double()
     levels, constant = [], -config.dimensions * config.n_bits * math.log(2)
@@ -75,13 +67,11 @@ def _bake_step(step: FlowStep, name: str) -> BakedStep:
     scale = _array(step.actnorm.log_scale.exp()).reshape(-1)
     actnorm_bias = _array(step.actnorm.bias).reshape(-1)
     weight = _array(step.conv1x1.weight())
-    condition = condition_number(weight)
-    if not condition < CONDITION_LIMIT:
-        raise NotInvertibleError(
-            f"{name}: the 1x1 convolution has condition number {condition:.3g}, and the bound is "
-            f"{CONDITION_LIMIT:.0e}: it is singular in float32 and cannot be inverted. Go back to an earlier "
-            "checkpoint; with parametrization 'orthogonal' it is always 1"
-        )
+    check_condition(
+        weight,
+        f"{name}: the 1x1 convolution",
+        "Go back to an earlier checkpoint; with parametrization 'orthogonal' it is always 1",
+    )
     matrix = weight * scale  # W diag(scale): actnorm comes first
     inverse = np.linalg.inv(weight) / scale[:, None]
     affine = isinstance(step.coupling, AffineCoupling)

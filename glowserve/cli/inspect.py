@@ -1,0 +1,77 @@
+"""`glowserve inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from glowserve.cli.failure import Failure
+from glowserve.cli.proof import proof_table, steps_table
+from glowserve.v1.manifest_pb2 import Manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="REPOSITORY/MODEL (the newest version), or .../VERSION"
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows a bundle's manifest."""
+    from service.errors import ServiceError
+    from service.repository import newest_bundle
+
+    try:
+        bundle = newest_bundle(args.bundle)
+    except ServiceError as error:
+        raise Failure(error, 2) from error
+    manifest = bundle.manifest
+    if args.json:
+        print(json_format.MessageToJson(manifest, preserving_proto_field_name=True))
+        return 0
+    for name, text in _facts(manifest):
+        print(f"{name:<14}{text}")
+    print()
+    print(f"{'graph':<16}{'nodes':>7}{'MB':>9}{'million operations an image':>30}  sha256")
+    for file in manifest.files:
+        size, operations = file.size / 1e6, file.operations / 1e6
+        print(f"{file.name:<16}{file.nodes:>7}{size:>9.2f}{operations:>30.1f}  {file.sha256[:16]}...")
+    print()
+    print(proof_table(manifest))
+    print()
+    print(steps_table(manifest))
+    return 0
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    image, flow, training = manifest.image, manifest.flow, manifest.training
+    colours = "grey" if image.channels == 1 else "RGB"
+    bits = manifest.calibration.bits_per_dim
+    trained = f"by {training.implementation or 'glowserve'}"
+    if training.steps:
+        trained += f", {training.steps:,} steps, {training.images_seen:,} images of {training.data}"
+    lowest, highest = min(bits), max(bits)
+    return [
+        ("model", f"{manifest.model}, version {manifest.version}"),
+        ("written", f"{manifest.created_at.ToJsonString()} by glowserve {manifest.glowserve_version}"),
+        ("image", f"{image.height} x {image.width} {colours}, {image.n_bits} bits"),
+        (
+            "flow",
+            f"L={flow.levels} K={flow.steps_per_level} width={flow.width}, {flow.coupling} coupling, "
+            f"{flow.parametrization} 1x1 convolutions, {flow.dequantization or 'uniform'} dequantization, "
+            f"{flow.parameters:,} parameters",
+        ),
+        ("precision", f"{flow.precision or 'fp32'} in the coupling networks"),
+        ("trained", trained),
+        (
+            "calibration",
+            f"{len(bits)} images of {manifest.calibration.data}: {lowest:.3f} to {highest:.3f}, "
+            f"median {statistics.median(bits):.3f} bits/dim",
+        ),
+        ("tools", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
+    ]

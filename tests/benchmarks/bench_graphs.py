@@ -1,0 +1,252 @@
+"""Speed of the exported graphs beside PyTorch, OpenVINO and the machine's matrix multiplication.
+
+    pip install openvino    # for its two rows; left out if it is not there
+    python tests/benchmarks/bench_graphs.py --model small
+    python tests/benchmarks/bench_graphs.py --model paper
+
+Weights are random, images are 32x32x3. Each row lives in a process of its own; the rows take turns. A row with several
+runs side by side needs as many callers at once. Quiet machines only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SIZE, _CHANNELS, _LEVELS = 32, 3, 3
+_MODELS = {"small": {"steps_per_level": 16, "width": 256}, "paper": {"steps_per_level": 32, "width": 512}}
+_BATCHES = (1, 8, 32)
+_ROUNDS, _SECONDS = 5, 2.0
+_CORES = os.cpu_count() or 1
+_SGEMM, _MATRIX = "sgemm", 2048
+
+# Runs so many batches; and how many of them go on side by side.
+Run = tuple[Callable[[int], Any], int]
+Worker = tuple[Any, Connection]
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--model", choices=_MODELS, default="small", help="K=16 width 256, or the paper's")
+    settings = _MODELS[parser.parse_args().model]
+    print(f"{platform.processor() or platform.machine()}, {_CORES} cores, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        operations = pool.apply(_export, (settings, Path(folder)))
+        workers = {name: _start(*row) for name, row in _rows(settings, Path(folder)).items()}
+        print(
+            f"images per second, 32x32x3, K={settings['steps_per_level']} L={_LEVELS} width={settings['width']}; "
+            f"medians of {_ROUNDS} rounds that take turns, and of the ratios to the first row"
+        )
+        sgemm: list[float] = []
+        for direction in ("forward", "reverse"):
+            columns = [_column(workers, direction, batch) for batch in _BATCHES]
+            sgemm += [rate for found in columns for rate in found.pop(_SGEMM)]
+            _print_table(direction, columns, operations[direction])
+        best = max(sgemm) * 2 * _MATRIX**3 / 1e9
+        print(f"\nsgemm {_MATRIX}^3, {_CORES} threads: {best:.0f} GFLOP/s at best")
+        for process, connection in workers.values():
+            connection.send(None)
+            process.join()
+
+
+def _rows(settings: dict[str, int], graphs: Path) -> dict[str, tuple[Any, ...]]:
+    """What each row's process makes ready for a direction and a batch, and of what."""
+    rows: dict[str, tuple[Any, ...]] = {
+        "PyTorch, as a tutorial writes it": (_pytorch, settings, False),
+        "PyTorch, inverses baked": (_pytorch, settings, True),
+    }
+    for precision in ("fp32", "int8"):
+        for runs in sorted({1, _CORES}):
+            name = f"our {precision} graph, {runs} x {_CORES // runs} threads"
+            rows[name] = (_onnxruntime, graphs / precision, runs, _CORES // runs)
+    if importlib.util.find_spec("openvino"):
+        for hint in ("LATENCY", "THROUGHPUT"):
+            rows[f"our fp32 graph in OpenVINO, {hint}"] = (_openvino, graphs / "fp32", hint)
+    else:
+        print("OpenVINO is not installed: its rows are left out")
+    return rows | {_SGEMM: (_sgemm,)}
+
+
+def _column(workers: dict[str, Worker], direction: str, batch: int) -> dict[str, list[float]]:
+    """Images per second of each row, one figure a round; of sgemm, multiplications per second."""
+    found: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(_ROUNDS):
+        for name, (_, connection) in workers.items():
+            connection.send((direction, batch))
+            found[name].append(connection.recv() * (1 if name == _SGEMM else batch))
+    return found
+
+
+def _print_table(direction: str, columns: list[dict[str, list[float]]], operations: int) -> None:
+    print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>18}" for batch in _BATCHES))
+    seed = next(iter(columns[0]))
+    for name in columns[0]:
+        cells = []
+        for found in columns:
+            ratios = [value / base for value, base in zip(found[name], found[seed], strict=True)]
+            cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>7.2f} x")
+        print(f"  {name:<38}" + "".join(cells))
+    rate, name, batch = max(
+        (statistics.median(found[name]), name, batch)
+        for batch, found in zip(_BATCHES, columns, strict=True)
+        for name in found
+        if name.startswith("our fp32 graph, ")
+    )
+    print(f"  {name}, is at its best with batch {batch}: {rate * operations / 1e9:.0f} GFLOP/s")
+
+
+# Processes
+
+
+def _start(make: Callable[..., Run], *arguments: Any) -> Worker:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_answer, args=(there, make, *arguments), daemon=True)
+    process.start()
+    there.close()
+    return process, here
+
+
+def _answer(connection: Connection, make: Callable[..., Run], *arguments: Any) -> None:
+    """Measures what it is asked for until there is nothing more to do."""
+    ready = run = None
+    while (asked := connection.recv()) is not None:
+        if asked != ready:
+            run = None  # frees the one before
+            run, side_by_side = make(*arguments, *asked)
+            run(side_by_side)
+            ready = asked
+        connection.send(_batches_per_second(run, side_by_side))
+
+
+def _batches_per_second(run: Callable[[int], None], side_by_side: int) -> float:
+    began = time.perf_counter()
+    run(side_by_side)
+    batches = side_by_side * math.ceil(_SECONDS / (time.perf_counter() - began))
+    began = time.perf_counter()
+    run(batches)
+    return batches / (time.perf_counter() - began)
+
+
+# What is measured
+
+
+def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
+    """Writes the graphs; operations in the convolutions on one image, by direction."""
+    import torch
+
+    from export.calibration import calibrated
+    from export.frontends.glowserve import bake
+    from export.graphs import forward_graph, reverse_graph
+    from export.operations import operations
+    from training.model import Glow, GlowConfig
+
+    torch.manual_seed(0)
+    model = Glow(GlowConfig(image_size=_SIZE, channels=_CHANNELS, levels=_LEVELS, **settings))
+    images, noise = _inputs("forward", 32).values()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+        model.log_prob(torch.from_numpy(images), torch.from_numpy(noise))  # sets the actnorms
+    glow = bake(model)
+    counts = {}
+    for name in ("int8", "fp32"):
+        precision = calibrated(name, glow, images)
+        (graphs / name).mkdir()
+        for direction, make in (("forward", forward_graph), ("reverse", reverse_graph)):
+            graph = make(glow, precision)
+            (graphs / name / f"{direction}.onnx").write_bytes(graph.SerializeToString())
+            counts[direction] = operations(graph)  # of fp32, in the end
+    return counts
+
+
+def _inputs(direction: str, batch: int) -> dict[str, Any]:
+    rng, shape = np.random.default_rng(0), (batch, _SIZE, _SIZE, _CHANNELS)
+    if direction == "reverse":
+        return {"latent": rng.standard_normal((batch, math.prod(shape[1:])), np.float32)}
+    return {"image": rng.integers(0, 256, shape, np.uint8), "noise": rng.random(shape, np.float32)}
+
+
+def _pytorch(settings: dict[str, int], baked: bool, direction: str, batch: int) -> Run:
+    import torch
+    from plain_glow import PlainActNorm, PlainConv, PlainGlow, PlainZeroConv
+
+    torch.manual_seed(0)
+    torch.set_num_threads(_CORES)
+    model = PlainGlow(_SIZE, _CHANNELS, _LEVELS, settings["steps_per_level"], settings["width"], actnorm=True)
+    for layer in model.modules():
+        if isinstance(layer, PlainActNorm):
+            layer.initialized.fill_(1)
+            torch.nn.init.normal_(layer.bias, std=0.01)
+        elif isinstance(layer, PlainZeroConv):
+            torch.nn.init.normal_(layer.conv.weight, std=0.01)
+        elif isinstance(layer, PlainConv) and baked:
+            layer.bake()
+    inputs = [torch.from_numpy(array) for array in _inputs(direction, batch).values()]
+    call = model.bits_per_dim if direction == "forward" else model.sample
+
+    def run(batches: int) -> None:
+        with torch.inference_mode():
+            for _ in range(batches):
+                call(*inputs)
+
+    return run, 1
+
+
+def _onnxruntime(folder: Path, runs: int, threads: int, direction: str, batch: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    path = folder / f"{direction}.onnx"
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs, pool = _inputs(direction, batch), ThreadPoolExecutor(runs)
+    assert all(np.isfinite(output).all() for output in session.run(None, inputs))
+    return lambda batches: list(pool.map(lambda _: session.run(None, inputs), range(batches))), runs
+
+
+def _openvino(folder: Path, hint: str, direction: str, batch: int) -> Run:
+    """With the batch fixed, in float32 where the processor knows less, too."""
+    import openvino
+
+    inputs = _inputs(direction, batch)
+    core = openvino.Core()
+    model = core.read_model(folder / f"{direction}.onnx")
+    model.reshape({name: list(array.shape) for name, array in inputs.items()})
+    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"})
+    side_by_side = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    queue = openvino.AsyncInferQueue(compiled, side_by_side)
+
+    def run(batches: int) -> None:
+        for _ in range(batches):
+            queue.start_async(inputs)
+        queue.wait_all()
+
+    return run, side_by_side
+
+
+def _sgemm(direction: str, batch: int) -> Run:
+    import torch
+
+    torch.set_num_threads(_CORES)
+    a = torch.randn(_MATRIX, _MATRIX)
+    return lambda batches: [torch.mm(a, a) for _ in range(batches)], 1
+
+
+if __name__ == "__main__":
+    main()

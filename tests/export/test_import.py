@@ -1,0 +1,58 @@
+"""A checkpoint of a public implementation, all the way to a bundle that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import glowserve
+from glowserve.cli import main
+from service.repository import newest_bundle
+
+SMALL = {
+    "rosinality": {"in_channel": 1, "n_flow": 1, "n_block": 2, "image_size": 8, "n_bits": 4},
+    "y0ast": {"image_shape": [8, 8, 1], "hidden_channels": 8, "K": 2, "L": 1, "n_bits": 4},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_public_checkpoint_becomes_a_bundle_that_scores_and_draws(
+    kind: str,
+    public_model: Callable[..., Any],
+    write_public: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = public_model(kind, **SMALL[kind])
+    checkpoint, arguments = write_public(model)
+    command = ["export", str(checkpoint), str(tmp_path / "models" / "public"), "--from", kind]
+    assert main([*command, "--config", str(arguments), "--data", "digits"]) == 0
+    assert "round trip, values changed" in capsys.readouterr().out
+    manifest = newest_bundle(tmp_path / "models" / "public").manifest
+    assert manifest.training.implementation.lower().startswith(kind)
+    assert manifest.calibration.data == "digits"
+    opened = glowserve.open(tmp_path / "models" / "public")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    scores = opened.score(images)
+    assert scores.finite.all()
+    assert (opened.encode(images).mismatched_values == 0).all()
+    assert len(opened.sample(2, seed=0, temperature=0.5)) == 2
+
+
+def test_what_is_known_of_an_import_must_be_given(
+    public_model: Callable[..., Any],
+    write_public: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint, arguments = write_public(public_model("y0ast", **SMALL["y0ast"]))
+    command = ["export", str(checkpoint), str(tmp_path / "models" / "public"), "--from", "y0ast"]
+    assert main(command) == 2
+    assert "--from and --config go together" in capsys.readouterr().err
+    assert main([*command, "--config", str(arguments)]) == 1
+    assert "name images that it was not trained on with --data" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()

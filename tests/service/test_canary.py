@@ -1,0 +1,86 @@
+"""The canary: it is what the bundle computes, and a device or a graph that computes something else is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from service.canary import check_canary, draw_canary
+from service.engine import Engine
+from service.errors import BundleError
+from service.repository import Bundle, manifest_checksum, open_bundle
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> Engine:
+    """The shared bundle's."""
+    return Engine(bundle, device="cpu")
+
+
+def _changed(bundle: Bundle, target: Path, graph: str, constant: str, factor: float) -> Bundle:
+    """A copy with one constant of one graph multiplied, and checksums that vouch for it."""
+    shutil.copytree(bundle.path, target)
+    model = onnx.load(target / graph)
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == constant]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), constant))
+    (target / graph).write_bytes(data := model.SerializeToString())
+    manifest = json.loads((target / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["name"] == graph:
+            file["sha256"] = hashlib.sha256(data).hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    checksum = manifest_checksum((target / "manifest.json").read_bytes())
+    (target / "manifest.json.sha256").write_bytes(checksum)
+    return open_bundle(target)
+
+
+def test_a_bundle_passes_and_its_canary_is_the_one_that_it_draws(bundle: Bundle, engine: Engine) -> None:
+    check_canary(engine, bundle)
+    canary = bundle.manifest.canary
+    assert canary == draw_canary(engine, 64)
+    assert canary.temperature > 0
+    assert np.isfinite(canary.log_likelihood)
+    assert len(set(canary.image)) > 4
+
+
+@pytest.mark.parametrize(
+    ("graph", "constant", "words"),
+    [
+        ("forward.onnx", "level1.step1.mix.weight", "its canary has a log-likelihood of"),
+        ("forward.onnx", "log_det_constant", "its canary has a log-likelihood of"),
+        ("reverse.onnx", "level2.step4.weight", "its canary, drawn again, differs by"),
+        ("reverse.onnx", "bins", "its canary, drawn again, differs by"),
+    ],
+)
+def test_a_graph_that_computes_something_else_is_refused(
+    bundle: Bundle, tmp_path: Path, graph: str, constant: str, words: str
+) -> None:
+    changed = _changed(bundle, tmp_path / "1", graph, constant, 1.2)
+    with pytest.raises(BundleError, match=words):
+        check_canary(Engine(changed, device="cpu"), changed)
+
+
+def test_a_graph_that_computes_nothing_finite_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    changed = _changed(bundle, tmp_path / "1", "forward.onnx", "log_det_constant", np.nan)
+    with pytest.raises(BundleError, match="a log-likelihood of nan nats"):
+        check_canary(Engine(changed, device="cpu"), changed)
+
+
+def test_a_model_that_draws_nothing_finite_has_no_canary(bundle: Bundle, tmp_path: Path) -> None:
+    changed = _changed(bundle, tmp_path / "1", "reverse.onnx", "bins", np.nan)
+    with pytest.raises(BundleError, match="does not even draw the mode"):
+        draw_canary(Engine(changed, device="cpu"), 64)
+
+
+def test_a_bundle_without_a_canary_is_refused(bundle: Bundle, engine: Engine) -> None:
+    without = Bundle(bundle.path, type(bundle.manifest).FromString(bundle.manifest.SerializeToString()))
+    without.manifest.ClearField("canary")
+    with pytest.raises(BundleError, match="it has no canary; export the model again"):
+        check_canary(engine, without)
