@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
@@ -87,7 +88,7 @@ def _ranges(glow: BakedGlow, images: UInt8Array) -> dict[str, Ranges]:
     return ranges
 
 
-def _finite(values: dict[str, Float32Array], name: str) -> Float32Array:
+def _finite(values: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
     if not np.isfinite(values[name]).all():
         raise ExportError(
             f"{name} is not finite on calibration images: the model diverged; train it with a lower learning rate"
@@ -109,11 +110,11 @@ def _reached(
 
 def _costs(glow: BakedGlow, ranges: dict[str, Ranges], images: UInt8Array) -> dict[str, float]:
     """Bits per dimension, on average, that int8 costs in each step alone; not less than 0, which is chance."""
-    usual = _bits_per_dim(glow, FP32, images)
+    usual = _finite({"log_likelihood": _bits_per_dim(glow, FP32, images)}, "log_likelihood")
     costs = {}
     for step, reached in ranges.items():
-        loss = _bits_per_dim(glow, Precision("int8", {step: reached}), images) - usual
-        costs[step] = max(float(loss.mean()), 0.0)
+        loss = float((_bits_per_dim(glow, Precision("int8", {step: reached}), images) - usual).mean())
+        costs[step] = max(loss, 0.0) if np.isfinite(loss) else np.inf
     return costs
 
 

@@ -32,16 +32,16 @@ _MODELS = {"small": {"steps_per_level": 16, "width": 256}, "paper": {"steps_per_
 _BATCHES = (1, 8, 32)
 _ROUNDS, _SECONDS = 5, 2.0
 _CORES = os.cpu_count() or 1
-_SGEMM, _MATRIX = "sgemm", 2048
+_SEED, _SGEMM = "PyTorch, as a tutorial writes it", "sgemm"
+_MATRIX = 2048
 
-# Runs so many batches; and how many of them go on side by side.
+# What runs so many batches; and how many of them go on side by side.
 Run = tuple[Callable[[int], Any], int]
 Worker = tuple[Any, Connection]
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=_MODELS, default="small", help="K=16 width 256, or the paper's")
     settings = _MODELS[parser.parse_args().model]
     print(f"{platform.processor() or platform.machine()}, {_CORES} cores, Python {platform.python_version()}")
@@ -67,7 +67,7 @@ def main() -> None:
 def _rows(settings: dict[str, int], graphs: Path) -> dict[str, tuple[Any, ...]]:
     """What each row's process makes ready for a direction and a batch, and of what."""
     rows: dict[str, tuple[Any, ...]] = {
-        "PyTorch, as a tutorial writes it": (_pytorch, settings, False),
+        _SEED: (_pytorch, settings, False),
         "PyTorch, inverses baked": (_pytorch, settings, True),
     }
     for precision in ("fp32", "int8"):
@@ -94,11 +94,10 @@ def _column(workers: dict[str, Worker], direction: str, batch: int) -> dict[str,
 
 def _print_table(direction: str, columns: list[dict[str, list[float]]], operations: int) -> None:
     print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>18}" for batch in _BATCHES))
-    seed = next(iter(columns[0]))
     for name in columns[0]:
         cells = []
         for found in columns:
-            ratios = [value / base for value, base in zip(found[name], found[seed], strict=True)]
+            ratios = [value / base for value, base in zip(found[name], found[_SEED], strict=True)]
             cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>7.2f} x")
         print(f"  {name:<38}" + "".join(cells))
     rate, name, batch = max(
@@ -161,7 +160,7 @@ def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
     images, noise = _inputs("forward", 32).values()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
+            parameter.add_(0.003 * torch.randn_like(parameter))
         model.log_prob(torch.from_numpy(images), torch.from_numpy(noise))  # sets the actnorms
     glow = bake(model)
     counts = {}

@@ -656,6 +656,9 @@ def test_the_requests_of_a_stream_keep_each_other_company(run_server: RunServer,
         (statistics,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name="digits")).model_stats
     assert (statistics.inference_count, statistics.execution_count) == (160, 10)
     assert [entry.batch_size for entry in statistics.batch_stats] == [16]
+    stats = statistics.inference_stats
+    assert (stats.success.count, stats.queue.count, stats.compute_infer.count) == (160, 160, 160)
+    assert stats.compute_infer.ns == pytest.approx(16 * statistics.batch_stats[0].compute_infer.ns)
 
 
 def test_requests_that_are_refused_or_given_up_are_counted_as_failed(
