@@ -85,6 +85,8 @@ def export(
     with _staging(model_dir) as staging, np.errstate(all="ignore"):
         say("writing graphs")
         chosen = calibrated(precision, source.glow, images.validation)
+        if precision == "int8":
+            say(f"{len(chosen.ranges)} of {len(list(source.glow.named_steps()))} steps of flow are int8")
         bundle = Bundle(staging, _describe(source, where, model_dir.name, precision))
         manifest = bundle.manifest
         for name, graph in (

@@ -157,7 +157,7 @@ def _int8_network(g: Graph, x: str, network: QuantizedNetwork, name: str) -> str
     x = g.as_bytes(g.quantized_conv(g.as_bytes(x), last, f"{name}.conv3"))
     halves = g.split(x, [network.factor.shape[0]] * 2, f"{name}.signs")
     x = g.add("Sub", halves, f"{name}.signed")
-    x = g.add("Mul", [x, g.constant(f"{name}.factor", network.factor)], f"{name}.unshifted_outputs")
+    x = g.add("Mul", [x, g.constant(f"{name}.factor", network.factor)], f"{name}.stretched")
     return g.add("Add", [x, g.constant(f"{name}.offset", network.offset)], f"{name}.outputs")
 
 

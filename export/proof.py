@@ -22,7 +22,7 @@ from glowserve.v1 import manifest_pb2
 from service.engine import Engine, Float32Array
 from service.randomness import dequantization_noise, latents
 from service.repository import FORWARD, Bundle
-from service.scoring import DEFAULT_SEED, ENCODING_NOISE, mismatched_values
+from service.scoring import DEFAULT_SEED, ENCODING_NOISE, bits_per_dim, mismatched_values
 
 # |difference| / |float64 value| of a log-likelihood. Rounding alone gives about 1e-6.
 LOG_LIKELIHOOD_BOUND = 1e-5
@@ -32,6 +32,10 @@ ROUND_TRIP_BOUND = 0
 DECODE_BOUND = 0.1
 # Bits per dimension by which a log-likelihood may differ from float64.
 BITS_PER_DIM_BOUND = 1e-3
+# Of low precision, which is a density model of its own: bits per dimension that it may lose in the mean, and the
+# share of values that encoding and decoding may change, since it is exact in exact arithmetic alone.
+LOSS_BOUNDS = {"fp16": 1e-3, "int8": 0.02}
+CHANGED_BOUNDS = {"fp16": 0.01, "int8": 0.5}
 # Entries of |W W^-1 - I| in float32; more than this and the two graphs are not each other's inverse.
 RESIDUAL_BOUND = 1e-2
 
@@ -40,6 +44,7 @@ _IMAGES = 128
 _BATCH = 32
 # Where rounding adds up over all layers.
 _NO_LAYER = "no single one"
+_NETWORKS = "the coupling networks"
 
 
 def prove(
@@ -62,7 +67,10 @@ def prove(
     """
     proof = _Proof(exact, glow, bundle, engine, images[:_IMAGES])
     verification = manifest_pb2.Verification(images=len(proof.images))
-    for figures in (proof.matrices, proof.log_likelihood, proof.round_trip, proof.decoding):
+    exactly = (proof.log_likelihood, proof.round_trip, proof.decoding)
+    nearly = (proof.loss, proof.changes)
+    precision = bundle.manifest.flow.precision
+    for figures in (proof.matrices, *(exactly if precision == "fp32" else nearly)):
         for figure in figures():
             verification.checks.append(figure.checked())
     verification.steps.extend(proof.steps())
@@ -147,6 +155,48 @@ class _Proof:
                 BITS_PER_DIM_BOUND,
                 find_layer=find,
             ),
+        ]
+
+    def loss(self) -> list[_Figure]:
+        """Of low precision: its own bits per dimension, and what it lost against float64, with the same noise."""
+        noise = dequantization_noise(DEFAULT_SEED, self.images)
+        ours, exact = [], []
+        for batch in self._batches():
+            ours.append(self.engine.forward(self.images[batch], noise[batch]).log_likelihood)
+            exact.append(self.exact.log_likelihood(self.images[batch], noise[batch]))
+        bits = bits_per_dim(np.concatenate(ours), self.glow.dimensions)
+        lost = bits - bits_per_dim(np.concatenate(exact), self.glow.dimensions)
+        precision = self.bundle.manifest.flow.precision
+        return [
+            _Figure("bits/dim", float(bits.mean())),
+            _Figure(
+                f"bits/dim lost in {precision}", float(lost.mean()), LOSS_BOUNDS[precision], layer=_NETWORKS
+            ),
+            _Figure("bits/dim lost, worst image", float(lost.max())),
+        ]
+
+    def changes(self) -> list[_Figure]:
+        """Of low precision: what encoding and decoding change, and what it draws."""
+        wrong = np.concatenate(
+            [
+                mismatched_values(
+                    self.images[batch], self.engine.reverse(self._encoded(batch)), self.glow.n_bits
+                )
+                for batch in self._batches()
+            ]
+        )
+        drawn = self.engine.reverse(latents(DEFAULT_SEED, 0, _BATCH, self.glow.dimensions)).pixels
+        finite = np.isfinite(drawn).reshape(len(drawn), -1).all(axis=1)
+        precision = self.bundle.manifest.flow.precision
+        return [
+            _Figure(
+                "round trip, share of values changed",
+                float(wrong.sum() / self.images.size),
+                CHANGED_BOUNDS[precision],
+                layer=_NETWORKS,
+            ),
+            _Figure("round trip, share of images changed", float((wrong > 0).mean())),
+            _Figure("samples at temperature 1, share not finite", float((~finite).mean())),
         ]
 
     def round_trip(self) -> list[_Figure]:
