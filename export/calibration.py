@@ -59,7 +59,14 @@ def calibrated(name: str, glow: BakedGlow, images: UInt8Array) -> Precision:
             "there are no images to calibrate int8 on; give some, or export with precision fp32"
         )
     ranges = _ranges(glow, images[:_RANGE_IMAGES])
-    costs = _costs(glow, ranges, images[:_COST_IMAGES])
+    images = images[:_COST_IMAGES]
+    usual = _finite({"log_likelihood": _bits_per_dim(glow, FP32, images)}, "log_likelihood")
+    everywhere = Precision(name, ranges)
+    if _cost(glow, everywhere, images, usual) <= _INT8_AIM:
+        return everywhere
+    costs = {
+        step: _cost(glow, Precision(name, {step: reached}), images, usual) for step, reached in ranges.items()
+    }
     cheapest = sorted(costs, key=costs.__getitem__)
     totals = accumulate(costs[step] for step in cheapest)
     chosen = {step for step, total in zip(cheapest, totals, strict=True) if total <= _INT8_AIM}
@@ -108,14 +115,10 @@ def _reached(
     )
 
 
-def _costs(glow: BakedGlow, ranges: dict[str, Ranges], images: UInt8Array) -> dict[str, float]:
-    """Bits per dimension, on average, that int8 costs in each step alone; not less than 0, which is chance."""
-    usual = _finite({"log_likelihood": _bits_per_dim(glow, FP32, images)}, "log_likelihood")
-    costs = {}
-    for step, reached in ranges.items():
-        loss = float((_bits_per_dim(glow, Precision("int8", {step: reached}), images) - usual).mean())
-        costs[step] = max(loss, 0.0) if np.isfinite(loss) else np.inf
-    return costs
+def _cost(glow: BakedGlow, precision: Precision, images: UInt8Array, usual: Float64Array) -> float:
+    """Bits per dimension that a precision costs on average against `usual`; not less than 0, which is chance."""
+    loss = float((_bits_per_dim(glow, precision, images) - usual).mean())
+    return max(loss, 0.0) if np.isfinite(loss) else np.inf
 
 
 def _bits_per_dim(glow: BakedGlow, precision: Precision, images: UInt8Array) -> Float64Array:

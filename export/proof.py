@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.baked import BakedGlow, condition_number, inversion_residual
+from export.calibration import INT8_BOUND
 from export.errors import ProofError
 from export.exact import Exact
 from export.frontends.checks import CONDITION_LIMIT
@@ -34,7 +35,7 @@ DECODE_BOUND = 0.1
 BITS_PER_DIM_BOUND = 1e-3
 # Of low precision, which is a density model of its own: bits per dimension that it may lose in the mean, and the
 # share of values that encoding and decoding may change, since it is exact in exact arithmetic alone.
-LOSS_BOUNDS = {"fp16": 1e-3, "int8": 0.02}
+LOSS_BOUNDS = {"fp16": 1e-3, "int8": INT8_BOUND}
 CHANGED_BOUNDS = {"fp16": 0.01, "int8": 0.5}
 # Entries of |W W^-1 - I| in float32; more than this and the two graphs are not each other's inverse.
 RESIDUAL_BOUND = 1e-2
