@@ -41,7 +41,10 @@ train-mnist: $(INSTALLED)  ## the recipe for MNIST, an hour on two cores: out/mn
 train-cifar: $(INSTALLED)  ## the recipe for CIFAR-10, an hour on two cores: out/cifar/ (DATA=..., FLAGS=...)
 	$(call recipe,cifar,$(or $(DATA),uoft-cs/cifar10))
 
-bench: $(INSTALLED)  ## speed and memory of training, and the 1x1 convolution's parametrizations (DATA=...)
+bench: $(INSTALLED)  ## speed of training and of graphs, memory, and the 1x1 convolution's parametrizations (DATA=...)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt openvino
+	$(BIN)/python tests/benchmarks/bench_graphs.py --model small
+	$(BIN)/python tests/benchmarks/bench_graphs.py --model paper
 	$(BIN)/python tests/benchmarks/bench_training.py speed
 	$(BIN)/python tests/benchmarks/bench_training.py memory
 	$(BIN)/python tests/benchmarks/bench_training.py parametrizations --data $(or $(DATA),uoft-cs/cifar10)
