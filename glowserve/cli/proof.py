@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from glowserve.v1.manifest_pb2 import Manifest
@@ -34,10 +35,12 @@ def steps_table(manifest: Manifest) -> str:
 
 
 def proof_json(manifest: Manifest) -> dict[str, Any]:
-    """The same."""
+    """The same; a figure that is not finite, which JSON cannot say, is null."""
     verification = manifest.verification
     return {
-        "checks": {check.name: check.value for check in verification.checks},
+        "checks": {
+            check.name: check.value if math.isfinite(check.value) else None for check in verification.checks
+        },
         "steps": {
             step.step: {"condition_number": step.condition_number, "residual": step.residual}
             for step in verification.steps
