@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve import calls, messages
+from glowserve.credentials import FilePath, call_metadata, channel_credentials
 from glowserve.errors import request_errors
 from glowserve.images import UInt8Array
 from glowserve.inputs import ImagesLike, Portion, portions
@@ -26,11 +27,34 @@ class AsyncClient:
     Args:
         target: "HOST:PORT".
         timeout: seconds that one call may take, retries included.
+        tls: as in `Client`, like the four that follow.
+        ca: the service's authority.
+        cert: the client's certificate.
+        key: its key.
+        token: says who is calling.
+
+    Raises:
+        ValueError: a file cannot be used, or the token would cross a network in the clear.
     """
 
-    def __init__(self, target: str, *, timeout: float = calls.TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = calls.TIMEOUT,
+        tls: bool = False,
+        ca: FilePath | None = None,
+        cert: FilePath | None = None,
+        key: FilePath | None = None,
+        token: str | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        encryption = channel_credentials(tls=tls, ca=ca, cert=cert, key=key)
+        self._metadata = call_metadata(token, target, encrypted=encryption is not None)
+        if encryption is None:
+            self._channel = grpc.aio.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, encryption, calls.CHANNEL_OPTIONS)
         self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
 
     async def score(
@@ -41,7 +65,9 @@ class AsyncClient:
             return messages.scores_of(
                 [
                     await self._stub.Score(
-                        calls.score_request(part, model, version, seed), timeout=self._timeout
+                        calls.score_request(part, model, version, seed),
+                        timeout=self._timeout,
+                        metadata=self._metadata,
                     )
                     async for part in _portions(images)
                 ]
@@ -80,7 +106,7 @@ class AsyncClient:
     ) -> AsyncIterator[pb.SampleResponse]:
         request = calls.sample_request(n, temperature, seed, model, version)
         stream: AsyncIterator[pb.SampleResponse] = self._stub.Sample(
-            request, timeout=calls.sample_timeout(self._timeout, n)
+            request, timeout=calls.sample_timeout(self._timeout, n), metadata=self._metadata
         )
         return stream
 
@@ -89,7 +115,11 @@ class AsyncClient:
         with request_errors():
             return messages.encodings_of(
                 [
-                    await self._stub.Encode(calls.encode_request(part, model, version), timeout=self._timeout)
+                    await self._stub.Encode(
+                        calls.encode_request(part, model, version),
+                        timeout=self._timeout,
+                        metadata=self._metadata,
+                    )
                     async for part in _portions(images)
                 ]
             )
@@ -98,7 +128,7 @@ class AsyncClient:
         """See `Client.decode`."""
         with request_errors():
             responses = [
-                await self._stub.Decode(request, timeout=self._timeout)
+                await self._stub.Decode(request, timeout=self._timeout, metadata=self._metadata)
                 for request in calls.decode_requests(latents, model, version)
             ]
         return np.concatenate([messages.images_array(response.images) for response in responses])
@@ -106,13 +136,17 @@ class AsyncClient:
     async def models(self) -> list[ModelInfo]:
         """See `Client.models`."""
         with request_errors():
-            response = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
+            response = await self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=self._timeout, metadata=self._metadata
+            )
         return [messages.model_info(summary) for summary in response.models]
 
     async def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
         """See `Client.manifest`."""
         with request_errors():
-            response = await self._stub.GetModel(calls.model_request(model, version), timeout=self._timeout)
+            response = await self._stub.GetModel(
+                calls.model_request(model, version), timeout=self._timeout, metadata=self._metadata
+            )
         manifest: Manifest = response.manifest
         return manifest
 

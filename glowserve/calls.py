@@ -31,12 +31,19 @@ _RETRY = {
     ]
 }
 
+# How often a call that waits asks whether the connection lives; servers have to allow it.
+KEEPALIVE_MS = 30_000
+
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_RETRY)),
     # A request that does not fit in here is not retried; portions of images have up to 16 MiB.
     ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Without it, a call that waits longer than two pings take asks no more.
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 
 

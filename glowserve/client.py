@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve import calls, messages
+from glowserve.credentials import FilePath, call_metadata, channel_credentials
 from glowserve.errors import request_errors
 from glowserve.images import UInt8Array
 from glowserve.inputs import ImagesLike, portions
@@ -29,11 +30,34 @@ class Client:
     Args:
         target: "HOST:PORT".
         timeout: seconds that one call may take, retries included.
+        tls: encrypt, and trust the authorities that gRPC trusts; `ca` and `cert` imply it.
+        ca: trust this authority (a PEM file) instead.
+        cert: the client's own certificate (a PEM file), for a service that asks for one.
+        key: its key (a PEM file).
+        token: says who is calling, where the service wants to know. Without encryption it goes to this machine alone.
+
+    Raises:
+        ValueError: a file cannot be used, or the token would cross a network in the clear.
     """
 
-    def __init__(self, target: str, *, timeout: float = calls.TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = calls.TIMEOUT,
+        tls: bool = False,
+        ca: FilePath | None = None,
+        cert: FilePath | None = None,
+        key: FilePath | None = None,
+        token: str | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        encryption = channel_credentials(tls=tls, ca=ca, cert=cert, key=key)
+        self._metadata = call_metadata(token, target, encrypted=encryption is not None)
+        if encryption is None:
+            self._channel = grpc.insecure_channel(target, calls.CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target, encryption, calls.CHANNEL_OPTIONS)
         self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
 
     def score(
@@ -55,7 +79,11 @@ class Client:
         with request_errors():
             return messages.scores_of(
                 [
-                    self._stub.Score(calls.score_request(part, model, version, seed), timeout=self._timeout)
+                    self._stub.Score(
+                        calls.score_request(part, model, version, seed),
+                        timeout=self._timeout,
+                        metadata=self._metadata,
+                    )
                     for part in portions(images)
                 ]
             )
@@ -103,7 +131,7 @@ class Client:
     ) -> Iterator[pb.SampleResponse]:
         request = calls.sample_request(n, temperature, seed, model, version)
         stream: Iterator[pb.SampleResponse] = self._stub.Sample(
-            request, timeout=calls.sample_timeout(self._timeout, n)
+            request, timeout=calls.sample_timeout(self._timeout, n), metadata=self._metadata
         )
         return stream
 
@@ -117,7 +145,11 @@ class Client:
         with request_errors():
             return messages.encodings_of(
                 [
-                    self._stub.Encode(calls.encode_request(part, model, version), timeout=self._timeout)
+                    self._stub.Encode(
+                        calls.encode_request(part, model, version),
+                        timeout=self._timeout,
+                        metadata=self._metadata,
+                    )
                     for part in portions(images)
                 ]
             )
@@ -131,7 +163,7 @@ class Client:
         """
         with request_errors():
             responses = [
-                self._stub.Decode(request, timeout=self._timeout)
+                self._stub.Decode(request, timeout=self._timeout, metadata=self._metadata)
                 for request in calls.decode_requests(latents, model, version)
             ]
         return np.concatenate([messages.images_array(response.images) for response in responses])
@@ -143,7 +175,9 @@ class Client:
             RequestError: the call failed.
         """
         with request_errors():
-            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
+            response = self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=self._timeout, metadata=self._metadata
+            )
         return [messages.model_info(summary) for summary in response.models]
 
     def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
@@ -153,7 +187,9 @@ class Client:
             RequestError: the call was refused or failed.
         """
         with request_errors():
-            response = self._stub.GetModel(calls.model_request(model, version), timeout=self._timeout)
+            response = self._stub.GetModel(
+                calls.model_request(model, version), timeout=self._timeout, metadata=self._metadata
+            )
         manifest: Manifest = response.manifest
         return manifest
 

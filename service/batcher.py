@@ -2,27 +2,46 @@
 
 A batch is formed when a worker is free to run it: while all are busy, what arrives keeps company in the queue.
 So a lone caller never waits, and under load batches grow by themselves.
+
+Submissions that fit into a batch are short. They are never divided, and go first, in the order of arrival. Long ones
+fill what is left of each batch, in turns. A batch that short ones fill is followed by one of which half is kept for
+the long: neither kind holds up the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import QueueFullError, UnavailableError
+from service.call import Call, current
+from service.errors import DeadlineError, QueueFullError, UnavailableError, WaitTooLongError
 
 Array = npt.NDArray[Any]
 Rows = tuple[Array, ...]
 """Arrays with the same number of rows, the first axis."""
+
+CANCELLED, DEADLINE = "cancelled", "deadline"
+"""Why rows were dropped."""
+
+# What the last batch says weighs this much in the averages of them all.
+_NEWEST = 0.2
+# Refused callers that came back sooner would only be refused again.
+_LEAST_PAUSE_SECONDS = 0.05
+
+
+def bucket_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """1, 2, 4, 8 and so on, and the most: sizes to pad batches to where every new size is paid for."""
+    return (*(2**i for i in range((max_batch_size - 1).bit_length())), max_batch_size)
 
 
 class Workers:
@@ -46,17 +65,76 @@ class Workers:
         self._pool.shutdown()
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A caller's rows, few enough for one batch."""
+@dataclass(eq=False)
+class _Submission:
+    """A caller's rows."""
 
     rows: Rows
-    answer: asyncio.Future[Rows]
+    size: int
     arrived: float
+    deadline: float
+    answer: asyncio.Future[Rows]
+    call: Call
+    taken: int = 0
+    """Rows that are in batches, the first ones."""
+    results: list[tuple[int, Rows]] = field(default_factory=list)
+    """Of batches that have run, each with its first row's index."""
 
     @property
-    def size(self) -> int:
-        return len(self.rows[0])
+    def waiting(self) -> int:
+        return 0 if self.answer.done() else self.size - self.taken
+
+    def take(self, most: int) -> _Part:
+        """The next rows, for a batch that has room for `most`."""
+        part = _Part(self, self.taken, min(most, self.size - self.taken))
+        self.taken += part.size
+        return part
+
+    def add(self, first: int, rows: Rows) -> None:
+        """Results, from a row on; those of the last batch are the answer."""
+        if self.answer.done():
+            return
+        self.results.append((first, rows))
+        if sum(len(rows[0]) for _, rows in self.results) == self.size:
+            self.answer.set_result(_joined([rows for _, rows in sorted(self.results, key=lambda r: r[0])]))
+
+    def fail(self, error: Exception) -> None:
+        """Tells the caller, unless it is gone."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a submission that go into one batch."""
+
+    submission: _Submission
+    first: int
+    size: int
+
+    @property
+    def rows(self) -> Rows:
+        return tuple(array[self.first : self.first + self.size] for array in self.submission.rows)
+
+
+@dataclass
+class _Pace:
+    """How long batches take, as exponential averages; 0 until one has run."""
+
+    row_seconds: float = 0.0
+    batch_seconds: float = 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        weight = _NEWEST if self.batch_seconds else 1.0
+        self.row_seconds += weight * (seconds / rows - self.row_seconds)
+        self.batch_seconds += weight * (seconds - self.batch_seconds)
+
+    def seconds(self, rows: int, max_batch_size: int) -> float:
+        """What rows take, one batch after another, at least.
+
+        After small batches the time for a row is too long, after full ones the time for a batch: the shorter counts.
+        """
+        return min(rows * self.row_seconds, math.ceil(rows / max_batch_size) * self.batch_seconds)
 
 
 @dataclass(frozen=True)
@@ -72,6 +150,12 @@ class Run:
     part_seconds: float
     """What it took to join the callers' rows, to run them, and to part the results."""
 
+    calls: tuple[Call, ...] = ()
+    """The callers, in the order of `waited`."""
+
+    padding: int = 0
+    """Rows of zeros that it had besides."""
+
 
 class Batcher:
     """A queue, and the task that makes batches of it.
@@ -82,8 +166,11 @@ class Batcher:
         max_batch_size: most rows in a batch.
         max_queue_size: most rows that wait; a call that would exceed it is refused.
         max_delay_seconds: how long rows may wait for company although a worker is free.
-        on_batch: told the number of rows of each batch.
+        buckets: sizes, ascending to `max_batch_size`, that batches are padded to with zeros; none: they are not.
+        on_batch: told the number of rows of each batch, without padding, and why it is sent: "full", "delay" (its
+            oldest rows have waited for company long enough) or "worker_free" (they need not wait for company).
         on_run: told of each batch that has run.
+        on_drop: told why rows that had been taken in are not run, and how many.
     """
 
     def __init__(
@@ -94,17 +181,24 @@ class Batcher:
         max_batch_size: int,
         max_queue_size: int,
         max_delay_seconds: float = 0.0,
-        on_batch: Callable[[int], None] = lambda _: None,
+        buckets: Sequence[int] = (),
+        on_batch: Callable[[int, str], None] = lambda _rows, _reason: None,
         on_run: Callable[[Run], None] = lambda _: None,
+        on_drop: Callable[[str, int], None] = lambda _cause, _rows: None,
     ) -> None:
         self._function = function
         self._workers = workers
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._max_delay_seconds = max_delay_seconds
+        self._buckets = buckets
         self._on_batch = on_batch
         self._on_run = on_run
-        self._queue: deque[_Piece] = deque()
+        self._on_drop = on_drop
+        self._pace = _Pace()
+        self._short: deque[_Submission] = deque()
+        self._long: deque[_Submission] = deque()
+        self._long_was_left_out = False
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -113,10 +207,12 @@ class Batcher:
     @property
     def queue_length(self) -> int:
         """Rows that wait and whose caller still does. May be asked from any thread."""
-        waiting = tuple(self._queue)  # a copy: the metrics are scraped while calls come and go
-        return sum(piece.size for piece in waiting if not piece.answer.done())
+        # Copies: the metrics are scraped while calls come and go.
+        return sum(submission.waiting for submission in (*tuple(self._short), *tuple(self._long)))
 
-    async def submit(self, *rows: Array, admitted: bool = False) -> Rows:
+    async def submit(
+        self, *rows: Array, admitted: bool = False, long: bool = False, deadline: float = math.inf
+    ) -> Rows:
         """Runs the function on a caller's rows, in as many batches as they need.
 
         Cancelling the call drops what has not begun.
@@ -125,43 +221,70 @@ class Batcher:
             rows: arrays with the same number of rows.
             admitted: whether they belong to a call of which other rows were accepted before; such are not refused,
                 as their caller would lose what was done already.
+            long: whether they are a part of more than a batch, and take turns as all of it would.
+            deadline: when the answer is of no more use, on the clock of `time.monotonic`.
 
         Raises:
             QueueFullError: too much waits already; nothing was done.
+            WaitTooLongError: they would still wait when the deadline passes; nothing was done.
+            DeadlineError: it has passed; what had not begun was dropped.
             UnavailableError: the batcher is closing; nothing was done.
         """
-        size = len(rows[0])
+        size, now = len(rows[0]), time.monotonic()
+        long = long or size > self._max_batch_size
         if self._closing:
             raise UnavailableError("the server is stopping; try another")
-        if not admitted and (waiting := self.queue_length) + size > self._max_queue_size:
-            raise QueueFullError(
-                f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
-                "try again later, with increasing pauses"
-            )
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        pieces = [
-            _Piece(tuple(array[i : i + self._max_batch_size] for array in rows), loop.create_future(), now)
-            for i in range(0, size, self._max_batch_size)
-        ]
-        self._queue.extend(pieces)
+        if deadline <= now:
+            self._on_drop(DEADLINE, size)
+            raise _late(size)
+        if not admitted:
+            self._admit(size, long, deadline - now)
+        answer: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        submission = _Submission(rows, size, now, deadline, answer, current())
+        (self._long if long else self._short).append(submission)
         self._arrival.set()
         try:
-            answers = [await piece.answer for piece in pieces]
-        finally:
-            for piece in pieces:
-                piece.answer.cancel()
-                if piece.answer.done() and not piece.answer.cancelled():
-                    piece.answer.exception()  # of a sibling of one that failed: seen, and of no further use
-        return answers[0] if len(answers) == 1 else _joined(answers)
+            return await answer
+        except asyncio.CancelledError:
+            if answer.cancelled() and (left := size - submission.taken):
+                # gRPC rounds a deadline up by as much as a hundredth to send it: the caller ends the call before.
+                late = deadline - time.monotonic() <= 0.02 * (deadline - now) < math.inf
+                self._on_drop(DEADLINE if late else CANCELLED, left)
+            raise
 
     async def close(self) -> None:
         """Refuses new calls, and waits until the accepted ones are answered."""
         self._closing = True
-        while any(not piece.answer.done() for piece in self._queue) or self._running:
+        while self.queue_length or self._running:
             await asyncio.sleep(0.005)
         self._dispatcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._dispatcher
+
+    def _admit(self, size: int, long: bool, left: float) -> None:
+        """Refuses rows for which there is no room, or that would still wait when no seconds are left."""
+        ahead = sum(submission.waiting for submission in self._short)
+        waiting = ahead + sum(submission.waiting for submission in self._long)
+        if (excess := waiting + size - self._max_queue_size) > 0:
+            message = (
+                f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
+                "try again later, with increasing pauses"
+            )
+            if pause := self._seconds(excess):
+                raise QueueFullError(message, max(pause, _LEAST_PAUSE_SECONDS))
+            raise QueueFullError(message)
+        if long:  # of the other long ones, what is run in turn with these
+            ahead += sum(min(submission.waiting, size) for submission in self._long)
+        if (wait := self._seconds(ahead)) > left:
+            raise WaitTooLongError(
+                f"{ahead} images go before, which takes {wait:.3g} s, and the deadline is in {left:.3g} s; try again "
+                "later, or allow more time",
+                max(wait - left, _LEAST_PAUSE_SECONDS),
+            )
+
+    def _seconds(self, rows: int) -> float:
+        """How long rows take, at least; 0 if nothing was measured."""
+        return self._pace.seconds(rows, self._max_batch_size) / self._workers.instances
 
     async def _dispatch(self) -> None:
         while True:
@@ -169,7 +292,7 @@ class Batcher:
             await self._wait_for_company()
             await self._workers.free.acquire()
             if batch := self._take():
-                task = asyncio.create_task(self._execute(batch))
+                task = asyncio.create_task(self._execute(batch, self._reason(batch)))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
             else:
@@ -178,54 +301,97 @@ class Batcher:
     async def _wait_for_company(self) -> None:
         """Until a batch is full, or its oldest row has waited long enough."""
         while self._max_delay_seconds and 0 < self.queue_length < self._max_batch_size:
-            age = time.monotonic() - self._queue[0].arrived
+            oldest = min(each.arrived for each in (*self._short, *self._long) if each.waiting)
+            age = time.monotonic() - oldest
             if age >= self._max_delay_seconds:
                 return
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), self._max_delay_seconds - age)
 
-    def _take(self) -> list[_Piece]:
-        """The oldest pieces that fit into one batch; those whose callers have gone are dropped."""
-        batch: list[_Piece] = []
-        room = self._max_batch_size
-        while self._queue:
-            piece = self._queue[0]
-            if not piece.answer.done():
-                if piece.size > room:
-                    break
-                batch.append(piece)
-                room -= piece.size
-            self._queue.popleft()
-        if self._queue:
+    def _take(self) -> list[_Part]:
+        """The next batch; what is not wanted any more is dropped."""
+        batch: list[_Part] = []
+        kept = 0
+        if self._head(self._long) and self._long_was_left_out:
+            kept = math.ceil(self._max_batch_size / 2)
+        room = self._take_short(batch, self._max_batch_size - kept) + kept
+        self._long_was_left_out = bool(self._long) and not room
+        while room and (submission := self._head(self._long)):
+            batch.append(submission.take(room))
+            room -= batch[-1].size
+            self._long.rotate(-1)  # the others' turn
+        self._take_short(batch, room)
+        if self._short or self._long:
             self._arrival.set()
         else:
             self._arrival.clear()
         return batch
 
-    async def _execute(self, batch: Sequence[_Piece]) -> None:
+    def _take_short(self, batch: list[_Part], room: int) -> int:
+        """Adds the oldest short ones as long as they fit; returns the room that is left."""
+        while (submission := self._head(self._short)) and submission.size <= room:
+            batch.append(submission.take(room))
+            room -= submission.size
+        return room
+
+    def _head(self, queue: deque[_Submission]) -> _Submission | None:
+        """The first that waits; those before it that do not, or whose deadline has passed, leave the queue."""
+        while queue:
+            submission = queue[0]
+            if submission.waiting and submission.deadline > time.monotonic():
+                return submission
+            if submission.waiting:
+                self._on_drop(DEADLINE, submission.waiting)
+                submission.fail(_late(submission.waiting))
+            queue.popleft()
+        return None
+
+    def _reason(self, batch: Sequence[_Part]) -> str:
+        """Why a batch that was just taken is sent."""
+        if self._short or self._long or sum(part.size for part in batch) == self._max_batch_size:
+            return "full"
+        return "delay" if self._max_delay_seconds else "worker_free"
+
+    async def _execute(self, batch: Sequence[_Part], reason: str) -> None:
         began = time.monotonic()
+        size = sum(part.size for part in batch)
         try:
-            rows = batch[0].rows if len(batch) == 1 else _joined([piece.rows for piece in batch])
+            rows = _joined([part.rows for part in batch], self._padded(size))
             joined = time.monotonic()
-            self._on_batch(len(rows[0]))
+            self._on_batch(size, reason)
             results = await self._workers.run(self._function, rows)
         except Exception as error:
-            for piece in batch:
-                if not piece.answer.done():
-                    piece.answer.set_exception(error)
+            for part in batch:
+                part.submission.fail(error)
             return
         finally:
             self._workers.free.release()
         ran = time.monotonic()
+        self._pace.add(size, ran - joined)
         first = 0
-        for piece in batch:
-            if not piece.answer.done():
-                piece.answer.set_result(tuple(array[first : first + piece.size] for array in results))
-            first += piece.size
-        waited = tuple(began - piece.arrived for piece in batch)
-        self._on_run(Run(first, waited, joined - began, ran - joined, time.monotonic() - ran))
+        for part in batch:
+            part.submission.add(part.first, tuple(array[first : first + part.size] for array in results))
+            first += part.size
+        waited = tuple(began - part.submission.arrived for part in batch)
+        calls = tuple(part.submission.call for part in batch)
+        padding = len(rows[0]) - size
+        self._on_run(Run(size, waited, joined - began, ran - joined, time.monotonic() - ran, calls, padding))
+
+    def _padded(self, size: int) -> int:
+        """The size of the smallest bucket that has room."""
+        return next((bucket for bucket in self._buckets if bucket >= size), size)
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+def _late(size: int) -> DeadlineError:
+    return DeadlineError(f"the deadline passed before {size} images were run; allow more time")
+
+
+def _joined(parts: Sequence[Rows], size: int = 0) -> Rows:
+    """The parts' rows one after the other, and zeros up to a size."""
+    missing = size - sum(len(part[0]) for part in parts)
+    if missing > 0:
+        parts = [*parts, tuple(np.zeros((missing, *array.shape[1:]), array.dtype) for array in parts[0])]
+    return (
+        parts[0] if len(parts) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    )

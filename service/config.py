@@ -8,7 +8,11 @@ from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.versions import VersionPolicy
+
 DEVICES = ("auto", "cpu", "cuda")
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def _setting(default: Any, text: str, variable: str = "") -> Any:
@@ -25,6 +29,18 @@ class ServiceConfig:
     """Settings of a service; the defaults suit one model on one machine."""
 
     repository: Path = field(metadata={"help": "folder of bundles, MODEL/VERSION/"})
+    versions: str = _setting(
+        "1", "how many of the newest versions are served, or MODEL=VERSION,... for some, or both"
+    )
+    # A look is a listing and four stats a version that could be served: cheap, and nobody waits long for a new model.
+    poll_seconds: float = _setting(
+        10.0, "how often the repository is looked at; 0 for at the start and on request"
+    )
+    canary_seconds: float = _setting(
+        30.0,
+        "how often each model's canary is tried; 0 for when it is loaded, so that one that failed stays not ready",
+    )
+    admin: str = _setting("off", "on, or off: whether calls may load and unload models")
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     # Kubernetes sets GLOWSERVE_PORT, to something else, beside a Service called glowserve.
     port: int = _setting(8001, "port of gRPC; 0 for any that is free", "GLOWSERVE_GRPC_PORT")
@@ -38,28 +54,67 @@ class ServiceConfig:
     max_samples_per_call: int = _setting(100_000, "most images that a call may ask for")
     max_pixels_per_call: int = _setting(32_000_000, "most pixels that a call's pictures may have together")
     max_message_mib: int = _setting(64, "largest request, in MiB")
+    max_concurrent_streams: int = _setting(
+        1024, "most calls at once on a connection; more wait in the client"
+    )
+    max_connection_age_seconds: float = _setting(
+        3600.0, "how old a connection may get before clients are told to open another; 0 for any age"
+    )
+    tls_cert: Path | None = field(
+        default=None, metadata={"help": "the service's certificate, PEM, with its chain; encrypts both ports"}
+    )
+    tls_key: Path | None = field(default=None, metadata={"help": "its key, PEM, without a password"})
+    tls_client_ca: Path | None = field(
+        default=None, metadata={"help": "turn away clients without a certificate of this authority, PEM"}
+    )
+    tokens: Path | None = field(
+        default=None, metadata={"help": "file of the tokens that may call, lines NAME TOKEN [GROUPS]"}
+    )
+    log_format: str = _setting("text", "text, or json: an object a line")
+    log_level: str = _setting(
+        "info", "least that is logged: debug, info, warning or error; info has a line a call"
+    )
     drain_seconds: float = _setting(30.0, "how long accepted calls may take to finish after SIGTERM")
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+        self._check_words()
+        VersionPolicy.parse(self.versions)
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0 to 65535")
-        for name in ("max_queue_delay_ms", "drain_seconds", "instances"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name, value in vars(self).items():
+            duration = name.endswith(("_seconds", "_ms")) or name == "instances"
+            if duration and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}; it must be 0 or more")
         for name, value in vars(self).items():
             if name.startswith("max_") and isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
         if self.max_message_mib > 2047:
             raise ValueError(f"max_message_mib is {self.max_message_mib}; gRPC takes at most 2047")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca is of no use without tls_cert and tls_key; give these, too")
         for name in ("max_images_per_call", "max_batch_size"):
             if self.max_queue_size < getattr(self, name):
                 raise ValueError(
                     f"max_queue_size is {self.max_queue_size}; it must be at least {name}, "
                     f"{getattr(self, name)}, or such a call could never run"
                 )
+
+    def address(self, port: int) -> str:
+        """HOST:PORT; an IPv6 address stands in brackets."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+    def _check_words(self) -> None:
+        for name, known in (
+            ("device", DEVICES),
+            ("admin", ("off", "on")),
+            ("log_format", LOG_FORMATS),
+            ("log_level", LOG_LEVELS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     def instances_on(self, device: str) -> int:
         """How many batches run side by side on "cpu" or "cuda"."""

@@ -29,7 +29,7 @@ from service.engine import Engine
 from service.errors import ModelNotFoundError, ServiceError
 from service.randomness import dequantization_noise, latents
 from service.repository import newest_bundle
-from service.status import status_of
+from service.status import reason_of, status_of
 
 _BATCH = ServiceConfig.max_batch_size
 
@@ -179,4 +179,4 @@ class EmbeddedModel:
                 )
             yield
         except ServiceError as error:
-            raise RequestError(status_of(error), str(error)) from None
+            raise RequestError(status_of(error), str(error), reason_of(error)) from None

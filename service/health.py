@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: whether the service takes calls.
+"""grpc.health.v1.Health: whether the service takes calls, and whether each of its models answers them right.
 
 gRPC's own asyncio servicer keeps watches open for good, and a drain waits for every open call; also, the first watch
 to end leaves the others on its service unheard. Here watches end with the service's last word, NOT_SERVING.
@@ -7,52 +7,121 @@ to end leaves the others on its service unheard. Here watches end with the servi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME
 
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no stubs
-    """Says of each service whether it takes calls: not yet, then yes, at last no longer.
+    """Says of each service and model whether it takes calls: not yet, then what it is told, at last no longer.
 
     Args:
-        names: of the services; "" stands for all of them.
+        services: their names; "" stands for all of them.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._status = dict.fromkeys(names, _Status.NOT_SERVING)
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = frozenset(services)
+        self._ready: dict[str, bool] = dict.fromkeys(self._services, False)
         self._changed = asyncio.Event()
-        self._stopping = False
+        self._open = self._stopping = False
+
+    def tell(self, ready: bool, models: Mapping[str, bool]) -> None:
+        """Is told what is true from now on.
+
+        Args:
+            ready: of the services.
+            models: of each model, by its name. A model that is called as a service is goes unheard.
+        """
+        self._ready = {**models, **dict.fromkeys(self._services, ready)}
+        self._wake()
 
     def serve(self) -> None:
-        """Says SERVING from now on."""
-        self._set(_Status.SERVING)
+        """Says what it is told, from now on."""
+        self._open = True
+        self._wake()
 
     def stop(self) -> None:
         """Says NOT_SERVING for good, and ends the watches."""
         self._stopping = True
-        self._set(_Status.NOT_SERVING)
+        self._wake()
+
+    def is_serving(self, name: str) -> bool:
+        """Whether it says SERVING."""
+        return self._open and not self._stopping and self._ready.get(name, False)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The status of a service."""
-        if request.service not in self._status:
+        """The status of a service or model."""
+        if request.service not in self._ready:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"service {request.service[:128]!r} is not here")
-        return _Status(status=self._status[request.service])
+        return _Status(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """The status of a service, now and whenever it changes."""
+        """The status of a service or model, now and whenever it changes."""
+        said = None
         while True:
             changed = self._changed
-            yield _Status(status=self._status.get(request.service, _Status.SERVICE_UNKNOWN))
+            if (status := self._status(request.service)) != said:
+                said = status
+                yield _Status(status=status)
             if self._stopping and changed is self._changed:
                 return
             await changed.wait()
 
-    def _set(self, status: Any) -> None:
-        self._status = dict.fromkeys(self._status, status)
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The status of every service and model."""
+        return _ListResponse(statuses={name: {"status": self._status(name)} for name in self._ready})
+
+    def _status(self, name: str) -> Any:
+        if name not in self._ready:
+            return _Status.SERVICE_UNKNOWN
+        return _Status.SERVING if self.is_serving(name) else _Status.NOT_SERVING
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def add_to_server(health: Health, server: grpc.aio.Server) -> None:
+    """Makes a server answer for it."""
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if not hasattr(health_pb2, "HealthListResponse"):
+        handler: Any = grpc.unary_unary_rpc_method_handler(
+            health.List, response_serializer=lambda response: response.SerializeToString()
+        )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE_NAME, {"List": handler}),)
+        )
+
+
+def _list_response() -> Any:
+    """HealthListResponse: `map<string, HealthCheckResponse> statuses = 1`. The oldest stubs that we support lack it."""
+    if hasattr(health_pb2, "HealthListResponse"):
+        return health_pb2.HealthListResponse
+    field = descriptor_pb2.FieldDescriptorProto
+    package = health_pb2.DESCRIPTOR.package
+    file = descriptor_pb2.FileDescriptorProto(
+        name="health_list.proto", package=package, syntax="proto3", dependency=[health_pb2.DESCRIPTOR.name]
+    )
+    response = file.message_type.add(name="HealthListResponse")
+    entry = response.nested_type.add(name="StatusesEntry", options={"map_entry": True})
+    entry.field.add(name="key", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
+    for message, name, number, label, kind in (
+        (entry, "value", 2, field.LABEL_OPTIONAL, _Status.DESCRIPTOR.full_name),
+        (response, "statuses", 1, field.LABEL_REPEATED, f"{package}.HealthListResponse.StatusesEntry"),
+    ):
+        message.field.add(
+            name=name, number=number, label=label, type=field.TYPE_MESSAGE, type_name=f".{kind}"
+        )
+    pool: Any = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(health_pb2.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.HealthListResponse"))
+
+
+_ListResponse = _list_response()

@@ -32,7 +32,7 @@ def read_images(
     source = images.WhichOneof("source")
     if source is None:
         raise InvalidRequestError(
-            "images is empty: set images.encoded (PNG, JPEG or WebP files) or images.tensor"
+            "images is empty: set images.encoded (PNG, JPEG or WebP files) or images.tensor", "images"
         )
     if source == "tensor":
         return _read_image_tensor(images.tensor, bundle, max_images)
@@ -51,7 +51,8 @@ def read_images(
                     )
                 result[i] = prepare(picture, height, width, channels, bundle.preparation)
         except InvalidImageError as error:
-            raise InvalidRequestError(f"images.encoded.data[{i}]: {error}") from None
+            field = f"images.encoded.data[{i}]"
+            raise InvalidRequestError(f"{field}: {error}", field) from None
     return result
 
 
@@ -66,7 +67,9 @@ def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) 
     latents = np.frombuffer(tensor.data, "<f4").reshape(-1, size)
     finite = np.isfinite(latents).all(axis=1)
     if not finite.all():
-        raise InvalidRequestError(f"latents: row {int(np.argmin(finite))} is not finite; every value must be")
+        raise InvalidRequestError(
+            f"latents: row {int(np.argmin(finite))} is not finite; every value must be", "latents.data"
+        )
     return latents
 
 
@@ -77,17 +80,21 @@ def check_samples(n: int, most: int) -> None:
         InvalidRequestError: it is none, or too many.
     """
     if not 1 <= n <= most:
-        raise InvalidRequestError(f"n is {n}; it must lie in 1 to {most}")
+        raise InvalidRequestError(f"n is {n}; it must lie in 1 to {most}", "n")
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float, field: str = "temperature") -> None:
     """Refuses what is no standard deviation.
+
+    Args:
+        temperature: it.
+        field: where in the request it is.
 
     Raises:
         InvalidRequestError: it is negative or not finite.
     """
     if not (temperature >= 0 and math.isfinite(temperature)):
-        raise InvalidRequestError(f"temperature is {temperature}; it must be 0 or more, and finite")
+        raise InvalidRequestError(f"temperature is {temperature}; it must be 0 or more, and finite", field)
 
 
 def _read_image_tensor(tensor: tensor_pb2.Tensor, bundle: Bundle, max_images: int) -> UInt8Array:
@@ -101,19 +108,25 @@ def _check_tensor(
     shape = list(tensor.shape)
     if tensor.dtype != dtype:
         given = _dtype_name(tensor.dtype)
-        raise InvalidRequestError(f"{name}.dtype is {given}; it must be {_dtype_name(dtype)}")
+        raise InvalidRequestError(
+            f"{name}.dtype is {given}; it must be {_dtype_name(dtype)}", f"{name}.dtype"
+        )
     if len(shape) != len(row) + 1 or shape[1:] != row:
         wanted = ", ".join(["N", *map(str, row)])
-        raise InvalidRequestError(f"{name}.shape is {shape[:8]}; this model takes [{wanted}]")
+        raise InvalidRequestError(
+            f"{name}.shape is {shape[:8]}; this model takes [{wanted}]", f"{name}.shape"
+        )
     _check_count(f"{name}.shape[0]", shape[0], max_images)
     length = math.prod(shape) * _SIZES[dtype]
     if len(tensor.data) != length:
-        raise InvalidRequestError(f"{name}.data has {len(tensor.data)} bytes; shape {shape} takes {length}")
+        raise InvalidRequestError(
+            f"{name}.data has {len(tensor.data)} bytes; shape {shape} takes {length}", f"{name}.data"
+        )
 
 
 def _check_count(name: str, count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise InvalidRequestError(f"{name}: {count} images; a call takes 1 to {most}")
+        raise InvalidRequestError(f"{name}: {count} images; a call takes 1 to {most}", name)
 
 
 def _dtype_name(dtype: int) -> str:

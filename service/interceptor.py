@@ -1,4 +1,4 @@
-"""The edge: every call is counted and timed, and every error becomes a status."""
+"""The edge: every call has an id, is counted, timed, logged and traced, and every error becomes a status."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError
 
+from service import call as calls
+from service.call import PREPARATION, SERIALIZATION, Call
 from service.errors import InvalidRequestError, ServiceError, UnavailableError
 from service.metrics import Metrics
-from service.status import status_of
+from service.security import Tokens, refusal
+from service.status import status_of, trailing_metadata
+from service.traces import Traces
 
 log = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "internal error; it is in the server's log"
+REQUEST_ID = "x-request-id"
+"""The metadata in which a caller may send an id of its own, and is told the one that is in the log."""
+
+# Bytes. It is in the metadata three times, escaped or in base64, and clients take 8 KiB of those.
+_LONGEST_MESSAGE = 1280
 
 
 class Edge(grpc.aio.ServerInterceptor):
@@ -28,15 +37,26 @@ class Edge(grpc.aio.ServerInterceptor):
         services: their full names.
         metrics: where calls are counted.
         always: methods that are let in even before `accept` and after `refuse`.
+        traces: where calls are traced.
     """
 
-    def __init__(self, services: Collection[str], metrics: Metrics, always: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        services: Collection[str],
+        metrics: Metrics,
+        always: Collection[str] = (),
+        traces: Traces | None = None,
+    ) -> None:
         self._services = services
         self._metrics = metrics
+        self._metrics.ready.set_function(lambda: float(self.accepts))
         self._always = always
+        self._traces = traces
         self._stopping = asyncio.Event()
         self._refusal = "the server is starting; try again"
         self._in_flight = 0
+        self.tokens: Tokens | None = None
+        """What a caller must show one of; None: whoever calls is let in."""
 
     @property
     def accepts(self) -> bool:
@@ -65,25 +85,37 @@ class Edge(grpc.aio.ServerInterceptor):
         """Puts the wrapped handler in the place of the method's own."""
         handler: Any = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.removeprefix("/").rpartition("/")
+        if handler is not None and (refused := refusal(self.tokens, handler_call_details)):
+            return self._refusing(service, method, refused)
         if handler is None or service not in self._services:
             return None if handler is None else cast("grpc.RpcMethodHandler[Any, Any]", handler)
 
         def read(request: bytes) -> Any:
+            began = time.monotonic()
             try:
                 return handler.request_deserializer(request)
             except DecodeError as error:
                 raise InvalidRequestError(f"the message is not one that {method} takes: {error}") from error
+            finally:
+                calls.current().spent(PREPARATION, time.monotonic() - began)
 
-        async def unary(request: bytes, context: Any) -> Any:
-            async with self._call(method, context):
-                return await handler.unary_unary(read(request), context)
+        def write(response: Any) -> bytes:
+            began = time.monotonic()
+            try:
+                return cast("bytes", handler.response_serializer(response))
+            finally:
+                calls.current().spent(SERIALIZATION, time.monotonic() - began)
 
-        async def stream(request: bytes, context: Any) -> AsyncIterator[Any]:
-            async with self._call(method, context):
+        async def unary(request: bytes, context: Any) -> bytes:
+            async with self._call(service, method, context):
+                return write(await handler.unary_unary(read(request), context))
+
+        async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            async with self._call(service, method, context):
                 async for response in handler.unary_stream(read(request), context):
-                    yield response
+                    yield write(response)
 
-        async def both(_: Any, context: Any) -> AsyncIterator[Any]:
+        async def both(_: Any, context: Any) -> AsyncIterator[bytes]:
             cut_short = False
 
             async def requests() -> AsyncIterator[Any]:
@@ -104,45 +136,102 @@ class Edge(grpc.aio.ServerInterceptor):
                     arrival.cancel()
                     stopping.cancel()
 
-            async with self._call(method, context):
+            async with self._call(service, method, context):
                 async for response in handler.stream_stream(requests(), context):
-                    yield response
+                    yield write(response)
                 if cut_short:
                     raise UnavailableError(self._refusal)
 
-        # gRPC would answer UNKNOWN to bytes that are no message, and nobody would count the call.
-        coders = {"request_deserializer": None, "response_serializer": handler.response_serializer}
+        # Bytes come and go: gRPC would answer UNKNOWN to those that are no message, and nobody would count the call.
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(both, **coders)
+            return grpc.stream_stream_rpc_method_handler(both)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(stream, **coders)
-        return grpc.unary_unary_rpc_method_handler(unary, **coders)
+            return grpc.unary_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(unary)
+
+    def _refusing(self, service: str, method: str, refused: ServiceError) -> grpc.RpcMethodHandler[Any, Any]:
+        async def refuse(_: Any, context: Any) -> AsyncIterator[bytes]:
+            async with self._call(service, method, context):
+                raise refused
+            yield b""
+
+        # As a stream, whatever it was: so its requests, which may be large, are not received.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
+    async def _call(self, service: str, method: str, context: Any) -> AsyncIterator[None]:
         began = time.monotonic()
-        code = grpc.StatusCode.OK
-        self._metrics.requests_in_flight.inc()
+        call = self._begin(service, method, context)
+
+        def end(code: grpc.StatusCode, message: str = "") -> None:
+            self._end(call, code, time.monotonic() - began, context.peer(), message)
+
         self._in_flight += 1
         try:
             if self._refusal and method not in self._always:
                 raise UnavailableError(self._refusal)
             yield
         except ServiceError as error:
-            code = status_of(error)
-            await context.abort(code, str(error))
+            end(status_of(error), str(error))
+            await _abort(context, error, str(error))
         except (asyncio.CancelledError, GeneratorExit):
             left = context.time_remaining()
             # gRPC rounds a deadline up by as much as a hundredth to send it: the caller ends the call before.
             late = left is not None and left <= 0.02 * (left + time.monotonic() - began)
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            end(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
             raise
-        except Exception:
-            code = grpc.StatusCode.INTERNAL
+        except Exception as error:
             log.exception("%s failed", method)
-            await context.abort(code, INTERNAL_ERROR)
+            end(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+            await _abort(context, error, INTERNAL_ERROR)
+        else:
+            end(grpc.StatusCode.OK)
         finally:
             self._in_flight -= 1
-            self._metrics.requests_in_flight.dec()
-            self._metrics.requests.labels(method, code.name).inc()
-            self._metrics.request_seconds.labels(method).observe(time.monotonic() - began)
+
+    def _begin(self, service: str, method: str, context: Any) -> Call:
+        metadata = dict(context.invocation_metadata())
+        call = Call(method, calls.request_id(metadata.get(REQUEST_ID)))
+        if self._traces:
+            call.span = self._traces.begin(f"{service}/{method}", metadata)
+        if (left := context.time_remaining()) is not None:
+            call.deadline = time.monotonic() + left
+        calls.begin(call)
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        self._metrics.requests_in_flight.inc()
+        return call
+
+    def _end(self, call: Call, code: grpc.StatusCode, seconds: float, peer: str, message: str) -> None:
+        """Counts, logs and traces a call, before its caller hears of its end."""
+        metrics, model, ok = self._metrics, call.model, code is grpc.StatusCode.OK
+        for release in call.releases:
+            release()
+        metrics.requests_in_flight.dec()
+        metrics.requests.labels(call.method, model, code.name).inc()
+        metrics.request_seconds.labels(call.method).observe(seconds)
+        if ok and call.images:
+            for stage, histogram in (
+                (PREPARATION, metrics.preparation_seconds),
+                (SERIALIZATION, metrics.serialization_seconds),
+            ):
+                histogram.labels(model, call.method).observe(call.seconds[stage])
+        what = {"model": model, "version": call.version, "images": call.images}
+        if call.span:
+            call.span.end(code.name, message, what | {"request_id": call.request_id})
+        level = logging.WARNING
+        if ok or code is grpc.StatusCode.CANCELLED:
+            level = logging.DEBUG if call.method in self._always else logging.INFO
+        if log.isEnabledFor(level):
+            fields = {"method": call.method, **what, "code": code.name, "seconds": round(seconds, 6)}
+            fields |= {f"{stage}_seconds": round(spent, 6) for stage, spent in call.seconds.items()}
+            text = f"{call.method} of {model}" if model else call.method
+            text += f": {code.name}, {call.images} images in {seconds:.4f} s for {peer}"
+            text += f": {message}" if message else ""
+            log.log(level, "%s", text, extra={"fields": fields | {"peer": peer}})
+
+
+async def _abort(context: Any, error: Exception, message: str) -> None:
+    """Ends a call with an error's status and details, beside the metadata that it has already."""
+    message = message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore")
+    metadata = (*context.trailing_metadata(), *trailing_metadata(error, message))
+    await context.abort(status_of(error), message, metadata)

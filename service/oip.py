@@ -18,6 +18,7 @@ from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.oip import grpc_service_pb2_grpc, model_config_pb2
 from service import inputs, oip_tensors, scoring
 from service.batcher import Array
+from service.call import current
 from service.config import ServiceConfig
 from service.counts import Counts, Duration
 from service.errors import (
@@ -28,6 +29,7 @@ from service.errors import (
     UnsupportedError,
 )
 from service.interceptor import INTERNAL_ERROR
+from service.manager import ModelManager
 from service.metrics import Metrics
 from service.models import Models, ServedModel
 from service.oip_tensors import Tensor
@@ -73,21 +75,24 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     Args:
         models: what is served.
+        manager: what decides that.
         config: the service's.
         metrics: the service's.
         preparer: where noise is drawn and long requests are read.
-        is_ready: whether the server takes calls.
+        is_ready: whether a model answers, by its name; for "" whether every one does.
     """
 
     def __init__(
         self,
         models: Models,
+        manager: ModelManager,
         config: ServiceConfig,
         metrics: Metrics,
         preparer: Preparer,
-        is_ready: Callable[[], bool],
+        is_ready: Callable[[str], bool],
     ) -> None:
         self._models = models
+        self._manager = manager
         self._config = config
         self._metrics = metrics
         self._preparer = preparer
@@ -99,15 +104,15 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:  # noqa: N802
         """See GRPCInferenceService.ServerReady."""
-        return pb.ServerReadyResponse(ready=self._is_ready())
+        return pb.ServerReadyResponse(ready=self._is_ready(""))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:  # noqa: N802
         """See GRPCInferenceService.ModelReady."""
         try:
-            self._find(request.name, request.version)
+            view = self._find(request.name, request.version)
         except ModelNotFoundError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self._is_ready())
+        return pb.ModelReadyResponse(ready=self._is_ready(view.model.name))
 
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Context
@@ -124,7 +129,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         view = self._find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=view.name,
-            versions=[view.version],
+            versions=map(str, self._models.versions(view.model.name)),
             platform=_PLATFORM,
             inputs=map(_tensor_metadata, view.inputs),
             outputs=map(_tensor_metadata, view.outputs),
@@ -179,36 +184,45 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             raise UnsupportedError(
                 f"repository_name is {request.repository_name[:128]!r}; there is one repository, leave it empty"
             )
+        entry = pb.RepositoryIndexResponse.ModelIndex
+        entries = []
+        for view in self._views():
+            failure = view.model.condition.failure
+            state = "UNAVAILABLE" if failure else "READY"
+            entries.append(entry(name=view.name, version=view.version, state=state, reason=failure))
+        for each in self._manager.unserved():
+            state = "UNAVAILABLE" if each.refused else "LOADING"
+            entries.append(entry(name=each.name, version=str(each.version), state=state, reason=each.reason))
         return pb.RepositoryIndexResponse(
-            models=[
-                pb.RepositoryIndexResponse.ModelIndex(name=view.name, version=view.version, state="READY")
-                for view in self._views()
-            ]
+            models=(each for each in entries if each.state == "READY" or not request.ready)
         )
 
     async def RepositoryModelLoad(  # noqa: N802
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
         """See GRPCInferenceService.RepositoryModelLoad."""
-        raise _fixed_repository("load", request.model_name)
+        await self._manager.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(  # noqa: N802
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
         """See GRPCInferenceService.RepositoryModelUnload."""
-        raise _fixed_repository("unload", request.model_name)
+        await self._manager.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
     def _views(self) -> Iterator[_View]:
-        models = {model.name: model for model in self._models}
-        for name, model in models.items():
+        names = {model.name for model in self._models}
+        for model in self._models:
             yield self._scorer(model)
-            if name + _SAMPLE not in models:
+            if model.name + _SAMPLE not in names:
                 yield self._sampler(model)
 
     def _find(self, name: str, version: str) -> _View:
         if version and not _VERSION.fullmatch(version):
             raise InvalidRequestError(
-                f"the model's version is {version[:128]!r}; it must be a number, or empty for the newest"
+                f"the model's version is {version[:128]!r}; it must be a number, or empty for the newest",
+                "model_version",
             )
         names = {model.name for model in self._models}
         base = name if name in names else name.removesuffix(_SAMPLE)
@@ -247,7 +261,9 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         view = self._find(request.model_name, request.model_version)
         oip_tensors.check_supported(request)
         outputs = oip_tensors.read_outputs(request, view.outputs)
-        arrays = await view.infer(view.model, request, await self._read_inputs(request, view))
+        rows = await self._read_inputs(request, view)
+        current().images += len(rows[0])
+        arrays = await view.infer(view.model, request, rows)
         response = pb.ModelInferResponse(model_name=view.name, model_version=view.version, id=request.id)
         oip_tensors.write_outputs(response, outputs, arrays)
         return response
@@ -291,8 +307,9 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> dict[str, Array]:
         """The first image of GlowService.Sample for each row."""
         rows = list(zip(*(array[:, 0].tolist() for array in arrays), strict=True))
+        field = f"inputs[{[tensor.name for tensor in request.inputs].index('temperature')}]"
         for _, temperature in rows:
-            inputs.check_temperature(temperature)
+            inputs.check_temperature(temperature, field)
         size = model.manifest.image.latent_size
 
         def draw() -> Array:
@@ -380,9 +397,3 @@ def _statistics(view: _View) -> pb.ModelStatistics:
 
 def _duration(duration: Duration) -> pb.StatisticDuration:
     return pb.StatisticDuration(count=duration.count, ns=round(1e9 * duration.seconds))
-
-
-def _fixed_repository(verb: str, name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"cannot {verb} {name[:128]!r}: the models are loaded when the service starts; restart it to serve others"
-    )

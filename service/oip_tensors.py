@@ -64,10 +64,12 @@ def read_seed(request: pb.ModelInferRequest, default: int) -> int:
     seed = request.parameters["seed"]
     kind = seed.WhichOneof("parameter_choice")
     if kind not in ("int64_param", "uint64_param"):
-        raise InvalidRequestError(f"parameter 'seed' has {kind}; it must have int64_param or uint64_param")
+        raise InvalidRequestError(
+            f"parameter 'seed' has {kind}; it must have int64_param or uint64_param", "parameters.seed"
+        )
     value: int = getattr(seed, kind)
     if value < 0:
-        raise InvalidRequestError(f"parameter 'seed' is {value}; it must be 0 or more")
+        raise InvalidRequestError(f"parameter 'seed' is {value}; it must be 0 or more", "parameters.seed")
     return value
 
 
@@ -78,10 +80,11 @@ def read_outputs(request: pb.ModelInferRequest, outputs: Sequence[Tensor]) -> li
         InvalidRequestError: there is no such output.
     """
     known = {tensor.name: tensor for tensor in outputs}
-    for wanted in request.outputs:
+    for i, wanted in enumerate(request.outputs):
         if wanted.name not in known:
             raise InvalidRequestError(
-                f"output {wanted.name[:128]!r} is not one of this model's, {_names(outputs)}"
+                f"output {wanted.name[:128]!r} is not one of this model's, {_names(outputs)}",
+                f"outputs[{i}].name",
             )
     return [known[wanted.name] for wanted in request.outputs] or list(outputs)
 
@@ -99,21 +102,25 @@ def read_inputs(request: pb.ModelInferRequest, inputs: Sequence[Tensor], *, max_
     """
     if sorted(given.name for given in request.inputs) != sorted(tensor.name for tensor in inputs):
         raise InvalidRequestError(
-            f"inputs are {_names(request.inputs)}; this model takes {_names(inputs)}, each once"
+            f"inputs are {_names(request.inputs)}; this model takes {_names(inputs)}, each once", "inputs"
         )
     raw: Sequence[bytes | None] = request.raw_input_contents or [None] * len(inputs)
     if len(raw) != len(inputs):
         raise InvalidRequestError(
             f"raw_input_contents has {len(raw)} values and there are {len(inputs)} inputs; it takes one for each, "
-            "or none"
+            "or none",
+            "raw_input_contents",
         )
-    given = {tensor.name: (tensor, data) for tensor, data in zip(request.inputs, raw, strict=True)}
-    arrays = [_read(tensor, *given[tensor.name], max_rows) for tensor in inputs]
+    place = {tensor.name: i for i, tensor in enumerate(request.inputs)}
+    arrays = [
+        _read(tensor, request.inputs[i], raw[i], i, max_rows)
+        for tensor, i in ((tensor, place[tensor.name]) for tensor in inputs)
+    ]
     if len({len(array) for array in arrays}) > 1:
         rows = ", ".join(
             f"{len(array)} rows of {tensor.name}" for tensor, array in zip(inputs, arrays, strict=True)
         )
-        raise InvalidRequestError(f"inputs have {rows}; they must have the same number")
+        raise InvalidRequestError(f"inputs have {rows}; they must have the same number", "inputs")
     return arrays
 
 
@@ -128,41 +135,54 @@ def write_outputs(
 
 
 def _read(
-    tensor: Tensor, given: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, max_rows: int
+    tensor: Tensor, given: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, place: int, max_rows: int
 ) -> Array:
-    name, shape = f"input {tensor.name!r}", list(given.shape)
+    name, field, shape = f"input {tensor.name!r}", f"inputs[{place}]", list(given.shape)
     if given.datatype != tensor.datatype:
         raise InvalidRequestError(
-            f"{name}: datatype is {given.datatype[:128]!r}; it must be {tensor.datatype!r}"
+            f"{name}: datatype is {given.datatype[:128]!r}; it must be {tensor.datatype!r}",
+            f"{field}.datatype",
         )
     if len(shape) != len(tensor.row) + 1 or shape[1:] != list(tensor.row):
         wanted = ", ".join(["N", *map(str, tensor.row)])
-        raise InvalidRequestError(f"{name}: shape is {shape[:8]}; this model takes [{wanted}]")
+        raise InvalidRequestError(
+            f"{name}: shape is {shape[:8]}; this model takes [{wanted}]", f"{field}.shape"
+        )
     if not 1 <= shape[0] <= max_rows:
-        raise InvalidRequestError(f"{name}: shape is {shape}; a request takes 1 to {max_rows} rows")
+        raise InvalidRequestError(
+            f"{name}: shape is {shape}; a request takes 1 to {max_rows} rows", f"{field}.shape"
+        )
     if raw is None:
-        return _read_contents(name, tensor.datatype, given.contents, shape)
+        return _read_contents(name, f"{field}.contents", tensor.datatype, given.contents, shape)
     if given.HasField("contents"):
-        raise InvalidRequestError(f"{name}: it has contents, and raw_input_contents too; set one of them")
+        raise InvalidRequestError(
+            f"{name}: it has contents, and raw_input_contents too; set one of them", f"{field}.contents"
+        )
     dtype = np.dtype(_DTYPES[tensor.datatype])
     length = math.prod(shape) * dtype.itemsize
     if len(raw) != length:
         raise InvalidRequestError(
-            f"{name}: raw_input_contents has {len(raw)} bytes; shape {shape} takes {length}"
+            f"{name}: raw_input_contents has {len(raw)} bytes; shape {shape} takes {length}",
+            f"raw_input_contents[{place}]",
         )
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _read_contents(name: str, datatype: str, contents: pb.InferTensorContents, shape: list[int]) -> Array:
+def _read_contents(
+    name: str, path: str, datatype: str, contents: pb.InferTensorContents, shape: list[int]
+) -> Array:
     field = _CONTENTS[datatype]
     values = getattr(contents, field)
     if len(values) != math.prod(shape):
         raise InvalidRequestError(
             f"{name}: contents.{field} has {len(values)} values; shape {shape} takes {math.prod(shape)}, there or as "
-            "bytes in raw_input_contents"
+            "bytes in raw_input_contents",
+            f"{path}.{field}",
         )
     if datatype == "UINT8" and (largest := max(values)) > 255:
-        raise InvalidRequestError(f"{name}: contents.{field} has a {largest}; the most is 255")
+        raise InvalidRequestError(
+            f"{name}: contents.{field} has a {largest}; the most is 255", f"{path}.{field}"
+        )
     return np.array(values, _DTYPES[datatype]).reshape(shape)
 
 

@@ -6,10 +6,13 @@ An image that waits here waits with all of its request's bytes.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from service.call import PREPARATION, current
 from service.errors import QueueFullError
 
 T = TypeVar("T")
@@ -33,7 +36,13 @@ class Preparer:
         self._images = 0
 
     async def run(
-        self, function: Callable[..., T], *arguments: Any, images: int, size: int, admitted: bool = False
+        self,
+        function: Callable[..., T],
+        *arguments: Any,
+        images: int,
+        size: int,
+        admitted: bool = False,
+        stage: str = PREPARATION,
     ) -> T:
         """Calls a function, in a thread unless the work is small.
 
@@ -43,20 +52,28 @@ class Preparer:
             images: how many it is about.
             size: their bytes.
             admitted: whether other work for the same call was accepted before: such is not refused.
+            stage: of the call, to which the time is added, waiting included.
 
         Raises:
             QueueFullError: too many images are here already; nothing was done.
         """
-        if images <= _FEW_IMAGES and size < _FEW_BYTES:
-            return function(*arguments)
-        if not admitted and self._images + images > self._max_images:
+        few = images <= _FEW_IMAGES and size < _FEW_BYTES
+        if not few and not admitted and self._images + images > self._max_images:
             raise QueueFullError(
                 f"{self._images} images are being prepared and {images} more exceed {self._max_images}; "
                 "try again later, with increasing pauses"
             )
-        self._images += images
+        began = time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+            return function(*arguments) if few else await self._in_thread(function, *arguments, images=images)
+        finally:
+            current().spent(stage, time.monotonic() - began)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any, images: int) -> T:
+        self._images += images
+        run = contextvars.copy_context().run  # so that what is logged there names its call
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, run, function, *arguments)
         finally:
             self._images -= images
 

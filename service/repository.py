@@ -137,24 +137,35 @@ def versions(model: Path) -> list[int]:
     )
 
 
-def newest_bundles(repository: Path) -> dict[str, Path]:
-    """The newest version's folder of each model in a repository, by the model's name.
+def find_versions(repository: Path) -> dict[str, list[int]]:
+    """The versions of each model in a repository, ascending, by the model's name.
 
     Raises:
-        BundleError: there is no such folder, or no bundle in it.
+        BundleError: there is no such folder, or it cannot be listed.
     """
     if not repository.is_dir():
         raise BundleError(f"repository {repository}: there is no such folder; `glowserve export` makes one")
     found = {}
-    for model in sorted(repository.iterdir()):
-        if model.is_dir() and MODEL_NAME.fullmatch(model.name) and (numbers := versions(model)):
-            found[model.name] = model / str(numbers[-1])
-    if not found:
-        raise BundleError(
-            f"repository {repository} holds no bundle MODEL/VERSION/{MANIFEST}; "
-            "`glowserve export CHECKPOINT REPOSITORY/MODEL` writes one"
-        )
+    try:
+        for model in sorted(repository.iterdir()):
+            if model.is_dir() and MODEL_NAME.fullmatch(model.name) and (numbers := versions(model)):
+                found[model.name] = numbers
+    except OSError as error:
+        raise BundleError(f"repository {repository}: it cannot be listed: {error}") from error
     return found
+
+
+def fingerprint(path: Path) -> tuple[object, ...]:
+    """Changes when a file of the bundle in a VERSION folder does; nothing is read."""
+
+    def one(name: str) -> object:
+        try:
+            found = (path / name).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    return tuple(one(name) for name in (MANIFEST, CHECKSUM, FORWARD, REVERSE))
 
 
 def newest_bundle(model: Path) -> Bundle:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from glowserve.oip import grpc_service_pb2_grpc
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
-from service import oip
-from service.batcher import Workers
+from service import health, oip, traces
 from service.config import ServiceConfig
 from service.errors import PortError
 from service.health import Health
 from service.interceptor import Edge
+from service.manager import ModelManager
 from service.metrics import Metrics
-from service.models import Models, ServedModel, load_models
+from service.metrics_server import MetricsServer
+from service.models import Models
 from service.preparer import Preparer
+from service.security import Certificates, Tokens, warning
 from service.servicer import GlowServicer
 
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
@@ -33,6 +34,13 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 # that for its own doing. So they are handed to us first, to be told UNAVAILABLE.
 _LAST_CALLS_SECONDS = 0.2
 _LAST_ANSWERS_SECONDS = 3.0
+
+# A client may ask this often whether the connection lives, in a call or between calls; ours do every
+# `calls.KEEPALIVE_MS`. By itself gRPC allows one such ping in five minutes, and hangs up on those who ask more often.
+_LEAST_BETWEEN_PINGS_MS = 10_000
+# The server asks, too: a client that vanished would leave its calls open.
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +57,14 @@ class Server:
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
-        self._models: list[ServedModel] = []
         self._health = Health(("", SERVICE_NAME, oip.SERVICE_NAME))
-        self._edge = Edge((SERVICE_NAME, oip.SERVICE_NAME), self.metrics, always=oip.READINESS_METHODS)
+        self._traces = traces.from_environment()
+        self._edge = Edge(
+            (SERVICE_NAME, oip.SERVICE_NAME),
+            self.metrics,
+            always=oip.READINESS_METHODS,
+            traces=self._traces,
+        )
         self._closers: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
@@ -59,42 +72,37 @@ class Server:
 
         Raises:
             ServiceError: a port is taken, or there is nothing to serve; the message says what to do.
+            ValueError: certificates or tokens cannot be used; likewise.
         """
-        limit = self.config.max_message_mib * 2**20
-        self._server = grpc.aio.server(
-            interceptors=[self._edge],
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                # Two servers on one port would share its calls without a word.
-                ("grpc.so_reuseport", 0),
-            ],
-        )
-        self._bind()
-        models = Models()
+        if self._traces:
+            self._closers.append(self._traces.close)
+        tokens = None if self.config.tokens is None else Tokens(self.config.tokens)
+        self._edge.tokens = tokens
+        self._server = grpc.aio.server(interceptors=[self._edge], options=_options(self.config))
+        self._bind(tokens)
+        models = Models(self.metrics)
+        self._manager = ModelManager(self.config, models, self.metrics, self._health)
         preparer = Preparer(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
         self._closers.append(preparer.close)
-        servicer = GlowServicer(models, self.config, self.metrics, preparer)
+        servicer = GlowServicer(models, self._manager, self.config, self.metrics, preparer)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._server)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            oip.OipServicer(models, self.config, self.metrics, preparer, lambda: self._edge.accepts),
+            oip.OipServicer(
+                models, self._manager, self.config, self.metrics, preparer, self._health.is_serving
+            ),
             self._server,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health.add_to_server(self._health, self._server)
         names = (SERVICE_NAME, oip.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._server.start()
         try:
-            loaded = await asyncio.to_thread(load_models, self.config)
+            await self._manager.start()
         except BaseException:
             await self._server.stop(None)
+            await self._manager.close()
             self._close()
             raise
-        workers = Workers(self.config.instances_on(loaded[0].engine.device))
-        self._closers.append(workers.close)
-        for model in loaded:
-            self._models.append(ServedModel(model, workers, self.config, self.metrics))
-            models.add(self._models[-1])
         self._edge.accept()
         self._health.serve()
 
@@ -112,8 +120,7 @@ class Server:
         await self._server.stop(0)
         await drained
         idle.cancel()
-        for model in self._models:
-            await model.close()
+        await self._manager.close()
         self._close()
         log.info("stopped")
 
@@ -121,27 +128,62 @@ class Server:
         for close in reversed(self._closers):
             close()
 
-    def _bind(self) -> None:
-        address = f"{self.config.host}:{self.config.port}"
+    def _bind(self, tokens: Tokens | None) -> None:
+        config, certificates = self.config, None
+        if config.tls_cert is not None and config.tls_key is not None:
+            certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+        if danger := warning(config):
+            log.warning("%s", danger)
+        address = config.address(config.port)
         try:
-            self.port = self._server.add_insecure_port(address)
-        except RuntimeError:
+            _try_to_bind(config.host, config.port)
+            if certificates is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, certificates.credentials())
+        except (OSError, RuntimeError):
             self.port = 0
         if not self.port:
             raise PortError(
                 f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?"
             )
         try:
-            server, thread = start_http_server(
-                self.config.metrics_port, self.config.host, registry=self.metrics.registry
+            metrics = MetricsServer(
+                config.host, config.metrics_port, self.metrics.registry, certificates, tokens
             )
         except OSError as error:
             raise PortError(
                 f"metrics_port {self.config.metrics_port} on {self.config.host} cannot be listened on: "
                 f"{error.strerror}"
             ) from error
-        self.metrics_port = server.server_port
-        self._closers += [thread.join, server.server_close, server.shutdown]
+        self.metrics_port = metrics.server_port
+        self._closers.append(metrics.close)
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    """Raises OSError where gRPC would fail, and besides write lines of its own to stderr."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+def _options(config: ServiceConfig) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
+        ("grpc.max_send_message_length", -1),
+        # Two servers on one port would share its calls without a word.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_BETWEEN_PINGS_MS),
+    ]
+    if config.max_connection_age_seconds:
+        # The calls that are under way on an old connection may end there, however long they take.
+        options.append(("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)))
+    return options
 
 
 async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> None:

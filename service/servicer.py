@@ -17,9 +17,11 @@ from glowserve.images import UInt8Array, encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 from service import inputs, scoring
+from service.call import SERIALIZATION, current
 from service.config import ServiceConfig
 from service.engine import Reverse
 from service.errors import InvalidRequestError, NotFiniteError
+from service.manager import ModelManager, Unserved
 from service.metrics import Metrics
 from service.models import Models, ServedModel
 from service.preparer import Preparer
@@ -34,13 +36,22 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
 
     Args:
         models: what is served.
+        manager: what decides that.
         config: the service's.
         metrics: the service's.
         preparer: where pictures are decoded and noise is drawn.
     """
 
-    def __init__(self, models: Models, config: ServiceConfig, metrics: Metrics, preparer: Preparer) -> None:
+    def __init__(
+        self,
+        models: Models,
+        manager: ModelManager,
+        config: ServiceConfig,
+        metrics: Metrics,
+        preparer: Preparer,
+    ) -> None:
         self._models = models
+        self._manager = manager
         self._config = config
         self._metrics = metrics
         self._preparer = preparer
@@ -67,6 +78,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         """See GlowService.Sample."""
         model = self._find(request.model)
         inputs.check_samples(request.n, self._config.max_samples_per_call)
+        current().images = request.n
         temperature = request.temperature if request.HasField("temperature") else 1.0
         inputs.check_temperature(temperature)
         _check_format(request.format)
@@ -78,7 +90,8 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             latent = await self._preparer.run(
                 latents, seed, first, n, size, temperature, images=n, size=4 * n * size, admitted=first > 0
             )
-            decoded = await model.reverse(latent, admitted=first > 0)
+            long = request.n > self._config.max_batch_size
+            decoded = await model.reverse(latent, admitted=first > 0, long=long)
             self._require_finite(decoded, model, "Sample", first=first, what="temperature: sample")
             images = await self._write_images(decoded.image, request.format)
             return pb.SampleResponse(model=_version(model), seed=seed, first_index=first, images=images)
@@ -112,6 +125,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         latent = inputs.read_latents(
             request.latents, model.bundle, max_images=self._config.max_images_per_call
         )
+        current().images = len(latent)
         decoded = await model.reverse(latent)
         self._require_finite(decoded, model, "Decode")
         return pb.DecodeResponse(
@@ -121,17 +135,31 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """See GlowService.ListModels."""
         return pb.ListModelsResponse(
-            models=[
-                pb.ModelSummary(model=_version(model), image=model.manifest.image) for model in self._models
-            ]
+            models=map(_summary, self._models), not_served=map(_unserved, self._manager.unserved())
         )
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
+        """See GlowService.LoadModel."""
+        return pb.LoadModelResponse(models=map(_summary, await self._manager.load(request.name)))
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
+        """See GlowService.UnloadModel."""
+        await self._manager.unload(request.name)
+        return pb.UnloadModelResponse()
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
         """See GlowService.GetModel."""
-        return pb.GetModelResponse(manifest=self._find(request.model).manifest)
+        model = self._find(request.model)
+        graphs = [
+            pb.GraphPlacement(graph=placed.graph, provider=placed.provider, nodes=placed.nodes)
+            for placed in model.placements
+        ]
+        return pb.GetModelResponse(manifest=model.manifest, graphs=graphs)
 
     def _find(self, spec: pb.ModelSpec) -> ServedModel:
-        return self._models.find(spec.name, spec.version)
+        model = self._models.find(spec.name, spec.version)
+        current().releases.append(model.hold())
+        return model
 
     async def _read_images(self, images: pb.Images, model: ServedModel) -> UInt8Array:
         def read() -> UInt8Array:
@@ -143,8 +171,10 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             )
 
         if images.HasField("tensor"):  # it is only looked at
-            return read()
-        n = min(len(images.encoded.data), self._config.max_images_per_call)
+            array = read()
+            current().images = len(array)
+            return array
+        n = current().images = min(len(images.encoded.data), self._config.max_images_per_call)
         # A picture may take long to decode, whatever its length in bytes.
         return await self._preparer.run(read, images=n, size=self._config.max_pixels_per_call)
 
@@ -156,6 +186,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             images=len(images),
             size=images.nbytes,
             admitted=True,
+            stage=SERIALIZATION,
         )
         return messages.images_message(files)
 
@@ -194,7 +225,19 @@ def _version(model: ServedModel) -> pb.ModelVersion:
     return pb.ModelVersion(name=model.name, version=model.manifest.version)
 
 
+def _summary(model: ServedModel) -> pb.ModelSummary:
+    failure = model.condition.failure
+    state = pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING
+    return pb.ModelSummary(model=_version(model), image=model.manifest.image, state=state, reason=failure)
+
+
+def _unserved(version: Unserved) -> pb.ModelSummary:
+    state = pb.MODEL_STATE_REFUSED if version.refused else pb.MODEL_STATE_LOADING
+    model = pb.ModelVersion(name=version.name, version=version.version)
+    return pb.ModelSummary(model=model, state=state, reason=version.reason)
+
+
 def _check_format(form: int) -> None:
     if form not in pb.ImageFormat.values():
         known = ", ".join(pb.ImageFormat.keys())
-        raise InvalidRequestError(f"format is {form}; it must be one of {known}")
+        raise InvalidRequestError(f"format is {form}; it must be one of {known}", "format")

@@ -1,29 +1,104 @@
-"""Which status an error is, for a service and for a model in one's own process alike."""
+"""Which status an error is, for a service and for a model in one's own process alike.
+
+Beside its code and message a status has details, as google/rpc/error_details.proto defines them. docs/errors.md is the
+table for people.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from service.errors import (
+    BundleError,
+    DeadlineError,
+    ForbiddenError,
     InvalidRequestError,
     ModelNotFoundError,
     NotFiniteError,
     QueueFullError,
     ServiceError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
+    WaitTooLongError,
 )
 
-_STATUS = {
-    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
-    QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    NotFiniteError: grpc.StatusCode.FAILED_PRECONDITION,
-    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+DOMAIN = "glowserve"
+"""Of the reasons."""
+
+
+class Status(NamedTuple):
+    """What a kind of error is to a caller."""
+
+    code: grpc.StatusCode
+    reason: str
+    """Programs may rely on it: it never changes."""
+
+
+INTERNAL = Status(grpc.StatusCode.INTERNAL, "INTERNAL")
+"""Of everything that is not in the table."""
+
+STATUSES: dict[type[ServiceError], Status] = {
+    InvalidRequestError: Status(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    ModelNotFoundError: Status(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
+    QueueFullError: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    WaitTooLongError: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "WAIT_TOO_LONG"),
+    DeadlineError: Status(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
+    UnavailableError: Status(grpc.StatusCode.UNAVAILABLE, "SERVER_UNAVAILABLE"),
+    UnauthenticatedError: Status(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    ForbiddenError: Status(grpc.StatusCode.PERMISSION_DENIED, "FORBIDDEN"),
+    NotFiniteError: Status(grpc.StatusCode.FAILED_PRECONDITION, "NOT_FINITE"),
+    BundleError: Status(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_REFUSED"),
+    UnsupportedError: Status(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
 }
 
 
-def status_of(error: ServiceError) -> grpc.StatusCode:
+def status_of(error: Exception) -> grpc.StatusCode:
     """The code that a caller is given."""
-    return _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+    return _status(error).code
+
+
+def reason_of(error: Exception) -> str:
+    """The reason that a caller is given."""
+    return _status(error).reason
+
+
+def retry_seconds(error: Exception) -> float | None:
+    """When the caller may try again at the earliest; None if that is no use, or nobody knows."""
+    return error.retry_seconds if isinstance(error, QueueFullError | UnavailableError) else None
+
+
+def trailing_metadata(error: Exception, message: str) -> tuple[tuple[str, bytes], ...]:
+    """The metadata that carry a status with its details to the caller.
+
+    Args:
+        error: what is told.
+        message: the sentence that the caller is given.
+    """
+    status = status_pb2.Status(code=status_of(error).value[0], message=message)
+    for detail in _details(error, message):
+        status.details.add().Pack(detail)
+    metadata: tuple[tuple[str, bytes], ...] = rpc_status.to_status(status).trailing_metadata
+    return metadata
+
+
+def _status(error: Exception) -> Status:
+    return STATUSES.get(type(error), INTERNAL) if isinstance(error, ServiceError) else INTERNAL
+
+
+def _details(error: Exception, message: str) -> list[Message]:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN)]
+    if isinstance(error, InvalidRequestError) and error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if (seconds := retry_seconds(error)) is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(1e9 * seconds))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return details

@@ -143,7 +143,12 @@ def start_server(repository: Path) -> StartServer:
         with ExitStack() as stack:
             process = stack.enter_context(
                 subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    pipesize=2**20,  # nobody reads the log until the end, and each call adds a line
+                    **options,
                 )
             )
             stack.callback(process.kill)

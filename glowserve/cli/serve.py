@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import typing
 from dataclasses import MISSING, fields
+from typing import Any
 
 from glowserve.cli.failure import Failure
 from service.config import ServiceConfig, variable
@@ -15,7 +15,7 @@ from service.config import ServiceConfig, variable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag and an environment variable for each field of ServiceConfig; the flag counts for more."""
-    types = typing.get_type_hints(ServiceConfig)
+    types = {name: _kind(hint) for name, hint in typing.get_type_hints(ServiceConfig).items()}
     for setting in fields(ServiceConfig):
         name = variable(setting)
         default = "required" if setting.default is MISSING else f"default: {setting.default}"
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT."""
+    from service import logs
     from service.errors import ServiceError
     from service.server import Server, serve
 
@@ -40,20 +41,27 @@ def run(args: argparse.Namespace) -> int:
     }
     if "repository" not in given:
         raise Failure("--repository (or $GLOWSERVE_REPOSITORY) is missing: the folder of bundles to serve", 2)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def ready(server: Server) -> None:
-        host = server.config.host
-        print(
-            f"glowserve: serving gRPC on {host}:{server.port}, metrics on http://{host}:{server.metrics_port}/metrics",
-            flush=True,
-        )
+        config = server.config
+        scheme = "http" if config.tls_cert is None else "https"
+        metrics = f"{scheme}://{config.address(server.metrics_port)}/metrics"
+        print(f"glowserve: serving gRPC on {config.address(server.port)}, metrics on {metrics}", flush=True)
 
     try:
-        asyncio.run(serve(ServiceConfig(**given), ready))
+        config = ServiceConfig(**given)
+        logs.set_up(config.log_format, config.log_level)
+        asyncio.run(serve(config, ready))
     except (ServiceError, ValueError) as error:
         raise Failure(error, 2) from error
     return 0
+
+
+def _kind(hint: Any) -> type:
+    """What a text becomes; Path for `Path | None`."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    kind: type = kinds[0]
+    return kind
 
 
 def _from_environment(name: str, kind: type) -> object:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import glowserve
@@ -32,6 +34,18 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
         help="without --server: open the bundle REPOSITORY/MODEL; with it: the model's name there, "
         "which may be left out if it has one",
     )
+    parser.add_argument("--tls", action="store_true", help="encrypt, and trust well-known authorities")
+    parser.add_argument("--ca", metavar="FILE", help="encrypt, and trust this authority, PEM ($GLOWSERVE_CA)")
+    parser.add_argument(
+        "--cert", metavar="FILE", help="certificate, PEM, for a service that asks for one ($GLOWSERVE_CERT)"
+    )
+    parser.add_argument("--key", metavar="FILE", help="its key, PEM ($GLOWSERVE_KEY)")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file that holds a token and nothing else; $GLOWSERVE_TOKEN is the token itself",
+    )
 
 
 @contextmanager
@@ -39,7 +53,7 @@ def target(args: argparse.Namespace) -> Iterator[Target]:
     """Opens what the flags name, and turns what goes wrong into a Failure."""
     try:
         if args.server:
-            with glowserve.Client(args.server) as client:
+            with _client(args) as client:
                 yield Target(client, args.model or "")
         elif args.model:
             yield Target(_embedded(args.model), "")
@@ -51,6 +65,26 @@ def target(args: argparse.Namespace) -> Iterator[Target]:
         raise
     except (ValueError, OSError) as error:
         raise Failure(error, 2) from error
+
+
+def _client(args: argparse.Namespace) -> glowserve.Client:
+    return glowserve.Client(
+        args.server,
+        tls=args.tls,
+        ca=args.ca or os.environ.get("GLOWSERVE_CA") or None,
+        cert=args.cert or os.environ.get("GLOWSERVE_CERT") or None,
+        key=args.key or os.environ.get("GLOWSERVE_KEY") or None,
+        token=_token(args.token_file),
+    )
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get("GLOWSERVE_TOKEN") or None
+    try:
+        return file.read_text("utf-8").strip()
+    except OSError as error:
+        raise Failure(f"token file {file} cannot be read: {error.strerror}", 2) from None
 
 
 def _embedded(model: str) -> EmbeddedModel:

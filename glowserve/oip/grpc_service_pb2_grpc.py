@@ -30,7 +30,7 @@ class GRPCInferenceServiceStub(object):
 
     INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
     NOT_FOUND            there is no such model or version
-    UNIMPLEMENTED        shared memory, sequences, classification, loading and unloading
+    UNIMPLEMENTED        shared memory, sequences, classification
     RESOURCE_EXHAUSTED   too much waits already, or the request is too large; the former may be retried after a pause
     FAILED_PRECONDITION  a sample is not finite
     UNAVAILABLE          the server is starting or stopping; may be retried
@@ -109,7 +109,7 @@ class GRPCInferenceServiceServicer(object):
 
     INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
     NOT_FOUND            there is no such model or version
-    UNIMPLEMENTED        shared memory, sequences, classification, loading and unloading
+    UNIMPLEMENTED        shared memory, sequences, classification
     RESOURCE_EXHAUSTED   too much waits already, or the request is too large; the former may be retried after a pause
     FAILED_PRECONDITION  a sample is not finite
     UNAVAILABLE          the server is starting or stopping; may be retried
@@ -187,14 +187,14 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelLoad(self, request, context):
-        """UNIMPLEMENTED: the service loads its models when it starts.
+        """As GlowService.LoadModel; its parameters are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelUnload(self, request, context):
-        """UNIMPLEMENTED, too.
+        """As GlowService.UnloadModel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,7 +276,7 @@ class GRPCInferenceService(object):
 
     INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
     NOT_FOUND            there is no such model or version
-    UNIMPLEMENTED        shared memory, sequences, classification, loading and unloading
+    UNIMPLEMENTED        shared memory, sequences, classification
     RESOURCE_EXHAUSTED   too much waits already, or the request is too large; the former may be retried after a pause
     FAILED_PRECONDITION  a sample is not finite
     UNAVAILABLE          the server is starting or stopping; may be retried

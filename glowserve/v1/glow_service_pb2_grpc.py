@@ -39,12 +39,19 @@ class GlowServiceStub(object):
     RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
     begun is not refused. The transport answers the same for a message over the server's
     size limit (64 MiB unless configured); that is not retryable.
-    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. Every method
-    is free of side effects, so that a retry is always safe.
+    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
+    is made twice does no more than once, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
     CANCELLED            is dropped.
-    FAILED_PRECONDITION  the model cannot answer in finite numbers (see the methods). Not retryable.
+    FAILED_PRECONDITION  the model cannot answer in finite numbers, or a version of it cannot be served (see the
+    methods). Not retryable.
+    PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
     INTERNAL             a fault of the server, which is in its log. Retrying may help.
+
+    grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
+    are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
+    until its canary passes, and after UnloadModel. "", "glowserve.v1.GlowService" and "inference.GRPCInferenceService"
+    are SERVING while every model that is served is, and there is one.
     """
 
     def __init__(self, channel):
@@ -83,6 +90,16 @@ class GlowServiceStub(object):
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/glowserve.v1.GlowService/LoadModel',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/glowserve.v1.GlowService/UnloadModel',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class GlowServiceServicer(object):
@@ -99,12 +116,19 @@ class GlowServiceServicer(object):
     RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
     begun is not refused. The transport answers the same for a message over the server's
     size limit (64 MiB unless configured); that is not retryable.
-    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. Every method
-    is free of side effects, so that a retry is always safe.
+    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
+    is made twice does no more than once, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
     CANCELLED            is dropped.
-    FAILED_PRECONDITION  the model cannot answer in finite numbers (see the methods). Not retryable.
+    FAILED_PRECONDITION  the model cannot answer in finite numbers, or a version of it cannot be served (see the
+    methods). Not retryable.
+    PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
     INTERNAL             a fault of the server, which is in its log. Retrying may help.
+
+    grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
+    are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
+    until its canary passes, and after UnloadModel. "", "glowserve.v1.GlowService" and "inference.GRPCInferenceService"
+    are SERVING while every model that is served is, and there is one.
     """
 
     def Score(self, request, context):
@@ -140,7 +164,7 @@ class GlowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists what is served.
+        """Lists what is served, and what was found and is not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +172,24 @@ class GlowServiceServicer(object):
 
     def GetModel(self, request, context):
         """Describes one model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Looks now for versions of a model, tries those that were refused again, and serves what the server's settings say
+        (the newest version, unless configured). Also takes back UnloadModel. Answers once they serve, which may take a
+        while; the change goes on where the caller gives up. FAILED_PRECONDITION if a version was refused: what was served
+        before still is. NOT_FOUND if the repository has no such model. PERMISSION_DENIED unless the server allows it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Serves a model no longer, in any version, until LoadModel; accepted calls are answered. NOT_FOUND if it is not
+        served. PERMISSION_DENIED unless the server allows it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +228,16 @@ def add_GlowServiceServicer_to_server(servicer, server):
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.GetModelRequest.FromString,
                     response_serializer=glowserve_dot_v1_dot_glow__service__pb2.GetModelResponse.SerializeToString,
             ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.LoadModelRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.UnloadModelRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'glowserve.v1.GlowService', rpc_method_handlers)
@@ -208,12 +260,19 @@ class GlowService(object):
     RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
     begun is not refused. The transport answers the same for a message over the server's
     size limit (64 MiB unless configured); that is not retryable.
-    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. Every method
-    is free of side effects, so that a retry is always safe.
+    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
+    is made twice does no more than once, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
     CANCELLED            is dropped.
-    FAILED_PRECONDITION  the model cannot answer in finite numbers (see the methods). Not retryable.
+    FAILED_PRECONDITION  the model cannot answer in finite numbers, or a version of it cannot be served (see the
+    methods). Not retryable.
+    PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
     INTERNAL             a fault of the server, which is in its log. Retrying may help.
+
+    grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
+    are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
+    until its canary passes, and after UnloadModel. "", "glowserve.v1.GlowService" and "inference.GRPCInferenceService"
+    are SERVING while every model that is served is, and there is one.
     """
 
     @staticmethod
@@ -368,6 +427,60 @@ class GlowService(object):
             '/glowserve.v1.GlowService/GetModel',
             glowserve_dot_v1_dot_glow__service__pb2.GetModelRequest.SerializeToString,
             glowserve_dot_v1_dot_glow__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glowserve.v1.GlowService/LoadModel',
+            glowserve_dot_v1_dot_glow__service__pb2.LoadModelRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glowserve.v1.GlowService/UnloadModel',
+            glowserve_dot_v1_dot_glow__service__pb2.UnloadModelRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,7 +81,7 @@ def test_cancelling_a_call_ends_it_on_the_server_too(
     with run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0) as server:
         asyncio.run(run(server))
         assert server.metrics.registry.get_sample_value(
-            "glowserve_requests_total", {"method": "Score", "code": "CANCELLED"}
+            "glowserve_requests_total", {"method": "Score", "model": "digits", "code": "CANCELLED"}
         )
 
 

@@ -6,6 +6,9 @@ import pickle
 
 import grpc
 import pytest
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 
 import glowserve
 from glowserve.errors import RequestError, request_errors
@@ -14,15 +17,21 @@ from glowserve.errors import RequestError, request_errors
 class Refused(grpc.RpcError):
     """What gRPC raises is an error and a call in one."""
 
-    def __init__(self, code: grpc.StatusCode, details: str | None) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, details: str | None, metadata: tuple[tuple[str, bytes], ...] = ()
+    ) -> None:
         self._code = code
         self._details = details
+        self._metadata = metadata
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str | None:
         return self._details
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return self._metadata
 
 
 def test_an_error_of_grpc_becomes_code_and_message() -> None:
@@ -46,6 +55,46 @@ def test_other_errors_pass() -> None:
 
 
 def test_an_error_survives_pickling() -> None:
-    error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone")
+    error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone", "SERVER_UNAVAILABLE", 1.5)
     copy = pickle.loads(pickle.dumps(error))
-    assert (copy.code, copy.message, str(copy)) == (error.code, error.message, str(error))
+    assert vars(copy) == vars(error)
+    assert str(copy) == str(error) == "UNAVAILABLE: gone"
+
+
+def status(*details: Message) -> bytes:
+    message = status_pb2.Status(code=8, message="full")
+    for detail in details:
+        message.details.add().Pack(detail)
+    return message.SerializeToString()
+
+
+INFO = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="glowserve", metadata={"model": "digits"})
+RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=3, nanos=250_000_000))
+VIOLATION = error_details_pb2.BadRequest.FieldViolation(field="n", description="n is 0")
+STRANGER = error_details_pb2.ErrorInfo(reason="RATE_LIMIT", domain="googleapis.com")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "retry_after"),
+    [
+        (status(INFO, RETRY), "QUEUE_FULL", 3.25),
+        (status(RETRY, error_details_pb2.BadRequest(field_violations=[VIOLATION]), INFO), "QUEUE_FULL", 3.25),
+        (status(INFO), "QUEUE_FULL", None),
+        (status(STRANGER, RETRY), "", 3.25),
+        (status(INFO, STRANGER), "QUEUE_FULL", None),
+        (status(error_details_pb2.RetryInfo()), "", None),
+        (status(), "", None),
+        (status(INFO, RETRY)[:-3], "", None),
+        (b"\xff\xff", "", None),
+        (b"\x18\x05", "", None),  # field 3 is a number
+        (b"\x1a\x02\x08\x05", "", None),  # its first field is one
+    ],
+)
+def test_details_of_a_status_become_reason_and_pause(
+    data: bytes, reason: str, retry_after: float | None
+) -> None:
+    with pytest.raises(RequestError, match=r"^RESOURCE_EXHAUSTED: full$") as caught, request_errors():
+        raise Refused(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("a", b"b"), ("grpc-status-details-bin", data))
+        )
+    assert (caught.value.reason, caught.value.retry_after) == (reason, retry_after)

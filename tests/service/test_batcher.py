@@ -113,7 +113,10 @@ def test_rows_come_back_to_their_callers(instances: int, max_delay_seconds: floa
 
     async def run() -> None:
         async with batching(
-            function, instances=instances, max_delay_seconds=max_delay_seconds, on_batch=told.append
+            function,
+            instances=instances,
+            max_delay_seconds=max_delay_seconds,
+            on_batch=lambda rows, _: told.append(rows),
         ) as batcher:
             sizes = rng.integers(1, 21, 200).tolist()
             firsts = np.cumsum([0, *sizes]).tolist()
@@ -337,23 +340,37 @@ def test_a_large_submission_fails_whole_if_a_piece_of_it_does(bad: int) -> None:
 
 def test_several_pieces_may_fail_without_an_error_that_nobody_sees() -> None:
     async def run() -> None:
-        first_may_end = threading.Event()
-        failed: list[int] = []
+        all_run = threading.Barrier(3)
 
         def function(rows: Array) -> Rows:
+            all_run.wait(PATIENCE)
+            raise ArithmeticError
+
+        async with batching(function, instances=3) as batcher:
+            with pytest.raises(ArithmeticError):
+                await answer_of(ask(batcher, *range(24)))
+
+    asyncio.run(run())
+
+
+def test_a_large_submission_that_failed_is_told_at_once_and_the_rest_of_it_is_dropped() -> None:
+    async def run() -> None:
+        first_may_end = threading.Event()
+        begun: list[int] = []
+
+        def function(rows: Array) -> Rows:
+            begun.append(int(rows[0]))
             if rows[0] == 0:
                 assert first_may_end.wait(PATIENCE)
                 return (rows,)
-            failed.append(int(rows[0]))
             raise ArithmeticError
 
         async with batching(function, instances=2) as batcher:
-            large = ask(batcher, *range(24))
-            await until(lambda: failed == [8, 16])
-            await asyncio.sleep(0.02)
-            first_may_end.set()
             with pytest.raises(ArithmeticError):
-                await answer_of(large)
+                await answer_of(ask(batcher, *range(80)))
+            assert batcher.queue_length == 0
+            first_may_end.set()
+        assert begun == [0, 8]
 
     asyncio.run(run())
 

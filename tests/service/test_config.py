@@ -32,6 +32,8 @@ def test_every_setting_has_a_help_text() -> None:
     [
         ("device", "tpu"),
         ("device", ""),
+        ("log_format", "yaml"),
+        ("log_level", "INFO"),
         ("port", -1),
         ("port", 65_536),
         ("metrics_port", -1),

@@ -37,6 +37,7 @@ NOT_THE_CLIENTS = (
     "training",
     "export",
     "prometheus_client",
+    "grpc_status",
     "onnx",
     "datasets",
 )

@@ -374,10 +374,11 @@ def test_a_stream_answers_in_order_and_survives_an_error(triton: dict[str, Any])
 
 
 def test_what_is_not_here_is_refused_with_a_sentence(triton: dict[str, Any]) -> None:
-    unimplemented = {name: triton[name] for name in ("load", "unload", "sequence", "shared_memory")}
+    unimplemented = {name: triton[name] for name in ("sequence", "shared_memory")}
     assert {status for status, _ in unimplemented.values()} == {"StatusCode.UNIMPLEMENTED"}
-    assert triton["load"][1].startswith("cannot load 'digits': the models are loaded when the service starts")
-    assert triton["unload"][1].startswith("cannot unload 'digits'")
+    off = ["StatusCode.PERMISSION_DENIED", triton["load"][1]]
+    assert [triton["load"], triton["unload"]] == [off, off]
+    assert off[1].startswith("calls that load and unload models are off here; `glowserve serve --admin on`")
     assert triton["sequence"][1].startswith("parameter 'sequence_")
     assert triton["shared_memory"][1].startswith("parameter 'shared_memory_")
     assert triton["unknown"] == [
@@ -632,7 +633,7 @@ def test_bytes_that_are_no_message_end_the_stream_and_are_counted(fresh: Server,
         code, message = refusal(lambda: next(answers))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert message.startswith("the message is not one that ModelStreamInfer takes")
-    labels = {"method": "ModelStreamInfer", "code": "INVALID_ARGUMENT"}
+    labels = {"method": "ModelStreamInfer", "model": "", "code": "INVALID_ARGUMENT"}
     assert fresh.metrics.registry.get_sample_value("glowserve_requests_total", labels) == 1
 
 

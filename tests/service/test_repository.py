@@ -16,9 +16,10 @@ from glowserve.images import Preparation
 from service.errors import BundleError
 from service.repository import (
     Bundle,
+    find_versions,
+    fingerprint,
     manifest_checksum,
     newest_bundle,
-    newest_bundles,
     open_bundle,
     versions,
 )
@@ -221,7 +222,7 @@ def test_the_newest_version_is_the_highest_number(copied: Path) -> None:
     _add_version(model, "9")
     _add_version(model, "10")
     assert versions(model) == [1, 9, 10]
-    assert newest_bundles(copied) == {"digits": model / "10"}
+    assert find_versions(copied) == {"digits": [1, 9, 10]}
     assert newest_bundle(model).path == model / "10"
 
 
@@ -231,7 +232,7 @@ def test_what_is_no_version_is_passed_over(copied: Path) -> None:
         _add_version(model, name)
     (model / "5").write_text("a file")
     assert versions(model) == [1]
-    assert newest_bundles(copied) == {"digits": model / "1"}
+    assert find_versions(copied) == {"digits": [1]}
     assert newest_bundle(model).path == model / "1"
 
 
@@ -241,7 +242,7 @@ def test_what_is_no_model_is_passed_over(copied: Path) -> None:
         shutil.copytree(copied / "digits", copied / name)
     (copied / "empty").mkdir()
     (copied / "README.md").write_text("a file")
-    assert newest_bundles(copied) == {"digits": copied / "digits" / "1", "faces": copied / "faces" / "1"}
+    assert find_versions(copied) == {"digits": [1], "faces": [1]}
 
 
 def test_a_version_folder_can_be_opened_itself(copied: Path) -> None:
@@ -252,13 +253,27 @@ def test_a_version_folder_can_be_opened_itself(copied: Path) -> None:
 
 def test_a_repository_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"models: there is no such folder; `glowserve export` makes one"):
-        newest_bundles(tmp_path / "models")
+        find_versions(tmp_path / "models")
 
 
-def test_a_repository_without_bundles_is_refused(tmp_path: Path) -> None:
+def test_a_repository_without_bundles_has_no_models(tmp_path: Path) -> None:
     (tmp_path / "digits" / ".staging-1").mkdir(parents=True)
-    with pytest.raises(BundleError, match=r"holds no bundle MODEL/VERSION/manifest\.json"):
-        newest_bundles(tmp_path)
+    assert find_versions(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"])
+def test_a_fingerprint_changes_with_each_file_of_a_bundle_and_with_no_other(version: Path, name: str) -> None:
+    seen = [fingerprint(version)]
+    (version / "notes.txt").write_text("of no interest")
+    assert fingerprint(version) == seen[0]
+    data = (version / name).read_bytes()
+    (version / name).write_bytes(bytes(len(data)))  # as long as before
+    seen.append(fingerprint(version))
+    (version / name).unlink()
+    seen.append(fingerprint(version))
+    (version / name).write_bytes(data)
+    seen.append(fingerprint(version))
+    assert len(set(seen)) == 4
 
 
 @pytest.mark.parametrize("name", ["digits", "missing"])

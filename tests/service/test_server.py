@@ -723,7 +723,7 @@ def test_what_a_caller_cancels_is_dropped(patient_server: Server, digits: UInt8A
         assert len(full.result(60).scores) == 17
         assert [len(call.result(60).scores) for call in calls] == [5, 5, 5]
         wait_for(lambda: load(patient_server) == (0, 0))
-    assert value(patient_server, "requests_total", method="Score", code="CANCELLED") == 1
+    assert value(patient_server, "requests_total", method="Score", model="digits", code="CANCELLED") == 1
     assert value(patient_server, "batch_size_sum", model="digits", direction="forward") == 32
 
 

@@ -1,0 +1,106 @@
+"""Certificates and tokens: read from files, checked, and made into what gRPC takes."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from os import PathLike
+from pathlib import Path
+
+import grpc
+
+FilePath = str | PathLike[str]
+
+
+def read_pair(context: ssl.SSLContext, certificate: FilePath, key: FilePath) -> tuple[bytes, bytes]:
+    """A chain of certificates and the key of its first, both PEM; the context gets them, too.
+
+    Raises:
+        ValueError: a file cannot be read, is not PEM, or the two do not belong together.
+    """
+    pair = _read("certificate", certificate), _read("key", key)
+    try:
+        # Without a password at hand, OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(os.fspath(certificate), os.fspath(key), password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(
+                f"key {key} does not belong to certificate {certificate}; give the two of a pair"
+            ) from None
+        raise ValueError(
+            f"certificate {certificate} and key {key} cannot be used; give a certificate and its key, "
+            "both PEM, the key without a password"
+        ) from None
+    return pair
+
+
+def read_authority(context: ssl.SSLContext, path: FilePath) -> bytes:
+    """The certificates, PEM, of those whose signatures count; the context gets them, too.
+
+    Raises:
+        ValueError: the file cannot be read, or is not PEM.
+    """
+    data = _read("certificate authority", path)
+    try:
+        context.load_verify_locations(cadata=data.decode())
+    except (ssl.SSLError, ValueError):
+        raise ValueError(f"certificate authority {path} cannot be used; give certificates in PEM") from None
+    return data
+
+
+def channel_credentials(
+    *, tls: bool, ca: FilePath | None, cert: FilePath | None, key: FilePath | None
+) -> grpc.ChannelCredentials | None:
+    """What a client's channel is encrypted with; None for one in the clear.
+
+    Raises:
+        ValueError: a file cannot be used, or the certificate or the key is missing.
+    """
+    if (cert is None) != (key is None):
+        raise ValueError("a client's certificate is of no use without its key; give both, cert and key")
+    if not tls and ca is None and cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    roots = None if ca is None else read_authority(context, ca)
+    chain, private = (None, None) if cert is None or key is None else read_pair(context, cert, key)
+    return grpc.ssl_channel_credentials(roots, private, chain)
+
+
+def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[tuple[str, str], ...]:
+    """What each call carries to say who is calling.
+
+    Raises:
+        ValueError: it is no token, or would cross a network in the clear.
+    """
+    if token is None:
+        return ()
+    if not (token.isascii() and token.isprintable() and token) or " " in token:
+        raise ValueError("the token is empty, or has other characters than letters, digits and signs")
+    if not encrypted and not _is_in_this_machine(target):
+        raise ValueError(
+            f"the token would travel to {target} unencrypted; pass tls, or ca with the service's authority"
+        )
+    return (("authorization", f"Bearer {token}"),)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_in_this_machine(target: str) -> bool:
+    """For HOST:PORT, and for gRPC's dns:///HOST:PORT and unix:PATH."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    return is_loopback(target.removeprefix("dns:///").rpartition(":")[0])
+
+
+def _read(what: str, path: FilePath) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{what} {path} cannot be read: {error.strerror}") from None
