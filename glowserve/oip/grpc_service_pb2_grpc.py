@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Serves models. Status codes, of every method:
+    """Serves models. Status codes, of every method, with details as docs/errors.md lists them:
 
     INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
     NOT_FOUND            there is no such model or version
@@ -105,7 +105,7 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Serves models. Status codes, of every method:
+    """Serves models. Status codes, of every method, with details as docs/errors.md lists them:
 
     INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
     NOT_FOUND            there is no such model or version
@@ -272,7 +272,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Serves models. Status codes, of every method:
+    """Serves models. Status codes, of every method, with details as docs/errors.md lists them:
 
     INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
     NOT_FOUND            there is no such model or version

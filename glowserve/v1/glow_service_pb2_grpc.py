@@ -36,9 +36,10 @@ class GlowServiceStub(object):
     INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
     would be accepted. Not retryable.
     NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
-    begun is not refused. The transport answers the same for a message over the server's
-    size limit (64 MiB unless configured); that is not retryable.
+    RESOURCE_EXHAUSTED   too much waits already, or so much that the deadline would pass first, and nothing was done:
+    retry with back-off. A stream that has begun is not refused. The transport answers the
+    same for a message over the server's size limit (64 MiB unless configured); that is not
+    retryable.
     UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
     is made twice does no more than once, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
@@ -47,6 +48,10 @@ class GlowServiceStub(object):
     methods). Not retryable.
     PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
     INTERNAL             a fault of the server, which is in its log. Retrying may help.
+
+    Each carries a google.rpc.Status in the trailing metadata grpc-status-details-bin: ErrorInfo with a reason that never
+    changes, BadRequest with the field that is wrong, RetryInfo with the least pause before another attempt.
+    docs/errors.md lists them.
 
     grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
     are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
@@ -113,9 +118,10 @@ class GlowServiceServicer(object):
     INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
     would be accepted. Not retryable.
     NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
-    begun is not refused. The transport answers the same for a message over the server's
-    size limit (64 MiB unless configured); that is not retryable.
+    RESOURCE_EXHAUSTED   too much waits already, or so much that the deadline would pass first, and nothing was done:
+    retry with back-off. A stream that has begun is not refused. The transport answers the
+    same for a message over the server's size limit (64 MiB unless configured); that is not
+    retryable.
     UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
     is made twice does no more than once, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
@@ -124,6 +130,10 @@ class GlowServiceServicer(object):
     methods). Not retryable.
     PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
     INTERNAL             a fault of the server, which is in its log. Retrying may help.
+
+    Each carries a google.rpc.Status in the trailing metadata grpc-status-details-bin: ErrorInfo with a reason that never
+    changes, BadRequest with the field that is wrong, RetryInfo with the least pause before another attempt.
+    docs/errors.md lists them.
 
     grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
     are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
@@ -257,9 +267,10 @@ class GlowService(object):
     INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
     would be accepted. Not retryable.
     NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   too much waits already, and nothing was done: retry with back-off. A stream that has
-    begun is not refused. The transport answers the same for a message over the server's
-    size limit (64 MiB unless configured); that is not retryable.
+    RESOURCE_EXHAUSTED   too much waits already, or so much that the deadline would pass first, and nothing was done:
+    retry with back-off. A stream that has begun is not refused. The transport answers the
+    same for a message over the server's size limit (64 MiB unless configured); that is not
+    retryable.
     UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
     is made twice does no more than once, so that a retry is always safe.
     DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
@@ -268,6 +279,10 @@ class GlowService(object):
     methods). Not retryable.
     PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
     INTERNAL             a fault of the server, which is in its log. Retrying may help.
+
+    Each carries a google.rpc.Status in the trailing metadata grpc-status-details-bin: ErrorInfo with a reason that never
+    changes, BadRequest with the field that is wrong, RetryInfo with the least pause before another attempt.
+    docs/errors.md lists them.
 
     grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
     are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
