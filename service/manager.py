@@ -26,6 +26,9 @@ from service.models import LoadedModel, Models, ServedModel, load_model, public_
 from service.repository import MANIFEST, find_versions, fingerprint
 from service.versions import VersionPolicy
 
+# A third of the others' share. A thread that hardly ran would hold the interpreter's lock for long when it has it.
+_NICENESS = 5
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -106,8 +109,8 @@ class ModelManager:
             raise BundleError(
                 f"versions is {self._config.versions!r}, and repository {repository} has none of them"
             )
-        yielding = _yield_to_others if self._config.instances != 1 else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=yielding)
+        initializer = _give_way if self._config.instances != 1 else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=initializer)
         if self._config.poll_seconds:
             self._spawn(self._repeat(self._look, self._config.poll_seconds))
         if self._config.canary_seconds:
@@ -322,7 +325,7 @@ class ModelManager:
                 log.exception("%s failed; the next try is in %g s", function.__name__.strip("_"), seconds)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """In one thread that yields to those that answer calls; while the service starts, in any."""
+        """In one thread that gives way to those that answer calls; while the service starts, in any."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, T]) -> T:
@@ -336,12 +339,12 @@ class ModelManager:
         return task
 
 
-def _yield_to_others() -> None:
-    """Lets this thread run when no other wants to, on Linux, where a thread has a priority of its own.
+def _give_way() -> None:
+    """Lets this thread run less than others, on Linux, where a thread has a priority of its own.
 
     Threads that it starts inherit that. It is not for engines that run in threads of their own, as they do with one
     instance.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, 19)
+            os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
