@@ -75,9 +75,9 @@ class Authority:
         return certificate, key
 
 
-def security_lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What `service.security` logged; asyncio may log of the servers of other tests, which share its process."""
-    return [record for record in caplog.records if record.name == "service.security"]
+def lines_of(logger: str, caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What a logger logged; asyncio's may have to tell of the servers of other tests, which share its process."""
+    return [record for record in caplog.records if record.name == logger]
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_renewal_that_went_wrong_is_logged_once_and_the_old_certificate_stays(
         with caplog.at_level(logging.INFO, "service.security"):
             for port in (server.port, server.port, server.metrics_port):
                 assert serial(port, authority) == before
-            (record,) = security_lines(caplog)
+            (record,) = lines_of("service.security", caplog)
             assert record.levelname == "ERROR"
             assert str(installed) in record.getMessage()
             shutil.copy(cert, installed)
@@ -424,7 +424,7 @@ def test_changed_tokens_count_at_once_and_damaged_ones_not_at_all(
             assert models(server, token=new) == models(server, token=new) == ["digits"]
             tokens.unlink()
             assert models(server, token=new) == ["digits"]
-            assert [record.levelname for record in security_lines(caplog)] == ["ERROR", "ERROR"]
+            assert [record.levelname for record in lines_of("service.security", caplog)] == ["ERROR", "ERROR"]
 
 
 def test_tokens_are_neither_logged_nor_told(
@@ -691,7 +691,7 @@ def test_one_line_warns_of_an_open_service_and_names_the_remedy(
         "loopback": ({"host": "localhost"}, []),
     }[settings]
     with caplog.at_level(logging.WARNING, "service.server"), run_server(**{"host": "0.0.0.0"} | given):
-        warnings = [record.getMessage() for record in security_lines(caplog)]
+        warnings = [record.getMessage() for record in lines_of("service.server", caplog)]
     assert len(warnings) == bool(flags)
     for flag in ("--tls-cert", "--tokens", "unload models"):
         assert (flag in "".join(warnings)) == (flag in flags)
