@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# onnxruntime-gpu cannot be installed beside onnxruntime.
+GPU_VENV := .venv-gpu
+GPU_INSTALLED := $(GPU_VENV)/.installed
 # Real data for a few tests, if a checkout has it beside it; they are skipped elsewhere.
 export GLOWSERVE_SHARED ?= ../shared
 PROTOS := $(wildcard protos/glowserve/*/*.proto)
@@ -41,10 +44,12 @@ train-mnist: $(INSTALLED)  ## the recipe for MNIST, an hour on two cores: out/mn
 train-cifar: $(INSTALLED)  ## the recipe for CIFAR-10, an hour on two cores: out/cifar/ (DATA=..., FLAGS=...)
 	$(call recipe,cifar,$(or $(DATA),uoft-cs/cifar10))
 
-bench: $(INSTALLED)  ## speed of training and of graphs, memory, and the 1x1 convolution's parametrizations (DATA=...)
+bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the service, memory, and the 1x1 convolution's parametrizations (DATA=...)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt openvino
+	$(BIN)/python tests/benchmarks/bench_start.py --repository out/demo/models
 	$(BIN)/python tests/benchmarks/bench_graphs.py --model small
 	$(BIN)/python tests/benchmarks/bench_graphs.py --model paper
+	$(BIN)/python tests/benchmarks/bench_service.py
 	$(BIN)/python tests/benchmarks/bench_training.py speed
 	$(BIN)/python tests/benchmarks/bench_training.py memory
 	$(BIN)/python tests/benchmarks/bench_training.py parametrizations --data $(or $(DATA),uoft-cs/cifar10)
@@ -52,8 +57,23 @@ bench: $(INSTALLED)  ## speed of training and of graphs, memory, and the 1x1 con
 ablate: $(INSTALLED)  ## which choices of the recipes pay, ten minutes a row: out/ablation/ (DATA=...)
 	$(BIN)/python tests/benchmarks/ablate.py --data $(or $(DATA),ylecun/mnist)
 
+soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=200000)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt libfaketime
+	@mkdir -p out
+	$(BIN)/pytest tests/soak -s > out/soak.txt 2>&1; status=$$?; cat out/soak.txt; exit $$status
+
 test: $(INSTALLED)  ## run every test but those that need Docker
 	$(BIN)/pytest
+
+test-gpu-wheel: $(INSTALLED) $(GPU_INSTALLED)  ## the engine's tests with onnxruntime-gpu, which needs no GPU but 2.6 GB: .venv-gpu/
+	rm -rf $(GPU_VENV)/test-files
+	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(BIN)/pytest -q tests/service/test_engine.py
+	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(GPU_VENV)/bin/pytest tests/service/test_engine*.py
+
+$(GPU_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[gpu]' pytest pytest-timeout
+	touch $@
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff check .
@@ -78,7 +98,7 @@ out/demo/models:
 	$(MAKE) demo
 
 clean:  ## remove what was made, .venv/ included
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate test lint protos check-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate test test-gpu-wheel lint protos check-protos test-docker clean

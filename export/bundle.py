@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -45,6 +47,9 @@ from service.scoring import DEFAULT_SEED, bits_per_dim
 from training.data import DataConfig, HeldOutImages, load_held_out
 
 _BATCH = 32
+_STAGING = ".staging-"
+# An exporter locks its folder well within this time.
+_YOUNG_SECONDS = 60.0
 _TOOLS = ("torch", "onnx", "onnxruntime", "numpy")
 
 
@@ -210,15 +215,34 @@ def _held_out_bits_per_dim(engine: Engine, glow: BakedGlow, images: UInt8Array) 
 
 @contextmanager
 def _staging(model_dir: Path) -> Iterator[Path]:
-    """A folder beside the versions, gone at the end unless it was published."""
-    path = Path(tempfile.mkdtemp(prefix=".staging-", dir=model_dir))
+    """A folder beside the versions, gone at the end unless it was published, and locked until then."""
+    _sweep(model_dir)
+    path = Path(tempfile.mkdtemp(prefix=_STAGING, dir=model_dir))
     path.chmod(0o755)
+    lock = os.open(path, os.O_RDONLY)
     try:
+        with suppress(OSError):  # this file system has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield path
     finally:
+        os.close(lock)
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # it is not empty, unless this was a first export, and failed
             model_dir.rmdir()
+
+
+def _sweep(model_dir: Path) -> None:
+    """Removes the folders of exporters that were killed: old ones that nobody has locked. No service reads them."""
+    for path in model_dir.glob(f"{_STAGING}*"):
+        with suppress(OSError):  # somebody else removed it, or has locked it, or it may not be removed
+            if time.time() - path.stat().st_mtime < _YOUNG_SECONDS:
+                continue
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(lock)
 
 
 def _next_version(model_dir: Path) -> int:

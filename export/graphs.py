@@ -238,7 +238,6 @@ def _log_prior(g: Graph, glow: BakedGlow, latents: Sequence[str]) -> None:
         squares.append(g.add("ReduceSumSquare", [row, axis], f"{latent}.square", keepdims=1))
     x = squares[0] if len(squares) == 1 else g.add("Concat", squares, "latent.squares", axis=1)
     x = g.add("Mul", [x, g.constant("minus_half", -0.5)], "log_prior.unnormalized")
-    sizes = np.array([math.prod(shape) for shape in glow.latent_shapes()])
     g.add(
         "Add",
         [x, g.constant("log_prior.constant", -0.5 * math.log(2 * math.pi) * sizes[None, :])],

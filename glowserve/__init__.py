@@ -39,7 +39,7 @@ def open(model: str | PathLike[str], *, device: str = "auto") -> EmbeddedModel: 
 
     Args:
         model: REPOSITORY/MODEL, of which the newest version counts, or REPOSITORY/MODEL/VERSION.
-        device: "cuda", "cpu", or "auto": the GPU if it works, else the CPU.
+        device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
 
     Raises:
         service.errors.ServiceError: there is no bundle, it is damaged, or the device cannot be used.

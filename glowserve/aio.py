@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
-from glowserve import calls, messages
+from glowserve import calls, messages, streams
 from glowserve.credentials import FilePath, call_metadata, channel_credentials
 from glowserve.errors import request_errors
 from glowserve.images import UInt8Array
-from glowserve.inputs import ImagesLike, Portion, portions
+from glowserve.inputs import ImageLike, ImagesLike, Portion, portions, read_portions
 from glowserve.results import Encodings, ModelInfo, Samples, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
@@ -69,9 +69,32 @@ class AsyncClient:
                         timeout=self._timeout,
                         metadata=self._metadata,
                     )
-                    async for part in _portions(images)
+                    async for part in _beside(portions(images))
                 ]
             )
+
+    async def iter_scores(
+        self,
+        images: Iterable[ImageLike] | ImageLike,
+        *,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
+    ) -> AsyncIterator[Scores]:
+        """See `Client.iter_scores`; `images` is read in threads, one after the other."""
+        requests = (
+            calls.score_request(part, model, version, seed) async for part in _beside(read_portions(images))
+        )
+
+        def open_stream(requests: AsyncIterator[pb.ScoreRequest]) -> AsyncIterator[pb.ScoreResponse]:
+            stream: AsyncIterator[pb.ScoreResponse] = self._stub.ScoreStream(
+                requests, metadata=self._metadata
+            )
+            return stream
+
+        with streams.stream_errors():
+            async for response in streams.answers_async(open_stream, requests, self._timeout):
+                yield messages.scores_of([response])
 
     async def sample(
         self,
@@ -120,7 +143,7 @@ class AsyncClient:
                         timeout=self._timeout,
                         metadata=self._metadata,
                     )
-                    async for part in _portions(images)
+                    async for part in _beside(portions(images))
                 ]
             )
 
@@ -132,6 +155,15 @@ class AsyncClient:
                 for request in calls.decode_requests(latents, model, version)
             ]
         return np.concatenate([messages.images_array(response.images) for response in responses])
+
+    async def interpolate(
+        self, one: ImageLike, other: ImageLike, *, steps: int = 8, model: str = "", version: int = 0
+    ) -> UInt8Array:
+        """See `Client.interpolate`."""
+        request = await asyncio.to_thread(calls.interpolate_request, one, other, steps, model, version)
+        with request_errors():
+            response = await self._stub.Interpolate(request, timeout=self._timeout, metadata=self._metadata)
+        return messages.images_array(response.images)
 
     async def models(self) -> list[ModelInfo]:
         """See `Client.models`."""
@@ -163,8 +195,7 @@ class AsyncClient:
         await self.close()
 
 
-async def _portions(images: ImagesLike) -> AsyncIterator[Portion]:
-    """`portions`, whose files are read and pictures encoded beside the event loop."""
-    parts = portions(images)
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+async def _beside(portions: Iterator[Portion]) -> AsyncIterator[Portion]:
+    """The same; files are read and pictures encoded beside the event loop."""
+    while (part := await asyncio.to_thread(next, portions, None)) is not None:
         yield part

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve import messages
-from glowserve.inputs import Portion
+from glowserve.inputs import ImageLike, Portion, pair
 from glowserve.v1 import glow_service_pb2 as pb
 
 # Seconds that one call to the service may take.
@@ -108,6 +108,23 @@ def decode_requests(latents: npt.ArrayLike, model: str, version: int) -> list[pb
         )
         for i in range(0, len(array), 64)
     ]
+
+
+def interpolate_request(
+    one: ImageLike, other: ImageLike, steps: int, model: str, version: int
+) -> pb.InterpolateRequest:
+    """An InterpolateRequest for raw images.
+
+    Raises:
+        ValueError: the number of steps or the version is out of range.
+        InvalidImageError, OSError, TypeError: see `inputs.pair`.
+    """
+    return pb.InterpolateRequest(
+        model=_spec(model, version),
+        images=messages.images_message(pair(one, other)),
+        steps=steps,
+        format=pb.IMAGE_FORMAT_RAW,
+    )
 
 
 def model_request(model: str, version: int) -> pb.GetModelRequest:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
-from glowserve import calls, messages
+from glowserve import calls, messages, streams
 from glowserve.credentials import FilePath, call_metadata, channel_credentials
 from glowserve.errors import request_errors
 from glowserve.images import UInt8Array
-from glowserve.inputs import ImagesLike, portions
+from glowserve.inputs import ImageLike, ImagesLike, portions, read_portions
 from glowserve.results import Encodings, ModelInfo, Samples, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
@@ -87,6 +87,42 @@ class Client:
                     for part in portions(images)
                 ]
             )
+
+    def iter_scores(
+        self,
+        images: Iterable[ImageLike] | ImageLike,
+        *,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
+    ) -> Iterator[Scores]:
+        """Like `score`, but yields the scores of some images at a time, in order: for images without end.
+
+        Images are read as scores are taken, at most 320 ahead, and sent over one stream; `timeout` is for each answer.
+        To leave the iterator cancels what is under way. Where the service stops meanwhile, another is asked for the
+        rest. An error is about images that follow
+        those whose scores have been yielded.
+
+        Args:
+            images: any iterable of paths, files' bytes, Pillow images or uint8 arrays [H, W] or [H, W, C]; or one of
+                these, or an array [N, H, W, C].
+            seed: as in `score`, like the rest.
+            model: the model's name.
+            version: the model's version.
+
+        Raises:
+            RequestError: the call was refused or failed.
+            InvalidImageError: a file is no picture, or an array is no image.
+        """
+        requests = (calls.score_request(part, model, version, seed) for part in read_portions(images))
+
+        def open_stream(requests: Iterator[pb.ScoreRequest]) -> Iterator[pb.ScoreResponse]:
+            stream: Iterator[pb.ScoreResponse] = self._stub.ScoreStream(requests, metadata=self._metadata)
+            return stream
+
+        with streams.stream_errors():
+            for response in streams.answers(open_stream, requests, self._timeout):
+                yield messages.scores_of([response])
 
     def sample(
         self,
@@ -167,6 +203,30 @@ class Client:
                 for request in calls.decode_requests(latents, model, version)
             ]
         return np.concatenate([messages.images_array(response.images) for response in responses])
+
+    def interpolate(
+        self, one: ImageLike, other: ImageLike, *, steps: int = 8, model: str = "", version: int = 0
+    ) -> UInt8Array:
+        """Images on the way from one to another through the latents, uint8 [steps, H, W, C], both ends included.
+
+        Args:
+            one: the first: a path, a file's bytes, a Pillow image, or a uint8 array [H, W] or [H, W, C].
+            other: the last; likewise.
+            steps: how many images.
+            model: the model's name.
+            version: the model's version.
+
+        Raises:
+            RequestError: the call was refused or failed.
+            InvalidImageError: a file is no picture, or an array is no image.
+        """
+        with request_errors():
+            response = self._stub.Interpolate(
+                calls.interpolate_request(one, other, steps, model, version),
+                timeout=self._timeout,
+                metadata=self._metadata,
+            )
+        return messages.images_array(response.images)
 
     def models(self) -> list[ModelInfo]:
         """The models that are served.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ _MOST_IMAGES = 64
 _MOST_BYTES = 16 * 2**20
 _MOST_PIXELS = 16_000_000
 
+_SEVERAL = "an array [N, H, W, C] in a list is no image; pass it alone, or a list of [H, W] or [H, W, C]"
+
 
 def portions(images: ImagesLike) -> Iterator[Portion]:
     """Splits images into portions of at most 64 images, 16 MiB and 16 megapixels, or a single image that is larger.
@@ -43,20 +47,79 @@ def portions(images: ImagesLike) -> Iterator[Portion]:
     if len(items) == 0:
         raise ValueError("there are no images; pass at least one")
     if isinstance(items, np.ndarray):
-        step = max(1, min(_MOST_IMAGES, _MOST_BYTES // max(1, items[0].nbytes)))
+        step = _arrays_together(items[0].nbytes)
         for i in range(0, len(items), step):
             yield np.ascontiguousarray(items[i : i + step])
-        return
+    else:
+        yield from _file_portions(items)
+
+
+def read_portions(images: Iterable[ImageLike] | ImageLike) -> Iterator[Portion]:
+    """The same for images that may have no end: they are read as they are needed, some ahead of the last portion.
+
+    Arrays that follow each other and have one shape are passed on as they are, and must have the model's shape.
+    Everything else is passed on as a file's bytes. No images are no portions.
+
+    Raises:
+        InvalidImageError: a file is no picture, or an array is no image.
+        OSError: a file cannot be read.
+        TypeError: something is none of the accepted types.
+    """
+    if isinstance(images, np.ndarray):
+        images = _array(images) if images.ndim == 4 else [images]
+    elif isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
+        images = [images]
+    for shape, run in itertools.groupby(map(_single, images), _shape):
+        if shape is None:
+            yield from _file_portions(run)
+            continue
+        arrays = (image for image in run if isinstance(image, np.ndarray))
+        while together := list(itertools.islice(arrays, _arrays_together(math.prod(shape)))):
+            yield np.stack(together)
+
+
+def pair(one: ImageLike, other: ImageLike) -> Portion:
+    """Two images, for one call; as a portion of both.
+
+    Raises:
+        InvalidImageError: a file is no picture, or an array is no image.
+        OSError: a file cannot be read.
+        TypeError: one is none of the accepted types.
+    """
+    items = _items([one, other])
+    return items if isinstance(items, np.ndarray) else [_file(item) for item in items]
+
+
+def _file_portions(images: Iterable[ImageLike]) -> Iterator[list[bytes]]:
     portion: list[bytes] = []
     size = pixels = 0
-    for item in items:
-        file = _file(item)
+    for image in images:
+        file = _file(image)
         size, pixels = size + len(file), pixels + _pixels(file)
         if portion and (len(portion) == _MOST_IMAGES or size > _MOST_BYTES or pixels > _MOST_PIXELS):
             yield portion
             portion, size, pixels = [], len(file), _pixels(file)
         portion.append(file)
     yield portion
+
+
+def _arrays_together(size: int) -> int:
+    """How many arrays of so many bytes make a portion."""
+    return max(1, min(_MOST_IMAGES, _MOST_BYTES // max(1, size)))
+
+
+def _single(image: ImageLike) -> ImageLike:
+    """The same; an array as [H, W, C]."""
+    if not isinstance(image, np.ndarray):
+        return image
+    if image.ndim == 4:
+        raise InvalidImageError(_SEVERAL)
+    return _array(image)
+
+
+def _shape(image: ImageLike) -> tuple[int, ...] | None:
+    """An array's; None for everything else."""
+    return image.shape if isinstance(image, np.ndarray) else None
 
 
 def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
@@ -69,9 +132,7 @@ def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
         raise TypeError(_unknown(images))
     items = list(images)
     if any(isinstance(item, np.ndarray) and item.ndim == 4 for item in items):
-        raise InvalidImageError(
-            "an array [N, H, W, C] in a list is no image; pass it alone, or a list of [H, W] or [H, W, C]"
-        )
+        raise InvalidImageError(_SEVERAL)
     if items and all(isinstance(item, np.ndarray) for item in items):
         arrays = [_array(item) for item in items if isinstance(item, np.ndarray)]
         shapes = {array.shape for array in arrays}

@@ -295,6 +295,7 @@ class Batcher:
                 task = asyncio.create_task(self._execute(batch, self._reason(batch)))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
+                del batch  # its callers' requests would stay in memory until the next one
             else:
                 self._workers.free.release()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.versions import VersionPolicy
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -45,7 +45,10 @@ class ServiceConfig:
     # Kubernetes sets GLOWSERVE_PORT, to something else, beside a Service called glowserve.
     port: int = _setting(8001, "port of gRPC; 0 for any that is free", "GLOWSERVE_GRPC_PORT")
     metrics_port: int = _setting(8002, "port of Prometheus metrics; 0 for any that is free")
-    device: str = _setting("auto", "auto (the GPU if it works, else the CPU), cpu or cuda")
+    device: str = _setting("auto", "auto (CUDA if it works, else the CPU), cpu, cuda or tensorrt")
+    gpu_memory_mib: int = _setting(
+        0, "most memory of the GPU for each graph, of which a model has two, in MiB; 0 for all there is"
+    )
     instances: int = _setting(0, "batches that run side by side; 0 for one a core on the CPU, one on a GPU")
     max_batch_size: int = _setting(32, "most images in a batch")
     max_queue_delay_ms: float = _setting(0.0, "how long an image may wait for company when a batch could run")
@@ -83,7 +86,7 @@ class ServiceConfig:
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0 to 65535")
         for name, value in vars(self).items():
-            duration = name.endswith(("_seconds", "_ms")) or name == "instances"
+            duration = name.endswith(("_seconds", "_ms")) or name in ("instances", "gpu_memory_mib")
             if duration and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}; it must be 0 or more")
         for name, value in vars(self).items():
@@ -117,7 +120,7 @@ class ServiceConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     def instances_on(self, device: str) -> int:
-        """How many batches run side by side on "cpu" or "cuda"."""
+        """How many batches run side by side on "cpu", "cuda" or "tensorrt"."""
         return self.instances or (_cores() if device == "cpu" else 1)
 
 

@@ -6,7 +6,7 @@ Requests take the same way as in the service, from message to array, so that bot
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -19,14 +19,16 @@ import numpy.typing as npt
 from glowserve import calls, messages
 from glowserve.errors import RequestError
 from glowserve.images import UInt8Array
-from glowserve.inputs import ImagesLike, Portion, portions
+from glowserve.inputs import ImageLike, ImagesLike, portions, read_portions
 from glowserve.results import Encodings, ModelInfo, Samples, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
 from service import inputs, scoring
+from service.canary import check_canary
 from service.config import ServiceConfig
-from service.engine import Engine
+from service.engine import Engine, Float32Array
 from service.errors import ModelNotFoundError, ServiceError
+from service.interpolation import interpolate
 from service.randomness import dequantization_noise, latents
 from service.repository import newest_bundle
 from service.status import reason_of, status_of
@@ -39,7 +41,7 @@ class EmbeddedModel:
 
     Args:
         model: REPOSITORY/MODEL or REPOSITORY/MODEL/VERSION.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "tensorrt".
 
     Raises:
         ServiceError: there is no bundle, it is damaged, or the device cannot be used.
@@ -48,6 +50,7 @@ class EmbeddedModel:
     def __init__(self, model: str | PathLike[str], *, device: str = "auto") -> None:
         self._bundle = newest_bundle(Path(model))
         self._engine = Engine(self._bundle, device=device)
+        check_canary(self._engine, self._bundle)
         self._scorer = scoring.Scorer(self._bundle.manifest)
 
     def score(
@@ -56,12 +59,21 @@ class EmbeddedModel:
         """See `glowserve.Client.score`."""
         with self._asked_for(model, version):
             calls.check_seed(seed)
-            seed = scoring.DEFAULT_SEED if seed is None else seed
-            nats = [
-                self._engine.forward(part, dequantization_noise(seed, part)).log_likelihood
-                for part in self._batches(images)
-            ]
-            return self._scorer.score(np.concatenate(nats), seed)
+            return self._score(self._prepared(images), seed)
+
+    def iter_scores(
+        self,
+        images: Iterable[ImageLike] | ImageLike,
+        *,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
+    ) -> Iterator[Scores]:
+        """See `glowserve.Client.iter_scores`."""
+        with self._asked_for(model, version):
+            calls.check_seed(seed)
+            for portion in read_portions(images):
+                yield self._score([self._read(messages.images_message(portion))], seed)
 
     def sample(
         self,
@@ -103,10 +115,8 @@ class EmbeddedModel:
         """See `glowserve.Client.encode`."""
         with self._asked_for(model, version):
             encoded, mismatched = [], []
-            for part in self._batches(images):
-                noise = np.full(part.shape, scoring.ENCODING_NOISE, np.float32)
-                latent = self._engine.forward(part, noise).latent
-                scoring.require_finite_latents(latent)
+            for part in _batches(self._prepared(images)):
+                latent = self._encode(part)
                 decoded = self._engine.reverse(latent)
                 encoded.append(latent)
                 mismatched.append(
@@ -130,6 +140,22 @@ class EmbeddedModel:
                 images.append(decoded.image)
             return np.concatenate(images)
 
+    def interpolate(
+        self, one: ImageLike, other: ImageLike, *, steps: int = 8, model: str = "", version: int = 0
+    ) -> UInt8Array:
+        """See `glowserve.Client.interpolate`."""
+        with self._asked_for(model, version):
+            request = calls.interpolate_request(one, other, steps, model, version)
+            inputs.check_steps(steps, ServiceConfig.max_images_per_call)
+            first, last = self._encode(self._read(request.images))
+            path = interpolate(first, last, steps)
+            drawn = []
+            for i in range(0, steps, _BATCH):
+                decoded = self._engine.reverse(path[i : i + _BATCH])
+                scoring.require_finite_images(decoded, first=i, what="images: step")
+                drawn.append(decoded.image)
+            return np.concatenate(drawn)
+
     def models(self) -> list[ModelInfo]:
         """This model."""
         manifest = self._bundle.manifest
@@ -152,18 +178,28 @@ class EmbeddedModel:
     ) -> None:
         self.close()
 
-    def _batches(self, images: ImagesLike) -> Iterator[UInt8Array]:
-        """The images, prepared, some at a time."""
-        for portion in portions(images):
-            array = self._read(portion)
-            for i in range(0, len(array), _BATCH):
-                yield array[i : i + _BATCH]
+    def _score(self, images: Iterable[UInt8Array], seed: int | None) -> Scores:
+        seed = scoring.DEFAULT_SEED if seed is None else seed
+        nats = [
+            self._engine.forward(part, dequantization_noise(seed, part)).log_likelihood
+            for part in _batches(images)
+        ]
+        return self._scorer.score(np.concatenate(nats), seed)
 
-    def _read(self, portion: Portion) -> UInt8Array:
+    def _encode(self, images: UInt8Array) -> Float32Array:
+        noise = np.full(images.shape, scoring.ENCODING_NOISE, np.float32)
+        latent = self._engine.forward(images, noise).latent
+        scoring.require_finite_latents(latent)
+        return latent
+
+    def _prepared(self, images: ImagesLike) -> Iterator[UInt8Array]:
+        return (self._read(messages.images_message(portion)) for portion in portions(images))
+
+    def _read(self, images: pb.Images) -> UInt8Array:
         return inputs.read_images(
-            messages.images_message(portion),
+            images,
             self._bundle,
-            max_images=len(portion),
+            max_images=ServiceConfig.max_images_per_call,
             max_pixels=ServiceConfig.max_pixels_per_call,
         )
 
@@ -180,3 +216,10 @@ class EmbeddedModel:
             yield
         except ServiceError as error:
             raise RequestError(status_of(error), str(error), reason_of(error)) from None
+
+
+def _batches(images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
+    """The images of arrays [N, H, W, C], some at a time."""
+    for array in images:
+        for i in range(0, len(array), _BATCH):
+            yield array[i : i + _BATCH]

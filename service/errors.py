@@ -25,6 +25,10 @@ from __future__ import annotations
 class ServiceError(Exception):
     """A sentence that says what was wrong with which value, and what would be accepted."""
 
+    def place(self, part: str) -> None:
+        """Says in which part of a call it happened, such as "requests[3]"."""
+        self.args = (f"{part}: {self}",)
+
 
 class InvalidRequestError(ServiceError):
     """The request is malformed.
@@ -37,6 +41,11 @@ class InvalidRequestError(ServiceError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+    def place(self, part: str) -> None:
+        """See ServiceError.place; the field lies there, too."""
+        super().place(part)
+        self.field = f"{part}.{self.field}" if self.field else part
 
 
 class ModelNotFoundError(ServiceError):

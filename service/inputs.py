@@ -83,6 +83,30 @@ def check_samples(n: int, most: int) -> None:
         raise InvalidRequestError(f"n is {n}; it must lie in 1 to {most}", "n")
 
 
+def check_steps(steps: int, most: int) -> None:
+    """Refuses a number of steps from one image to another.
+
+    Raises:
+        InvalidRequestError: there is no room for both, or they are too many.
+    """
+    if not 2 <= steps <= most:
+        raise InvalidRequestError(f"steps is {steps}; it must lie in 2 to {most}", "steps")
+
+
+def check_pair(images: glow_service_pb2.Images) -> None:
+    """Refuses images that are more or fewer than two; whether they are images is not looked at.
+
+    Raises:
+        InvalidRequestError: they are.
+    """
+    source, shape = images.WhichOneof("source"), images.tensor.shape
+    encoded = source == "encoded"
+    n = len(images.encoded.data) if encoded else shape[0] if shape else 0
+    if source is not None and n != 2:
+        field = "images.encoded.data" if encoded else "images.tensor.shape[0]"
+        raise InvalidRequestError(f"{field}: {n} images; it takes two, the first and the last", field)
+
+
 def check_temperature(temperature: float, field: str = "temperature") -> None:
     """Refuses what is no standard deviation.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -52,9 +53,19 @@ class Edge(grpc.aio.ServerInterceptor):
         self._metrics.ready.set_function(lambda: float(self.accepts))
         self._always = always
         self._traces = traces
+        # Made once, as each call needs them.
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._requests = functools.cache(metrics.requests.labels)
+        self._request_seconds = functools.cache(metrics.request_seconds.labels)
+        self._stages = {
+            PREPARATION: functools.cache(metrics.preparation_seconds.labels),
+            SERIALIZATION: functools.cache(metrics.serialization_seconds.labels),
+        }
         self._stopping = asyncio.Event()
         self._refusal = "the server is starting; try again"
         self._in_flight = 0
+        self.arrived = 0
+        """Calls that were handed to us."""
         self.tokens: Tokens | None = None
         """What a caller must show one of; None: whoever calls is let in."""
 
@@ -83,19 +94,25 @@ class Edge(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Puts the wrapped handler in the place of the method's own."""
-        handler: Any = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.removeprefix("/").rpartition("/")
-        if handler is not None and (refused := refusal(self.tokens, handler_call_details)):
-            return self._refusing(service, method, refused)
-        if handler is None or service not in self._services:
-            return None if handler is None else cast("grpc.RpcMethodHandler[Any, Any]", handler)
+        path = handler_call_details.method
+        if path not in self._handlers:
+            if (handler := await continuation(handler_call_details)) is None:
+                return None
+            self._handlers[path] = self._wrapped(*_names(path), handler)
+        if refused := refusal(self.tokens, handler_call_details):
+            return self._refusing(*_names(path), refused)
+        return self._handlers[path]
+
+    def _wrapped(self, service: str, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        if service not in self._services:
+            return _of_another_service(handler, method)
 
         def read(request: bytes) -> Any:
             began = time.monotonic()
             try:
                 return handler.request_deserializer(request)
             except DecodeError as error:
-                raise InvalidRequestError(f"the message is not one that {method} takes: {error}") from error
+                raise InvalidRequestError(_no_message(method, error)) from error
             finally:
                 calls.current().spent(PREPARATION, time.monotonic() - began)
 
@@ -167,6 +184,7 @@ class Edge(grpc.aio.ServerInterceptor):
             self._end(call, code, time.monotonic() - began, context.peer(), message)
 
         self._in_flight += 1
+        self.arrived += 1
         try:
             if self._refusal and method not in self._always:
                 raise UnavailableError(self._refusal)
@@ -207,14 +225,11 @@ class Edge(grpc.aio.ServerInterceptor):
         for release in call.releases:
             release()
         metrics.requests_in_flight.dec()
-        metrics.requests.labels(call.method, model, code.name).inc()
-        metrics.request_seconds.labels(call.method).observe(seconds)
+        self._requests(call.method, model, code.name).inc()
+        self._request_seconds(call.method).observe(seconds)
         if ok and call.images:
-            for stage, histogram in (
-                (PREPARATION, metrics.preparation_seconds),
-                (SERIALIZATION, metrics.serialization_seconds),
-            ):
-                histogram.labels(model, call.method).observe(call.seconds[stage])
+            for stage, histogram in self._stages.items():
+                histogram(model, call.method).observe(call.seconds[stage])
         what = {"model": model, "version": call.version, "images": call.images}
         if call.span:
             call.span.end(code.name, message, what | {"request_id": call.request_id})
@@ -228,6 +243,45 @@ class Edge(grpc.aio.ServerInterceptor):
             text += f": {code.name}, {call.images} images in {seconds:.4f} s for {peer}"
             text += f": {message}" if message else ""
             log.log(level, "%s", text, extra={"fields": fields | {"peer": peer}})
+
+
+def _names(path: str) -> tuple[str, str]:
+    """The names of a service and its method."""
+    service, _, method = path.removeprefix("/").rpartition("/")
+    return service, method
+
+
+def _of_another_service(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    """Health's and reflection's, told nothing but messages: of others gRPC would log a traceback, and say UNKNOWN."""
+
+    async def read(request: bytes, context: Any) -> Any:
+        try:
+            return handler.request_deserializer(request)
+        except DecodeError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _no_message(method, error))
+
+    async def unary(request: bytes, context: Any) -> Any:
+        return await handler.unary_unary(await read(request, context), context)
+
+    async def stream(request: bytes, context: Any) -> AsyncIterator[Any]:
+        async for response in handler.unary_stream(await read(request, context), context):
+            yield response
+
+    async def both(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        messages = (await read(request, context) async for request in requests)
+        async for response in handler.stream_stream(messages, context):
+            yield response
+
+    write = handler.response_serializer
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(both, response_serializer=write)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(stream, response_serializer=write)
+    return grpc.unary_unary_rpc_method_handler(unary, response_serializer=write)
+
+
+def _no_message(method: str, error: DecodeError) -> str:
+    return f"the message is not one that {method} takes: {error}"
 
 
 async def _abort(context: Any, error: Exception, message: str) -> None:

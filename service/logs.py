@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from typing import Any
+
+import onnxruntime
 
 from service import call
 
@@ -17,9 +20,23 @@ def set_up(form: str, level: str) -> None:
         form: text or json.
         level: the least that is logged.
     """
+    # What no line of ours tells need not be found out for each: logging's documentation, "Optimization".
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    if form == "json":
+        # What ONNX Runtime writes there by itself is no JSON; what it says of a model is raised, too. gRPC's lines are
+        # kept out by a variable that it reads when it is imported: GRPC_VERBOSITY=NONE.
+        onnxruntime.set_default_logger_severity(4)
+    # How strangers' pictures are made is no news, and Python keeps every sentence that it has warned with.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Nor is a method whose name is no UTF-8, for which gRPC has a traceback.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError))
 
 
 class TextFormatter(logging.Formatter):

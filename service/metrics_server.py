@@ -11,6 +11,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 
 from service.errors import ForbiddenError, ServiceError
 from service.security import Certificates, Tokens
@@ -88,6 +89,11 @@ def _guarded(app: Callable[..., Iterable[bytes]], tokens: Tokens | None) -> Call
             status = "403 Forbidden" if isinstance(error, ForbiddenError) else "401 Unauthorized"
             start_response(status, [("Content-Type", "text/plain"), ("WWW-Authenticate", "Bearer")])
             return [f"{error}\n".encode()]
+        try:
+            choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        except TypeError:  # which prometheus_client raises of a version that is no number
+            start_response("400 Bad Request", [("Content-Type", "text/plain")])
+            return [b"the version in the header Accept is no number; leave it out, or ask for 1.0.0\n"]
         return app(environ, start_response)
 
     return answer

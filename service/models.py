@@ -206,10 +206,15 @@ class ServedModel:
         self._metrics.canary_checks.labels(self.name, "failed" if failure else "ok").inc()
         self.condition.set(failure)
 
-    async def forward(self, images: UInt8Array, noise: Float32Array) -> tuple[Float32Array, Float32Array]:
-        """Log-likelihoods [N] and latents [N, D] of images and noise, [N, H, W, C]."""
+    async def forward(
+        self, images: UInt8Array, noise: Float32Array, *, admitted: bool = False, long: bool = False
+    ) -> tuple[Float32Array, Float32Array]:
+        """Log-likelihoods [N] and latents [N, D] of images and noise, [N, H, W, C]; see `Batcher.submit`."""
+        deadline = current().deadline
         with self._ahead.request(len(images)):
-            log_likelihood, latent = await self._forward.submit(images, noise, deadline=current().deadline)
+            log_likelihood, latent = await self._forward.submit(
+                images, noise, admitted=admitted, long=long, deadline=deadline
+            )
         return log_likelihood, latent
 
     async def reverse(self, latent: Float32Array, *, admitted: bool = False, long: bool = False) -> Reverse:
@@ -313,7 +318,13 @@ def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
     state = fingerprint(path)
     bundle = open_bundle(path)
     # Side by side, single-threaded runs beat one run with many threads.
-    engine = Engine(bundle, device=config.device, threads=1 if config.instances != 1 else 0)
+    engine = Engine(
+        bundle,
+        device=config.device,
+        threads=1 if config.instances != 1 else 0,
+        sizes=bucket_sizes(config.max_batch_size),
+        gpu_memory_mib=config.gpu_memory_mib,
+    )
     for size in sorted({1, config.max_batch_size, *_buckets(engine, config)}):
         try:
             _warm_up(engine, bundle, size)
@@ -332,7 +343,7 @@ def public_sentence(sentence: str, path: Path) -> str:
 
 def _buckets(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:
     """What batches are padded to. A GPU pays for every new size once, a CPU for every row."""
-    return bucket_sizes(config.max_batch_size) if engine.device == "cuda" else ()
+    return () if engine.device == "cpu" else bucket_sizes(config.max_batch_size)
 
 
 def _warm_up(engine: Engine, bundle: Bundle, size: int) -> None:

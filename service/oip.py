@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import logging
 import re
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,9 @@ from service.metrics import Metrics
 from service.models import Models, ServedModel
 from service.oip_tensors import Tensor
 from service.preparer import Preparer
-from service.randomness import dequantization_noise, latents
+from service.randomness import latents
+from service.score_path import score
+from service.streams import in_order
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 READINESS_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
@@ -154,27 +155,8 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """See GRPCInferenceService.ModelStreamInfer."""
-        arrival = _next(request_iterator)
-        answers: deque[asyncio.Future[pb.ModelStreamInferResponse]] = deque()
-        ended = False
-        try:
-            while not ended or answers:
-                awaited: list[asyncio.Future[Any]] = [answers[0]] if answers else []
-                if not ended and len(answers) < _STREAM_AHEAD:
-                    awaited.append(arrival)
-                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-                if answers and answers[0].done():
-                    yield answers.popleft().result()
-                elif (request := arrival.result()) is None:
-                    ended = True
-                else:
-                    answers.append(asyncio.ensure_future(self._answer(request)))
-                    arrival = _next(request_iterator)
-        finally:
-            open_ends: list[asyncio.Future[Any]] = [arrival, *answers]
-            for future in open_ends:
-                future.cancel()
-            await asyncio.gather(*open_ends, return_exceptions=True)
+        async for answer in in_order(request_iterator, self._answer, _STREAM_AHEAD):
+            yield answer
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Context
@@ -259,11 +241,13 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         view = self._find(request.model_name, request.model_version)
-        oip_tensors.check_supported(request)
-        outputs = oip_tensors.read_outputs(request, view.outputs)
-        rows = await self._read_inputs(request, view)
-        current().images += len(rows[0])
-        arrays = await view.infer(view.model, request, rows)
+        with ExitStack() as stack:
+            stack.callback(view.model.hold())
+            oip_tensors.check_supported(request)
+            outputs = oip_tensors.read_outputs(request, view.outputs)
+            rows = await self._read_inputs(request, view)
+            current().images += len(rows[0])
+            arrays = await view.infer(view.model, request, rows)
         response = pb.ModelInferResponse(model_name=view.name, model_version=view.version, id=request.id)
         oip_tensors.write_outputs(response, outputs, arrays)
         return response
@@ -285,17 +269,9 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         """As GlowService.Score."""
         (images,) = arrays
         seed = oip_tensors.read_seed(request, scoring.DEFAULT_SEED)
-        noise = await self._preparer.run(
-            dequantization_noise,
-            seed,
-            images,
-            images=len(images),
-            size=images.nbytes,
-            admitted=not request.raw_input_contents,  # they have been read here before
-        )
-        log_likelihood, _ = await model.forward(images, noise)
-        scores = model.scorer.score(log_likelihood, seed)
-        self._metrics.not_finite.labels(model.name, "ModelInfer").inc(int((~scores.finite).sum()))
+        # Those that were not raw have been read by the preparer.
+        prepared = not request.raw_input_contents
+        scores = await score(images, seed, model, self._preparer, self._metrics, prepared=prepared)
         return {
             "log_likelihood": scores.log_likelihood,
             "bits_per_dim": scores.bits_per_dim,
@@ -322,7 +298,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             scoring.require_finite_images(decoded, what="input 'temperature': row")
         except NotFiniteError as error:
-            self._metrics.not_finite.labels(model.name, "ModelInfer").inc(error.images)
+            self._metrics.not_finite.labels(model.name, current().method).inc(error.images)
             raise
         return {"image": decoded.image}
 
@@ -354,11 +330,6 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 default_queue_policy=model_config_pb2.ModelQueuePolicy(max_queue_size=config.max_queue_size),
             ),
         )
-
-
-def _next(requests: AsyncIterator[pb.ModelInferRequest]) -> asyncio.Future[pb.ModelInferRequest | None]:
-    """The next request; None after the last."""
-    return asyncio.ensure_future(anext(requests, None))
 
 
 def _tensor_metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,10 @@ from service.servicer import GlowServicer
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
 
 # gRPC says CANCELLED to calls that have arrived, and not yet been handed to us, when it stops: a caller would take
-# that for its own doing. So they are handed to us first, to be told UNAVAILABLE.
+# that for its own doing. So they are handed to us first, to be told UNAVAILABLE: until none has come for so long. Who
+# tries again and again is not waited for longer: by then a client has tried for the last time.
 _LAST_CALLS_SECONDS = 0.2
+_MOST_LAST_CALLS_SECONDS = 1.0
 _LAST_ANSWERS_SECONDS = 3.0
 
 # A client may ask this often whether the connection lives, in a call or between calls; ours do every
@@ -111,7 +114,7 @@ class Server:
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
         self._health.stop()
         self._edge.refuse()
-        await asyncio.sleep(_LAST_CALLS_SECONDS)
+        await self._last_calls()
         drained = asyncio.ensure_future(self._server.stop(self.config.drain_seconds))
         idle = asyncio.ensure_future(self._edge.idle())
         await asyncio.wait({drained, idle}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,6 +126,13 @@ class Server:
         await self._manager.close()
         self._close()
         log.info("stopped")
+
+    async def _last_calls(self) -> None:
+        """Until those are refused that have arrived."""
+        end, before = time.monotonic() + _MOST_LAST_CALLS_SECONDS, -1
+        while self._edge.arrived != before and time.monotonic() < end:
+            before = self._edge.arrived
+            await asyncio.sleep(_LAST_CALLS_SECONDS)
 
     def _close(self) -> None:
         for close in reversed(self._closers):
@@ -172,6 +182,8 @@ def _options(config: ServiceConfig) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
         ("grpc.max_send_message_length", -1),
+        # Identity alone. gRPC unpacks a compressed request before it looks at its size: 1 MB would become 1 GB.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Two servers on one port would share its calls without a word.
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,15 +18,17 @@ from glowserve.v1 import glow_service_pb2_grpc
 from service import inputs, scoring
 from service.call import SERIALIZATION, current
 from service.config import ServiceConfig
-from service.engine import Reverse
-from service.errors import InvalidRequestError, NotFiniteError
+from service.engine import Float32Array, Reverse
+from service.errors import InvalidRequestError, NotFiniteError, ServiceError
+from service.interpolation import interpolate
 from service.manager import ModelManager, Unserved
 from service.metrics import Metrics
 from service.models import Models, ServedModel
 from service.preparer import Preparer
-from service.randomness import dequantization_noise, latents
+from service.randomness import latents
+from service.score_path import score
+from service.streams import Entrance, in_order
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -58,21 +59,29 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
         """See GlowService.Score."""
-        model = self._find(request.model)
-        seed = request.seed if request.HasField("seed") else scoring.DEFAULT_SEED
-        images = await self._read_images(request.images, model)
-        noise = await self._preparer.run(
-            dequantization_noise,
-            seed,
-            images,
-            images=len(images),
-            size=images.nbytes,
-            admitted=request.images.HasField("encoded"),  # they have been decoded here before
-        )
-        log_likelihood, _ = await model.forward(images, noise)
-        scores = model.scorer.score(log_likelihood, seed)
-        self._metrics.not_finite.labels(model.name, "Score").inc(int((~scores.finite).sum()))
-        return messages.scores_message(scores)
+        return await self._score(request, self._find(request.model))
+
+    async def ScoreStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ScoreRequest], context: Context
+    ) -> AsyncIterator[pb.ScoreResponse]:
+        """See GlowService.ScoreStream."""
+        begun, answered, entrance = itertools.count(), 0, Entrance()
+
+        async def answer(request: pb.ScoreRequest) -> pb.ScoreResponse:
+            admitted = next(begun) > 0
+            # Held for this request alone: a stream may outlive many versions.
+            with ExitStack() as stack:
+                model = self._models.find(request.model.name, request.model.version)
+                stack.callback(model.hold())
+                return await self._score(request, model, admitted=admitted, long=True, entrance=entrance)
+
+        try:
+            async for response in in_order(request_iterator, answer, 1, self._part_of_a_call):
+                yield response
+                answered += 1
+        except ServiceError as error:
+            error.place(f"requests[{answered}]")
+            raise
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:  # noqa: N802
         """See GlowService.Sample."""
@@ -84,6 +93,8 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         _check_format(request.format)
         seed = request.seed if request.HasField("seed") else secrets.randbits(64)
 
+        entrance = Entrance()
+
         async def draw(first: int) -> pb.SampleResponse:
             n = min(self._config.max_batch_size, request.n - first)
             size = model.manifest.image.latent_size
@@ -91,24 +102,25 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
                 latents, seed, first, n, size, temperature, images=n, size=4 * n * size, admitted=first > 0
             )
             long = request.n > self._config.max_batch_size
+            await entrance.turn(first=first == 0)
             decoded = await model.reverse(latent, admitted=first > 0, long=long)
-            self._require_finite(decoded, model, "Sample", first=first, what="temperature: sample")
+            self._require_finite(decoded, model, first=first, what="temperature: sample")
             images = await self._write_images(decoded.image, request.format)
             return pb.SampleResponse(model=_version(model), seed=seed, first_index=first, images=images)
 
+        async def firsts() -> AsyncIterator[int]:
+            for first in range(0, request.n, self._config.max_batch_size):
+                yield first
+
         # As many batches are under way as can run side by side, and none is drawn before the caller has room.
-        async for response in _in_order(
-            draw, range(0, request.n, self._config.max_batch_size), model.instances
-        ):
+        async for response in in_order(firsts(), draw, model.instances):
             yield response
 
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:  # noqa: N802
         """See GlowService.Encode."""
         model = self._find(request.model)
         images = await self._read_images(request.images, model)
-        _, latent = await model.forward(images, np.full(images.shape, scoring.ENCODING_NOISE, np.float32))
-        with self._counting_not_finite(model, "Encode"):
-            scoring.require_finite_latents(latent)
+        latent = await self._encode(images, model)
         decoded = await model.reverse(latent, admitted=True)
         mismatched = scoring.mismatched_values(images, decoded, model.manifest.image.n_bits)
         self._metrics.inexact_encodings.labels(model.name).inc(int((mismatched > 0).sum()))
@@ -127,8 +139,25 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         )
         current().images = len(latent)
         decoded = await model.reverse(latent)
-        self._require_finite(decoded, model, "Decode")
+        self._require_finite(decoded, model)
         return pb.DecodeResponse(
+            model=_version(model), images=await self._write_images(decoded.image, request.format)
+        )
+
+    async def Interpolate(  # noqa: N802
+        self, request: pb.InterpolateRequest, context: Context
+    ) -> pb.InterpolateResponse:
+        """See GlowService.Interpolate."""
+        model = self._find(request.model)
+        inputs.check_steps(request.steps, self._config.max_images_per_call)
+        _check_format(request.format)
+        inputs.check_pair(request.images)
+        images = await self._read_images(request.images, model)
+        current().images += request.steps
+        first, last = await self._encode(images, model)
+        decoded = await model.reverse(interpolate(first, last, request.steps), admitted=True)
+        self._require_finite(decoded, model, what="images: step")
+        return pb.InterpolateResponse(
             model=_version(model), images=await self._write_images(decoded.image, request.format)
         )
 
@@ -161,7 +190,38 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         current().releases.append(model.hold())
         return model
 
-    async def _read_images(self, images: pb.Images, model: ServedModel) -> UInt8Array:
+    def _part_of_a_call(self, request: pb.ScoreRequest) -> float:
+        """How much of what one call may bring, in images or in bytes."""
+        images, config = request.images, self._config
+        n = images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
+        return max(n / config.max_images_per_call, request.ByteSize() / (config.max_message_mib * 2**20))
+
+    async def _score(
+        self, request: pb.ScoreRequest, model: ServedModel, *, admitted: bool = False, **part: Any
+    ) -> pb.ScoreResponse:
+        seed = request.seed if request.HasField("seed") else scoring.DEFAULT_SEED
+        images = await self._read_images(request.images, model, admitted=admitted)
+        scores = await score(
+            images,
+            seed,
+            model,
+            self._preparer,
+            self._metrics,
+            prepared=request.images.HasField("encoded"),
+            admitted=admitted,
+            **part,
+        )
+        return messages.scores_message(scores)
+
+    async def _encode(self, images: UInt8Array, model: ServedModel) -> Float32Array:
+        _, latent = await model.forward(images, np.full(images.shape, scoring.ENCODING_NOISE, np.float32))
+        with self._counting_not_finite(model):
+            scoring.require_finite_latents(latent)
+        return latent
+
+    async def _read_images(
+        self, images: pb.Images, model: ServedModel, *, admitted: bool = False
+    ) -> UInt8Array:
         def read() -> UInt8Array:
             return inputs.read_images(
                 images,
@@ -172,11 +232,14 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
 
         if images.HasField("tensor"):  # it is only looked at
             array = read()
-            current().images = len(array)
+            current().images += len(array)
             return array
-        n = current().images = min(len(images.encoded.data), self._config.max_images_per_call)
+        n = min(len(images.encoded.data), self._config.max_images_per_call)
+        current().images += n
         # A picture may take long to decode, whatever its length in bytes.
-        return await self._preparer.run(read, images=n, size=self._config.max_pixels_per_call)
+        return await self._preparer.run(
+            read, images=n, size=self._config.max_pixels_per_call, admitted=admitted
+        )
 
     async def _write_images(self, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
         if form == pb.IMAGE_FORMAT_RAW:
@@ -190,35 +253,17 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         )
         return messages.images_message(files)
 
-    def _require_finite(self, decoded: Reverse, model: ServedModel, method: str, **names: Any) -> None:
-        with self._counting_not_finite(model, method):
+    def _require_finite(self, decoded: Reverse, model: ServedModel, **names: Any) -> None:
+        with self._counting_not_finite(model):
             scoring.require_finite_images(decoded, **names)
 
     @contextmanager
-    def _counting_not_finite(self, model: ServedModel, method: str) -> Iterator[None]:
+    def _counting_not_finite(self, model: ServedModel) -> Iterator[None]:
         try:
             yield
         except NotFiniteError as error:
-            self._metrics.not_finite.labels(model.name, method).inc(error.images)
+            self._metrics.not_finite.labels(model.name, current().method).inc(error.images)
             raise
-
-
-async def _in_order(
-    function: Callable[[int], Awaitable[T]], arguments: range, ahead: int
-) -> AsyncIterator[T]:
-    """The results for each argument in order, with `ahead` calls under way at a time."""
-    waiting: deque[asyncio.Future[T]] = deque()
-    try:
-        for argument in arguments:
-            waiting.append(asyncio.ensure_future(function(argument)))
-            if len(waiting) == ahead:
-                yield await waiting.popleft()
-        while waiting:
-            yield await waiting.popleft()
-    finally:
-        for future in waiting:
-            future.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def _version(model: ServedModel) -> pb.ModelVersion:

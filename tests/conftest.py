@@ -47,13 +47,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with that model as `digits`, version 1. Tests do not write to it."""
-    from export.bundle import export
-    from export.source import trained_here
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the model and its images are. $GLOWSERVE_TEST_FILES names a folder for them, which another environment,
+    that can neither train nor export, finds them in."""
+    path = Path(os.environ.get("GLOWSERVE_TEST_FILES") or tmp_path_factory.mktemp("files"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
-    path = tmp_path_factory.mktemp("models")
-    export(trained_here(checkpoint), path / "digits")
+
+@pytest.fixture(scope="session")
+def repository(files: Path, request: pytest.FixtureRequest) -> Path:
+    """A repository with that model as `digits`, version 1. Tests do not write to it."""
+    path = files / "models"
+    if not path.is_dir():
+        from export.bundle import export
+        from export.source import trained_here
+
+        export(trained_here(request.getfixturevalue("checkpoint")), path / "digits")
     return path
 
 
@@ -64,11 +74,15 @@ def bundle(repository: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def digits() -> UInt8Array:
+def digits(files: Path) -> UInt8Array:
     """Test images of that model, uint8 [179, 8, 8, 1]: not trained on."""
-    from training.data import DataConfig, load_images
+    path = files / "digits.npy"
+    if not path.is_file():
+        from training.data import DataConfig, load_images
 
-    return load_images(DataConfig(data="digits", image_size=8, channels=1)).test
+        np.save(path, load_images(DataConfig(data="digits", image_size=8, channels=1)).test)
+    images: UInt8Array = np.load(path)
+    return images
 
 
 @pytest.fixture(scope="session")

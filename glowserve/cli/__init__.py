@@ -26,6 +26,7 @@ _COMMANDS = {
     "serve": "serve bundles over gRPC",
     "score": "say how likely images are",
     "sample": "draw new images",
+    "interpolate": "draw the way from one image to another",
     "models": "list models",
     "demo": "all of it, on handwritten digits",
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -15,9 +16,7 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, target
 from glowserve.errors import RequestError
 from glowserve.images import FILE_SUFFIXES, InvalidImageError, check_encoded, read_file
-
-# Files that are read, checked and sent together.
-_TOGETHER = 32
+from glowserve.results import Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,53 +31,73 @@ def run(args: argparse.Namespace) -> int:
     """Scores files; one that is no picture is told of and left out, and makes the exit code 1."""
     files = list(_expanded(args.files))
     width = max(len(str(file)) for file in files)
-    failed = 0
+    scored = 0
     with (
         target(args) as asked,
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
     ):
         if not args.json:
             print(f"{'file':<{width}}{'bits/dim':>14}{'percentile':>12}{'log-likelihood':>16}")
-        for first in range(0, len(files), _TOGETHER):
-            together = files[first : first + _TOGETHER]
-            failed += _score(asked, together, args, width)
-            bar.update(len(together))
-    if failed:
+        for together, scores in _score(asked, files, args.seed):
+            columns = (scores.bits_per_dim, scores.percentile, scores.log_likelihood, scores.finite)
+            for file, *row in zip(together, *(column.tolist() for column in columns), strict=True):
+                tqdm.write(_json(file, *row) if args.json else _line(file, width, *row), file=sys.stdout)
+            scored += len(scores)
+            bar.update(len(scores))
+    if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _score(asked: Target, files: Sequence[Path], args: argparse.Namespace, width: int) -> int:
-    """Scores and prints some files, and returns how many could not be scored."""
-    pictures: list[tuple[Path, bytes]] = []
-    for file in files:
+def _score(asked: Target, files: Iterable[Path], seed: int | None) -> Iterator[tuple[list[Path], Scores]]:
+    """Some files at a time with their scores, in order; tells of those that cannot be scored."""
+    waiting: deque[Path] = deque()
+
+    def pictures() -> Iterator[bytes]:
+        for file in files:
+            if (data := _read(file)) is not None:
+                waiting.append(file)
+                yield data
+
+    unread = pictures()
+    ended = False
+    while not ended:
         try:
-            data = read_file(file)
-            check_encoded(data)
-            pictures.append((file, data))
-        except (InvalidImageError, OSError) as error:
-            named = str(error) if str(file) in str(error) else f"{file}: {error}"
-            tqdm.write(f"glowserve: {named}", file=sys.stderr)
-    return len(files) - len(pictures) + _ask(asked, pictures, args, width)
+            for scores in asked.source.iter_scores(unread, seed=seed, model=asked.model):
+                yield [waiting.popleft() for _ in range(len(scores))], scores
+            ended = True
+        except RequestError as error:
+            if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+        # One of those that wait was refused, and ended the stream: each of them is asked about alone.
+        for file in list(waiting):
+            if (alone := _score_alone(asked, file, seed)) is not None:
+                yield [file], alone
+        waiting.clear()
 
 
-def _ask(asked: Target, pictures: Sequence[tuple[Path, bytes]], args: argparse.Namespace, width: int) -> int:
-    """The same for files that can be read; where some are refused, one by one."""
-    if not pictures:
-        return 0
+def _score_alone(asked: Target, file: Path, seed: int | None) -> Scores | None:
+    if (data := _read(file)) is None:
+        return None
     try:
-        scores = asked.source.score([data for _, data in pictures], seed=args.seed, model=asked.model)
+        return asked.source.score(data, seed=seed, model=asked.model)
     except RequestError as error:
         if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
-        if len(pictures) > 1:
-            return sum(_ask(asked, [picture], args, width) for picture in pictures)
-        tqdm.write(f"glowserve: {pictures[0][0]}: {error}", file=sys.stderr)
-        return 1
-    columns = (scores.bits_per_dim, scores.percentile, scores.log_likelihood, scores.finite)
-    for (file, _), *row in zip(pictures, *(column.tolist() for column in columns), strict=True):
-        tqdm.write(_json(file, *row) if args.json else _line(file, width, *row), file=sys.stdout)
-    return 0
+        tqdm.write(f"glowserve: {file}: {error}", file=sys.stderr)
+        return None
+
+
+def _read(file: Path) -> bytes | None:
+    """A picture's bytes; None, which is told of, where it is none."""
+    try:
+        data = read_file(file)
+        check_encoded(data)
+    except (InvalidImageError, OSError) as error:
+        named = str(error) if str(file) in str(error) else f"{file}: {error}"
+        tqdm.write(f"glowserve: {named}", file=sys.stderr)
+        return None
+    return data
 
 
 def _line(file: Path, width: int, bits: float, percentile: float, nats: float, finite: bool) -> str:

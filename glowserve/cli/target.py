@@ -1,4 +1,4 @@
-"""Who answers `score`, `sample` and `models`: a service, or a bundle in this process."""
+"""Who answers `score`, `sample`, `interpolate` and `models`: a service, or a bundle in this process."""
 
 from __future__ import annotations
 

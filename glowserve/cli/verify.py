@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", type=Path, metavar="BUNDLE", help="REPOSITORY/MODEL (the newest version), or .../VERSION"
     )
     parser.add_argument(
-        "--device", default="auto", help="auto (the GPU if it works, else the CPU), cpu or cuda"
+        "--device", default="auto", help="auto (CUDA if it works, else the CPU), cpu, cuda or tensorrt"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 

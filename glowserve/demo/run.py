@@ -101,19 +101,15 @@ def _sample(client: glowserve.Client, picture: Path, say: Callable[[str], None])
 
 
 def _encode(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Callable[[str], None]) -> None:
-    """Encodes and decodes all digits, and walks from one to another through the latents."""
+    """Encodes and decodes all digits, and draws the way from some to others through the latents."""
     encoded = client.encode(digits)
     exact = int((encoded.mismatched_values == 0).sum())
     same = int((client.decode(encoded.latents) == digits).all(axis=(1, 2, 3)).sum())
     say(
         f"      {exact} of {len(digits)} digits decode from their latents to the same pixels ({same} compared here)"
     )
-    starts, ends = encoded.latents[:_ROWS], encoded.latents[_ROWS : 2 * _ROWS]
-    angles = np.linspace(0, np.pi / 2, _STRIP)[None, :, None]
-    # Along a circle, as latents have about the same length everywhere; a straight line would cut through the middle.
-    path = np.cos(angles) * starts[:, None] + np.sin(angles) * ends[:, None]
-    steps = client.decode(path.reshape(_ROWS * _STRIP, -1))
-    grid(steps, _STRIP, scale=6).save(picture)
+    strips = [client.interpolate(digits[i], digits[_ROWS + i], steps=_STRIP) for i in range(_ROWS)]
+    grid(np.concatenate(strips), _STRIP, scale=6).save(picture)
 
 
 def _closing(out: Path) -> str:

@@ -155,6 +155,26 @@ class DecodeResponse(_message.Message):
     images: Images
     def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
 
+class InterpolateRequest(_message.Message):
+    __slots__ = ("model", "images", "steps", "format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    images: Images
+    steps: int
+    format: ImageFormat
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., steps: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class InterpolateResponse(_message.Message):
+    __slots__ = ("model", "images")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    model: ModelVersion
+    images: Images
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

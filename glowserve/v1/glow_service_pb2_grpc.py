@@ -70,6 +70,11 @@ class GlowServiceStub(object):
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/glowserve.v1.GlowService/ScoreStream',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Sample = channel.unary_stream(
                 '/glowserve.v1.GlowService/Sample',
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.SampleRequest.SerializeToString,
@@ -84,6 +89,11 @@ class GlowServiceStub(object):
                 '/glowserve.v1.GlowService/Decode',
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.DecodeResponse.FromString,
+                _registered_method=True)
+        self.Interpolate = channel.unary_unary(
+                '/glowserve.v1.GlowService/Interpolate',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/glowserve.v1.GlowService/ListModels',
@@ -144,6 +154,28 @@ class GlowServiceServicer(object):
     def Score(self, request, context):
         """Says how likely images are under a model. An image whose likelihood is not finite is an answer
         (see ImageScore.finite), not an error.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreStream(self, request_iterator, context):
+        """Score many times over one stream, for images without end: one answer a request, in the requests' order. Each
+        request is complete, its model and seed included, and is answered as Score would.
+
+        The server works on several requests side by side, until they have together as many images, or bytes, as one call
+        may bring; then it reads no further until an answer is taken. Requests of a quarter of that (64 images) keep it
+        busy. A client therefore reads answers while it writes.
+
+        A request that cannot be answered ends the stream with the status that Score would give it, after the answers to
+        those before it. Its message begins with "requests[I]", and the field of BadRequest, too, where I counts the
+        requests of the stream from 0: I were answered. When the server stops, it answers what it has
+        read, and ends the stream with UNAVAILABLE: send what was not answered to another. A deadline is one for the whole
+        stream; a client that does not know when its images end sets none.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +200,21 @@ class GlowServiceServicer(object):
 
     def Decode(self, request, context):
         """Maps latents to images. A result that is not finite is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Interpolate(self, request, context):
+        """Draws the way from one image to another through the latents: both are encoded as Encode does, and what lies between
+        their latents is decoded.
+
+        The way is an arc, not a straight line (spherical linear interpolation: Shoemake 1985; for Gaussian priors White
+        2016, arXiv:1609.04468). Latents are standard normal, so that nearly all have about the length sqrt(D). Halfway on
+        a line between two of them, as in section 6 of the Glow paper, is as long as a latent of temperature 0.7; on the arc
+        each step is as typical as the ends. Between latents that are parallel or opposite, which have no arc, it is a line.
+
+        An image whose latent is not finite, or a step that does not decode to finite values, is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +260,11 @@ def add_GlowServiceServicer_to_server(servicer, server):
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.FromString,
                     response_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.SerializeToString,
             ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.SerializeToString,
+            ),
             'Sample': grpc.unary_stream_rpc_method_handler(
                     servicer.Sample,
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.SampleRequest.FromString,
@@ -227,6 +279,11 @@ def add_GlowServiceServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.DecodeRequest.FromString,
                     response_serializer=glowserve_dot_v1_dot_glow__service__pb2.DecodeResponse.SerializeToString,
+            ),
+            'Interpolate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Interpolate,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -318,6 +375,33 @@ class GlowService(object):
             _registered_method=True)
 
     @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/glowserve.v1.GlowService/ScoreStream',
+            glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Sample(request,
             target,
             options=(),
@@ -388,6 +472,33 @@ class GlowService(object):
             '/glowserve.v1.GlowService/Decode',
             glowserve_dot_v1_dot_glow__service__pb2.DecodeRequest.SerializeToString,
             glowserve_dot_v1_dot_glow__service__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Interpolate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glowserve.v1.GlowService/Interpolate',
+            glowserve_dot_v1_dot_glow__service__pb2.InterpolateRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.InterpolateResponse.FromString,
             options,
             channel_credentials,
             insecure,

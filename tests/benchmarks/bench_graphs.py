@@ -6,13 +6,15 @@
 
 Weights are random, images are 32x32x3; int8 is for every coupling network, where calibration may leave some out. Each
 row lives in a process of its own; the rows take turns. A row with several runs side by side needs as many callers at
-once. Quiet machines only.
+once. The last row is no run: it is what the operations in the convolutions would take at the rate of one large matrix
+multiplication, measured in the same turns. Quiet machines only.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -33,7 +36,7 @@ _MODELS = {"small": {"steps_per_level": 16, "width": 256}, "paper": {"steps_per_
 _BATCHES = (1, 8, 32)
 _ROUNDS, _SECONDS = 5, 2.0
 _CORES = os.cpu_count() or 1
-_SEED, _SGEMM = "PyTorch, as a tutorial writes it", "sgemm"
+_SEED, _SGEMM = "PyTorch, as a tutorial writes it", "the operations at sgemm's rate"
 _MATRIX = 2048
 
 # What runs so many batches, and how many of them go on side by side.
@@ -53,17 +56,19 @@ def main() -> None:
             f"images per second, 32x32x3, K={settings['steps_per_level']} L={_LEVELS} width={settings['width']}; "
             f"medians of {_ROUNDS} rounds that take turns, and of the ratios to the first row"
         )
-        sgemm: list[float] = []
+        best = 0.0
         for direction in ("forward", "reverse"):
             columns = [_column(workers, direction, batch) for batch in _BATCHES]
-            sgemm += [rate for found in columns for rate in found.pop(_SGEMM)]
+            best = max(best, *(rate for found in columns for rate in found[_SGEMM]))
+            for found in columns:
+                found[_SGEMM] = [rate / operations[direction] for rate in found[_SGEMM]]
             _print_table(direction, columns, operations[direction])
-        print(
-            f"\nsgemm {_MATRIX}^3, {_CORES} threads: {max(sgemm) * 2 * _MATRIX**3 / 1e9:.0f} GFLOP/s at best"
-        )
+        print(f"\nsgemm {_MATRIX}^3, {_CORES} threads: {best / 1e9:.0f} GFLOP/s at best")
         for process, connection in workers.values():
             connection.send(None)
             process.join()
+        for direction in ("forward", "reverse"):
+            pool.apply(_print_profile, (Path(folder) / "fp32", direction))
 
 
 def _rows(settings: dict[str, int], graphs: Path) -> dict[str, tuple[Any, ...]]:
@@ -85,12 +90,12 @@ def _rows(settings: dict[str, int], graphs: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def _column(workers: dict[str, Worker], direction: str, batch: int) -> dict[str, list[float]]:
-    """Images per second of each row, one figure a round; of sgemm, multiplications per second."""
+    """Images per second of each row, one figure a round; of sgemm, operations per second."""
     found: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(_ROUNDS):
         for name, (_, connection) in workers.items():
             connection.send((direction, batch))
-            found[name].append(connection.recv() * (1 if name == _SGEMM else batch))
+            found[name].append(connection.recv() * (2 * _MATRIX**3 if name == _SGEMM else batch))
     return found
 
 
@@ -109,6 +114,32 @@ def _print_table(direction: str, columns: list[dict[str, list[float]]], operatio
         if name.startswith("our fp32 graph, ")
     )
     print(f"  {name}, is at its best with batch {batch}: {rate * operations / 1e9:.0f} GFLOP/s")
+
+
+def _print_profile(folder: Path, direction: str) -> None:
+    """Where a run of the fp32 graph on one thread spends its time, by ONNX Runtime's own profile."""
+    columns: list[dict[str, float]] = []
+    for batch in (_BATCHES[0], _BATCHES[-1]):
+        runs, path = 64 // batch + 2, folder / f"{direction}.json"
+        session = _session(folder / f"{direction}.onnx", threads=1, profile=path)
+        for _ in range(runs):
+            session.run(None, _inputs(direction, batch))
+        spent = Counter[str]()
+        for event in json.loads(Path(session.end_profiling()).read_text()):
+            if event["name"] == "model_run":
+                spent["all"] += event["dur"]
+            elif event["name"].endswith("_kernel_time"):
+                spent[event["args"]["op_name"]] += event["dur"]
+        spent["between the operators"] = 2 * spent["all"] - spent.total()
+        columns.append({name: micros / 1e3 / (runs * batch) for name, micros in spent.items()})
+    print(
+        f"\n{direction}, fp32 on 1 thread: ms an image"
+        + "".join(f"{f'batch {b}':>16}" for b in (_BATCHES[0], _BATCHES[-1]))
+    )
+    for name in sorted(columns[0], key=lambda name: -columns[0][name]):
+        if (share := columns[0][name] / columns[0]["all"]) >= 0.01:
+            first, last = (column[name] for column in columns)
+            print(f"  {name:<30}{first:>15.2f}{share:>7.1%}{last:>9.2f}{last / columns[1]['all']:>7.1%}")
 
 
 def _start(make: Callable[..., Run], *arguments: Any) -> Worker:
@@ -207,14 +238,20 @@ def _pytorch(settings: dict[str, int], baked: bool, direction: str, batch: int) 
 
 
 def _onnxruntime(folder: Path, runs: int, threads: int, direction: str, batch: int) -> Run:
-    import onnxruntime
-
-    options, path = onnxruntime.SessionOptions(), folder / f"{direction}.onnx"
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = _session(folder / f"{direction}.onnx", threads)
     inputs, pool = _inputs(direction, batch), ThreadPoolExecutor(runs)
     assert all(np.isfinite(output).all() for output in session.run(None, inputs))
     return lambda batches: list(pool.map(lambda _: session.run(None, inputs), range(batches))), runs
+
+
+def _session(path: Path, threads: int, profile: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _openvino(folder: Path, hint: str, direction: str, batch: int) -> Run:

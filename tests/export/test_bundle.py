@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -195,6 +197,35 @@ def test_a_held_out_image_without_a_finite_likelihood_ends_the_export(
     with pytest.raises(ProofError, match="1 of 179 held-out images have no finite likelihood"):
         export_checkpoint(checkpoint, tmp_path / "digits")
     assert _entries(tmp_path / "digits") == set()
+
+
+def test_what_a_killed_exporter_left_goes_and_what_a_living_one_writes_stays(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "digits"
+    for name in ("dead", "alive", "new"):
+        (model / f".staging-{name}").mkdir(parents=True)
+        (model / f".staging-{name}" / "forward.onnx").write_bytes(b"half")
+    for name in ("dead", "alive"):
+        os.utime(model / f".staging-{name}", (0, 0))
+    alive = os.open(model / ".staging-alive", os.O_RDONLY)
+    own = []
+
+    def say(stage: str) -> None:
+        if stage == "writing graphs":
+            own.extend(_entries(model) - {".staging-alive", ".staging-new"})
+            folder = os.open(model / own[0], os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(folder)
+
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        export_checkpoint(checkpoint, model, say=say)
+    finally:
+        os.close(alive)
+    assert len(own) == 1
+    assert _entries(model) == {"1", ".staging-alive", ".staging-new"}
 
 
 # Held-out images

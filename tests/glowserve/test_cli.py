@@ -12,7 +12,7 @@ from PIL import Image
 from glowserve.cli import main
 from service.server import Server
 
-COMMANDS = ["train", "export", "evaluate", "serve", "score", "sample", "models", "demo"]
+COMMANDS = ["train", "export", "evaluate", "serve", "score", "sample", "interpolate", "models", "demo"]
 
 
 def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def test_help_is_there_for_every_command(arguments: list[str], capsys: pytest.Ca
     assert printed.out.startswith("usage: glowserve")
     assert printed.err == ""
     if arguments == ["--help"]:
-        assert all(f"    {command} " in printed.out for command in COMMANDS)
+        assert all(f"\n    {command}" in printed.out for command in COMMANDS)
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

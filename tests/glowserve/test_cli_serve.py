@@ -34,7 +34,7 @@ def test_every_setting_has_a_flag_a_variable_and_its_default_in_the_help(
     [
         (["--port", "65536"], "port is 65536; it must lie in 0 to 65535"),
         (["--metrics-port", "-1"], "metrics_port is -1; it must lie in 0 to 65535"),
-        (["--device", "tpu"], "device is 'tpu'; it must be one of auto, cpu, cuda"),
+        (["--device", "tpu"], "device is 'tpu'; it must be one of auto, cpu, cuda, tensorrt"),
         (["--instances", "-1"], "instances is -1; it must be 0 or more"),
         (["--drain-seconds", "nan"], "drain_seconds is nan; it must be 0 or more"),
         (["--max-queue-delay-ms", "inf"], "max_queue_delay_ms is inf; it must be 0 or more"),
@@ -59,7 +59,7 @@ def test_a_flag_out_of_range_is_told_in_a_sentence(
         ("GRPC_PORT", "80.5", "$GLOWSERVE_GRPC_PORT is '80.5'; it must be of type int"),
         ("DRAIN_SECONDS", "soon", "$GLOWSERVE_DRAIN_SECONDS is 'soon'; it must be of type float"),
         ("GRPC_PORT", "-1", "port is -1; it must lie in 0 to 65535"),
-        ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda"),
+        ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda, tensorrt"),
     ],
 )
 def test_a_variable_that_is_no_value_is_told_in_a_sentence(

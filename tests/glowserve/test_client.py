@@ -118,6 +118,11 @@ def test_client_async_client_and_open_bundle_agree_on_images_in_every_form(
     ):
         np.testing.assert_allclose(scores.log_likelihood, expected[np.arange(n) % 5], rtol=1e-6)
         assert (len(scores), scores.model, scores.version, scores.seed) == (n, "digits", 1, 4)
+    for source in (client, Blocking(server), embedded):
+        parts = list(source.iter_scores(images, seed=4))
+        assert {(part.model, part.version, part.seed) for part in parts} == {("digits", 1, 4)}
+        together = np.concatenate([part.log_likelihood for part in parts])
+        np.testing.assert_allclose(together, expected[np.arange(n) % 5], rtol=1e-6)
     encodings = client.encode(images)
     assert encodings.latents.shape == (n, 64)
     same_encodings(encodings, embedded.encode(images))
@@ -144,6 +149,10 @@ def test_the_three_draw_decode_and_describe_alike(
         np.testing.assert_array_equal(other.images, drawn.images)
         assert (other.model, other.version, other.seed) == ("digits", 1, 3)
         np.testing.assert_array_equal(answer("decode", encoded.latents), decoded)
+        np.testing.assert_array_equal(
+            answer("interpolate", drawn.images[0], encode_png(drawn.images[1]), steps=40),
+            client.interpolate(drawn.images[0], drawn.images[1], steps=40),
+        )
         assert answer("models") == client.models()
         assert answer("manifest") == client.manifest() == bundle.manifest
         assert answer("manifest", model="digits", version=1) == bundle.manifest
@@ -236,7 +245,17 @@ def test_a_client_may_be_shared_between_threads(client: glowserve.Client, digits
         (lambda source: source.decode(np.zeros((2, 63))), "INVALID_ARGUMENT", "latents.shape is [2, 63]"),
         (lambda source: source.decode(np.full((2, 64), np.nan)), "INVALID_ARGUMENT", "latents: row 0 is not finite"),
         (lambda source: source.decode(np.full((2, 64), 1e38)), "FAILED_PRECONDITION", "latents: row 0 does not decode"),
+        (
+            lambda source: list(source.iter_scores([BLANK] * 100 + [b"no picture"])),
+            "INVALID_ARGUMENT",
+            "images.encoded.data[0]: 10 bytes are not",
+        ),
+        (lambda source: source.interpolate(BLANK, BLANK, steps=1), "INVALID_ARGUMENT", "steps is 1"),
+        (lambda source: source.interpolate(BLANK, BLANK, steps=257), "INVALID_ARGUMENT", "steps is 257"),
+        (lambda source: source.interpolate(BLANK, b"no"), "INVALID_ARGUMENT", "images.encoded.data[1]: 2 bytes"),
         (lambda source: source.score(BLANK, model="nobody"), "NOT_FOUND", "'nobody'"),
+        (lambda source: list(source.iter_scores(BLANK, model="nobody")), "NOT_FOUND", "'nobody'"),
+        (lambda source: source.interpolate(BLANK, BLANK, version=2), "NOT_FOUND", "version 2"),
         (lambda source: source.encode(BLANK, version=2), "NOT_FOUND", "version 2"),
         (lambda source: source.sample(1, model="nobody"), "NOT_FOUND", "'nobody'"),
         (lambda source: source.decode(np.zeros((1, 64)), version=2), "NOT_FOUND", "version 2"),
@@ -256,6 +275,7 @@ def test_a_refusal_is_an_error_with_code_and_message_from_all_three(
             call(source)
         assert caught.value.code is grpc.StatusCode[code]
         assert words in caught.value.message
+        assert not caught.value.message.startswith("requests")
         assert str(caught.value) == f"{code}: {caught.value.message}"
         assert caught.value.__cause__ is None
 
@@ -270,9 +290,15 @@ class Blocking:
         return lambda *arguments, **options: asynchronously(self._server, method, *arguments, **options)
 
     def iter_samples(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        return self._iterate("iter_samples", *arguments, **options)
+
+    def iter_scores(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        return self._iterate("iter_scores", *arguments, **options)
+
+    def _iterate(self, method: str, *arguments: Any, **options: Any) -> Iterator[Any]:
         async def run() -> list[Any]:
             async with glowserve.AsyncClient(f"127.0.0.1:{self._server.port}") as client:
-                return [samples async for samples in client.iter_samples(*arguments, **options)]
+                return [part async for part in getattr(client, method)(*arguments, **options)]
 
         return iter(asyncio.run(run()))
 
@@ -286,6 +312,12 @@ class Blocking:
         (lambda source: source.decode(np.zeros((0, 64))), ValueError, r"latents have shape \[0, 64\]"),
         (lambda source: source.decode(np.zeros(64)), ValueError, r"latents have shape \[64\]"),
         (lambda source: source.score(BLANK, seed=-1), ValueError, "seed is -1"),
+        (lambda source: list(source.iter_scores(BLANK, seed=-1)), ValueError, "seed is -1"),
+        (lambda source: list(source.iter_scores(7)), TypeError, "int is no image"),
+        (lambda source: list(source.iter_scores(iter([None]))), TypeError, "NoneType is no image"),
+        (lambda source: source.interpolate(BLANK, "nowhere.png"), FileNotFoundError, "nowhere.png"),
+        (lambda source: source.interpolate(BLANK, [BLANK]), TypeError, "list is no image"),
+        (lambda source: source.interpolate(BLANK, BLANK, steps=-1), ValueError, "-1"),
         (lambda source: source.score(BLANK, seed=2**64), ValueError, "seed is 18446744073709551616"),
         (lambda source: source.sample(1, seed=-1), ValueError, "seed is -1"),
         (lambda source: list(source.iter_samples(1, seed=-1)), ValueError, "seed is -1"),

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import json_format
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.v1.manifest_pb2 import Manifest
 from service.errors import BundleError, DeviceError
+from service.repository import manifest_checksum
 
 
 def copied(source: Path, target: Path, version: int) -> None:
@@ -48,6 +51,19 @@ def test_a_damaged_bundle_is_refused(repository: Path, tmp_path: Path) -> None:
     graph.write_bytes(data)
     with pytest.raises(BundleError, match=r"reverse\.onnx is not the file that was exported"):
         glowserve.open(tmp_path)
+
+
+def test_a_bundle_that_does_not_compute_what_was_proved_is_refused(repository: Path, tmp_path: Path) -> None:
+    copied(repository / "digits" / "1", tmp_path, 1)
+    manifest = json_format.Parse((tmp_path / "1" / "manifest.json").read_bytes(), Manifest())
+    manifest.canary.log_likelihood *= 1.01
+    data = json_format.MessageToJson(manifest, preserving_proto_field_name=True).encode()
+    (tmp_path / "1" / "manifest.json").write_bytes(data)
+    (tmp_path / "1" / "manifest.json.sha256").write_bytes(manifest_checksum(data))
+    with pytest.raises(
+        BundleError, match=r"its canary has a log-likelihood .* does not compute what was proved"
+    ):
+        glowserve.open(tmp_path, device="cpu")
 
 
 def test_an_unknown_device_is_refused(repository: Path) -> None:

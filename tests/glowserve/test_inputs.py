@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glowserve.images import InvalidImageError, decode_png, encode_png
-from glowserve.inputs import portions
+from glowserve.inputs import pair, portions, read_portions
 
 MIB = 2**20
 
@@ -167,3 +168,77 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
         list(portions([tmp_path / "text.png"]))
     with pytest.raises(IsADirectoryError):
         list(portions(tmp_path))
+
+
+# Images without end, and pairs
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(kinds=st.lists(st.integers(0, 2), max_size=300), run=st.integers(1, 70))
+def test_images_of_all_kinds_are_read_in_order_in_portions_of_at_most_64(kinds: list[int], run: int) -> None:
+    """Kinds: a file, an array, an array of another shape; each comes `run` times."""
+    images: list[Any] = []
+    for i, kind in enumerate(kind for kind in kinds[:20] for _ in range(run)):
+        array = np.full((1 + kind, 2, 1), i % 256, np.uint8)
+        images.append(array if kind else encode_png(array))
+    found: list[Any] = []
+    for portion in read_portions(iter(images)):
+        assert 1 <= len(portion) <= 64
+        found.extend(portion)
+    assert len(found) == len(images)
+    for image, given_ in zip(found, images, strict=True):
+        if isinstance(given_, bytes):
+            assert image == given_
+        else:
+            np.testing.assert_array_equal(image, given_)
+
+
+def test_images_are_read_as_they_are_needed_however_many_there_are() -> None:
+    for image in (blank(2, 2), np.zeros((4, 4), np.uint8)):
+        read = itertools.count()
+        found = read_portions(image for _ in read)
+        for taken in range(1, 4):
+            assert len(next(found)) == 64
+            assert next(read) <= 64 * taken + 1 + taken
+
+
+def test_read_portions_are_bounded_as_others_are() -> None:
+    assert [len(portion) for portion in read_portions(iter([bytes(MIB)] * 17))] == [16, 1]
+    assert [len(portion) for portion in read_portions(iter([blank(4000, 2000)] * 5))] == [2, 2, 1]
+    megapixels = iter(np.zeros((20, 1024, 1024, 1), np.uint8))
+    assert [len(portion) for portion in read_portions(megapixels)] == [16, 4]
+
+
+def test_a_single_image_and_an_array_of_several_may_be_read_too(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(blank(2, 2))
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), blank(2, 2)):
+        assert list(read_portions(image)) == [[blank(2, 2)]]
+    for shape in ((8, 9), (8, 9, 1), (1, 8, 9, 1)):
+        (portion,) = read_portions(np.zeros(shape, np.uint8))
+        assert isinstance(portion, np.ndarray)
+        assert portion.shape == (1, 8, 9, 1)
+    assert list(read_portions([])) == []
+
+
+def test_what_is_no_image_is_refused_where_it_comes() -> None:
+    several = np.zeros((2, 8, 8, 1), np.uint8)
+    for images, kind, words in (
+        ([b"file", several], InvalidImageError, "in a list is no image"),
+        ([b"file", np.zeros((8, 8))], InvalidImageError, "float64 is no image"),
+        ([b"file", 7], TypeError, "int is no image"),
+        (7, TypeError, "int is no image"),
+        (np.zeros(8, np.uint8), InvalidImageError, "is no image"),
+    ):
+        with pytest.raises(kind, match=words):
+            list(read_portions(images))  # type: ignore[arg-type]
+
+
+def test_a_pair_is_one_portion_however_large(tmp_path: Path) -> None:
+    large = np.zeros((5000, 5000, 1), np.uint8)
+    joined = pair(large, large[:, :, 0])
+    assert isinstance(joined, np.ndarray)
+    assert joined.shape == (2, 5000, 5000, 1)
+    assert pair(blank(8000, 8000), bytes(20 * MIB)) == [blank(8000, 8000), bytes(20 * MIB)]
+    files = pair(np.zeros((4, 4), np.uint8), blank(2, 2))
+    assert isinstance(files, list)
+    np.testing.assert_array_equal(decode_png(files[0]), np.zeros((4, 4, 1)))

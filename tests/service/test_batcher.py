@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -594,3 +595,24 @@ def test_a_storm_of_callers_that_fail_give_up_and_overfill_the_queue(seed: int) 
     asyncio.run(run())
     assert sum(outcomes.values()) == 400
     assert min(outcomes[outcome] for outcome in ("gave up", "refused", "failed", "answered")) > 0
+
+
+def test_nothing_is_kept_of_a_batch_that_has_run() -> None:
+    """Not even of the last one: requests may be large, and nobody knows when the next one comes."""
+
+    async def run() -> None:
+        workers = Workers(1)
+        batcher = Batcher(lambda rows: (rows * 2,), workers, max_batch_size=4, max_queue_size=8)
+        rows = np.arange(3)
+        known = weakref.ref(rows)
+        await batcher.submit(rows)
+        del rows
+        end = time.monotonic() + 5
+        while known() is not None:
+            assert time.monotonic() < end
+            gc.collect()
+            await asyncio.sleep(0.01)
+        await batcher.close()
+        workers.close()
+
+    asyncio.run(run())

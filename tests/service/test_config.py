@@ -39,6 +39,7 @@ def test_every_setting_has_a_help_text() -> None:
         ("metrics_port", -1),
         ("metrics_port", 65_536),
         ("instances", -1),
+        ("gpu_memory_mib", -1),
         ("max_queue_delay_ms", -0.1),
         ("max_queue_delay_ms", float("nan")),
         ("max_queue_delay_ms", float("inf")),

@@ -34,13 +34,12 @@ def engine(bundle: Bundle) -> Engine:
 
 
 def test_held_out_images_score_as_in_pytorch_with_double_precision(
-    engine: Engine, checkpoint: Path, digits: UInt8Array
+    engine: Engine, digits: UInt8Array, request: pytest.FixtureRequest
 ) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="not for serving")
     from training.checkpoint import load_checkpoint
 
-    model = load_checkpoint(checkpoint).model.double()
+    model = load_checkpoint(request.getfixturevalue("checkpoint")).model.double()
     noise = dequantization_noise(0, digits)
     with torch.no_grad():
         exact = model.log_prob(torch.from_numpy(digits), torch.from_numpy(noise).double()).numpy()
@@ -166,14 +165,16 @@ def test_cuda_that_is_listed_and_does_not_work_is_refused_and_auto_says_that_it_
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     with pytest.raises(DeviceError, match="device is 'cuda', and ONNX Runtime cannot use it"):
         Engine(bundle, device="cuda")
-    with caplog.at_level(logging.WARNING, logger="service.engine"):
+    with caplog.at_level(logging.WARNING, logger="service.sessions"):
         assert Engine(bundle, device="auto").device == "cpu"
     assert "running on the CPU: device is 'cuda'" in caplog.text
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:1", ""])
 def test_a_device_that_does_not_exist_is_refused_by_its_name(bundle: Bundle, device: str) -> None:
-    with pytest.raises(DeviceError, match=f"device is '{device}'; it must be one of auto, cpu, cuda"):
+    with pytest.raises(
+        DeviceError, match=f"device is '{device}'; it must be one of auto, cpu, cuda, tensorrt"
+    ):
         Engine(bundle, device=device)
 
 

@@ -141,6 +141,24 @@ NONE = tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=[0, 8, 8, 1])
         ("Decode", pb.DecodeRequest(), "latents.dtype"),
         ("Decode", pb.DecodeRequest(latents=LATENTS), "latents.data"),
         ("Decode", pb.DecodeRequest(format=7), "format"),  # type: ignore[arg-type]
+        ("Interpolate", pb.InterpolateRequest(steps=2), "images"),
+        ("Interpolate", pb.InterpolateRequest(images=pb.Images(tensor=WIDE), steps=1), "steps"),
+        (
+            "Interpolate",
+            pb.InterpolateRequest(images=pb.Images(tensor=WIDE), steps=2),
+            "images.tensor.shape[0]",
+        ),
+        (
+            "Interpolate",
+            pb.InterpolateRequest(images=pb.Images(encoded={"data": [b"?"] * 3}), steps=2),
+            "images.encoded.data",
+        ),
+        (
+            "Interpolate",
+            pb.InterpolateRequest(images=pb.Images(encoded={"data": [b"?"] * 2}), steps=2),
+            "images.encoded.data[0]",
+        ),
+        ("Interpolate", pb.InterpolateRequest(format=7, steps=2), "format"),  # type: ignore[arg-type]
         ("Sample", pb.SampleRequest(n=0), "n"),
         ("Sample", pb.SampleRequest(n=1, temperature=-1), "temperature"),
     ],

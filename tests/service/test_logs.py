@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
@@ -45,6 +49,28 @@ def returned(call: Any) -> list[str]:
 def log_of(process: Any) -> list[str]:
     process.send_signal(signal.SIGTERM)
     return str(process.communicate(timeout=60)[1]).splitlines()
+
+
+def test_the_images_environment_keeps_lines_that_are_no_json_out_of_the_log(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    dockerfile = (Path(__file__).parents[2] / "deploy" / "Dockerfile").read_text()
+    environment = dict(re.findall(r"\b(GRPC_VERBOSITY|GLOWSERVE_LOG_FORMAT)=(\w+)", dockerfile))
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    flags = []
+    for flag, blob in (("cert", certificate.cert_chain_pems[0]), ("key", certificate.private_key_pem)):
+        blob.write_to_path(tmp_path / flag)
+        flags += [f"--tls-{flag}", str(tmp_path / flag)]
+    with start_server(*flags, env=os.environ | environment) as (process, target, _):
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00" + b"x" * 600):
+            with socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2])), 60) as connection:
+                connection.sendall(garbage)
+                while connection.recv(1000):
+                    pass
+        lines = log_of(process)
+    assert json.loads(lines[-1])["message"] == "stopped"
+    for line in lines:
+        json.loads(line)
 
 
 def test_each_call_has_a_line_of_json_with_the_id_that_it_was_told(

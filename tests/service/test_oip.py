@@ -118,7 +118,7 @@ told["version"] = scored.get_response().model_version
 told["dtypes"] = {name: str(scored.as_numpy(name).dtype) for name in told["scores"]}
 wanted = [triton.InferRequestedOutput("percentile"), triton.InferRequestedOutput("log_likelihood")]
 told["subset"] = outputs(
-    client.infer("digits", image, "1", wanted, parameters={"seed": 7}, compression_algorithm="gzip", timeout=10**6)
+    client.infer("digits", image, "1", wanted, parameters={"seed": 7}, timeout=10**6)
 )
 
 seeds = np.array([[5], [2**64 - 1], [5]], np.uint64)

@@ -137,6 +137,9 @@ def size_of(images: pb.Images) -> int:
     return len(images.encoded.data) if images.HasField("encoded") else images.tensor.shape[0]
 
 
+METHODS = ["Score", "Encode", "Decode", "Interpolate", "Sample", "GetModel", "ListModels"]
+
+
 @many
 @given(request=st.builds(pb.ScoreRequest, model=specs(), images=images(), seed=SEEDS))
 def test_score_answers_each_image_or_refuses(stub: GlowServiceStub, request: pb.ScoreRequest) -> None:
@@ -217,7 +220,7 @@ def test_get_model_describes_the_model_or_refuses(stub: GlowServiceStub, request
 
 @many
 @given(
-    method=st.sampled_from(["Score", "Encode", "Decode", "Sample", "GetModel", "ListModels"]),
+    method=st.sampled_from(METHODS),
     data=st.binary(max_size=200),
 )
 def test_bytes_that_may_be_no_message_are_answered_or_refused(
@@ -244,7 +247,7 @@ def test_a_message_with_some_bytes_changed_is_answered_or_refused(
     message = bytearray(data.draw(st.sampled_from(good)).SerializeToString())
     for _ in range(data.draw(st.integers(0, 3))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
-    method = data.draw(st.sampled_from(["Score", "Encode", "Decode", "Sample", "GetModel", "ListModels"]))
+    method = data.draw(st.sampled_from(METHODS))
     streams = method == "Sample"
     kind = channel.unary_stream if streams else channel.unary_unary
     outcome(kind(f"/glowserve.v1.GlowService/{method}"), bytes(message), streams=streams)

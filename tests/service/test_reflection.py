@@ -109,8 +109,18 @@ def test_reflection_lists_the_services(told: dict[str, Any]) -> None:
 
 
 def test_reflection_describes_the_whole_contract(told: dict[str, Any]) -> None:
-    methods = ["Score", "Sample", "Encode", "Decode", "ListModels", "GetModel", "LoadModel", "UnloadModel"]
-    assert told["methods"] == methods
+    assert told["methods"] == [
+        "Score",
+        "ScoreStream",
+        "Sample",
+        "Encode",
+        "Decode",
+        "Interpolate",
+        "ListModels",
+        "GetModel",
+        "LoadModel",
+        "UnloadModel",
+    ]
     protos = Path(__file__).parents[2] / "protos"
     assert {str(file.relative_to(protos)) for file in (protos / "glowserve" / "v1").glob("*.proto")} == {
         name for name in told["files"] if name.startswith("glowserve/")

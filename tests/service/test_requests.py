@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import time
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -363,7 +365,9 @@ def test_limits_are_the_servers_own(run_server: Callable[..., Any]) -> None:
             assert words in message
 
 
-@pytest.mark.parametrize("method", ["Score", "Sample", "Encode", "Decode", "ListModels", "GetModel"])
+@pytest.mark.parametrize(
+    "method", ["Score", "Sample", "Encode", "Decode", "Interpolate", "ListModels", "GetModel"]
+)
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x7f", NOISE, b"\x0a\x03\x0a\x01\xff"])
 def test_bytes_that_are_no_message_are_an_invalid_request(
     channel: grpc.Channel, stub: GlowServiceStub, method: str, data: bytes
@@ -401,6 +405,48 @@ def test_a_message_over_the_limit_is_refused(run_server: Callable[..., Any], dig
         assert code is INVALID
         assert "images.encoded.data[1]" in message
         assert answers_well(stub)
+
+
+def test_a_compressed_message_is_refused_before_it_is_unpacked(
+    channel: grpc.Channel, stub: GlowServiceStub
+) -> None:
+    """gRPC looks at a message's size when it has unpacked it: a small one can become any number of gigabytes."""
+    request = pb.ScoreRequest(images=encoded(GOOD))
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Score(request, compression=grpc.Compression.Gzip)
+    assert caught.value.code() is StatusCode.UNIMPLEMENTED
+    assert answers_well(stub)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_bytes_that_are_no_message_are_refused_by_the_other_services_too(
+    channel: grpc.Channel, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds: Any = {"Check": channel.unary_unary, "Watch": channel.unary_stream}
+    name = method.rpartition("/")[2]
+    call = kinds.get(name, channel.stream_stream)(f"/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(b"\xff" if name in kinds else iter([b"\xff"]), timeout=60))
+    assert caught.value.code() is INVALID
+    assert f"the message is not one that {name} takes" in caught.value.details()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("version", ["x", "1.x.0", "%ff"])
+def test_a_scrape_that_asks_for_a_version_that_is_none_is_refused(server: Server, version: str) -> None:
+    accept = {"Accept": f"application/openmetrics-text; version={version}"}
+    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, headers=accept), timeout=60)
+    assert caught.value.code == 400
+    caught.value.close()
 
 
 def test_a_message_beyond_grpcs_own_default_is_taken(stub: GlowServiceStub) -> None:

@@ -820,6 +820,7 @@ def requests_with(text: str) -> list[tuple[str, Any]]:
         ("Encode", pb.EncodeRequest(model=spec, images=images)),
         ("Sample", pb.SampleRequest(model=spec, n=1)),
         ("Decode", pb.DecodeRequest(model=spec)),
+        ("Interpolate", pb.InterpolateRequest(model=spec, images=images, steps=2)),
         ("GetModel", pb.GetModelRequest(model=spec)),
         ("ModelReady", oip_pb.ModelReadyRequest(name=text, version=text)),
         ("ModelMetadata", oip_pb.ModelMetadataRequest(name=text, version=text)),

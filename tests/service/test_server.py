@@ -433,7 +433,8 @@ def with_larger_weight(source: Path, target: Path, graph: str, weight: str, fact
 @pytest.fixture
 def no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a broken bundle be served: what a sound one may do far from its data, these do on digits."""
-    monkeypatch.setattr("service.models.check_canary", lambda _engine, _bundle: None)
+    for module in ("models", "embedded"):
+        monkeypatch.setattr(f"service.{module}.check_canary", lambda _engine, _bundle: None)
 
 
 Explosive = Callable[[str], tuple[Path, npt.NDArray[np.bool_]]]
@@ -499,7 +500,12 @@ def test_a_latent_beyond_float32_is_refused_and_the_image_named(
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert message.startswith("images: image 3 ")
         assert len(stub.Encode(pb.EncodeRequest(images=raw(good))).mismatched_values) == 3
+        ends = np.stack([good[0], bad[0]])
+        between = refusal(lambda: stub.Interpolate(pb.InterpolateRequest(images=raw(ends), steps=3)))
+        assert between == (code, message.replace("image 3", "image 1"))
     model = glowserve.open(path / "digits")
+    with pytest.raises(glowserve.RequestError, match="images: image 1 lies so far"):
+        model.interpolate(*ends)
     with pytest.raises(glowserve.RequestError) as caught:
         model.encode(mixed)
     assert (caught.value.code, caught.value.message) == (code, message)

@@ -1,0 +1,56 @@
+"""From images to scores: the one way, whichever method asks."""
+
+from __future__ import annotations
+
+from glowserve.images import UInt8Array
+from glowserve.results import Scores
+from service.call import current
+from service.metrics import Metrics
+from service.models import ServedModel
+from service.preparer import Preparer
+from service.randomness import dequantization_noise
+from service.streams import Entrance
+
+
+async def score(
+    images: UInt8Array,
+    seed: int,
+    model: ServedModel,
+    preparer: Preparer,
+    metrics: Metrics,
+    *,
+    prepared: bool = False,
+    admitted: bool = False,
+    long: bool = False,
+    entrance: Entrance | None = None,
+) -> Scores:
+    """Scores of images, uint8 [N, H, W, C].
+
+    Args:
+        images: of the model's shape.
+        seed: of the dequantization noise.
+        model: under which they are scored.
+        preparer: where the noise is drawn.
+        metrics: where scores that are not finite are counted.
+        prepared: whether the preparer has accepted these images already, to read them.
+        admitted: whether other images of the call have been accepted; for this and `long` see `Batcher.submit`.
+        long: whether they are a part of more.
+        entrance: which the parts go through, if there are more.
+
+    Raises:
+        ServiceError: they are not scored.
+    """
+    noise = await preparer.run(
+        dequantization_noise,
+        seed,
+        images,
+        images=len(images),
+        size=images.nbytes,
+        admitted=prepared or admitted,
+    )
+    if entrance:
+        await entrance.turn(first=not admitted)
+    log_likelihood, _ = await model.forward(images, noise, admitted=admitted, long=long)
+    scores = model.scorer.score(log_likelihood, seed)
+    metrics.not_finite.labels(model.name, current().method).inc(int((~scores.finite).sum()))
+    return scores

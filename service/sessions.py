@@ -1,0 +1,164 @@
+"""ONNX Runtime sessions on a device: all of a graph is there, or nothing is opened.
+
+Left to itself, ONNX Runtime goes on without a GPU, and says so in a log of its own alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from service.errors import DeviceError
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+"""As ONNX Runtime calls what runs a graph."""
+
+# TensorRT leaves what it cannot run to CUDA.
+_PROVIDERS = {"cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
+_LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a session is made of."""
+
+    data: bytes
+    """Of its file."""
+
+    inputs: Mapping[str, Sequence[int]]
+    """The shape of a row of each, without the axis N."""
+
+
+def open_sessions(
+    graphs: Sequence[Graph], device: str, *, threads: int, max_batch_size: int, gpu_memory_mib: int
+) -> tuple[str, list[Any]]:
+    """Opens a session for each graph, all on one device.
+
+    Args:
+        graphs: what they run.
+        device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
+        threads: CPU threads inside one run; 0 for one a core.
+        max_batch_size: most rows in a batch. TensorRT is prepared for no more.
+        gpu_memory_mib: most memory that each session may take of a GPU; 0 for all there is.
+
+    Returns:
+        The device that is used, and the sessions.
+
+    Raises:
+        DeviceError: it is a GPU, and cannot be used.
+    """
+    if device == "cpu" or (device == "auto" and CUDA not in onnxruntime.get_available_providers()):
+        return "cpu", [
+            onnxruntime.InferenceSession(g.data, _options(threads), providers=[CPU]) for g in graphs
+        ]
+    gpu = "cuda" if device == "auto" else device
+    try:
+        return gpu, [_gpu_session(graph, gpu, threads, max_batch_size, gpu_memory_mib) for graph in graphs]
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        log.warning("running on the CPU: %s", error)
+        return open_sessions(
+            graphs, "cpu", threads=threads, max_batch_size=max_batch_size, gpu_memory_mib=gpu_memory_mib
+        )
+
+
+def provider_options(
+    provider: str, graph: Graph, *, max_batch_size: int, gpu_memory_mib: int
+) -> dict[str, str]:
+    """How CUDA or TensorRT runs a graph."""
+    memory = str(gpu_memory_mib * 2**20)
+    if provider == CUDA:
+        return {
+            # TF32 keeps ten bits of mantissa, too few for a likelihood.
+            "use_tf32": "0",
+            # An exhaustive search for the fastest convolution is paid again for every batch size.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # Memory grows by what a batch needs, not twofold.
+            "arena_extend_strategy": "kSameAsRequested",
+            **({"gpu_mem_limit": memory} if gpu_memory_mib else {}),
+        }
+    # With options given, variables such as ORT_TENSORRT_FP16_ENABLE do not count.
+    return {
+        "trt_fp16_enable": "0",
+        # A service writes to no folder.
+        "trt_engine_cache_enable": "0",
+        "trt_timing_cache_enable": "0",
+        # One engine for every batch size; the largest is the one that it is fastest for.
+        "trt_profile_min_shapes": _shapes(graph, 1),
+        "trt_profile_opt_shapes": _shapes(graph, max_batch_size),
+        "trt_profile_max_shapes": _shapes(graph, max_batch_size),
+        **({"trt_max_workspace_size": memory} if gpu_memory_mib else {}),
+    }
+
+
+def _shapes(graph: Graph, rows: int) -> str:
+    """NAME:AxBxC,... of a batch."""
+    return ",".join(f"{name}:{'x'.join(map(str, (rows, *row)))}" for name, row in graph.inputs.items())
+
+
+def _gpu_session(graph: Graph, device: str, threads: int, max_batch_size: int, gpu_memory_mib: int) -> Any:
+    providers = _PROVIDERS[device]
+    if not set(providers) <= set(onnxruntime.get_available_providers()):
+        raise DeviceError(
+            f"device is {device!r}, and the onnxruntime that is installed has no "
+            f"{'CUDA' if device == 'cuda' else 'TensorRT'}; install glowserve[gpu] in place of glowserve[cpu], or use "
+            "device 'cpu'"
+        )
+    if device == "tensorrt":  # it has no option of its own against TF32
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    options = _options(threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    sizes = {"max_batch_size": max_batch_size, "gpu_memory_mib": gpu_memory_mib}
+    try:
+        session = onnxruntime.InferenceSession(
+            graph.data,
+            options,
+            providers=[(provider, provider_options(provider, graph, **sizes)) for provider in providers],
+            enable_fallback=0,  # nor later, when a run fails
+        )
+    except Exception as error:  # ONNX Runtime has no public base class of its errors
+        reason = _missing_library(providers) or " ".join(str(error).split())
+        raise DeviceError(
+            f"device is {device!r}, and ONNX Runtime cannot use it: {reason}; see to the GPU and its driver, or use "
+            "device 'cpu'"
+        ) from error
+    if session.get_providers()[0] != providers[0]:
+        raise DeviceError(
+            f"device is {device!r}, and ONNX Runtime runs {session.get_providers()[0]} in its place"
+        )
+    return session
+
+
+def _missing_library(providers: Sequence[str]) -> str:
+    """What the system's loader says of the first provider that it cannot load, if there is one."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    for provider in providers:
+        try:
+            ctypes.CDLL(str(folder / _LIBRARIES[provider]))
+        except OSError as error:
+            return str(error)
+    return ""
+
+
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Errors are raised, too, and lines of its own do not fit into a log of another form.
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Without it, int8 products saturate in 16 bits on x86 that has no VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options

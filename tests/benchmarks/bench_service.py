@@ -1,0 +1,410 @@
+"""Speed of the service beside the bare graph, an empty gRPC server, LitServe, MLServer and Ray Serve.
+
+    python tests/benchmarks/bench_service.py
+    python tests/benchmarks/bench_service.py --model tiny --seconds 1 --rounds 1    # whether it runs
+
+Callers ask for the score of one image, raw, and wait for it before they ask again; they share the machine's cores with
+the server. What is compared takes turns, each time as new processes, alone on the machine. The others are installed
+from PyPI into out/bench/, and run with each of some settings before the best one counts. Quiet machines only; Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import math
+import multiprocessing
+import os
+import platform
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import numpy as np
+from load import Load, Request, connected, load, rate
+from prometheus_client.parser import text_string_to_metric_families
+
+from glowserve.messages import images_message
+from glowserve.oip import grpc_service_pb2 as oip
+from glowserve.v1 import glow_service_pb2 as pb
+
+_SERVERS, _OUT = Path(__file__).parent / "servers", Path("out/bench")
+_CORES = os.cpu_count() or 1
+_BATCHES, _CALLERS = (1, 8, 32), (64, 8, 1)
+_START_SECONDS, _STOP_SECONDS, _TRIAL_SECONDS = 180.0, 20.0, 2.0
+
+# The demo's, and one of the size that the recipe for CIFAR-10 would like.
+_MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"image_size": 8, "channels": 1, "levels": 2, "steps_per_level": 12, "width": 64},
+    "medium": {"image_size": 32, "channels": 3, "levels": 3, "steps_per_level": 16, "width": 256},
+}
+# What is installed, beside the onnxruntime that is installed here.
+_REQUIREMENTS = {
+    "litserve": ("litserve==0.2.19",),
+    "mlserver": ("mlserver==1.7.1", "uvloop<0.22"),  # with newer ones its worker processes do not start
+    "ray_serve": ("ray[serve]==2.60.0",),
+}
+_NAMES = {"litserve": "LitServe", "mlserver": "MLServer", "ray_serve": "Ray Serve"}
+# Of each server: most images in a batch, milliseconds that a batch waits for more, processes.
+_SETTINGS = {
+    "litserve": ((32, 1, 1), (32, 1, 2), (32, 10, 2), (64, 5, 1)),
+    "mlserver": ((32, 1, 0), (32, 1, 1), (32, 10, 2), (64, 5, 1)),
+    "ray_serve": ((32, 1, 1), (32, 1, 2)),
+}
+# Ray Serve's own advice; its variant with HAProxy in front is tried with each of its settings, too.
+_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to run a server, and what to ask it."""
+
+    name: str
+    command: tuple[str, ...]
+    """Without its port."""
+    request: Request
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=_MODELS, help="only this one")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--others", nargs="*", choices=_NAMES, default=list(_NAMES), help="only these, or none"
+    )
+    args = parser.parse_args()
+    for other in args.others:
+        _install(other)
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "grpcio"))
+    print(
+        f"{platform.processor() or platform.machine()}, {_CORES} cores, Python {platform.python_version()}, ",
+        end="",
+    )
+    print(", ".join((*versions, *(_REQUIREMENTS[other][0] for other in args.others))))
+    print(
+        f"Medians of {args.rounds} rounds of {args.seconds:g} s that take turns, and of the ratios in each round."
+    )
+    models = {name: _model(name) for name in ([args.model] if args.model else _MODELS)}
+    asyncio.run(_compare_all(models, args))
+
+
+async def _compare_all(models: Mapping[str, Path], args: argparse.Namespace) -> None:
+    for name, version in models.items():
+        size = _MODELS[name]
+        print(f"\n## {name}: {size['image_size']}x{size['image_size']}x{size['channels']}, ", end="")
+        print(f"K={size['steps_per_level']} L={size['levels']} width={size['width']}\n", flush=True)
+        await _compare(version, args)
+
+
+async def _compare(version: Path, args: argparse.Namespace) -> None:
+    ours, quiet, echo = _ours(version), _ours(version, "--log-level", "warning"), _echo(version)
+    trial = min(_TRIAL_SECONDS, args.seconds)
+    others = [await _best_of(other, version, trial) for other in args.others]
+    best = max(_bare_settings(), key=lambda setting: _bare(version, setting, trial).rate)
+    limit = f"ONNX Runtime alone, batches of {best[0]}, {best[1]} x {best[2]} threads"
+    runs = {f"ONNX Runtime alone, one image, {n} threads": (1, 1, n) for n in sorted({1, _CORES})}
+    found: defaultdict[str, list[Load]] = defaultdict(list)
+    for _ in range(args.rounds):
+        for row, setting in {limit: best, **runs}.items():
+            found[row].append(_bare(version, setting, args.seconds))
+        turns = ((ours, _CALLERS), (quiet, (64,)), (echo, (64, 1)), *((other, (64,)) for other in others))
+        for server, callers in turns:
+            for count, seen in (await _loads(server, callers, args.seconds)).items():
+                found[_row(server, count)].append(seen)
+    _print_table(found)
+    for server in (ours, quiet):
+        for base in (limit, *(_row(other, 64) for other in (echo, *others))):
+            _print_ratio(_row(server, 64), base, found)
+    for run in runs:
+        _print_wait(_row(ours, 1), run, _row(echo, 1), found)
+    await _print_stages(ours, version, args.seconds)
+
+
+def _print_table(found: Mapping[str, list[Load]]) -> None:
+    print("\n| | images/s | p50 ms | p99 ms |\n|---|---:|---:|---:|")
+    for row, loads in found.items():
+        columns = (
+            statistics.median(getattr(each, what) for each in loads) for what in ("rate", "p50", "p99")
+        )
+        print("| {} | {:.1f} | {:.2f} | {:.2f} |".format(row, *columns))
+    print()
+
+
+def _print_ratio(row: str, base: str, found: Mapping[str, list[Load]]) -> None:
+    ratios = [ours.rate / theirs.rate for ours, theirs in zip(found[row], found[base], strict=True)]
+    print(f"- {row}: {statistics.median(ratios):.2f} x {base}")
+
+
+def _print_wait(row: str, run: str, empty: str, found: Mapping[str, list[Load]]) -> None:
+    """How much longer a caller waits than a run takes, and than that and an empty call."""
+    alone = [ours.p50 - bare.p50 for ours, bare in zip(found[row], found[run], strict=True)]
+    over = [more - call.p50 for more, call in zip(alone, found[empty], strict=True)]
+    print(f"- {row}: p50 {statistics.median(alone):.2f} ms over {run}; ", end="")
+    print(f"{statistics.median(over):.2f} ms over that and {empty}")
+
+
+def _row(server: Server, callers: int) -> str:
+    return f"{server.name}, {callers} caller{'s' if callers > 1 else ''}"
+
+
+async def _best_of(other: str, version: Path, seconds: float) -> Server:
+    """The fastest of a server's settings at 64 callers; all of them are printed."""
+    tried = []
+    for server in _other(other, version):
+        seen = (await _loads(server, (64,), seconds))[64]
+        tried.append((seen.rate, server))
+        print(f"tried {server.name}: {seen.rate:.1f} images/s, p50 {seen.p50:.1f} ms", flush=True)
+    return max(tried, key=lambda found: found[0])[1]
+
+
+async def _loads(server: Server, callers: tuple[int, ...], seconds: float) -> dict[int, Load]:
+    async with _running(server) as port:
+        found = {}
+        for count in callers:
+            async with connected(port, server.request, count) as calls:
+                found[count] = await load(calls, seconds)
+        return found
+
+
+@asynccontextmanager
+async def _running(server: Server) -> AsyncIterator[int]:
+    """The port of a server that answers; it ends with all of its processes."""
+    port, log = _free_port(), _OUT / "server.log"
+    environment = os.environ | {"PYTHONPATH": str(_SERVERS)} | server.environment
+    with log.open("w") as file:
+        command = (*server.command, "--port", str(port))
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    try:
+        await _until_it_answers(server, process, port, log)
+        yield port
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):  # what it left behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+async def _until_it_answers(server: Server, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    patience = time.monotonic() + _START_SECONDS
+    while True:
+        await asyncio.sleep(0.2)
+        try:
+            async with connected(port, server.request, 1) as (call,):
+                await asyncio.wait_for(call(), 5)
+            return
+        except (OSError, EOFError, TimeoutError, grpc.aio.AioRpcError) as error:
+            if process.poll() is not None or time.monotonic() > patience:
+                raise SystemExit(f"{server.name} does not answer: {error}; {log} says why") from error
+
+
+def _free_port() -> int:
+    """One of two ports side by side that nobody listens on."""
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        with contextlib.suppress(OSError):
+            second.bind(("127.0.0.1", first.getsockname()[1] + 1))
+            return int(first.getsockname()[1])
+    return _free_port()
+
+
+def _ours(version: Path, *flags: str) -> Server:
+    """`glowserve serve` with its settings as they come, and flags."""
+    request = pb.ScoreRequest(images=images_message(_image(version)))
+    command = (sys.executable, "-m", "glowserve", "serve", "--repository", str(version.parent.parent))
+    return Server(
+        " ".join(("glowserve serve", *flags)),
+        (*command, "--metrics-port", str(_free_port()), *flags),
+        Request(request.SerializeToString(), "/glowserve.v1.GlowService/Score"),
+    )
+
+
+def _echo(version: Path) -> Server:
+    request = _ours(version).request
+    return Server("empty gRPC server", (sys.executable, str(_SERVERS / "echo_server.py")), request)
+
+
+def _other(other: str, version: Path) -> list[Server]:
+    """A server with each of its settings."""
+    image = _image(version).tobytes()
+    request = Request(image)
+    if other == "mlserver":
+        tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+        raw = struct.pack("<I", len(image)) + image
+        infer = oip.ModelInferRequest(model_name="glow", inputs=[tensor], raw_input_contents=[raw])
+        request = Request(infer.SerializeToString(), "/inference.GRPCInferenceService/ModelInfer")
+    script = (
+        str(_python(other)),
+        str(_SERVERS / f"{other}_server.py"),
+        "--graph",
+        str(version / "forward.onnx"),
+    )
+    servers = []
+    for size, delay, workers in _SETTINGS[other]:
+        name = f"{_NAMES[other]} (batches of {size}, {delay} ms, {workers} processes"
+        command = (
+            *script,
+            "--max-batch-size",
+            str(size),
+            "--delay-ms",
+            str(delay),
+            "--workers",
+            str(workers),
+        )
+        if other == "ray_serve":
+            proxy = _RAY | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+            servers.append(Server(f"{name}, HAProxy)", command, request, proxy))
+        servers.append(Server(f"{name})", command, request, _RAY if other == "ray_serve" else {}))
+    return servers
+
+
+def _image(version: Path) -> np.ndarray:
+    size = _MODELS[version.parent.name]
+    shape = (1, size["image_size"], size["image_size"], size["channels"])
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _python(other: str) -> Path:
+    return (_OUT / f"venv-{other}" / "bin" / "python").absolute()
+
+
+def _install(other: str) -> None:
+    """An environment of its own for a server, unless there is one."""
+    onnxruntime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}"
+    wanted = (*_REQUIREMENTS[other], onnxruntime, f"numpy=={np.__version__}")
+    stamp = _OUT / f"venv-{other}" / "installed"
+    if stamp.exists() and stamp.read_text().split() == list(wanted):
+        return
+    print(f"installing {' '.join(wanted)}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", stamp.parent], check=True)
+    pip = [str(_python(other)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, *wanted], check=True)
+    stamp.write_text(" ".join(wanted))
+
+
+def _model(name: str) -> Path:
+    """The bundle of a model, MODEL/VERSION/, that has seen a few batches of random images."""
+    folder = _OUT / "models" / name
+    if not (folder / name / "1").exists():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.apply(_export, (name, folder))
+    return (folder / name / "1").absolute()
+
+
+def _export(name: str, folder: Path) -> None:
+    from export.bundle import export
+    from export.source import trained_here
+    from training.machine import Machine
+    from training.presets import run_config
+    from training.run import train
+
+    size = _MODELS[name]
+    shape = (400, size["image_size"], size["image_size"], size["channels"])
+    folder.mkdir(parents=True, exist_ok=True)
+    images = folder / "images.npz"
+    np.savez(images, images=np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    config = run_config(str(images), **size, steps=2, batch_size=16, learning_rate=1e-4)
+    checkpoint = train(config, folder / "run", machine=Machine(device="cpu"))
+    export(trained_here(checkpoint), folder / name)
+
+
+def _bare_settings() -> list[tuple[int, int, int]]:
+    """Images in a run, runs side by side, and threads in each."""
+    return [(batch, n, _CORES // n) for batch in _BATCHES for n in sorted({1, _CORES})]
+
+
+def _bare(version: Path, setting: tuple[int, int, int], seconds: float) -> Load:
+    """Images per second, and milliseconds of a run, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return Load(*pool.apply(_run_bare, (version, *setting, seconds)))
+
+
+def _run_bare(
+    version: Path, batch: int, runs: int, threads: int, seconds: float
+) -> tuple[float, float, float]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    graph = version / "forward.onnx"
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    images = np.repeat(_image(version), batch, axis=0)
+    inputs = {"image": images, "noise": np.full(images.shape, 0.5, np.float32)}
+    begin = time.perf_counter() + min(1.0, seconds)
+    runs_took = list[tuple[float, float]]()
+
+    def keep_running() -> None:
+        done = time.perf_counter()
+        while done < begin + seconds or len(runs_took) < 4 * runs:
+            began = done
+            session.run(None, inputs)
+            done = time.perf_counter()
+            if done >= begin:
+                runs_took.append((done, done - began))
+
+    threads_running = [threading.Thread(target=keep_running) for _ in range(runs)]
+    for thread in threads_running:
+        thread.start()
+    for thread in threads_running:
+        thread.join()
+    ends, took = np.array(sorted(runs_took)).T
+    p50, p99 = 1000 * np.quantile(took, (0.5, 0.99))
+    return batch * rate(ends), float(p50), float(p99)
+
+
+async def _print_stages(server: Server, version: Path, seconds: float) -> None:
+    """Where a call's time goes, by the service's own metrics."""
+    print(
+        f"\nA call of {server.name}, milliseconds in the mean, as its metrics have it; processor: all threads.\n"
+    )
+    metrics_port = server.command[server.command.index("--metrics-port") + 1]
+    stages = ("preparation", "queue", "execution", "serialization", "request_duration")
+    print(f"| callers | {' | '.join(stages)} | processor |\n|---|{'---:|' * (len(stages) + 1)}")
+    async with _running(server) as port:
+        for callers in _CALLERS:
+            async with connected(port, server.request, callers) as calls:
+                await load(calls, 0.2)
+                before = _metrics(metrics_port)
+                await load(calls, seconds)
+                spent = {name: value - before[name] for name, value in _metrics(metrics_port).items()}
+            means = []
+            for stage in stages:
+                total, count = (spent[f"glowserve_{stage}_seconds_{end}"] for end in ("sum", "count"))
+                means.append(total / count)
+            means.append(
+                spent["process_cpu_seconds_total"] / spent["glowserve_request_duration_seconds_count"]
+            )
+            print(f"| {callers} | {' | '.join(f'{1000 * mean:.3f}' for mean in means)} |")
+
+
+def _metrics(port: str) -> dict[str, float]:
+    """The values by name, added up over their labels."""
+    found: defaultdict[str, float] = defaultdict(float)
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        for family in text_string_to_metric_families(answer.read().decode()):
+            for sample in family.samples:
+                if math.isfinite(sample.value):
+                    found[sample.name] += sample.value
+    return found
+
+
+if __name__ == "__main__":
+    main()

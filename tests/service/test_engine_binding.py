@@ -1,0 +1,149 @@
+"""Buffers that are made once: what a session computes through them, bit by bit, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from glowserve.images import UInt8Array
+from service.batcher import bucket_sizes
+from service.binding import BoundSession
+from service.config import ServiceConfig
+from service.engine import Engine
+from service.models import load_model
+from service.randomness import dequantization_noise, latents
+from service.repository import FORWARD, REVERSE, Bundle
+from service.sessions import Graph, open_sessions
+
+Array = np.ndarray
+OUTPUTS = {FORWARD: ["log_likelihood", "latent", "log_prior", "log_det"], REVERSE: ["image", "pixels"]}
+
+
+@pytest.fixture(scope="module")
+def sessions(bundle: Bundle) -> dict[str, onnxruntime.InferenceSession]:
+    """One each way, of one thread, without buffers."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return {
+        graph: onnxruntime.InferenceSession(bundle.read(graph), options, providers=["CPUExecutionProvider"])
+        for graph in (FORWARD, REVERSE)
+    }
+
+
+@pytest.fixture(scope="module")
+def bound(sessions: dict[str, onnxruntime.InferenceSession]) -> dict[str, BoundSession]:
+    """The same sessions, with buffers for up to 12 rows."""
+    return {graph: BoundSession(session, "cpu", bucket_sizes(12)) for graph, session in sessions.items()}
+
+
+def feeds(graph: str, digits: UInt8Array, first: int, rows: int) -> dict[str, Array]:
+    """Inputs that are different from row to row."""
+    if graph == REVERSE:
+        return {"latent": latents(7, first, rows, 64)}
+    images = digits[first : first + rows]
+    return {"image": images, "noise": dequantization_noise(first, images)}
+
+
+def assert_same(actual: list[Array], expected: list[Array]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("graph", [FORWARD, REVERSE])
+@pytest.mark.parametrize("rows", range(1, 14))
+def test_buffers_of_a_batchs_size_larger_ones_and_none_give_the_same_bits(
+    bound: dict[str, BoundSession],
+    sessions: dict[str, onnxruntime.InferenceSession],
+    digits: UInt8Array,
+    graph: str,
+    rows: int,
+) -> None:
+    given = feeds(graph, digits, rows, rows)
+    assert_same(bound[graph].run(OUTPUTS[graph], given), sessions[graph].run(OUTPUTS[graph], given))
+
+
+def test_a_result_stays_what_it_was_when_the_next_batch_runs(
+    bound: dict[str, BoundSession], digits: UInt8Array
+) -> None:
+    first = bound[FORWARD].run(OUTPUTS[FORWARD], feeds(FORWARD, digits, 0, 4))
+    before = [array.copy() for array in first]
+    bound[FORWARD].run(OUTPUTS[FORWARD], feeds(FORWARD, digits, 50, 4))
+    assert_same(first, before)
+
+
+def test_rows_of_another_batch_do_not_fill_up_a_smaller_one(
+    bound: dict[str, BoundSession], sessions: dict[str, onnxruntime.InferenceSession]
+) -> None:
+    lost = {"latent": np.full((8, 64), 3e38, np.float32)}
+    bound[REVERSE].run(["pixels"], lost)
+    filled = bound[REVERSE]._buffers[8]._filled["latent"]
+    given = {"latent": latents(0, 0, 5, 64)}
+    assert_same(bound[REVERSE].run(["pixels"], given), sessions[REVERSE].run(["pixels"], given))
+    assert not filled[5:].any()
+
+
+def test_threads_that_share_buffers_get_their_own_results(
+    bound: dict[str, BoundSession],
+    sessions: dict[str, onnxruntime.InferenceSession],
+    digits: UInt8Array,
+) -> None:
+    batches = [feeds(FORWARD, digits, i, 1 + i % 9) for i in range(100)]
+    expected = [sessions[FORWARD].run(OUTPUTS[FORWARD], batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        actual = list(pool.map(lambda batch: bound[FORWARD].run(OUTPUTS[FORWARD], batch), batches * 3))
+    for i, result in enumerate(actual):
+        assert_same(result, expected[i % len(batches)])
+
+
+def test_a_model_that_is_loaded_for_a_gpu_runs_through_buffers_of_every_batch_size_it_meets(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, digits: UInt8Array
+) -> None:
+    # The CPU stands for the GPU: its sessions and its memory, under the GPU's name.
+    used = []
+
+    class OnCpu(BoundSession):
+        def __init__(self, session: Any, device: str, sizes: Sequence[int]) -> None:
+            assert device == "cuda"
+            super().__init__(session, "cpu", sizes)
+            self._session = None  # a batch that has no buffers fails
+
+        def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+            used.append(len(next(iter(feeds.values()))))
+            return super().run(names, feeds)
+
+    def on_cpu(graphs: Sequence[Graph], device: str, **sizes: int) -> tuple[str, list[Any]]:
+        return device, open_sessions(graphs, "cpu", **sizes)[1]
+
+    monkeypatch.setattr("service.engine.BoundSession", OnCpu)
+    monkeypatch.setattr("service.engine.open_sessions", on_cpu)
+    config = ServiceConfig(repository=repository, device="tensorrt", max_batch_size=12)
+    loaded = load_model(repository / "digits" / "1", config)
+    assert loaded.engine.device == "tensorrt"
+    assert sorted(set(used)) == [1, 2, 4, 8, 12]
+    given = feeds(FORWARD, digits, 3, 5)
+    result = loaded.engine.forward(given["image"], given["noise"])
+    expected = Engine(loaded.bundle, device="cpu", threads=1).forward(given["image"], given["noise"])
+    assert_same([*vars(result).values()], [*vars(expected).values()])
+
+
+def test_outputs_come_in_the_order_in_which_they_were_asked_for(
+    bound: dict[str, BoundSession], digits: UInt8Array
+) -> None:
+    given = feeds(FORWARD, digits, 0, 3)
+    latent, nats = bound[FORWARD].run(["latent", "log_likelihood"], given)
+    assert (latent.shape, nats.shape) == ((3, 64), (3,))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int32])
+def test_an_array_of_another_type_is_not_taken_for_the_right_one(
+    bound: dict[str, BoundSession], dtype: type
+) -> None:
+    with pytest.raises(TypeError, match="Cannot cast"):
+        bound[REVERSE].run(["pixels"], {"latent": np.zeros((2, 64), dtype)})

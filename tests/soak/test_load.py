@@ -1,0 +1,109 @@
+"""Many calls of all kinds: every answer is the known one, every call is counted, and nothing grows.
+
+`$SOAK_CALLS` says how many; a reading below 20,000 says little about memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.soak.callers import Known, make_calls
+from tests.soak.conftest import Serve, Sight, table, total, wait_for
+
+CALLS = int(os.environ.get("SOAK_CALLS", "200000"))
+PROCESSES = 4
+CONCURRENCY = 16  # in each
+MOST_GROWTH = 0.02
+GIVEN_UP = ("GIVEN_UP", "DEADLINE_EXCEEDED")
+# What the server may say of a call whose caller has stopped listening.
+ENDINGS = ("OK", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
+
+@pytest.mark.timeout(3600)
+def test_many_calls_are_answered_right_and_counted_and_leave_nothing_behind(
+    serve: Serve, known: Known
+) -> None:
+    with serve() as service:
+        before = service.seen()
+        with service.watched() as sights:
+            began = time.monotonic()
+            with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+                parts = [
+                    pool.submit(make_calls, service.target, known, f"{i}", CALLS // PROCESSES, CONCURRENCY)
+                    for i in range(PROCESSES)
+                ]
+                reports = [part.result() for part in parts]
+            seconds = time.monotonic() - began
+        wait_for(lambda: service.total("glowserve_requests_in_flight") == 0)
+        wait_for(lambda: service.seen().files <= before.files)
+        after, metrics = service.seen(), service.metrics()
+        counted = total(metrics, "glowserve_requests_total")
+        logged = service.calls_in_log()
+        text = service.log.read_text()
+    made = {request_id: outcome for report in reports for request_id, outcome in report.codes.items()}
+    wrong = [sentence for report in reports for sentence in report.wrong]
+    growth = rss_growth(sights)
+    codes = Counter(code for _, code in made.values())
+    table(
+        f"{len(made)} calls of {PROCESSES} processes, {CONCURRENCY} at a time in each",
+        [
+            ("calls a second", f"{len(made) / seconds:.0f}"),
+            ("seconds", f"{seconds:.0f}"),
+            ("wrong answers", len(wrong)),
+            ("as their callers saw them", ", ".join(f"{code} {n}" for code, n in codes.most_common())),
+            ("counted by the server", f"{counted:.0f}"),
+            ("given up before they arrived", len(made) - len(logged)),
+            ("RSS before, at the end, most, MiB", mib(before.rss, after.rss, max(s.rss for s in sights))),
+            ("growth of RSS, second to last tenth of the calls", f"{100 * growth:+.2f} %"),
+            (
+                "threads before, most, after",
+                f"{before.threads}, {max(s.threads for s in sights)}, {after.threads}",
+            ),
+            (
+                "open files before, most, after",
+                f"{before.files}, {max(s.files for s in sights)}, {after.files}",
+            ),
+        ],
+    )
+    assert not wrong, wrong[:20]
+    assert "Traceback" not in text
+    assert "INTERNAL" not in {line["code"] for line in logged}
+    # Every call that arrived is in the log once, and counted once, under its code.
+    ids = {line["request_id"]: line["code"] for line in logged}
+    assert len(ids) == len(logged) == counted
+    assert ids.keys() <= made.keys()
+    for method, code in {(line["method"], line["code"]) for line in logged}:
+        lines = sum(line["method"] == method and line["code"] == code for line in logged)
+        assert total(metrics, "glowserve_requests_total", method=method, code=code) == lines
+    # Its code is the one that its caller was told, unless that had stopped listening, perhaps before it arrived.
+    for request_id, (kind, code) in made.items():
+        if code not in GIVEN_UP:
+            assert ids.get(request_id) == code, (request_id, kind, code)
+        elif kind == "cancelled_stream":
+            assert ids.get(request_id) in ("OK", "CANCELLED"), (request_id, kind)
+        else:
+            assert ids.get(request_id, "") in ("", *ENDINGS), (request_id, kind, code)
+    assert total(metrics, "glowserve_queue_length") == 0
+    assert total(metrics, "glowserve_requests_in_flight") == 0
+    assert after.threads <= max(s.threads for s in sights[: len(sights) // 2])
+    assert growth < MOST_GROWTH
+
+
+def rss_growth(sights: Sequence[Sight]) -> float:
+    """From the second tenth of the calls to the last one, the median of each: the first tenth is to warm up."""
+    end = sights[-1].calls
+    early = [sight.rss for sight in sights if 0.1 * end <= sight.calls < 0.2 * end]
+    late = [sight.rss for sight in sights if 0.9 * end <= sight.calls]
+    return float(np.median(late) / np.median(early)) - 1
+
+
+def mib(*sizes: float) -> str:
+    return ", ".join(f"{size / 2**20:.1f}" for size in sizes)
