@@ -46,13 +46,13 @@ train-cifar: $(INSTALLED)  ## the recipe for CIFAR-10, an hour on two cores: out
 
 bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the service, memory, and the 1x1 convolution's parametrizations (DATA=...)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt openvino
-	$(BIN)/python tests/benchmarks/bench_start.py --repository out/demo/models
-	$(BIN)/python tests/benchmarks/bench_graphs.py --model small
-	$(BIN)/python tests/benchmarks/bench_graphs.py --model paper
-	$(BIN)/python tests/benchmarks/bench_service.py
 	$(BIN)/python tests/benchmarks/bench_training.py speed
 	$(BIN)/python tests/benchmarks/bench_training.py memory
 	$(BIN)/python tests/benchmarks/bench_training.py parametrizations --data $(or $(DATA),uoft-cs/cifar10)
+	$(BIN)/python tests/benchmarks/bench_graphs.py --model small
+	$(BIN)/python tests/benchmarks/bench_graphs.py --model paper
+	$(BIN)/python tests/benchmarks/bench_service.py
+	$(BIN)/python tests/benchmarks/bench_start.py --repository out/demo/models
 
 ablate: $(INSTALLED)  ## which choices of the recipes pay, ten minutes a row: out/ablation/ (DATA=...)
 	$(BIN)/python tests/benchmarks/ablate.py --data $(or $(DATA),ylecun/mnist)

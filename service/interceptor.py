@@ -255,6 +255,8 @@ def _of_another_service(handler: Any, method: str) -> grpc.RpcMethodHandler[Any,
     """Health's and reflection's, told nothing but messages: of others gRPC would log a traceback, and say UNKNOWN."""
 
     async def read(request: bytes, context: Any) -> Any:
+        if handler.request_deserializer is None:
+            return request
         try:
             return handler.request_deserializer(request)
         except DecodeError as error:

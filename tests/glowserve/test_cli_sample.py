@@ -6,8 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from PIL import Image
 from glowserve.cli import main
 from glowserve.images import grid
 from service.server import Server
+from tests.service.wire import wait_for
 
 Printed = pytest.CaptureFixture[str]
 
@@ -132,10 +131,3 @@ def test_ctrl_c_ends_it_with_130(server: Server, repository: Path, tmp_path: Pat
     assert "Traceback" not in errors
     assert printed == ""
     wait_for(lambda: not server.metrics.registry.get_sample_value("glowserve_requests_in_flight"))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

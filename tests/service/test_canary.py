@@ -18,12 +18,6 @@ from service.errors import BundleError
 from service.repository import Bundle, manifest_checksum, open_bundle
 
 
-@pytest.fixture(scope="module")
-def engine(bundle: Bundle) -> Engine:
-    """The shared bundle's."""
-    return Engine(bundle, device="cpu")
-
-
 def _changed(bundle: Bundle, target: Path, graph: str, constant: str, factor: float) -> Bundle:
     """A copy with one constant of one graph multiplied, and checksums that vouch for it."""
     shutil.copytree(bundle.path, target)

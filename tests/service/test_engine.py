@@ -24,12 +24,6 @@ without_cuda = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def engine(bundle: Bundle) -> Engine:
-    """As a service runs it: several runs of one thread each, side by side."""
-    return Engine(bundle, device="cpu", threads=1)
-
-
 # What it computes
 
 

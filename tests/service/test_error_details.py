@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service import errors, status
 from service.errors import InvalidRequestError, NotFiniteError, QueueFullError, ServiceError
 from service.server import Server
+from tests.service.wire import raw, wait_for
 
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 INVALID = StatusCode.INVALID_ARGUMENT
@@ -59,19 +59,6 @@ def refused(call: Callable[[], Any]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
         answer()
     return caught.value
-
-
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture

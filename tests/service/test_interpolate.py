@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -13,24 +13,11 @@ import glowserve
 from glowserve.images import UInt8Array, encode_png
 from glowserve.messages import images_array
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.interpolation import interpolate
-from service.server import Server
+from tests.service.wire import raw
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-
-
-@pytest.fixture
-def stub(server: Server) -> Iterator[GlowServiceStub]:
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield GlowServiceStub(channel)
-
-
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
 
 
 def angle(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:

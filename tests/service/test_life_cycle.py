@@ -22,8 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.service.wire import raw, wait_for
 
 StartServer = Callable[..., Any]
 Process = subprocess.Popen[str]
@@ -34,19 +34,6 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Images wait this long for company that does not come: calls are in flight for as long as a test needs them to be.
 SLOW = ("--max-queue-delay-ms", "4000")
 STUCK = ("--max-queue-delay-ms", "600000")
-
-
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def in_flight(metrics_url: str) -> float:

@@ -29,7 +29,6 @@ from glowserve.messages import latent_tensor
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.canary import draw_canary
 from service.engine import Engine
@@ -37,6 +36,7 @@ from service.errors import BundleError
 from service.models import ServedModel
 from service.repository import manifest_checksum, open_bundle
 from service.server import Server
+from tests.service.wire import raw, refusal, wait_for
 
 RunServer = Callable[..., Any]
 Float64Array = npt.NDArray[np.float64]
@@ -102,12 +102,6 @@ def damage(version: Path) -> None:
     (version / "forward.onnx").write_bytes(data)
 
 
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
-
-
 class Asked:
     """A server, and stubs to ask it."""
 
@@ -169,19 +163,6 @@ def asked(run_server: RunServer) -> Callable[..., Any]:
             yield Asked(server, channel)
 
     return run
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value.code(), caught.value.details()
 
 
 # A new version

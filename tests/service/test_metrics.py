@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,11 +20,11 @@ from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.metrics import Metrics
 from service.repository import Bundle
 from service.server import Server
+from tests.service.wire import raw, wait_for
 
 
 def scrape(server: Server) -> tuple[str, str]:
@@ -46,19 +45,6 @@ def values(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float
 
 def value(server: Server, name: str, **labels: str) -> float | None:
     return values(server).get((f"glowserve_{name}", frozenset(labels.items())))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from service.server import Server
+from tests.service.wire import refusal, wait_for
 
 RunServer = Callable[..., Any]
 StartServer = Callable[..., Any]
@@ -236,19 +237,6 @@ def output(response: pb.ModelInferResponse, name: str) -> np.ndarray[Any, Any]:
     ]
     dtype = {"FP64": "<f8", "UINT8": "u1"}[tensor.datatype]
     return np.frombuffer(data, dtype).reshape(tuple(tensor.shape))
-
-
-def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value.code(), caught.value.details()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def in_flight(server: Server) -> float | None:

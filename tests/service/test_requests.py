@@ -27,6 +27,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.server import Server
+from tests.service.wire import encoded
 
 INVALID, MISSING = StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND
 UINT8, FLOAT32 = tensor_pb2.DATA_TYPE_UINT8, tensor_pb2.DATA_TYPE_FLOAT32
@@ -44,10 +45,6 @@ def latent_tensor(*values: float) -> tensor_pb2.Tensor:
     rows = np.zeros((len(values), 64), "<f4")
     rows[:, 17] = values
     return tensor(list(rows.shape), rows.tobytes(), FLOAT32)
-
-
-def encoded(*files: bytes) -> pb.Images:
-    return pb.Images(encoded=pb.EncodedImages(data=files))
 
 
 GOOD = encode_png(IMAGE[0])

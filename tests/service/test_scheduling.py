@@ -27,6 +27,7 @@ from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.batcher import Batcher, Rows, Run, Workers, bucket_sizes
 from service.errors import DeadlineError, QueueFullError, WaitTooLongError
 from service.server import Server
+from tests.service.wire import raw, wait_for
 
 Array = npt.NDArray[np.int64]
 
@@ -550,21 +551,8 @@ def test_batches_are_padded_to_a_bucket_and_nobody_sees_it() -> None:
 # The service.
 
 
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
-
-
 def latents(n: int) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(dtype="DATA_TYPE_FLOAT32", shape=[n, 64], data=bytes(4 * 64 * n))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def value(server: Server, name: str, **labels: str) -> float:
@@ -587,7 +575,7 @@ def patient(run_server: Callable[..., Any]) -> Iterator[tuple[Server, grpc.Chann
     ("method", "request_", "callers", "waiting"),
     [
         ("Decode", pb.DecodeRequest(latents=latents(256), format=pb.IMAGE_FORMAT_RAW), 18, 4000),
-        ("Sample", pb.SampleRequest(n=96, temperature=0, format=pb.IMAGE_FORMAT_RAW), 100, 2500),
+        ("Sample", pb.SampleRequest(n=96, temperature=0, format=pb.IMAGE_FORMAT_RAW), 100, 1000),
     ],
     ids=["Decode", "Sample"],
 )

@@ -21,21 +21,15 @@ from grpc_status import rpc_status
 
 from glowserve.images import UInt8Array, encode_png
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.server import Server
+from tests.service.wire import raw, wait_for
 
 RunServer = Callable[..., Any]
 StartServer = Callable[..., Any]
 
 FOREVER = 600_000.0
 QUEUE = {"model": "digits", "direction": "forward"}
-
-
-def raw(images: UInt8Array) -> pb.Images:
-    return pb.Images(
-        tensor=tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
-    )
 
 
 def encoded(images: UInt8Array) -> pb.Images:
@@ -64,13 +58,6 @@ def value(server: Server, name: str, **labels: str) -> float:
 
 def ended(server: Server, code: str) -> float:
     return value(server, "requests_total", method="ScoreStream", model="digits", code=code)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def ending(answers: Iterator[Any]) -> tuple[list[Any], grpc.RpcError]:

@@ -1,0 +1,84 @@
+"""Messages as tests write and read them by hand, and what tests wait for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from glowserve.images import UInt8Array, decode_png
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1 import tensor_pb2
+from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from service.repository import manifest_checksum
+
+
+def raw(images: UInt8Array) -> pb.Images:
+    """Images as a tensor."""
+    tensor = tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=images.shape, data=images.tobytes())
+    return pb.Images(tensor=tensor)
+
+
+def encoded(*files: bytes) -> pb.Images:
+    """Images as files' bytes."""
+    return pb.Images(encoded=pb.EncodedImages(data=files))
+
+
+def latent_tensor(rows: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
+    """Latents, [N, D]."""
+    return tensor_pb2.Tensor(dtype="DATA_TYPE_FLOAT32", shape=rows.shape, data=rows.astype("<f4").tobytes())
+
+
+def images_of(images: pb.Images) -> UInt8Array:
+    """Those of an answer, uint8 [N, H, W, C]."""
+    if images.HasField("encoded"):
+        return np.stack([decode_png(data) for data in images.encoded.data])
+    assert images.tensor.dtype == tensor_pb2.DATA_TYPE_UINT8
+    return np.frombuffer(images.tensor.data, np.uint8).reshape(tuple(images.tensor.shape))
+
+
+def nats(response: pb.ScoreResponse) -> list[float]:
+    """The log-likelihoods of an answer."""
+    return [score.log_likelihood for score in response.scores]
+
+
+# A model that was trained for seconds draws something that is not finite now and then, at a temperature of 1.
+COOL = 0.7
+
+
+def draw(stub: GlowServiceStub, **fields: Any) -> UInt8Array:
+    """Samples at that temperature, or as the fields say."""
+    request = pb.SampleRequest(**{"temperature": COOL} | fields)
+    return np.concatenate([images_of(response.images) for response in stub.Sample(request)])
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    """How a call that must fail fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds; a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def copied(source: Path, target: Path, **changes: Any) -> Path:
+    """A copy of a bundle whose manifest says something else."""
+    shutil.copytree(source, target)
+    manifest = json.dumps(json.loads((target / "manifest.json").read_text()) | changes).encode()
+    (target / "manifest.json").write_bytes(manifest)
+    (target / "manifest.json.sha256").write_bytes(manifest_checksum(manifest))
+    return target
