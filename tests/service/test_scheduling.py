@@ -25,6 +25,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.batcher import Batcher, Rows, Run, Workers, bucket_sizes
+from service.engine import Engine, Reverse
 from service.errors import DeadlineError, QueueFullError, WaitTooLongError
 from service.server import Server
 from tests.service.wire import raw, wait_for
@@ -574,14 +575,25 @@ def patient(run_server: Callable[..., Any]) -> Iterator[tuple[Server, grpc.Chann
 @pytest.mark.parametrize(
     ("method", "request_", "callers", "waiting"),
     [
-        ("Decode", pb.DecodeRequest(latents=latents(256), format=pb.IMAGE_FORMAT_RAW), 18, 4000),
-        ("Sample", pb.SampleRequest(n=96, temperature=0, format=pb.IMAGE_FORMAT_RAW), 100, 1000),
+        ("Decode", pb.DecodeRequest(latents=latents(256), format=pb.IMAGE_FORMAT_RAW), 18, 18 * 256 - 32),
+        ("Sample", pb.SampleRequest(n=96, temperature=0, format=pb.IMAGE_FORMAT_RAW), 100, 99 * 32),
     ],
     ids=["Decode", "Sample"],
 )
 def test_a_small_call_to_the_service_goes_before_large_ones(
-    run_server: Callable[..., Any], method: str, request_: Message, callers: int, waiting: int
+    run_server: Callable[..., Any],
+    method: str,
+    request_: Message,
+    callers: int,
+    waiting: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    gate, reverse = threading.Event(), Engine.reverse
+
+    def held(engine: Engine, latent: Any) -> Reverse:
+        assert gate.wait(PATIENCE)
+        return reverse(engine, latent)
+
     def ask_for_many(stub: GlowServiceStub) -> int:
         answer = getattr(stub, method)(request_)
         responses = list(answer) if method == "Sample" else [answer]
@@ -592,11 +604,15 @@ def test_a_small_call_to_the_service_goes_before_large_ones(
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
         ThreadPoolExecutor(callers) as pool,
     ):
+        monkeypatch.setattr(Engine, "reverse", held)
         stub = GlowServiceStub(channel)
         many = [pool.submit(ask_for_many, stub) for _ in range(callers)]
-        wait_for(lambda: value(server, "queue_length", direction="reverse") > waiting)
+        wait_for(lambda: value(server, "queue_length", direction="reverse") >= waiting)
         before = value(server, "batch_size_count", direction="reverse")
-        stub.Decode(pb.DecodeRequest(latents=latents(1)))
+        small = stub.Decode.future(pb.DecodeRequest(latents=latents(1)))
+        wait_for(lambda: value(server, "queue_length", direction="reverse") > waiting)
+        gate.set()
+        small.result()
         batches = value(server, "batch_size_count", direction="reverse") - before
         each = 96 if method == "Sample" else 256
         assert [future.result() for future in many] == [each] * callers
