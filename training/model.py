@@ -325,6 +325,9 @@ class Glow(Bijector):
 
     def compile_steps(self) -> None:
         """From now on each step of flow runs compiled; the first run compiles, once for each level."""
+        # Each level once in training and twice in validation, whose last batch is smaller. Beyond its limit torch would
+        # run the rest uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self.levels))
         for step in self.flow_steps():
             step.transform = torch.compile(step.transform, dynamic=False)  # type: ignore[method-assign]
 

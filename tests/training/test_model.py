@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -521,3 +522,25 @@ def test_an_impossible_architecture_is_refused_with_the_value_and_the_remedy(
 
 def test_dimensions_are_the_values_of_an_image() -> None:
     assert tiny(channels=3).dimensions == 8 * 8 * 3
+
+
+@pytest.mark.filterwarnings("default")  # torch's own, of itself
+def test_every_level_stays_compiled_in_training_and_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is compiled is the same with this backend, which makes no machine code of it, and so is quick.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = Glow(GlowConfig(image_size=16, channels=1, levels=4, steps_per_level=1, width=4))
+    images = torch.randint(0, 256, (6, 16, 16, 1), dtype=torch.uint8)
+    noise = torch.rand(6, 16, 16, 1)
+    with torch.no_grad():
+        expected = model.log_prob(images, noise)
+    model.compile_steps()
+    torch._dynamo.utils.counters.clear()
+
+    with torch.no_grad():
+        validated = model.log_prob(images, noise)
+        smaller = model.log_prob(images[:4], noise[:4])
+    model.log_prob(images, noise).mean().backward()
+
+    torch.testing.assert_close(validated, expected)
+    torch.testing.assert_close(smaller, expected[:4])
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 4 + 4 + 4
