@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +23,7 @@ from tests.service.wire import (
     COOL,
     draw,
     encoded,
+    file_of,
     images_of,
     latent_tensor,
     nats,
@@ -33,12 +33,6 @@ from tests.service.wire import (
 RunServer = Callable[..., Any]
 
 Float32Array = npt.NDArray[np.float32]
-
-
-def file_of(picture: Image.Image, form: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 # Score

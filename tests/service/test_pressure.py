@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from tests.service.wire import (
     COOL,
     draw,
     encoded,
+    file_of,
     images_of,
     latent_tensor,
     nats,
@@ -38,12 +38,6 @@ from tests.service.wire import (
 RunServer = Callable[..., Any]
 
 Float32Array = npt.NDArray[np.float32]
-
-
-def file_of(picture: Image.Image, form: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def value(server: Server, name: str, **labels: str) -> float:

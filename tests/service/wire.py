@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -13,6 +14,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from glowserve.images import UInt8Array, decode_png
 from glowserve.v1 import glow_service_pb2 as pb
@@ -30,6 +32,13 @@ def raw(images: UInt8Array) -> pb.Images:
 def encoded(*files: bytes) -> pb.Images:
     """Images as files' bytes."""
     return pb.Images(encoded=pb.EncodedImages(data=files))
+
+
+def file_of(picture: Image.Image, form: str, **options: Any) -> bytes:
+    """A picture in a file's bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def latent_tensor(rows: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
