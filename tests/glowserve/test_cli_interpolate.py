@@ -11,7 +11,6 @@ from PIL import Image
 
 from glowserve.cli import main
 from glowserve.images import UInt8Array, grid, to_pil
-from service.server import Server
 
 Printed = pytest.CaptureFixture[str]
 
@@ -23,17 +22,6 @@ def pictures(digits: UInt8Array, tmp_path: Path) -> list[str]:
     for file, image in zip(files, digits, strict=False):
         to_pil(image).save(file)
     return [str(file) for file in files]
-
-
-@pytest.fixture(params=["model", "server", "both"])
-def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
-    """The flags that say whom to ask."""
-    address = f"127.0.0.1:{server.port}"
-    return {
-        "model": ["--model", str(repository / "digits")],
-        "server": ["--server", address],
-        "both": ["--server", address, "--model", "digits"],
-    }[request.param]
 
 
 @pytest.mark.parametrize(("flags", "steps"), [([], 8), (["--steps", "40"], 40)])

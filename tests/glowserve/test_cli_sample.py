@@ -21,17 +21,6 @@ from tests.service.wire import wait_for
 Printed = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(params=["model", "server", "both"])
-def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
-    """The flags that say whom to ask."""
-    address = f"127.0.0.1:{server.port}"
-    return {
-        "model": ["--model", str(repository / "digits")],
-        "server": ["--server", address],
-        "both": ["--server", address, "--model", "digits"],
-    }[request.param]
-
-
 def test_samples_are_laid_out_in_a_grid(
     target: list[str], embedded: Any, tmp_path: Path, capsys: Printed
 ) -> None:

@@ -28,17 +28,6 @@ def folder(digits: UInt8Array, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["model", "server", "both"])
-def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
-    """The flags that say whom to ask."""
-    address = f"127.0.0.1:{server.port}"
-    return {
-        "model": ["--model", str(repository / "digits")],
-        "server": ["--server", address],
-        "both": ["--server", address, "--model", "digits"],
-    }[request.param]
-
-
 def test_a_folder_is_scored_as_a_table(
     folder: Path, target: list[str], embedded: Any, digits: UInt8Array, capsys: Printed
 ) -> None:

@@ -1,0 +1,20 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.server import Server
+
+
+@pytest.fixture(params=["model", "server", "both"])
+def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
+    """The flags that say whom to ask."""
+    address = f"127.0.0.1:{server.port}"
+    return {
+        "model": ["--model", str(repository / "digits")],
+        "server": ["--server", address],
+        "both": ["--server", address, "--model", "digits"],
+    }[request.param]
