@@ -119,6 +119,10 @@ class ServiceConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
+    def share_of_a_call(self, images: int, size: int) -> float:
+        """Of what one call may bring, how much so many images in so many bytes are; one image at the least."""
+        return max(max(images, 1) / self.max_images_per_call, size / (self.max_message_mib * 2**20))
+
     def instances_on(self, device: str) -> int:
         """How many batches run side by side on "cpu", "cuda" or "tensorrt"."""
         return self.instances or (_cores() if device == "cpu" else 1)

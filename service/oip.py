@@ -41,8 +41,6 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 READINESS_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """They have an answer while the server starts or stops, too."""
 
-# Requests of one stream that are under way at a time.
-_STREAM_AHEAD = 64
 _SAMPLE = ".sample"
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics")
@@ -155,7 +153,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """See GRPCInferenceService.ModelStreamInfer."""
-        async for answer in in_order(request_iterator, self._answer, _STREAM_AHEAD):
+        async for answer in in_order(request_iterator, self._answer, 1, self._part_of_a_call):
             yield answer
 
     async def RepositoryIndex(  # noqa: N802
@@ -224,6 +222,9 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         image = Tensor("image", "UINT8", model.bundle.shape)
         return _View(model.name + _SAMPLE, model, model.reverse_counts, rows, (image,), self._sample)
 
+    def _part_of_a_call(self, request: pb.ModelInferRequest) -> float:
+        return self._config.share_of_a_call(_rows(request), request.ByteSize())
+
     async def _answer(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         try:
             response = pb.ModelStreamInferResponse(infer_response=await self._infer(request))
@@ -260,8 +261,9 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
         if request.raw_input_contents:  # they are only looked at
             return read()
-        rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
-        return await self._preparer.run(read, images=min(max(rows, 0), most), size=request.ByteSize())
+        return await self._preparer.run(
+            read, images=min(max(_rows(request), 0), most), size=request.ByteSize()
+        )
 
     async def _score(
         self, model: ServedModel, request: pb.ModelInferRequest, arrays: list[Array]
@@ -330,6 +332,11 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 default_queue_policy=model_config_pb2.ModelQueuePolicy(max_queue_size=config.max_queue_size),
             ),
         )
+
+
+def _rows(request: pb.ModelInferRequest) -> int:
+    """How many images a request says it brings or asks for."""
+    return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
 
 
 def _tensor_metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:

@@ -191,10 +191,9 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         return model
 
     def _part_of_a_call(self, request: pb.ScoreRequest) -> float:
-        """How much of what one call may bring, in images or in bytes."""
-        images, config = request.images, self._config
+        images = request.images
         n = images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
-        return max(n / config.max_images_per_call, request.ByteSize() / (config.max_message_mib * 2**20))
+        return self._config.share_of_a_call(n, request.ByteSize())
 
     async def _score(
         self, request: pb.ScoreRequest, model: ServedModel, *, admitted: bool = False, **part: Any

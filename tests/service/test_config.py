@@ -95,3 +95,16 @@ def test_instances_are_those_asked_for_or_one_a_core_or_one_on_a_gpu() -> None:
     assert (config.instances_on("cpu"), config.instances_on("cuda")) == (cores, 1)
     config = ServiceConfig(repository=Path(), instances=3)
     assert (config.instances_on("cpu"), config.instances_on("cuda")) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "share"),
+    [(64, 1000, 0.25), (64, 32 * 2**20, 0.5), (0, 0, 1 / 256), (-5, 0, 1 / 256)],
+    ids=["images", "bytes", "nothing", "nonsense"],
+)
+def test_the_share_of_a_call_is_that_of_its_images_or_bytes_and_never_nothing(
+    images: int, size: int, share: float
+) -> None:
+    """Else any number of empty requests would be read from a stream before the first is answered."""
+    config = ServiceConfig(repository=Path(), max_images_per_call=256, max_message_mib=64)
+    assert config.share_of_a_call(images, size) == share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -648,6 +649,28 @@ def test_the_requests_of_a_stream_keep_each_other_company(run_server: RunServer,
     stats = statistics.inference_stats
     assert (stats.success.count, stats.queue.count, stats.compute_infer.count) == (160, 160, 160)
     assert stats.compute_infer.ns == pytest.approx(16 * statistics.batch_stats[0].compute_infer.ns)
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 64), (20, 80)])
+def test_no_more_images_of_a_stream_are_under_way_than_a_call_may_bring(
+    run_server: RunServer, digits: UInt8Array, size: int, most: int
+) -> None:
+    """Or one request over it."""
+    with (
+        run_server(max_images_per_call=64, max_queue_delay_ms=100_000, max_batch_size=1000) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        requests = itertools.repeat(image_request(digits[:size]))
+        stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests)
+        labels = {"model": "digits", "direction": "forward"}
+
+        def queued() -> float | None:
+            return server.metrics.registry.get_sample_value("glowserve_queue_length", labels)
+
+        wait_for(lambda: queued() == most)
+        time.sleep(0.5)
+        assert queued() == most
+        stream.cancel()
 
 
 def test_requests_that_are_refused_or_given_up_are_counted_as_failed(
