@@ -45,6 +45,10 @@ within() { # within SECONDS COMMAND...: until the command succeeds
   done
 }
 
+step "the alerts, when they are due and not before"
+docker run --rm --volume "$PWD/deploy/prometheus:/rules:ro" --entrypoint promtool prom/prometheus:v2.53.5 \
+  test rules /rules/rules_test.yml
+
 step "building and starting"
 compose up --build --detach
 container=$(compose ps -q glowserve)

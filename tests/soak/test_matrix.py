@@ -202,7 +202,7 @@ def stop_with_calls(
 @pytest.mark.parametrize("drain_seconds", [60, 0.3], ids=["stopped", "drain deadline"])
 def test_a_process_that_is_told_to_stop_ends_well(start_server: Any, drain_seconds: float) -> None:
     """With calls of every kind under way."""
-    flags = ("--max-queue-delay-ms", "2000", "--max-batch-size", "4096", "--max-queue-size", "16384")
+    flags = ("--max-queue-delay-ms", "2000", "--max-batch-size", "512", "--max-queue-size", "16384")
     calls = CALLS // 10 + 1
     with (
         start_server(*flags, "--drain-seconds", str(drain_seconds), "--log-level", "error") as (
@@ -227,7 +227,7 @@ def test_a_process_that_is_told_to_stop_ends_well(start_server: Any, drain_secon
 
 def test_a_process_is_as_before_when_its_callers_are_killed(start_server: Any) -> None:
     """By its own metrics page."""
-    flags = ("--max-queue-delay-ms", "1000", "--max-batch-size", "4096", "--max-queue-size", "16384")
+    flags = ("--max-queue-delay-ms", "1000", "--max-batch-size", "512", "--max-queue-size", "16384")
 
     def kill(kind: str) -> None:
         with callers(target, kind, "killed", calls) as client:
