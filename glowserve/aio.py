@@ -171,7 +171,7 @@ class AsyncClient:
             response = await self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=self._timeout, metadata=self._metadata
             )
-        return [messages.model_info(summary) for summary in response.models]
+        return messages.model_infos(response)
 
     async def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
         """See `Client.manifest`."""

@@ -229,7 +229,7 @@ class Client:
         return messages.images_array(response.images)
 
     def models(self) -> list[ModelInfo]:
-        """The models that are served.
+        """What is served, and then the versions that are not, which are still being loaded or were refused.
 
         Raises:
             RequestError: the call failed.
@@ -238,7 +238,7 @@ class Client:
             response = self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=self._timeout, metadata=self._metadata
             )
-        return [messages.model_info(summary) for summary in response.models]
+        return messages.model_infos(response)
 
     def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
         """All that a model's bundle says of itself.

@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-_DETAILS = "grpc-status-details-bin"
+_DETAILS, _REQUEST_ID = "grpc-status-details-bin", "x-request-id"
 
 
 class RequestError(Exception):
@@ -21,7 +21,12 @@ class RequestError(Exception):
     """
 
     def __init__(
-        self, code: grpc.StatusCode, message: str, reason: str = "", retry_after: float | None = None
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        reason: str = "",
+        retry_after: float | None = None,
+        request_id: str = "",
     ) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
@@ -32,19 +37,25 @@ class RequestError(Exception):
         """Which error of the service it is, such as QUEUE_FULL; "" if it is none of the service's own."""
         self.retry_after = retry_after
         """Seconds after which the call may be tried again; None if the service did not say."""
+        self.request_id = request_id
+        """Under which the service's log has the call; "" if it never arrived."""
 
-    def __reduce__(self) -> tuple[type[RequestError], tuple[grpc.StatusCode, str, str, float | None]]:
+    def __reduce__(self) -> tuple[type[RequestError], tuple[grpc.StatusCode, str, str, float | None, str]]:
         """So that it survives the way back from another process."""
-        return type(self), (self.code, self.message, self.reason, self.retry_after)
+        return type(self), (self.code, self.message, self.reason, self.retry_after, self.request_id)
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> RequestError:
         """What gRPC raised, as one of these."""
         call: grpc.Call = error  # type: ignore[assignment]  # every error of a call is that call, too
+        reason, retry_after, request_id = "", None, ""
         # Not a dict: the metadata of grpc.aio cannot be made one.
-        status = [v for key, v in call.trailing_metadata() or () if key == _DETAILS and isinstance(v, bytes)]
-        details = _reason_and_retry(status[0]) if status else ("", None)
-        return cls(call.code(), call.details() or "no details", *details)
+        for key, value in call.trailing_metadata() or ():
+            if key == _DETAILS and isinstance(value, bytes):
+                reason, retry_after = _reason_and_retry(value)
+            elif key == _REQUEST_ID and isinstance(value, str):
+                request_id = value
+        return cls(call.code(), call.details() or "no details", reason, retry_after, request_id)
 
 
 @contextmanager

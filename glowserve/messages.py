@@ -85,9 +85,21 @@ def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:
     return Encodings(np.concatenate(latents), np.array(mismatched, np.int64), first.name, first.version)
 
 
+def model_infos(response: pb.ListModelsResponse) -> list[ModelInfo]:
+    """What ListModels answers."""
+    return [model_info(summary) for summary in (*response.models, *response.not_served)]
+
+
 def model_info(summary: pb.ModelSummary) -> ModelInfo:
-    """A line of ListModels."""
+    """A line of it."""
     image = summary.image
     return ModelInfo(
-        summary.model.name, summary.model.version, image.height, image.width, image.channels, image.n_bits
+        name=summary.model.name,
+        version=summary.model.version,
+        height=image.height,
+        width=image.width,
+        channels=image.channels,
+        n_bits=image.n_bits,
+        state=pb.ModelState.Name(summary.state).removeprefix("MODEL_STATE_"),
+        reason=summary.reason,
     )

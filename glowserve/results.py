@@ -86,12 +86,17 @@ class Encodings:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that can be asked."""
+    """A version of a model, and how it is."""
 
     name: str
     version: int
     height: int
+    """Of its images; it and what follows is 0 while the version is LOADING or REFUSED."""
     width: int
     channels: int
     n_bits: int
     """Bits of each value that the model sees."""
+    state: str
+    """SERVING, FAILING, LOADING or REFUSED: see `ModelState` in glow_service.proto."""
+    reason: str = ""
+    """Why it is not SERVING, in a sentence."""

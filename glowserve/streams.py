@@ -39,7 +39,7 @@ def stream_errors() -> Iterator[None]:
             yield
     except RequestError as error:
         message = _NUMBER.sub("", error.message)
-        raise RequestError(error.code, message, error.reason, error.retry_after) from None
+        raise RequestError(error.code, message, error.reason, error.retry_after, error.request_id) from None
 
 
 def answers(

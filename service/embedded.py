@@ -160,7 +160,8 @@ class EmbeddedModel:
         """This model."""
         manifest = self._bundle.manifest
         version = pb.ModelVersion(name=manifest.model, version=manifest.version)
-        return [messages.model_info(pb.ModelSummary(model=version, image=manifest.image))]
+        summary = pb.ModelSummary(model=version, image=manifest.image, state=pb.MODEL_STATE_SERVING)
+        return [messages.model_info(summary)]
 
     def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
         """All that the bundle says of itself."""

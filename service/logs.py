@@ -31,12 +31,16 @@ def set_up(form: str, level: str) -> None:
         onnxruntime.set_default_logger_severity(4)
     # How strangers' pictures are made is no news, and Python keeps every sentence that it has warned with.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # Nor is a method whose name is no UTF-8, for which gRPC has a traceback.
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError))
+    """Not so what gRPC has a traceback for: a method whose name is no UTF-8, a caller that is gone before its answer.
+
+    The line of such a call says CANCELLED.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, UnicodeDecodeError) or type(error).__name__ == "ExecuteBatchError")
 
 
 class TextFormatter(logging.Formatter):

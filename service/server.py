@@ -45,6 +45,11 @@ _LEAST_BETWEEN_PINGS_MS = 10_000
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
 
+# What the caller of a stream may send before the service reads it. gRPC by itself lets it grow to megabytes, for each
+# stream that does not read its answers. A message that is longer is read as a whole, far callers of large ones wait for
+# one more round trip.
+_SENT_AHEAD_BYTES = 256 * 2**10
+
 log = logging.getLogger(__name__)
 
 
@@ -182,6 +187,8 @@ def _options(config: ServiceConfig) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
         ("grpc.max_send_message_length", -1),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _SENT_AHEAD_BYTES),
         # Identity alone. gRPC unpacks a compressed request before it looks at its size: 1 MB would become 1 GB.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # Two servers on one port would share its calls without a word.

@@ -25,10 +25,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(model) for model in models]))
         return 0
-    print(f"{'model':<24}{'version':>8}  image")
+    print(f"{'model':<24}{'version':>8}  {'state':<8}  image")
     for model in models:
-        image = (
-            f"{model.height} x {model.width} {'grey' if model.channels == 1 else 'RGB'}, {model.n_bits} bits"
-        )
-        print(f"{model.name:<24}{model.version:>8}  {image}")
+        colour = "grey" if model.channels == 1 else "RGB"
+        image = f"{model.height} x {model.width} {colour}, {model.n_bits} bits" if model.height else "-"
+        print(f"{model.name:<24}{model.version:>8}  {model.state:<8}  {image}")
+        if model.reason:
+            print(f"  {model.reason}")
     return 0

@@ -13,7 +13,15 @@ import pytest
 from glowserve.cli import main
 from service.server import Server
 
-DIGITS = {"name": "digits", "version": 1, "height": 8, "width": 8, "channels": 1, "n_bits": 4}
+DIGITS: dict[str, object] = {
+    "name": "digits",
+    "version": 1,
+    "height": 8,
+    "width": 8,
+    "channels": 1,
+    "n_bits": 4,
+}
+DIGITS |= {"state": "SERVING", "reason": ""}
 
 
 @pytest.fixture(params=["model", "server"])
@@ -26,8 +34,8 @@ def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> 
 def test_models_are_listed_as_a_table(target: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", *target]) == 0
     header, line = capsys.readouterr().out.splitlines()
-    assert header.split() == ["model", "version", "image"]
-    assert line.split() == ["digits", "1", "8", "x", "8", "grey,", "4", "bits"]
+    assert header.split() == ["model", "version", "state", "image"]
+    assert line.split() == ["digits", "1", "SERVING", "8", "x", "8", "grey,", "4", "bits"]
 
 
 def test_models_are_listed_as_json(target: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +66,17 @@ def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
     assert main(["models", "--server", f"127.0.0.1:{server.port}", "--model", "nobody"]) == 1
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "glowserve: model 'nobody' is not served there\n")
+
+
+def test_a_version_that_was_refused_is_listed_with_the_reason(
+    run_server: Callable[..., Any], repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version in ("1", "2"):
+        shutil.copytree(repository / "digits" / "1", tmp_path / "digits" / version)
+    (tmp_path / "digits" / "2" / "forward.onnx").write_bytes(b"")
+    with run_server(repository=tmp_path) as server:
+        assert main(["models", "--server", f"127.0.0.1:{server.port}"]) == 0
+    _, served, refused, reason = capsys.readouterr().out.splitlines()
+    assert served.split()[:3] == ["digits", "1", "SERVING"]
+    assert refused.split() == ["digits", "2", "REFUSED", "-"]
+    assert "forward.onnx" in reason

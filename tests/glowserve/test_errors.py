@@ -55,7 +55,7 @@ def test_other_errors_pass() -> None:
 
 
 def test_an_error_survives_pickling() -> None:
-    error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone", "SERVER_UNAVAILABLE", 1.5)
+    error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone", "SERVER_UNAVAILABLE", 1.5, "a1")
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error)
     assert str(copy) == str(error) == "UNAVAILABLE: gone"

@@ -86,5 +86,8 @@ def test_a_line_of_the_list_of_models_is_read() -> None:
     summary = pb.ModelSummary(
         model=pb.ModelVersion(name="faces", version=3),
         image=manifest_pb2.ImageSpec(height=32, width=48, channels=3, n_bits=5),
+        state=pb.MODEL_STATE_FAILING,
+        reason="its canary came out otherwise",
     )
-    assert messages.model_info(summary) == ModelInfo("faces", 3, 32, 48, 3, 5)
+    reason = "its canary came out otherwise"
+    assert messages.model_info(summary) == ModelInfo("faces", 3, 32, 48, 3, 5, "FAILING", reason)

@@ -10,6 +10,8 @@ import re
 import signal
 import socket
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import grpc
 import pytest
 import trustme
 
+import glowserve
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
@@ -73,6 +76,28 @@ def test_the_images_environment_keeps_lines_that_are_no_json_out_of_the_log(
         json.loads(line)
 
 
+def images_drawn(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as page:
+        return next(
+            line for line in page if line.startswith(b"glowserve_batch_size_sum") and b"reverse" in line
+        )
+
+
+def test_a_caller_that_is_gone_before_its_answers_is_no_error(start_server: StartServer) -> None:
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
+    with start_server("--log-format", "json") as (process, target, url):
+        with grpc.insecure_channel(target, options) as channel:
+            stream = GlowServiceStub(channel).Sample(pb.SampleRequest(n=100_000, temperature=0))
+            next(stream)
+            before, now = b"", images_drawn(url)
+            while now != before:  # until an answer finds no room
+                time.sleep(0.5)
+                before, now = now, images_drawn(url)
+        lines = [json.loads(line) for line in log_of(process)]
+    assert [line["code"] for line in lines if "code" in line] == ["CANCELLED"]
+    assert {line["level"] for line in lines} == {"INFO"}
+
+
 def test_each_call_has_a_line_of_json_with_the_id_that_it_was_told(
     start_server: StartServer, digits: UInt8Array
 ) -> None:
@@ -87,6 +112,8 @@ def test_each_call_has_a_line_of_json_with_the_id_that_it_was_told(
         assert sum(len(response.images.encoded.data) for response in stream) == 40
         with pytest.raises(grpc.RpcError) as refused:
             stub.GetModel(pb.GetModelRequest(model=pb.ModelSpec(name="nobody")))
+        with glowserve.Client(target) as client, pytest.raises(glowserve.RequestError) as told:
+            client.score(digits[:1], model="somebody")
         stub.ListModels(pb.ListModelsRequest())
         lines = [json.loads(line) for line in log_of(process)]
 
@@ -96,7 +123,8 @@ def test_each_call_has_a_line_of_json_with_the_id_that_it_was_told(
     loaded = next(line for line in lines if "forward.onnx by CPUExecutionProvider" in line["message"])
     assert "request_id" not in loaded
     finished = {line["request_id"]: line for line in lines if "request_id" in line}
-    assert len(finished) == 4
+    assert len(finished) == 5
+    assert "somebody" in finished[told.value.request_id]["message"]
     assert returned(answered) == ["order-17/a"]
     line = finished["order-17/a"]
     assert (line["level"], line["method"], line["code"]) == ("INFO", "Score", "OK")

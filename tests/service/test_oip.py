@@ -673,6 +673,30 @@ def test_no_more_images_of_a_stream_are_under_way_than_a_call_may_bring(
         stream.cancel()
 
 
+def test_who_reads_no_answers_cannot_fill_the_memory_with_requests(
+    server: Server, digits: UInt8Array
+) -> None:
+    taken = 0
+
+    def requests() -> Iterator[pb.ModelInferRequest]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image_request(digits[:64])
+
+    # Else answers would wait in the client, by the megabyte.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:
+        stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())
+        next(stream)
+        before = 0
+        while taken != before:
+            before = taken
+            time.sleep(1)
+        assert taken * 64 * 64 < 2 * 2**20
+        stream.cancel()
+
+
 def test_requests_that_are_refused_or_given_up_are_counted_as_failed(
     run_server: RunServer, digits: UInt8Array
 ) -> None:

@@ -33,6 +33,11 @@ from tests.soak.callers import Known
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """These take longer than other tests may."""
+    item.add_marker(pytest.mark.timeout(3600))
+
+
 @dataclass(frozen=True)
 class Sight:
     """What was seen of a service at one moment."""

@@ -28,8 +28,6 @@ CALLERS = 16
 SECONDS = 3.0
 DEADLINE = 1.0
 
-pytestmark = pytest.mark.timeout(900)
-
 
 @pytest.fixture
 def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:

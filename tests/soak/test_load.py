@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-import pytest
 
 from tests.soak.callers import Known, make_calls
 from tests.soak.conftest import Serve, Sight, table, total, wait_for
@@ -27,7 +26,6 @@ GIVEN_UP = ("GIVEN_UP", "DEADLINE_EXCEEDED")
 ENDINGS = ("OK", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
-@pytest.mark.timeout(3600)
 def test_many_calls_are_answered_right_and_counted_and_leave_nothing_behind(
     serve: Serve, known: Known
 ) -> None:

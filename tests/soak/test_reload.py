@@ -28,8 +28,6 @@ USUAL_SECONDS = 3.0
 # Calls that begin so long after the swap are the first that the new version answers.
 AFTER_SECONDS = 0.1
 
-pytestmark = pytest.mark.timeout(900)
-
 
 @dataclass(frozen=True)
 class Ended:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import pytest
 
 from tests.soak.callers import NO_RETRIES, WELL_BEHAVED, Caller, Known, spread_options
 from tests.soak.conftest import Serve, Service, table, wait_for
@@ -24,8 +23,6 @@ CONNECTIONS = 4
 ROUNDS = 5
 # A call that takes longer hangs: its deadline is in 60 s, and the longest drain is 30 s.
 LONGEST = 45.0
-
-pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import time
 
 import grpc
 import numpy as np
-import pytest
 
 from tests.soak.callers import NO_RETRIES, WELL_BEHAVED, Caller, Known, open_streams
 from tests.soak.conftest import Serve, Service, table, wait_for
@@ -23,8 +22,6 @@ SECONDS = 6.0
 MOST_KIB_A_STREAM = 512
 # Of the 99th percentile of other callers' times: nobody waits for a stream, but the machine has more to do.
 MOST_SLOWER = 3.0
-
-pytestmark = pytest.mark.timeout(900)
 
 
 def test_streams_that_nobody_reads_leave_memory_and_other_callers_alone(serve: Serve, known: Known) -> None:
