@@ -212,7 +212,9 @@ class Edge(grpc.aio.ServerInterceptor):
         call = Call(method, calls.request_id(metadata.get(REQUEST_ID)))
         if self._traces:
             call.span = self._traces.begin(f"{service}/{method}", metadata)
-        if (left := context.time_remaining()) is not None:
+        # gRPC tells by the wall clock how much is left, which is nothing if that has just jumped forth. It ends calls
+        # that are late by a clock that does not jump.
+        if left := context.time_remaining():
             call.deadline = time.monotonic() + left
         calls.begin(call)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))

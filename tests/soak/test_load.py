@@ -48,7 +48,8 @@ def test_many_calls_are_answered_right_and_counted_and_leave_nothing_behind(
         text = service.log.read_text()
     made = {request_id: outcome for report in reports for request_id, outcome in report.codes.items()}
     wrong = [sentence for report in reports for sentence in report.wrong]
-    growth = rss_growth(sights)
+    tenths = rss_by_tenths(sights)
+    growth = tenths[-1] / tenths[1] - 1  # the first tenth is to warm up
     codes = Counter(code for _, code in made.values())
     table(
         f"{len(made)} calls of {PROCESSES} processes, {CONCURRENCY} at a time in each",
@@ -60,6 +61,7 @@ def test_many_calls_are_answered_right_and_counted_and_leave_nothing_behind(
             ("counted by the server", f"{counted:.0f}"),
             ("given up before they arrived", len(made) - len(logged)),
             ("RSS before, at the end, most, MiB", mib(before.rss, after.rss, max(s.rss for s in sights))),
+            ("RSS by tenth of the calls, MiB", mib(*tenths)),
             ("growth of RSS, second to last tenth of the calls", f"{100 * growth:+.2f} %"),
             (
                 "threads before, most, after",
@@ -95,12 +97,11 @@ def test_many_calls_are_answered_right_and_counted_and_leave_nothing_behind(
     assert growth < MOST_GROWTH
 
 
-def rss_growth(sights: Sequence[Sight]) -> float:
-    """From the second tenth of the calls to the last one, the median of each: the first tenth is to warm up."""
+def rss_by_tenths(sights: Sequence[Sight]) -> list[float]:
+    """Bytes, the median while each tenth of the calls ended."""
     end = sights[-1].calls
-    early = [sight.rss for sight in sights if 0.1 * end <= sight.calls < 0.2 * end]
-    late = [sight.rss for sight in sights if 0.9 * end <= sight.calls]
-    return float(np.median(late) / np.median(early)) - 1
+    tenths = [[sight.rss for sight in sights if i <= 10 * sight.calls / end < i + 1] for i in range(10)]
+    return [float(np.median(tenth)) for tenth in tenths]
 
 
 def mib(*sizes: float) -> str:
