@@ -93,6 +93,7 @@ def model_infos(response: pb.ListModelsResponse) -> list[ModelInfo]:
 def model_info(summary: pb.ModelSummary) -> ModelInfo:
     """A line of it."""
     image = summary.image
+    known = summary.state in pb.ModelState.values()  # a newer server may know more
     return ModelInfo(
         name=summary.model.name,
         version=summary.model.version,
@@ -100,6 +101,6 @@ def model_info(summary: pb.ModelSummary) -> ModelInfo:
         width=image.width,
         channels=image.channels,
         n_bits=image.n_bits,
-        state=pb.ModelState.Name(summary.state).removeprefix("MODEL_STATE_"),
+        state=pb.ModelState.Name(summary.state).removeprefix("MODEL_STATE_") if known else "UNSPECIFIED",
         reason=summary.reason,
     )

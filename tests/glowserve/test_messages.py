@@ -82,6 +82,11 @@ def test_encodings_of_several_messages_are_joined_in_order() -> None:
     assert (encodings.model, encodings.version, len(encodings)) == ("digits", 2, 3)
 
 
+@pytest.mark.parametrize("state", [0, 99], ids=["an older server", "a newer server"])
+def test_a_state_that_is_not_known_is_no_error(state: int) -> None:
+    assert messages.model_info(pb.ModelSummary(state=state)).state == "UNSPECIFIED"  # type: ignore[arg-type]
+
+
 def test_a_line_of_the_list_of_models_is_read() -> None:
     summary = pb.ModelSummary(
         model=pb.ModelVersion(name="faces", version=3),
