@@ -97,7 +97,7 @@ class ModelInfo:
     n_bits: int
     """Bits of each value that the model sees."""
     state: str
-    """SERVING, FAILING, LOADING or REFUSED: see `ModelState` in glow_service.proto. UNSPECIFIED if the server says none of
-    these."""
+    """SERVING, FAILING, LOADING or REFUSED: see `ModelState` in glow_service.proto; UNSPECIFIED if the server says
+    none of these."""
     reason: str = ""
     """Why it is not SERVING, in a sentence."""
