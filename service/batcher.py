@@ -308,7 +308,8 @@ class Batcher:
                 return
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), self._max_delay_seconds - age)
+                async with asyncio.timeout(self._max_delay_seconds - age):
+                    await self._arrival.wait()
 
     def _take(self) -> list[_Part]:
         """The next batch; what is not wanted any more is dropped."""

@@ -191,9 +191,9 @@ class ServedModel:
     async def try_canary(self) -> None:
         """Runs the canary beside what else runs, and sets the condition by it."""
         try:
-            await asyncio.wait_for(
-                asyncio.to_thread(check_canary, self._engine, self.bundle), _CANARY_SECONDS
-            )
+            # Not wait_for: if the canary ends as this task is cancelled, that forgets the cancellation.
+            async with asyncio.timeout(_CANARY_SECONDS):
+                await asyncio.to_thread(check_canary, self._engine, self.bundle)
         except TimeoutError:
             failure = f"its canary has taken {_CANARY_SECONDS:g} s: the engine hangs"
         except BundleError as error:

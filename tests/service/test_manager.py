@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -571,6 +572,27 @@ def test_a_canary_that_fails_on_its_interval_is_seen_in_health_and_so_is_its_rec
         assert [next(watch).status for watch in watches.values()] == [SERVING, SERVING]
         assert service.value("model_ready", model="digits", version="1") == 1
         assert service.glow.ListModels(pb.ListModelsRequest()).models[0].reason == ""
+
+
+def test_a_canary_that_ends_as_it_is_cancelled_is_cancelled(
+    asked: Callable[..., Any], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they would go on for ever, and a server that stops waits for their end."""
+
+    async def both_at_once(model: ServedModel) -> bool:
+        ends = asyncio.get_running_loop().create_future()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", lambda *_: ends)
+            task = asyncio.create_task(model.try_canary())
+            await asyncio.sleep(0.1)
+            ends.set_result(None)
+            task.cancel()
+            await asyncio.wait([task])
+        return task.cancelled()
+
+    with asked(repository=models, **ON_REQUEST) as service:
+        model = service.model()
+        assert asyncio.run_coroutine_threadsafe(both_at_once(model), model.condition._loop).result(60)
 
 
 def test_an_engine_that_computes_something_else_is_found_by_its_canary(
