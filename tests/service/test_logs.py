@@ -30,6 +30,7 @@ from service.call import Call
 from service.logs import JsonFormatter, TextFormatter
 from service.preparer import Preparer
 from service.server import Server
+from tests.service.wire import SMALL_WINDOW
 
 StartServer = Callable[..., Any]
 SECRET = "s3cret-of-the-caller"
@@ -84,9 +85,8 @@ def images_drawn(url: str) -> bytes:
 
 
 def test_a_caller_that_is_gone_before_its_answers_is_no_error(start_server: StartServer) -> None:
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
     with start_server("--log-format", "json") as (process, target, url):
-        with grpc.insecure_channel(target, options) as channel:
+        with grpc.insecure_channel(target, SMALL_WINDOW) as channel:
             stream = GlowServiceStub(channel).Sample(pb.SampleRequest(n=100_000, temperature=0))
             next(stream)
             before, now = b"", images_drawn(url)

@@ -25,7 +25,7 @@ from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from service.server import Server
-from tests.service.wire import refusal, wait_for
+from tests.service.wire import SMALL_WINDOW, refusal, wait_for
 
 RunServer = Callable[..., Any]
 StartServer = Callable[..., Any]
@@ -684,9 +684,7 @@ def test_who_reads_no_answers_cannot_fill_the_memory_with_requests(
             taken += 1
             yield image_request(digits[:64])
 
-    # Else answers would wait in the client, by the megabyte.
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", SMALL_WINDOW) as channel:
         stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())
         next(stream)
         before = 0

@@ -23,7 +23,7 @@ from glowserve.images import UInt8Array, encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from service.server import Server
-from tests.service.wire import raw, wait_for
+from tests.service.wire import SMALL_WINDOW, raw, wait_for
 
 RunServer = Callable[..., Any]
 StartServer = Callable[..., Any]
@@ -291,8 +291,7 @@ def test_a_client_that_takes_no_answers_is_read_no_further_and_loses_none(
     run_server: RunServer, digits: UInt8Array
 ) -> None:
     """The transport holds some answers; when it is full, nothing runs and nothing is read until one is taken."""
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
-    with run_server(max_images_per_call=64) as server, connected(server, options) as stub:
+    with run_server(max_images_per_call=64) as server, connected(server, SMALL_WINDOW) as stub:
         endless = Endless(request_of(digits[:64]))
         call = stub.ScoreStream(iter(endless))
         next(call)

@@ -25,6 +25,7 @@ from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.service.wire import SMALL_WINDOW
 
 MOST_IMAGES = 64
 MOST_SAMPLES = 100
@@ -35,12 +36,6 @@ TIMEOUT = 60.0
 TOLERANCE = 1e-5
 
 OWN_CONNECTION: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
-# What arrives while nobody reads waits in the caller, in here; gRPC would make it larger, and the filling take an hour.
-SMALL_WINDOW: list[tuple[str, Any]] = [
-    *OWN_CONNECTION,
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2**16 - 1),
-]
 NO_RETRIES: list[tuple[str, Any]] = [*OWN_CONNECTION, ("grpc.enable_retries", 0)]
 
 
@@ -397,7 +392,7 @@ async def _open_streams(target: str, known: Known, n: int, samples: int, report:
 
     streams, writers = [], []
     for i in range(n):
-        channel = grpc.aio.insecure_channel(target, SMALL_WINDOW)
+        channel = grpc.aio.insecure_channel(target, [*OWN_CONNECTION, *SMALL_WINDOW])
         if i % 2:
             call = GlowServiceStub(channel).Sample(pb.SampleRequest(n=samples, seed=i))
         else:
