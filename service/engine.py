@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from service.binding import BoundSession
-from service.config import DEVICES, ServiceConfig
+from service.config import DEVICES
 from service.errors import BundleError, DeviceError
 from service.repository import FORWARD, REVERSE, Bundle
 from service.sessions import Graph, open_sessions
@@ -101,7 +101,7 @@ class Engine:
                 graphs,
                 device,
                 threads=threads,
-                max_batch_size=max(sizes, default=ServiceConfig.max_batch_size),
+                sizes=sizes,
                 gpu_memory_mib=gpu_memory_mib,
             )
         except DeviceError:
@@ -112,9 +112,19 @@ class Engine:
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
         _check_input(bundle, forward, FORWARD, "image", list(image))
         _check_input(bundle, reverse, REVERSE, "latent", latent)
+        self._bound: list[BoundSession] = []
         if sizes and self.device != "cpu":
-            forward, reverse = (BoundSession(session, "cuda", sizes) for session in sessions)
+            forward, reverse = (self._bind(session, bundle, sizes) for session in sessions)
         self._forward, self._reverse = forward, reverse
+
+    def _bind(self, session: Any, bundle: Bundle, sizes: Sequence[int]) -> BoundSession:
+        try:
+            bound = BoundSession(session, "cuda", sizes, capture=self.device == "cuda")
+        except Exception as error:  # ONNX Runtime has no public base class of its errors
+            self.close()
+            raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error
+        self._bound.append(bound)
+        return bound
 
     def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """Log-likelihoods and latents of images.
@@ -129,6 +139,11 @@ class Engine:
     def reverse(self, latent: Float32Array) -> Reverse:
         """Images of latents, float32 [N, D]."""
         return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
+
+    def close(self) -> None:
+        """Gives back what it holds of a GPU, after what runs. It cannot run any more."""
+        for bound in self._bound:
+            bound.close()
 
 
 def _check_input(bundle: Bundle, session: Any, graph: str, name: str, row: list[int]) -> None:

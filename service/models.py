@@ -190,6 +190,7 @@ class ServedModel:
 
     async def try_canary(self) -> None:
         """Runs the canary beside what else runs, and sets the condition by it."""
+        release = self.hold()
         try:
             # Not wait_for: if the canary ends as this task is cancelled, that forgets the cancellation.
             async with asyncio.timeout(_CANARY_SECONDS):
@@ -203,6 +204,8 @@ class ServedModel:
             failure = "its engine failed on the canary; the error is in the server's log"
         else:
             failure = ""
+        finally:
+            release()
         self._metrics.canary_checks.labels(self.name, "failed" if failure else "ok").inc()
         self.condition.set(failure)
 
@@ -235,6 +238,7 @@ class ServedModel:
         """Refuses new work, and waits for the accepted."""
         await self._forward.close()
         await self._reverse.close()
+        await asyncio.to_thread(self._engine.close)
 
 
 class Models:
@@ -325,12 +329,16 @@ def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
         sizes=bucket_sizes(config.max_batch_size),
         gpu_memory_mib=config.gpu_memory_mib,
     )
-    for size in sorted({1, config.max_batch_size, *_buckets(engine, config)}):
-        try:
+    try:
+        for size in sorted({1, config.max_batch_size, *_buckets(engine, config)}):
             _warm_up(engine, bundle, size)
-        except Exception as error:  # ONNX Runtime has no public base class of its errors
-            raise BundleError(f"bundle {path}: its first run failed: {error}") from error
-    check_canary(engine, bundle)
+        check_canary(engine, bundle)
+    except Exception as error:
+        engine.close()
+        if isinstance(error, BundleError):
+            raise
+        # ONNX Runtime has no public base class of its errors.
+        raise BundleError(f"bundle {path}: its first run failed: {error}") from error
     placed = ", ".join(f"{p.nodes} nodes of {p.graph} by {p.provider}" for p in engine.placements)
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
     return LoadedModel(bundle, engine, state)

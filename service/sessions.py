@@ -15,7 +15,9 @@ from typing import Any
 
 import onnxruntime
 
+from service.config import ServiceConfig
 from service.errors import DeviceError
+from service.gpu import TURNS
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 """As ONNX Runtime calls what runs a graph."""
@@ -23,6 +25,8 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # TensorRT leaves what it cannot run to CUDA.
 _PROVIDERS = {"cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
 _LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
+# ONNX Runtime's own log: nothing less.
+_FATAL = 4
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ class Graph:
 
 
 def open_sessions(
-    graphs: Sequence[Graph], device: str, *, threads: int, max_batch_size: int, gpu_memory_mib: int
+    graphs: Sequence[Graph], device: str, *, threads: int, sizes: Sequence[int], gpu_memory_mib: int
 ) -> tuple[str, list[Any]]:
     """Opens a session for each graph, all on one device.
 
@@ -47,7 +51,7 @@ def open_sessions(
         graphs: what they run.
         device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
         threads: CPU threads inside one run; 0 for one a core.
-        max_batch_size: most rows in a batch. TensorRT is prepared for no more.
+        sizes: numbers of rows that a GPU has buffers for, ascending; none: it has none, and runs what comes.
         gpu_memory_mib: most memory that each session may take of a GPU; 0 for all there is.
 
     Returns:
@@ -56,27 +60,38 @@ def open_sessions(
     Raises:
         DeviceError: it is a GPU, and cannot be used.
     """
+    # Errors are raised, too, and lines of its own do not fit into a log of another form. This is for what belongs to no
+    # session, such as the complaints of cuDNN about ways of computing that it then does without.
+    onnxruntime.set_default_logger_severity(_FATAL)
     if device == "cpu" or (device == "auto" and CUDA not in onnxruntime.get_available_providers()):
         return "cpu", [
             onnxruntime.InferenceSession(g.data, _options(threads), providers=[CPU]) for g in graphs
         ]
     gpu = "cuda" if device == "auto" else device
     try:
-        return gpu, [_gpu_session(graph, gpu, threads, max_batch_size, gpu_memory_mib) for graph in graphs]
+        with TURNS.use():
+            return gpu, [_gpu_session(graph, gpu, threads, sizes, gpu_memory_mib) for graph in graphs]
     except DeviceError as error:
         if device != "auto":
             raise
         log.warning("running on the CPU: %s", error)
-        return open_sessions(
-            graphs, "cpu", threads=threads, max_batch_size=max_batch_size, gpu_memory_mib=gpu_memory_mib
-        )
+        return open_sessions(graphs, "cpu", threads=threads, sizes=sizes, gpu_memory_mib=gpu_memory_mib)
 
 
 def provider_options(
-    provider: str, graph: Graph, *, max_batch_size: int, gpu_memory_mib: int
+    provider: str, graph: Graph, *, sizes: Sequence[int], gpu_memory_mib: int, capture: bool = False
 ) -> dict[str, str]:
-    """How CUDA or TensorRT runs a graph."""
+    """How CUDA or TensorRT runs a graph; for the others see `open_sessions`.
+
+    Args:
+        provider: which of them.
+        graph: what it runs.
+        sizes: numbers of rows that there are buffers for.
+        gpu_memory_mib: most memory.
+        capture: whether CUDA captures what it does with those buffers, to replay it.
+    """
     memory = str(gpu_memory_mib * 2**20)
+    most = max(sizes, default=ServiceConfig.max_batch_size)
     if provider == CUDA:
         return {
             # TF32 keeps ten bits of mantissa, too few for a likelihood.
@@ -85,6 +100,7 @@ def provider_options(
             "cudnn_conv_algo_search": "HEURISTIC",
             # Memory grows by what a batch needs, not twofold.
             "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": str(int(capture)),
             **({"gpu_mem_limit": memory} if gpu_memory_mib else {}),
         }
     # With options given, variables such as ORT_TENSORRT_FP16_ENABLE do not count.
@@ -95,8 +111,8 @@ def provider_options(
         "trt_timing_cache_enable": "0",
         # One engine for every batch size; the largest is the one that it is fastest for.
         "trt_profile_min_shapes": _shapes(graph, 1),
-        "trt_profile_opt_shapes": _shapes(graph, max_batch_size),
-        "trt_profile_max_shapes": _shapes(graph, max_batch_size),
+        "trt_profile_opt_shapes": _shapes(graph, most),
+        "trt_profile_max_shapes": _shapes(graph, most),
         **({"trt_max_workspace_size": memory} if gpu_memory_mib else {}),
     }
 
@@ -106,7 +122,7 @@ def _shapes(graph: Graph, rows: int) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, (rows, *row)))}" for name, row in graph.inputs.items())
 
 
-def _gpu_session(graph: Graph, device: str, threads: int, max_batch_size: int, gpu_memory_mib: int) -> Any:
+def _gpu_session(graph: Graph, device: str, threads: int, sizes: Sequence[int], gpu_memory_mib: int) -> Any:
     providers = _PROVIDERS[device]
     if not set(providers) <= set(onnxruntime.get_available_providers()):
         raise DeviceError(
@@ -120,12 +136,17 @@ def _gpu_session(graph: Graph, device: str, threads: int, max_batch_size: int, g
         onnxruntime.preload_dlls()
     options = _options(threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    sizes = {"max_batch_size": max_batch_size, "gpu_memory_mib": gpu_memory_mib}
+    # A CUDA graph knows the addresses that it was captured with: it is for buffers that stay.
+    capture = device == "cuda" and bool(sizes)
+    chosen = {
+        name: provider_options(name, graph, sizes=sizes, gpu_memory_mib=gpu_memory_mib, capture=capture)
+        for name in providers
+    }
     try:
         session = onnxruntime.InferenceSession(
             graph.data,
             options,
-            providers=[(provider, provider_options(provider, graph, **sizes)) for provider in providers],
+            providers=list(chosen.items()),
             enable_fallback=0,  # nor later, when a run fails
         )
     except Exception as error:  # ONNX Runtime has no public base class of its errors
@@ -156,8 +177,7 @@ def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Errors are raised, too, and lines of its own do not fit into a log of another form.
-    options.log_severity_level = 4
+    options.log_severity_level = _FATAL
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Without it, int8 products saturate in 16 bits on x86 that has no VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")

@@ -3,11 +3,13 @@
     pip install openvino    # for its two rows; left out if it is not there
     python tests/benchmarks/bench_graphs.py --model small
     python tests/benchmarks/bench_graphs.py --model paper
+    python tests/benchmarks/bench_graphs.py --model small --device cuda    # with glowserve[gpu]
 
 Weights are random, images are 32x32x3; int8 is for every coupling network, where calibration may leave some out. Each
 row lives in a process of its own; the rows take turns. A row with several runs side by side needs as many callers at
 once. The last row is no run: it is what the operations in the convolutions would take at the rate of one large matrix
-multiplication, measured in the same turns. Quiet machines only.
+multiplication, measured in the same turns. On a GPU every row takes its input from the host's memory and brings its
+results back there; TF32 is off. Quiet machines only.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ import numpy as np
 
 _SIZE, _CHANNELS, _LEVELS = 32, 3, 3
 _MODELS = {"small": {"steps_per_level": 16, "width": 256}, "paper": {"steps_per_level": 32, "width": 512}}
-_BATCHES = (1, 8, 32)
-_ROUNDS, _SECONDS = {"small": 5, "paper": 3}, 2.0
+_BATCHES = {"cpu": (1, 8, 32), "cuda": (1, 8, 32, 128)}
+_ROUNDS = {"small": 5, "paper": 3}
+# At least that long each time.
+_SECONDS = {"cpu": 2.0, "cuda": 0.5}
 _CORES = os.cpu_count() or 1
 _SEED, _SGEMM = "PyTorch, as a tutorial writes it", "the operations at sgemm's rate"
-_MATRIX = 2048
+_MATRIX = {"cpu": 2048, "cuda": 8192}
 
 # What runs so many batches, and how many of them go on side by side.
 Run = tuple[Callable[[int], Any], int]
@@ -47,37 +51,45 @@ Worker = tuple[Any, Connection]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=_MODELS, default="small", help="K=16 width 256, or the paper's")
-    name = parser.parse_args().model
-    settings, rounds = _MODELS[name], _ROUNDS[name]
+    parser.add_argument("--device", choices=_BATCHES, default="cpu")
+    args = parser.parse_args()
+    device, settings, rounds = args.device, _MODELS[args.model], _ROUNDS[args.model]
+    batches, matrix = _BATCHES[device], _MATRIX[device]
     print(f"{platform.processor() or platform.machine()}, {_CORES} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         operations = pool.apply(_export, (settings, Path(folder)))
-        workers = {name: _start(*row) for name, row in _rows(settings, Path(folder)).items()}
+        workers = {name: _start(*row) for name, row in _rows(settings, Path(folder), device).items()}
         print(
             f"images per second, 32x32x3, K={settings['steps_per_level']} L={_LEVELS} width={settings['width']}; "
             f"medians of {rounds} rounds that take turns, and of the ratios to the first row"
         )
         best = 0.0
         for direction in ("forward", "reverse"):
-            columns = [_column(workers, direction, batch, rounds) for batch in _BATCHES]
-            best = max(best, *(rate for found in columns for rate in found[_SGEMM]))
-            for found in columns:
-                found[_SGEMM] = [rate / operations[direction] for rate in found[_SGEMM]]
+            columns = {batch: _column(workers, direction, batch, rounds, device) for batch in batches}
+            for batch, found in columns.items():
+                rates = [rate / batch * 2 * matrix**3 for rate in found[_SGEMM]]
+                best = max(best, *rates)
+                found[_SGEMM] = [rate / operations[direction] for rate in rates]
             _print_table(direction, columns, operations[direction])
-        print(f"\nsgemm {_MATRIX}^3, {_CORES} threads: {best / 1e9:.0f} GFLOP/s at best")
+        print(f"\nsgemm {matrix}^3, {device}: {best / 1e9:.0f} GFLOP/s at best")
         for process, connection in workers.values():
             connection.send(None)
             process.join()
-        for direction in ("forward", "reverse"):
+        for direction in ("forward", "reverse") if device == "cpu" else ():
             pool.apply(_print_profile, (Path(folder) / "fp32", direction))
 
 
-def _rows(settings: dict[str, int], graphs: Path) -> dict[str, tuple[Any, ...]]:
+def _rows(settings: dict[str, int], graphs: Path, device: str) -> dict[str, tuple[Any, ...]]:
     """What each row's process makes ready for a direction and a batch, and of what."""
     rows: dict[str, tuple[Any, ...]] = {
-        _SEED: (_pytorch, settings, False),
-        "PyTorch, inverses baked": (_pytorch, settings, True),
+        _SEED: (_pytorch, settings, False, device),
+        "PyTorch, inverses baked": (_pytorch, settings, True, device),
     }
+    if device == "cuda":
+        rows["our fp32 graph, from host to host"] = (_cuda, graphs / "fp32", False)
+        for precision in ("fp32", "fp16"):
+            rows[f"our {precision} graph, as it is served"] = (_cuda, graphs / precision, True)
+        return rows | {_SGEMM: (_sgemm, device)}
     for precision in ("fp32", "int8"):
         for runs in sorted({1, _CORES}):
             name = f"our {precision} graph, {runs} x {_CORES // runs} threads"
@@ -87,30 +99,32 @@ def _rows(settings: dict[str, int], graphs: Path) -> dict[str, tuple[Any, ...]]:
             rows[f"our fp32 graph in OpenVINO, {hint}"] = (_openvino, graphs / "fp32", hint)
     else:
         print("OpenVINO is not installed: its rows are left out")
-    return rows | {_SGEMM: (_sgemm,)}
+    return rows | {_SGEMM: (_sgemm, device)}
 
 
-def _column(workers: dict[str, Worker], direction: str, batch: int, rounds: int) -> dict[str, list[float]]:
-    """Images per second of each row, one figure a round; of sgemm, operations per second."""
+def _column(
+    workers: dict[str, Worker], direction: str, batch: int, rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Images per second of each row, one figure a round; of sgemm, as if a product were a batch."""
     found: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, (_, connection) in workers.items():
-            connection.send((direction, batch))
-            found[name].append(connection.recv() * (2 * _MATRIX**3 if name == _SGEMM else batch))
+            connection.send(((direction, batch), _SECONDS[device]))
+            found[name].append(connection.recv() * batch)
     return found
 
 
-def _print_table(direction: str, columns: list[dict[str, list[float]]], operations: int) -> None:
-    print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>18}" for batch in _BATCHES))
-    for name in columns[0]:
+def _print_table(direction: str, columns: dict[int, dict[str, list[float]]], operations: int) -> None:
+    print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>18}" for batch in columns))
+    for name in columns[1]:
         cells = []
-        for found in columns:
+        for found in columns.values():
             ratios = [value / base for value, base in zip(found[name], found[_SEED], strict=True)]
             cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>7.2f} x")
         print(f"  {name:<38}" + "".join(cells))
     rate, name, batch = max(
         (statistics.median(found[name]), name, batch)
-        for batch, found in zip(_BATCHES, columns, strict=True)
+        for batch, found in columns.items()
         for name in found
         if name.startswith("our fp32 graph, ")
     )
@@ -120,7 +134,8 @@ def _print_table(direction: str, columns: list[dict[str, list[float]]], operatio
 def _print_profile(folder: Path, direction: str) -> None:
     """Where a run of the fp32 graph on one thread spends its time, by ONNX Runtime's own profile."""
     columns: list[dict[str, float]] = []
-    for batch in (_BATCHES[0], _BATCHES[-1]):
+    sizes = (_BATCHES["cpu"][0], _BATCHES["cpu"][-1])
+    for batch in sizes:
         runs, path = 64 // batch + 2, folder / f"{direction}.json"
         session = _session(folder / f"{direction}.onnx", threads=1, profile=path)
         for _ in range(runs):
@@ -134,8 +149,7 @@ def _print_profile(folder: Path, direction: str) -> None:
         spent["between the operators"] = 2 * spent["all"] - spent.total()
         columns.append({name: micros / 1e3 / (runs * batch) for name, micros in spent.items()})
     print(
-        f"\n{direction}, fp32 on 1 thread: ms an image"
-        + "".join(f"{f'batch {b}':>16}" for b in (_BATCHES[0], _BATCHES[-1]))
+        f"\n{direction}, fp32 on 1 thread: ms an image" + "".join(f"{f'batch {size}':>16}" for size in sizes)
     )
     for name in sorted(columns[0], key=lambda name: -columns[0][name]):
         if (share := columns[0][name] / columns[0]["all"]) >= 0.01:
@@ -155,19 +169,20 @@ def _start(make: Callable[..., Run], *arguments: Any) -> Worker:
 def _answer(connection: Connection, make: Callable[..., Run], *arguments: Any) -> None:
     """Measures what it is asked for until there is nothing more to do."""
     ready = run = None
-    while (asked := connection.recv()) is not None:
+    while (order := connection.recv()) is not None:
+        asked, seconds = order
         if asked != ready:
             run = None  # frees the one before
             run, side_by_side = make(*arguments, *asked)
             run(side_by_side)
             ready = asked
-        connection.send(_batches_per_second(run, side_by_side))
+        connection.send(_batches_per_second(run, side_by_side, seconds))
 
 
-def _batches_per_second(run: Callable[[int], None], side_by_side: int) -> float:
+def _batches_per_second(run: Callable[[int], None], side_by_side: int, seconds: float) -> float:
     began = time.perf_counter()
     run(side_by_side)
-    batches = side_by_side * math.ceil(_SECONDS / (time.perf_counter() - began))
+    batches = side_by_side * math.ceil(seconds / (time.perf_counter() - began))
     began = time.perf_counter()
     run(batches)
     return batches / (time.perf_counter() - began)
@@ -180,7 +195,7 @@ def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
     from export.frontends.glowserve import bake
     from export.graphs import forward_graph, reverse_graph
     from export.operations import operations
-    from export.precision import FP32, Precision, Ranges
+    from export.precision import FP16, FP32, Precision, Ranges
     from training.model import Glow, GlowConfig
 
     torch.manual_seed(0)
@@ -196,7 +211,7 @@ def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
         read, out = np.full(baked.network[0].weight.shape[1], 4.0), np.ones(len(baked.network[2].weight))
         ranges[step] = Ranges(read, (8.0, 8.0), -out, out)
     counts = {}
-    for precision in (Precision("int8", ranges), FP32):
+    for precision in (Precision("int8", ranges), FP16, FP32):
         (graphs / precision.name).mkdir()
         for direction, make in (("forward", forward_graph), ("reverse", reverse_graph)):
             graph = make(glow, precision)
@@ -212,11 +227,13 @@ def _inputs(direction: str, batch: int) -> dict[str, Any]:
     return {"image": rng.integers(0, 256, shape, np.uint8), "noise": rng.random(shape, np.float32)}
 
 
-def _pytorch(settings: dict[str, int], baked: bool, direction: str, batch: int) -> Run:
+def _pytorch(settings: dict[str, int], baked: bool, device: str, direction: str, batch: int) -> Run:
     import torch
     from plain_glow import PlainActNorm, PlainConv, PlainGlow, PlainZeroConv
 
     torch.manual_seed(0)
+    torch.set_default_device(device)
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(_CORES)
     model = PlainGlow(_SIZE, _CHANNELS, _LEVELS, settings["steps_per_level"], settings["width"], actnorm=True)
     for layer in model.modules():
@@ -233,7 +250,7 @@ def _pytorch(settings: dict[str, int], baked: bool, direction: str, batch: int) 
     def run(batches: int) -> None:
         with torch.inference_mode():
             for _ in range(batches):
-                call(*inputs)
+                call(*(tensor.to(device) for tensor in inputs)).cpu()
 
     return run, 1
 
@@ -243,6 +260,23 @@ def _onnxruntime(folder: Path, runs: int, threads: int, direction: str, batch: i
     inputs, pool = _inputs(direction, batch), ThreadPoolExecutor(runs)
     assert all(np.isfinite(output).all() for output in session.run(None, inputs))
     return lambda batches: list(pool.map(lambda _: session.run(None, inputs), range(batches))), runs
+
+
+def _cuda(folder: Path, served: bool, direction: str, batch: int) -> Run:
+    """By ONNX Runtime from the host's memory to the host's, or as the service does it."""
+    from service.binding import BoundSession
+    from service.sessions import Graph, open_sessions
+
+    inputs = _inputs(direction, batch)
+    graph = Graph(
+        (folder / f"{direction}.onnx").read_bytes(), {name: array.shape[1:] for name, array in inputs.items()}
+    )
+    sizes = (batch,) if served else ()
+    _, (session,) = open_sessions([graph], "cuda", threads=0, sizes=sizes, gpu_memory_mib=0)
+    names = [output.name for output in session.get_outputs()]
+    runner = BoundSession(session, "cuda", sizes, capture=True) if served else session
+    assert all(np.isfinite(output).all() for output in runner.run(names, inputs))
+    return lambda batches: [runner.run(names, inputs) for _ in range(batches)], 1
 
 
 def _session(path: Path, threads: int, profile: Path | None = None) -> Any:
@@ -275,12 +309,19 @@ def _openvino(folder: Path, hint: str, direction: str, batch: int) -> Run:
     return run, side_by_side
 
 
-def _sgemm(direction: str, batch: int) -> Run:
+def _sgemm(device: str, direction: str, batch: int) -> Run:
     import torch
 
     torch.set_num_threads(_CORES)
-    a = torch.randn(_MATRIX, _MATRIX)
-    return lambda batches: [torch.mm(a, a) for _ in range(batches)], 1
+    a = torch.randn(_MATRIX[device], _MATRIX[device], device=device)
+
+    def run(batches: int) -> None:
+        for _ in range(batches):
+            torch.mm(a, a)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run, 1
 
 
 if __name__ == "__main__":

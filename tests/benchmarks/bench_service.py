@@ -2,10 +2,12 @@
 
     python tests/benchmarks/bench_service.py
     python tests/benchmarks/bench_service.py --model tiny --seconds 1 --rounds 1    # whether it runs
+    python tests/benchmarks/bench_service.py --device cuda --images 32 --others     # with glowserve[gpu]
 
-Callers ask for the score of one image, raw, and wait for it before they ask again; they share the machine's cores with
-the server. What is compared takes turns, each time as new processes, alone on the machine. The others are installed
-from PyPI into out/bench/, and run with each of some settings before the best one counts. Quiet machines only; Linux.
+Callers ask for the score of one image, or so many, raw, and wait for it before they ask again; they share the
+machine's cores with the server. What is compared takes turns, each time as new processes, alone on the machine. The
+others are installed from PyPI into out/bench/, and run with each of some settings before the best one counts. Quiet
+machines only; Linux.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -84,12 +86,18 @@ class Server:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=_MODELS, help="only this one")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of ours and of ONNX Runtime"
+    )
+    parser.add_argument("--images", type=int, default=1, help="in a call")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--others", nargs="*", choices=_NAMES, default=list(_NAMES), help="only these, or none"
     )
     args = parser.parse_args()
+    if args.images > 1 and args.others:
+        parser.error("the others take one image a call; give --others and no name with --images")
     for other in args.others:
         _install(other)
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "grpcio"))
@@ -114,27 +122,31 @@ async def _compare_all(models: Mapping[str, Path], args: argparse.Namespace) -> 
 
 
 async def _compare(version: Path, args: argparse.Namespace) -> None:
-    ours, quiet, echo = _ours(version), _ours(version, "--log-level", "warning"), _echo(version)
+    device, images = args.device, args.images
+    flags = () if device == "cpu" else ("--device", device)
+    ours, quiet = _ours(version, images, *flags), _ours(version, images, *flags, "--log-level", "warning")
+    echo = _echo(version, images)
     trial = min(_TRIAL_SECONDS, args.seconds)
     others = [await _best_of(other, version, trial) for other in args.others]
-    best = max(_bare_settings(), key=lambda setting: _bare(version, setting, trial).rate)
+    best = max(_bare_settings(device), key=lambda setting: _bare(version, setting, trial, device).rate)
     limit = f"ONNX Runtime alone, batches of {best[0]}, {best[1]} x {best[2]} threads"
-    runs = {f"ONNX Runtime alone, one image, {n} threads": (1, 1, n) for n in sorted({1, _CORES})}
+    threads = sorted({1, _CORES}) if device == "cpu" else (1,)
+    runs = {f"ONNX Runtime alone, {images} at a time, {n} threads": (images, 1, n) for n in threads}
     found: defaultdict[str, list[Load]] = defaultdict(list)
     for _ in range(args.rounds):
         for row, setting in {limit: best, **runs}.items():
-            found[row].append(_bare(version, setting, args.seconds))
+            found[row].append(_bare(version, setting, args.seconds, device))
         turns = ((ours, _CALLERS), (quiet, (64,)), (echo, (64, 1)), *((other, (64,)) for other in others))
         for server, callers in turns:
             for count, seen in (await _loads(server, callers, args.seconds)).items():
-                found[_row(server, count)].append(seen)
+                found[_row(server, count)].append(replace(seen, rate=images * seen.rate))
     _print_table(found)
     for server in (ours, quiet):
         for base in (limit, *(_row(other, 64) for other in (echo, *others))):
             _print_ratio(_row(server, 64), base, found)
     for run in runs:
         _print_wait(_row(ours, 1), run, _row(echo, 1), found)
-    await _print_stages(ours, version, args.seconds)
+    await _print_stages(ours, args.seconds)
 
 
 def _print_table(found: Mapping[str, list[Load]]) -> None:
@@ -226,9 +238,9 @@ def _free_port() -> int:
     return _free_port()
 
 
-def _ours(version: Path, *flags: str) -> Server:
+def _ours(version: Path, images: int, *flags: str) -> Server:
     """`glowserve serve` with its settings as they come, and flags."""
-    request = pb.ScoreRequest(images=images_message(_image(version)))
+    request = pb.ScoreRequest(images=images_message(_images(version, images)))
     command = (sys.executable, "-m", "glowserve", "serve", "--repository", str(version.parent.parent))
     return Server(
         " ".join(("glowserve serve", *flags)),
@@ -237,14 +249,14 @@ def _ours(version: Path, *flags: str) -> Server:
     )
 
 
-def _echo(version: Path) -> Server:
-    request = _ours(version).request
+def _echo(version: Path, images: int) -> Server:
+    request = _ours(version, images).request
     return Server("empty gRPC server", (sys.executable, str(_SERVERS / "echo_server.py")), request)
 
 
 def _other(other: str, version: Path) -> list[Server]:
     """A server with each of its settings."""
-    image = _image(version).tobytes()
+    image = _images(version, 1).tobytes()
     request = Request(image)
     if other == "mlserver":
         tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
@@ -276,9 +288,9 @@ def _other(other: str, version: Path) -> list[Server]:
     return servers
 
 
-def _image(version: Path) -> np.ndarray:
+def _images(version: Path, n: int) -> np.ndarray:
     size = _MODELS[version.parent.name]
-    shape = (1, size["image_size"], size["image_size"], size["channels"])
+    shape = (n, size["image_size"], size["image_size"], size["channels"])
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
@@ -326,28 +338,24 @@ def _export(name: str, folder: Path) -> None:
     export(trained_here(checkpoint), folder / name)
 
 
-def _bare_settings() -> list[tuple[int, int, int]]:
+def _bare_settings(device: str) -> list[tuple[int, int, int]]:
     """Images in a run, runs side by side, and threads in each."""
+    if device == "cuda":
+        return [(batch, 1, 1) for batch in _BATCHES]
     return [(batch, n, _CORES // n) for batch in _BATCHES for n in sorted({1, _CORES})]
 
 
-def _bare(version: Path, setting: tuple[int, int, int], seconds: float) -> Load:
+def _bare(version: Path, setting: tuple[int, int, int], seconds: float, device: str) -> Load:
     """Images per second, and milliseconds of a run, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return Load(*pool.apply(_run_bare, (version, *setting, seconds)))
+        return Load(*pool.apply(_run_bare, (version, *setting, seconds, device)))
 
 
 def _run_bare(
-    version: Path, batch: int, runs: int, threads: int, seconds: float
+    version: Path, batch: int, runs: int, threads: int, seconds: float, device: str
 ) -> tuple[float, float, float]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    graph = version / "forward.onnx"
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    images = np.repeat(_image(version), batch, axis=0)
-    inputs = {"image": images, "noise": np.full(images.shape, 0.5, np.float32)}
+    images = _images(version, batch)
+    run = _run(version, threads, device, images, np.full(images.shape, 0.5, np.float32))
     begin = time.perf_counter() + min(1.0, seconds)
     runs_took = list[tuple[float, float]]()
 
@@ -355,7 +363,7 @@ def _run_bare(
         done = time.perf_counter()
         while done < begin + seconds or len(runs_took) < 4 * runs:
             began = done
-            session.run(None, inputs)
+            run()
             done = time.perf_counter()
             if done >= begin:
                 runs_took.append((done, done - began))
@@ -370,7 +378,26 @@ def _run_bare(
     return batch * rate(ends), float(p50), float(p99)
 
 
-async def _print_stages(server: Server, version: Path, seconds: float) -> None:
+def _run(
+    version: Path, threads: int, device: str, images: np.ndarray, noise: np.ndarray
+) -> Callable[[], Any]:
+    """A run of the graph: on a GPU as the service does it, or it would wait for each of a thousand launches."""
+    if device == "cuda":
+        from service.engine import Engine
+        from service.repository import open_bundle
+
+        engine = Engine(open_bundle(version), device=device, sizes=(len(images),))
+        return lambda: engine.forward(images, noise)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    graph = version / "forward.onnx"
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"image": images, "noise": noise})
+
+
+async def _print_stages(server: Server, seconds: float) -> None:
     """Where a call's time goes, by the service's own metrics."""
     print(
         f"\nA call of {server.name}, milliseconds in the mean, as its metrics have it; processor: all threads.\n"

@@ -1,6 +1,7 @@
 """Speed and memory of training, and the parametrizations of the 1x1 convolution, side by side.
 
     python tests/benchmarks/bench_training.py speed
+    python tests/benchmarks/bench_training.py speed --model paper --device cuda
     python tests/benchmarks/bench_training.py memory
     python tests/benchmarks/bench_training.py parametrizations --data DATA
 
@@ -28,6 +29,8 @@ from typing import Any
 
 _ROUNDS, _WARMUP, _STEPS = 5, 4, 20
 _BATCH = 32
+# K, width and batch of the model that `speed` trains.
+_MODELS = {"small": (8, 128, _BATCH), "paper": (32, 512, 64)}
 # What --compile, --precision and the rest are compared with is "ours".
 _SPEED: dict[str, dict[str, Any]] = {
     "plain reading of the paper": {},
@@ -47,6 +50,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["speed", "memory", "parametrizations", "one"])
+    parser.add_argument("--model", choices=_MODELS, default="small", help="for speed")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for speed")
     parser.add_argument("--data", default="uoft-cs/cifar10", help="for the parametrizations")
     parser.add_argument("--steps", type=int, default=200, help="of training, for the parametrizations")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
@@ -61,10 +66,13 @@ def main() -> None:
 
 
 def _speed(args: argparse.Namespace) -> None:
+    k, width, batch = _MODELS[args.model]
     print(
-        "images per second in training, 32x32x3, K=8 L=3 width=128, batch 32; medians of rounds that take turns"
+        f"images per second in training on {args.device}, 32x32x3, K={k} L=3 width={width}, batch {batch}; medians of "
+        "rounds that take turns"
     )
-    cases = {name: {"name": name, "k": 8, "options": options} for name, options in _SPEED.items()}
+    model = {"k": k, "width": width, "batch": batch, "device": args.device}
+    cases = {name: model | {"name": name, "options": options} for name, options in _SPEED.items()}
     found: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(_ROUNDS):
         for name, case in cases.items():
@@ -86,7 +94,8 @@ def _memory(args: argparse.Namespace) -> None:
     }
     peaks = {}
     for name, chosen in options.items():
-        peaks[name] = _in_process({"name": name, "k": 32, "options": chosen, "steps": 2})["peak_mib"]
+        case = {"name": name, "k": 32, "width": 128, "batch": _BATCH, "device": "cpu"}
+        peaks[name] = _in_process(case | {"options": chosen, "steps": 2})["peak_mib"]
         print(f"  {name:<36}{peaks[name]:>8.0f} MiB{peaks[name] / peaks['ours']:>7.2f} x")
 
 
@@ -101,32 +110,36 @@ def _measure(case: dict[str, Any]) -> dict[str, float]:
     """Images per second, and MiB of memory at most above what there was before the first step."""
     steps = case.get("steps", _STEPS)
     measure = _plain if case["name"].startswith("plain") else _ours
-    before, seconds = measure(case["k"], case["options"], steps)
+    before, begun = measure(case, case["options"], steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"images_per_second": _BATCH / statistics.median(seconds), "peak_mib": peak / 1024}
+    seconds = [end - begin for begin, end in zip(begun[_WARMUP:], begun[_WARMUP + 1 :], strict=False)]
+    return {"images_per_second": case["batch"] / statistics.median(seconds), "peak_mib": peak / 1024}
 
 
-def _plain(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
+def _plain(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
+    """Memory before the first step, and when each step, and what would be the next, began."""
     import torch
     from plain_glow import PlainGlow, plain_step
 
     torch.manual_seed(0)
-    model = PlainGlow(32, 3, 3, k, 128, actnorm=options.get("coupling_actnorm", True))
+    torch.set_default_device(case["device"])
+    actnorm = options.get("coupling_actnorm", True)
+    model = PlainGlow(32, 3, 3, case["k"], case["width"], actnorm=actnorm)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    images = torch.randint(0, 256, (_BATCH, 32, 32, 3), dtype=torch.uint8)
-    before, seconds = 0, []
-    for step in range(_WARMUP + steps):
+    images = torch.randint(0, 256, (case["batch"], 32, 32, 3), dtype=torch.uint8)
+    before, begun = 0, []
+    for step in range(_WARMUP + steps + 1):
         if step == 0:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began = time.perf_counter()
-        plain_step(model, optimizer, images, torch.rand(images.shape))
-        seconds.append(time.perf_counter() - began)
-    return before, seconds[_WARMUP:]
+        begun.append(time.perf_counter())
+        plain_step(model, optimizer, images, torch.rand(images.shape))  # it waits for the loss
+    return before, begun
 
 
-def _ours(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
-    """The real thing, through the trainer; stopped before the guard's first look."""
+def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
+    """The same of the real thing, through the trainer; stopped before the guard's first look."""
     import numpy as np
+    import torch
     from lightning.pytorch.callbacks import Callback
 
     from training.data import ImageData
@@ -136,15 +149,16 @@ def _ours(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]
     from training.module import GlowModule
     from training.presets import run_config
 
-    machine = Machine(device="cpu", **{name: options[name] for name in options if name in _MACHINE})
+    machine = Machine(device=case["device"], **{name: options[name] for name in options if name in _MACHINE})
     asked = {name: options[name] for name in options if name not in _MACHINE}
     config = run_config(
         "none",
         image_size=32,
         channels=3,
-        steps_per_level=k,
+        steps_per_level=case["k"],
+        width=case["width"],
         steps=10_000,
-        batch_size=_BATCH,
+        batch_size=case["batch"],
         **asked,
     )
     begun: list[float] = []
@@ -154,6 +168,8 @@ def _ours(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             if not before:
                 before.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            if case["device"] == "cuda":
+                torch.cuda.synchronize()
             begun.append(time.perf_counter())
             if len(begun) > _WARMUP + steps:
                 raise KeyboardInterrupt
@@ -170,7 +186,7 @@ def _ours(k: int, options: dict[str, Any], steps: int) -> tuple[int, list[float]
             machine=machine,
             callbacks=[Clock()],
         )
-    return before[0], [end - begin for begin, end in zip(begun[_WARMUP:], begun[_WARMUP + 1 :], strict=False)]
+    return before[0], begun
 
 
 def _parametrizations(args: argparse.Namespace) -> None:

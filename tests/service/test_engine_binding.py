@@ -109,8 +109,8 @@ def test_a_model_that_is_loaded_for_a_gpu_runs_through_buffers_of_every_batch_si
     used = []
 
     class OnCpu(BoundSession):
-        def __init__(self, session: Any, device: str, sizes: Sequence[int]) -> None:
-            assert device == "cuda"
+        def __init__(self, session: Any, device: str, sizes: Sequence[int], *, capture: bool) -> None:
+            assert (device, capture) == ("cuda", False)  # TensorRT has graphs of its own
             super().__init__(session, "cpu", sizes)
             self._session = None  # a batch that has no buffers fails
 
@@ -118,8 +118,8 @@ def test_a_model_that_is_loaded_for_a_gpu_runs_through_buffers_of_every_batch_si
             used.append(len(next(iter(feeds.values()))))
             return super().run(names, feeds)
 
-    def on_cpu(graphs: Sequence[Graph], device: str, **sizes: int) -> tuple[str, list[Any]]:
-        return device, open_sessions(graphs, "cpu", **sizes)[1]
+    def on_cpu(graphs: Sequence[Graph], device: str, **settings: Any) -> tuple[str, list[Any]]:
+        return device, open_sessions(graphs, "cpu", **settings)[1]
 
     monkeypatch.setattr("service.engine.BoundSession", OnCpu)
     monkeypatch.setattr("service.engine.open_sessions", on_cpu)
@@ -147,3 +147,14 @@ def test_an_array_of_another_type_is_not_taken_for_the_right_one(
 ) -> None:
     with pytest.raises(TypeError, match="Cannot cast"):
         bound[REVERSE].run(["pixels"], {"latent": np.zeros((2, 64), dtype)})
+
+
+def test_what_is_closed_runs_no_more_and_its_thread_ends(
+    sessions: dict[str, onnxruntime.InferenceSession],
+) -> None:
+    bound = BoundSession(sessions[REVERSE], "cpu", [1])
+    running = next(iter(bound._thread._threads))
+    bound.close()
+    assert not running.is_alive()
+    with pytest.raises(RuntimeError):
+        bound.run(["pixels"], {"latent": latents(0, 0, 1, 64)})

@@ -1,4 +1,4 @@
-"""Devices: a GPU that was asked for is used, or the service does not start. Nothing here has run on one.
+"""Devices: a GPU that was asked for is used, or the service does not start. What it computes: test_engine_gpu.py.
 
 With onnxruntime-gpu (`make test-gpu-wheel`) this is what happens where there is no GPU; with onnxruntime, where there
 is no such provider.
@@ -103,7 +103,7 @@ def test_tensorrt_is_refused_where_onnxruntime_has_none(bundle: Bundle) -> None:
 
 
 def test_tensorrt_is_told_of_every_input_from_one_row_to_the_largest_batch_and_to_write_nothing() -> None:
-    options = provider_options(TENSORRT, FORWARD, max_batch_size=48, gpu_memory_mib=0)
+    options = provider_options(TENSORRT, FORWARD, sizes=(1, 48), gpu_memory_mib=0)
     assert options["trt_profile_min_shapes"] == "image:1x32x32x3,noise:1x32x32x3"
     assert options["trt_profile_max_shapes"] == "image:48x32x32x3,noise:48x32x32x3"
     assert options["trt_profile_opt_shapes"] == options["trt_profile_max_shapes"]
@@ -112,7 +112,7 @@ def test_tensorrt_is_told_of_every_input_from_one_row_to_the_largest_batch_and_t
 
 def test_a_limit_of_memory_is_in_bytes_and_there_is_none_by_itself() -> None:
     unlimited, limited = (
-        [provider_options(p, FORWARD, max_batch_size=32, gpu_memory_mib=mib) for p in (CUDA, TENSORRT)]
+        [provider_options(p, FORWARD, sizes=(32,), gpu_memory_mib=mib) for p in (CUDA, TENSORRT)]
         for mib in (0, 512)
     )
     assert [set(after) - set(before) for before, after in zip(unlimited, limited, strict=True)] == [
@@ -122,11 +122,17 @@ def test_a_limit_of_memory_is_in_bytes_and_there_is_none_by_itself() -> None:
     assert limited[0]["gpu_mem_limit"] == limited[1]["trt_max_workspace_size"] == str(512 * 2**20)
 
 
+@pytest.mark.parametrize(("capture", "said"), [(True, "1"), (False, "0")])
+def test_cuda_captures_graphs_only_where_it_is_told_to(capture: bool, said: str) -> None:
+    options = provider_options(CUDA, FORWARD, sizes=(32,), gpu_memory_mib=0, capture=capture)
+    assert options["enable_cuda_graph"] == said
+
+
 @with_gpu_wheel
 @pytest.mark.parametrize(("provider", "name"), [(CUDA, "cuda"), (TENSORRT, "tensorrt")])
 def test_the_wheels_provider_knows_every_option(provider: str, name: str) -> None:
     library = _library(name).read_bytes()
-    options = provider_options(provider, FORWARD, max_batch_size=32, gpu_memory_mib=512)
+    options = provider_options(provider, FORWARD, sizes=(32,), gpu_memory_mib=512)
     unknown = [option for option in options if f"\0{option}\0".encode() not in library]
     assert not unknown
     assert b"\0no_such_option\0" not in library

@@ -1,0 +1,51 @@
+"""Whose turn it is on the GPU. It knows no ONNX Runtime.
+
+ONNX Runtime captures a CUDA graph in CUDA's global mode: while it does, whatever another thread of the process asks of
+the driver that may have to wait (memory, above all) fails, and the capture with it. So a capture goes on alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Turns:
+    """Many threads use the GPU at once, or one captures a graph."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._users = 0
+        self._capturing = False
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Once no capture is going on. Not for a thread that captures or uses it already."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._capturing)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._users -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Once nobody uses it; who comes later waits until it is over."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._capturing)
+            self._capturing = True
+            self._condition.wait_for(lambda: not self._users)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._capturing = False
+                self._condition.notify_all()
+
+
+TURNS = Turns()
+"""Those of this process."""
