@@ -70,13 +70,13 @@ class Engine:
 
     Args:
         bundle: what to run.
-        device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
+        device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works and the bundle is not int8, else the CPU.
         threads: CPU threads inside one run; 0 for one a core.
         sizes: of batches, for which a GPU gets buffers; batches of any size run.
         gpu_memory_mib: most memory that each graph may take of a GPU; 0 for all there is.
 
     Raises:
-        BundleError: a graph is damaged.
+        BundleError: a graph is damaged, fails in its first run on a GPU, or is int8, which CUDA does not run.
         DeviceError: there is no such device, or it cannot be used.
     """
 
@@ -91,6 +91,13 @@ class Engine:
     ) -> None:
         if device not in DEVICES:
             raise DeviceError(f"device is {device!r}; it must be one of {', '.join(DEVICES)}")
+        if bundle.manifest.flow.precision == "int8" and device in ("auto", "cuda"):
+            if device == "cuda":
+                raise BundleError(
+                    f"bundle {bundle.path}: it is int8, which CUDA does not run in ONNX Runtime; export the model in "
+                    "fp16 or fp32, or use device 'auto' or 'cpu'"
+                )
+            device = "cpu"
         image, latent = bundle.shape, [bundle.manifest.image.latent_size]
         graphs = [
             Graph(bundle.read(FORWARD), {"image": image, "noise": image}),

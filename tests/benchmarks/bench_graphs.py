@@ -115,12 +115,12 @@ def _column(
 
 
 def _print_table(direction: str, columns: dict[int, dict[str, list[float]]], operations: int) -> None:
-    print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>18}" for batch in columns))
+    print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>19}" for batch in columns))
     for name in columns[1]:
         cells = []
         for found in columns.values():
             ratios = [value / base for value, base in zip(found[name], found[_SEED], strict=True)]
-            cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>7.2f} x")
+            cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>8.2f} x")
         print(f"  {name:<38}" + "".join(cells))
     rate, name, batch = max(
         (statistics.median(found[name]), name, batch)

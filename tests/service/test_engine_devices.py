@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import onnxruntime
 import pytest
 
 from service.engine import Engine
-from service.errors import DeviceError
+from service.errors import BundleError, DeviceError
 from service.repository import Bundle
 from service.sessions import CUDA, TENSORRT, Graph, provider_options
 
@@ -97,6 +98,17 @@ def test_tensorrt_is_refused_where_onnxruntime_has_none(bundle: Bundle) -> None:
         DeviceError, match=r"device is 'tensorrt', .* has no TensorRT; install glowserve\[gpu\]"
     ):
         Engine(bundle, device="tensorrt")
+
+
+def test_int8_is_refused_for_cuda_by_its_bundle_alone_and_auto_takes_the_cpu(bundle: Bundle) -> None:
+    manifest = type(bundle.manifest).FromString(bundle.manifest.SerializeToString())
+    manifest.flow.precision = "int8"
+    small = replace(bundle, manifest=manifest)
+    with pytest.raises(
+        BundleError, match=r"it is int8, which CUDA does not run .* fp16 or fp32, or use device"
+    ):
+        Engine(small, device="cuda")
+    assert Engine(small, device="auto").device == "cpu"
 
 
 # With which options
