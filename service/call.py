@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
 import re
-import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ from service.traces import CallSpan
 PREPARATION, QUEUE, EXECUTION, SERIALIZATION = "preparation", "queue", "execution", "serialization"
 """The stages of a call, as metrics, logs and spans name them."""
 
+# Begun by the system's. Asking for those at each call would let other threads have the interpreter's lock.
+_RANDOM = random.Random()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -71,4 +73,4 @@ def request_id(given: object) -> str:
     """The caller's, if it is 1 to 128 letters, digits and ._:/+=@-; else a new one."""
     if isinstance(given, str) and _REQUEST_ID.fullmatch(given):
         return given
-    return secrets.token_hex(16)
+    return f"{_RANDOM.getrandbits(128):032x}"

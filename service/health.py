@@ -87,8 +87,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._changed = asyncio.Event()
 
 
-def add_to_server(health: Health, server: grpc.aio.Server) -> None:
-    """Makes a server answer for it."""
+def add_to_server(health: Health, server: Any) -> None:
+    """Makes a server, or what stands before one, answer for it."""
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if not hasattr(health_pb2, "HealthListResponse"):
         handler: Any = grpc.unary_unary_rpc_method_handler(

@@ -8,8 +8,6 @@ import time
 import warnings
 from typing import Any
 
-import onnxruntime
-
 from service import call
 
 
@@ -22,13 +20,10 @@ def set_up(form: str, level: str) -> None:
     """
     # What no line of ours tells need not be found out for each: logging's documentation, "Optimization".
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # nor the place in the source
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    if form == "json":
-        # What ONNX Runtime writes there by itself is no JSON; what it says of a model is raised, too. gRPC's lines are
-        # kept out by a variable that it reads when it is imported: GRPC_VERBOSITY=NONE.
-        onnxruntime.set_default_logger_severity(4)
     # How strangers' pictures are made is no news, and Python keeps every sentence that it has warned with.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)

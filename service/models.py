@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from glowserve.images import UInt8Array
 from service.batcher import Batcher, Rows, Workers, bucket_sizes
@@ -115,6 +115,10 @@ class ServedModel:
         self.forward_counts, self.reverse_counts = Counts(), Counts()
         """What each way has done."""
         engine = self._engine = loaded.engine
+        self.not_finite: Callable[[str], Counter] = cache(partial(metrics.not_finite.labels, self.name))
+        """By method: how many images had a score, an encoding or a decoding that was not finite."""
+        self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
+        """How many encodings did not decode to their image."""
         self._metrics = metrics
         self._holders = 0
 

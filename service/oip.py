@@ -20,6 +20,7 @@ from service.batcher import Array
 from service.call import current
 from service.config import ServiceConfig
 from service.counts import Counts, Duration
+from service.edge import INTERNAL_ERROR
 from service.errors import (
     InvalidRequestError,
     ModelNotFoundError,
@@ -27,9 +28,7 @@ from service.errors import (
     ServiceError,
     UnsupportedError,
 )
-from service.interceptor import INTERNAL_ERROR
 from service.manager import ModelManager
-from service.metrics import Metrics
 from service.models import Models, ServedModel
 from service.oip_tensors import Tensor
 from service.preparer import Preparer
@@ -76,7 +75,6 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         models: what is served.
         manager: what decides that.
         config: the service's.
-        metrics: the service's.
         preparer: where noise is drawn and long requests are read.
         is_ready: whether a model answers, by its name; for "" whether every one does.
     """
@@ -86,14 +84,12 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         models: Models,
         manager: ModelManager,
         config: ServiceConfig,
-        metrics: Metrics,
         preparer: Preparer,
         is_ready: Callable[[str], bool],
     ) -> None:
         self._models = models
         self._manager = manager
         self._config = config
-        self._metrics = metrics
         self._preparer = preparer
         self._is_ready = is_ready
 
@@ -273,7 +269,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         seed = oip_tensors.read_seed(request, scoring.DEFAULT_SEED)
         # Those that were not raw have been read by the preparer.
         prepared = not request.raw_input_contents
-        scores = await score(images, seed, model, self._preparer, self._metrics, prepared=prepared)
+        scores = await score(images, seed, model, self._preparer, prepared=prepared)
         return {
             "log_likelihood": scores.log_likelihood,
             "bits_per_dim": scores.bits_per_dim,
@@ -300,7 +296,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             scoring.require_finite_images(decoded, what="input 'temperature': row")
         except NotFiniteError as error:
-            self._metrics.not_finite.labels(model.name, current().method).inc(error.images)
+            model.not_finite(current().method).inc(error.images)
             raise
         return {"image": decoded.image}
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,5 +81,21 @@ def _key(use: bytes, *parts: bytes) -> bytes:
 
 def _words(key: bytes, n: int) -> npt.NDArray[np.uint64]:
     """The first n 64-bit words of Philox4x64-10 with a key, little-endian; NumPy's counter is 1 in the first block."""
-    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(n)
-    return np.asarray(words, dtype="<u8")
+    return np.asarray(_PHILOX.keyed(key).random_raw(n), dtype="<u8")
+
+
+class _Philox(threading.local):
+    """A generator for each thread. A new one would ask the system for random numbers before it is given its key."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.Philox(key=0)
+        self._start: Any = self._generator.state
+
+    def keyed(self, key: bytes) -> np.random.Philox:
+        """It, as if it had just been made with this key of 128 bits."""
+        self._start["state"]["key"] = np.frombuffer(key, "<u8")
+        self._generator.state = self._start
+        return self._generator
+
+
+_PHILOX = _Philox()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from glowserve.images import UInt8Array
 from glowserve.results import Scores
 from service.call import current
-from service.metrics import Metrics
 from service.models import ServedModel
 from service.preparer import Preparer
 from service.randomness import dequantization_noise
@@ -17,7 +18,6 @@ async def score(
     seed: int,
     model: ServedModel,
     preparer: Preparer,
-    metrics: Metrics,
     *,
     prepared: bool = False,
     admitted: bool = False,
@@ -31,7 +31,6 @@ async def score(
         seed: of the dequantization noise.
         model: under which they are scored.
         preparer: where the noise is drawn.
-        metrics: where scores that are not finite are counted.
         prepared: whether the preparer has accepted these images already, to read them.
         admitted: whether other images of the call have been accepted; for this and `long` see `Batcher.submit`.
         long: whether they are a part of more.
@@ -52,5 +51,5 @@ async def score(
         await entrance.turn(first=not admitted)
     log_likelihood, _ = await model.forward(images, noise, admitted=admitted, long=long)
     scores = model.scorer.score(log_likelihood, seed)
-    metrics.not_finite.labels(model.name, current().method).inc(int((~scores.finite).sum()))
+    model.not_finite(current().method).inc(len(images) - int(np.count_nonzero(scores.finite)))
     return scores

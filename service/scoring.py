@@ -45,9 +45,10 @@ class Scorer:
         finite = np.isfinite(log_likelihood)
         nats = np.where(finite, log_likelihood.astype(np.float64), -np.inf)
         bits = bits_per_dim(nats, self._latent_size)
-        less_likely = len(self._held_out) - np.searchsorted(self._held_out, bits, side="right")
-        ties = np.searchsorted(self._held_out, bits, side="right") - np.searchsorted(self._held_out, bits)
-        percentile = 100 * (less_likely + 0.5 * ties) / len(self._held_out)
+        # Of the held-out images, those that are less likely, and half of the ties.
+        more_bits = len(self._held_out) - np.searchsorted(self._held_out, bits, side="right")
+        as_many_or_more = len(self._held_out) - np.searchsorted(self._held_out, bits)
+        percentile = 50 * (more_bits + as_many_or_more) / len(self._held_out)
         return Scores(nats, bits, percentile, finite, self._model, self._version, seed)
 
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from glowserve.oip import grpc_service_pb2_grpc
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from service import health, oip, traces
 from service.config import ServiceConfig
+from service.edge import Edge
 from service.errors import PortError
 from service.health import Health
-from service.interceptor import Edge
 from service.manager import ModelManager
 from service.metrics import Metrics
 from service.metrics_server import MetricsServer
@@ -86,23 +86,23 @@ class Server:
             self._closers.append(self._traces.close)
         tokens = None if self.config.tokens is None else Tokens(self.config.tokens)
         self._edge.tokens = tokens
-        self._server = grpc.aio.server(interceptors=[self._edge], options=_options(self.config))
+        self._server = grpc.aio.server(options=_options(self.config))
+        self._server.add_generic_rpc_handlers((self._edge,))
         self._bind(tokens)
         models = Models(self.metrics)
         self._manager = ModelManager(self.config, models, self.metrics, self._health)
         preparer = Preparer(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
         self._closers.append(preparer.close)
-        servicer = GlowServicer(models, self._manager, self.config, self.metrics, preparer)
-        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._server)
+        servicer = GlowServicer(models, self._manager, self.config, preparer)
+        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._edge)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            oip.OipServicer(
-                models, self._manager, self.config, self.metrics, preparer, self._health.is_serving
-            ),
-            self._server,
+            oip.OipServicer(models, self._manager, self.config, preparer, self._health.is_serving),
+            self._edge,
         )
-        health.add_to_server(self._health, self._server)
+        health.add_to_server(self._health, self._edge)
         names = (SERVICE_NAME, oip.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflected = reflection.aio.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._edge)
         await self._server.start()
         try:
             await self._manager.start()

@@ -22,7 +22,6 @@ from service.engine import Float32Array, Reverse
 from service.errors import InvalidRequestError, NotFiniteError, ServiceError
 from service.interpolation import interpolate
 from service.manager import ModelManager, Unserved
-from service.metrics import Metrics
 from service.models import Models, ServedModel
 from service.preparer import Preparer
 from service.randomness import latents
@@ -39,7 +38,6 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         models: what is served.
         manager: what decides that.
         config: the service's.
-        metrics: the service's.
         preparer: where pictures are decoded and noise is drawn.
     """
 
@@ -48,13 +46,11 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         models: Models,
         manager: ModelManager,
         config: ServiceConfig,
-        metrics: Metrics,
         preparer: Preparer,
     ) -> None:
         self._models = models
         self._manager = manager
         self._config = config
-        self._metrics = metrics
         self._preparer = preparer
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
@@ -123,7 +119,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         latent = await self._encode(images, model)
         decoded = await model.reverse(latent, admitted=True)
         mismatched = scoring.mismatched_values(images, decoded, model.manifest.image.n_bits)
-        self._metrics.inexact_encodings.labels(model.name).inc(int((mismatched > 0).sum()))
+        model.inexact_encodings.inc(int((mismatched > 0).sum()))
         return pb.EncodeResponse(
             model=_version(model),
             latents=messages.latent_tensor(latent),
@@ -205,7 +201,6 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             seed,
             model,
             self._preparer,
-            self._metrics,
             prepared=request.images.HasField("encoded"),
             admitted=admitted,
             **part,
@@ -261,7 +256,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         try:
             yield
         except NotFiniteError as error:
-            self._metrics.not_finite.labels(model.name, current().method).inc(error.images)
+            model.not_finite(current().method).inc(error.images)
             raise
 
 

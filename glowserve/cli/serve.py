@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT."""
+    from service.allocator import share_arenas
+
+    share_arenas()  # what is imported next starts threads
+
     from service import logs
     from service.errors import ServiceError
     from service.server import Server, serve

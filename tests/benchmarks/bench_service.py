@@ -144,6 +144,7 @@ async def _compare(version: Path, args: argparse.Namespace) -> None:
     for server in (ours, quiet):
         for base in (limit, *(_row(other, 64) for other in (echo, *others))):
             _print_ratio(_row(server, 64), base, found)
+    _print_limit(_row(ours, 64), limit, _row(echo, 64), found)
     for run in runs:
         _print_wait(_row(ours, 1), run, _row(echo, 1), found)
     await _print_stages(ours, args.seconds)
@@ -162,6 +163,18 @@ def _print_table(found: Mapping[str, list[Load]]) -> None:
 def _print_ratio(row: str, base: str, found: Mapping[str, list[Load]]) -> None:
     ratios = [ours.rate / theirs.rate for ours, theirs in zip(found[row], found[base], strict=True)]
     print(f"- {row}: {statistics.median(ratios):.2f} x {base}")
+
+
+def _print_limit(row: str, run: str, empty: str, found: Mapping[str, list[Load]]) -> None:
+    """What callers would see of a server that did nothing but take calls and run graphs, on the same cores."""
+    rows = zip(found[row], found[run], found[empty], strict=True)
+    shares = [ours.rate * (1 / bare.rate + 1 / call.rate) for ours, bare, call in rows]
+    least = [call.rate / bare.rate for bare, call in zip(found[run], found[empty], strict=True)]
+    print(
+        f"- {row}: {statistics.median(shares):.2f} of what these two, one after the other, would leave, ",
+        end="",
+    )
+    print(f"which is {statistics.median(1 / (1 + ratio) for ratio in least):.2f} x {empty}")
 
 
 def _print_wait(row: str, run: str, empty: str, found: Mapping[str, list[Load]]) -> None:

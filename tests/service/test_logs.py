@@ -156,7 +156,7 @@ def test_text_names_the_call_too_and_a_level_leaves_the_rest_out(
             stub.Score(pb.ScoreRequest(), metadata=mine)
         (line,) = log_of(process)
     assert re.fullmatch(
-        r"[-0-9]{10} [0-9:,]{12} WARNING service\.interceptor: \[order-18\] Score of digits: INVALID_ARGUMENT, "
+        r"[-0-9]{10} [0-9:,]{12} WARNING service\.edge: \[order-18\] Score of digits: INVALID_ARGUMENT, "
         r"0 images in 0\.\d{4} s for ipv4:127\.0\.0\.1:\d+: images.*",
         line,
     )

@@ -56,7 +56,7 @@ INTERNALS = re.compile(
     r"Traceback|site-packages|0x[0-9a-fA-F]{6}|<[\w.]+ object|<class|\.py\b|/(?:home|root|tmp|usr|proc|work)/|"
     + "|".join(re.escape(str(Path(place).resolve())) for place in (Path(service.__file__).parent.parent, "."))
 )
-# service/interceptor.py cuts a message there.
+# service/edge.py cuts a message there.
 LONGEST_MESSAGE = 1280
 
 

@@ -1,4 +1,8 @@
-"""The edge: every call has an id, is counted, timed, logged and traced, and every error becomes a status."""
+"""The edge: every call has an id, is counted, timed, logged and traced, and every error becomes a status.
+
+It stands between gRPC and the services, which are added to it as to a server. An interceptor would cost each call a
+tenth of what gRPC takes for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -31,11 +35,11 @@ REQUEST_ID = "x-request-id"
 _LONGEST_MESSAGE = 1280
 
 
-class Edge(grpc.aio.ServerInterceptor):
-    """Wraps the methods of our gRPC services.
+class Edge(grpc.GenericRpcHandler):
+    """Wraps the methods of the gRPC services that are added to it, and is itself added to a server.
 
     Args:
-        services: their full names.
+        services: the full names of ours; of others it wraps no more than the messages.
         metrics: where calls are counted.
         always: methods that are let in even before `accept` and after `refuse`.
         traces: where calls are traced.
@@ -50,9 +54,11 @@ class Edge(grpc.aio.ServerInterceptor):
     ) -> None:
         self._services = services
         self._metrics = metrics
-        self._metrics.ready.set_function(lambda: float(self.accepts))
+        metrics.ready.set_function(lambda: float(self.accepts))
+        metrics.requests_in_flight.set_function(lambda: float(self._in_flight))
         self._always = always
         self._traces = traces
+        self._services_added: list[Any] = []
         # Made once, as each call needs them.
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._requests = functools.cache(metrics.requests.labels)
@@ -88,15 +94,21 @@ class Edge(grpc.aio.ServerInterceptor):
         while self._in_flight:
             await asyncio.sleep(0.01)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Adds services, as a server does."""
+        self._services_added += handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """For the generated code; they are among the generic ones."""
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Puts the wrapped handler in the place of the method's own."""
+        """The wrapped handler of a method; None if no service has it."""
         path = handler_call_details.method
         if path not in self._handlers:
-            if (handler := await continuation(handler_call_details)) is None:
+            found = (each.service(handler_call_details) for each in self._services_added)
+            if (handler := next(filter(None, found), None)) is None:
                 return None
             self._handlers[path] = self._wrapped(*_names(path), handler)
         if refused := refusal(self.tokens, handler_call_details):
@@ -218,15 +230,13 @@ class Edge(grpc.aio.ServerInterceptor):
             call.deadline = time.monotonic() + left
         calls.begin(call)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-        self._metrics.requests_in_flight.inc()
         return call
 
     def _end(self, call: Call, code: grpc.StatusCode, seconds: float, peer: str, message: str) -> None:
         """Counts, logs and traces a call, before its caller hears of its end."""
-        metrics, model, ok = self._metrics, call.model, code is grpc.StatusCode.OK
+        model, ok = call.model, code is grpc.StatusCode.OK
         for release in call.releases:
             release()
-        metrics.requests_in_flight.dec()
         self._requests(call.method, model, code.name).inc()
         self._request_seconds(call.method).observe(seconds)
         if ok and call.images:
