@@ -12,12 +12,13 @@ _ARENAS = 2
 
 
 def share_arenas() -> None:
-    """Has all threads allocate from two of glibc's arenas, unless $MALLOC_ARENA_MAX says otherwise.
+    """Has all threads allocate from two of glibc's arenas, unless $MALLOC_ARENA_MAX or $GLIBC_TUNABLES says otherwise.
 
-    By itself it makes up to eight for each core, of which each keeps what its threads have ever needed at once. To be
-    called before there are threads. Other C libraries are left alone.
+    By itself it makes up to eight for each core, of which each keeps what its threads have ever needed at once. Arenas
+    that there are already stay. Other C libraries are left alone.
     """
-    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+    told = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not told:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
             libc.mallopt(_M_ARENA_MAX, _ARENAS)

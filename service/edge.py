@@ -55,7 +55,7 @@ class Edge(grpc.GenericRpcHandler):
         self._services = services
         self._metrics = metrics
         metrics.ready.set_function(lambda: float(self.accepts))
-        metrics.requests_in_flight.set_function(lambda: float(self._in_flight))
+        metrics.requests_in_flight.set_function(lambda: float(self._unended))
         self._always = always
         self._traces = traces
         self._services_added: list[Any] = []
@@ -70,6 +70,8 @@ class Edge(grpc.GenericRpcHandler):
         self._stopping = asyncio.Event()
         self._refusal = "the server is starting; try again"
         self._in_flight = 0
+        # Of those, the ones whose end is not counted yet, which is before their callers hear of it.
+        self._unended = 0
         self.arrived = 0
         """Calls that were handed to us."""
         self.tokens: Tokens | None = None
@@ -230,6 +232,7 @@ class Edge(grpc.GenericRpcHandler):
             call.deadline = time.monotonic() + left
         calls.begin(call)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        self._unended += 1
         return call
 
     def _end(self, call: Call, code: grpc.StatusCode, seconds: float, peer: str, message: str) -> None:
@@ -237,6 +240,7 @@ class Edge(grpc.GenericRpcHandler):
         model, ok = call.model, code is grpc.StatusCode.OK
         for release in call.releases:
             release()
+        self._unended -= 1
         self._requests(call.method, model, code.name).inc()
         self._request_seconds(call.method).observe(seconds)
         if ok and call.images:

@@ -5,6 +5,7 @@ Shapes: N images, H W C, D = H * W * C, L levels.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from service.binding import BoundSession
 from service.config import DEVICES
 from service.errors import BundleError, DeviceError
 from service.repository import FORWARD, REVERSE, Bundle
-from service.sessions import Graph, open_sessions
+from service.sessions import Graph, has_cuda, open_sessions
 
 Float32Array = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,13 @@ class Engine:
     ) -> None:
         if device not in DEVICES:
             raise DeviceError(f"device is {device!r}; it must be one of {', '.join(DEVICES)}")
-        if bundle.manifest.flow.precision == "int8" and device in ("auto", "cuda"):
+        if bundle.manifest.flow.precision == "int8" and (
+            device == "cuda" or (device == "auto" and has_cuda())
+        ):
+            why = f"bundle {bundle.path}: it is int8, which CUDA does not run in ONNX Runtime"
             if device == "cuda":
-                raise BundleError(
-                    f"bundle {bundle.path}: it is int8, which CUDA does not run in ONNX Runtime; export the model in "
-                    "fp16 or fp32, or use device 'auto' or 'cpu'"
-                )
+                raise BundleError(f"{why}; export the model in fp16 or fp32, or use device 'auto' or 'cpu'")
+            log.warning("running on the CPU: %s", why)
             device = "cpu"
         image, latent = bundle.shape, [bundle.manifest.image.latent_size]
         graphs = [
@@ -105,11 +109,7 @@ class Engine:
         ]
         try:
             self.device, sessions = open_sessions(
-                graphs,
-                device,
-                threads=threads,
-                sizes=sizes,
-                gpu_memory_mib=gpu_memory_mib,
+                graphs, device, threads=threads, sizes=sizes, gpu_memory_mib=gpu_memory_mib
             )
         except DeviceError:
             raise
@@ -120,7 +120,7 @@ class Engine:
         _check_input(bundle, forward, FORWARD, "image", list(image))
         _check_input(bundle, reverse, REVERSE, "latent", latent)
         self._bound: list[BoundSession] = []
-        if sizes and self.device != "cpu":
+        if self.device != "cpu":
             forward, reverse = (self._bind(session, bundle, sizes) for session in sessions)
         self._forward, self._reverse = forward, reverse
 
@@ -149,8 +149,8 @@ class Engine:
 
     def close(self) -> None:
         """Gives back what it holds of a GPU, after what runs. It cannot run any more."""
-        for bound in self._bound:
-            bound.close()
+        while self._bound:
+            self._bound.pop().close()
 
 
 def _check_input(bundle: Bundle, session: Any, graph: str, name: str, row: list[int]) -> None:

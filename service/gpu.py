@@ -10,11 +10,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Batches take milliseconds. One that goes on for longer than this hangs, and nothing else shall wait for it.
+_PATIENCE_SECONDS = 30.0
+
 
 class Turns:
-    """Many threads use the GPU at once, or one captures a graph."""
+    """Many threads use the GPU at once, or one captures a graph.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds that a capture waits for those who use the GPU.
+    """
+
+    def __init__(self, patience: float = _PATIENCE_SECONDS) -> None:
+        self._patience = patience
         self._condition = threading.Condition()
         self._users = 0
         self._capturing = False
@@ -34,12 +42,18 @@ class Turns:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Once nobody uses it; who comes later waits until it is over."""
+        """Once nobody uses it; who comes later waits until it is over.
+
+        Raises:
+            TimeoutError: somebody has used it for too long.
+        """
         with self._condition:
             self._condition.wait_for(lambda: not self._capturing)
             self._capturing = True
-            self._condition.wait_for(lambda: not self._users)
         try:
+            with self._condition:
+                if not self._condition.wait_for(lambda: not self._users, self._patience):
+                    raise TimeoutError(f"another run on the GPU has taken {self._patience:g} s: it hangs")
             yield
         finally:
             with self._condition:

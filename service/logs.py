@@ -8,6 +8,8 @@ import time
 import warnings
 from typing import Any
 
+import onnxruntime
+
 from service import call
 
 
@@ -24,6 +26,10 @@ def set_up(form: str, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    # What ONNX Runtime writes there by itself has another form. What it says of a model is raised, too; the rest are
+    # complaints of cuDNN about ways of computing that it then does without. gRPC's lines are kept out by a variable
+    # that it reads when it is imported: GRPC_VERBOSITY=NONE.
+    onnxruntime.set_default_logger_severity(4)
     # How strangers' pictures are made is no news, and Python keeps every sentence that it has warned with.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)

@@ -109,7 +109,8 @@ class ModelManager:
             raise BundleError(
                 f"versions is {self._config.versions!r}, and repository {repository} has none of them"
             )
-        initializer = _give_way if self._config.instances != 1 else None
+        own_threads = self._config.instances == 1 or any(model.device != "cpu" for model in self._models)
+        initializer = None if own_threads else _give_way
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=initializer)
         if self._config.poll_seconds:
             self._spawn(self._repeat(self._look, self._config.poll_seconds))
@@ -305,7 +306,8 @@ class ModelManager:
 
     async def _try_canaries(self) -> None:
         for model in list(self._models):
-            await model.try_canary()
+            if model in self._models:  # it may have gone while the one before was tried
+                await model.try_canary()
 
     def _tell(self) -> None:
         """Says how the models are, to health and in the metric."""
@@ -343,7 +345,7 @@ def _give_way() -> None:
     """Lets this thread run less than others, on Linux, where a thread has a priority of its own.
 
     Threads that it starts inherit that. It is not for engines that run in threads of their own, as they do with one
-    instance.
+    instance or on a GPU.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

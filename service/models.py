@@ -149,6 +149,8 @@ class ServedModel:
             )
             for function, observer in ((forward, self._ahead), (reverse, self._back))
         )
+        self.device = engine.device
+        """"cpu", "cuda" or "tensorrt"."""
         self.placements = engine.placements
         """Which providers run its graphs."""
         metrics.model_loads.labels(self.name, "loaded").inc()
@@ -169,7 +171,7 @@ class ServedModel:
 
     def _gauges(self) -> list[tuple[Gauge, tuple[str, ...], float]]:
         metrics, key = self._metrics, (self.name, str(self.version))
-        kind = self._engine.device, self.placements[0].provider, self.manifest.flow.precision or "fp32"
+        kind = self.device, self.placements[0].provider, self.manifest.flow.precision or "fp32"
         return [
             (metrics.model_ready, key, float(not self.condition.failure)),
             (metrics.model_info, (*key, *kind), 1),
@@ -337,12 +339,9 @@ def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
         for size in sorted({1, config.max_batch_size, *_buckets(engine, config)}):
             _warm_up(engine, bundle, size)
         check_canary(engine, bundle)
-    except Exception as error:
+    except BaseException:
         engine.close()
-        if isinstance(error, BundleError):
-            raise
-        # ONNX Runtime has no public base class of its errors.
-        raise BundleError(f"bundle {path}: its first run failed: {error}") from error
+        raise
     placed = ", ".join(f"{p.nodes} nodes of {p.graph} by {p.provider}" for p in engine.placements)
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
     return LoadedModel(bundle, engine, state)
@@ -360,4 +359,7 @@ def _buckets(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:
 
 def _warm_up(engine: Engine, bundle: Bundle, size: int) -> None:
     images = np.zeros((size, *bundle.shape), np.uint8)
-    engine.reverse(engine.forward(images, np.full(images.shape, 0.5, np.float32)).latent)
+    try:
+        engine.reverse(engine.forward(images, np.full(images.shape, 0.5, np.float32)).latent)
+    except Exception as error:  # ONNX Runtime has no public base class of its errors
+        raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error

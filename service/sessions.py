@@ -25,9 +25,6 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # TensorRT leaves what it cannot run to CUDA.
 _PROVIDERS = {"cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
 _LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
-# ONNX Runtime's own log: nothing less.
-_FATAL = 4
-
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +37,11 @@ class Graph:
 
     inputs: Mapping[str, Sequence[int]]
     """The shape of a row of each, without the axis N."""
+
+
+def has_cuda() -> bool:
+    """Whether the onnxruntime that is installed knows CUDA, with a GPU or without."""
+    return CUDA in onnxruntime.get_available_providers()
 
 
 def open_sessions(
@@ -60,10 +62,7 @@ def open_sessions(
     Raises:
         DeviceError: it is a GPU, and cannot be used.
     """
-    # Errors are raised, too, and lines of its own do not fit into a log of another form. This is for what belongs to no
-    # session, such as the complaints of cuDNN about ways of computing that it then does without.
-    onnxruntime.set_default_logger_severity(_FATAL)
-    if device == "cpu" or (device == "auto" and CUDA not in onnxruntime.get_available_providers()):
+    if device == "cpu" or (device == "auto" and not has_cuda()):
         return "cpu", [
             onnxruntime.InferenceSession(g.data, _options(threads), providers=[CPU]) for g in graphs
         ]
@@ -177,7 +176,8 @@ def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL
+    # Errors are raised, too, and lines of its own do not fit into a log of another form.
+    options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Without it, int8 products saturate in 16 bits on x86 that has no VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")

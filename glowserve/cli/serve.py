@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT."""
     from service.allocator import share_arenas
 
-    share_arenas()  # what is imported next starts threads
+    share_arenas()  # before there are many threads
 
     from service import logs
     from service.errors import ServiceError

@@ -144,7 +144,8 @@ async def _compare(version: Path, args: argparse.Namespace) -> None:
     for server in (ours, quiet):
         for base in (limit, *(_row(other, 64) for other in (echo, *others))):
             _print_ratio(_row(server, 64), base, found)
-    _print_limit(_row(ours, 64), limit, _row(echo, 64), found)
+    if device == "cpu":
+        _print_limit(_row(ours, 64), limit, _row(echo, 64), found)
     for run in runs:
         _print_wait(_row(ours, 1), run, _row(echo, 1), found)
     await _print_stages(ours, args.seconds)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from service.batcher import bucket_sizes
 from service.binding import BoundSession
 from service.config import ServiceConfig
 from service.engine import Engine
+from service.errors import BundleError
+from service.gpu import Turns
 from service.models import load_model
 from service.randomness import dequantization_noise, latents
 from service.repository import FORWARD, REVERSE, Bundle
@@ -105,27 +108,19 @@ def test_threads_that_share_buffers_get_their_own_results(
 def test_a_model_that_is_loaded_for_a_gpu_runs_through_buffers_of_every_batch_size_it_meets(
     repository: Path, monkeypatch: pytest.MonkeyPatch, digits: UInt8Array
 ) -> None:
-    # The CPU stands for the GPU: its sessions and its memory, under the GPU's name.
-    used = []
+    bound, used = on_cpu(monkeypatch), []
+    run = BoundSession.run
 
-    class OnCpu(BoundSession):
-        def __init__(self, session: Any, device: str, sizes: Sequence[int], *, capture: bool) -> None:
-            assert (device, capture) == ("cuda", False)  # TensorRT has graphs of its own
-            super().__init__(session, "cpu", sizes)
-            self._session = None  # a batch that has no buffers fails
+    def told(self: BoundSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        used.append(len(next(iter(feeds.values()))))
+        self._session = None  # a batch that has no buffers fails
+        return run(self, names, feeds)
 
-        def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-            used.append(len(next(iter(feeds.values()))))
-            return super().run(names, feeds)
-
-    def on_cpu(graphs: Sequence[Graph], device: str, **settings: Any) -> tuple[str, list[Any]]:
-        return device, open_sessions(graphs, "cpu", **settings)[1]
-
-    monkeypatch.setattr("service.engine.BoundSession", OnCpu)
-    monkeypatch.setattr("service.engine.open_sessions", on_cpu)
+    monkeypatch.setattr(BoundSession, "run", told)
     config = ServiceConfig(repository=repository, device="tensorrt", max_batch_size=12)
     loaded = load_model(repository / "digits" / "1", config)
     assert loaded.engine.device == "tensorrt"
+    assert len(bound) == 2
     assert sorted(set(used)) == [1, 2, 4, 8, 12]
     given = feeds(FORWARD, digits, 3, 5)
     result = loaded.engine.forward(given["image"], given["noise"])
@@ -147,6 +142,99 @@ def test_an_array_of_another_type_is_not_taken_for_the_right_one(
 ) -> None:
     with pytest.raises(TypeError, match="Cannot cast"):
         bound[REVERSE].run(["pixels"], {"latent": np.zeros((2, 64), dtype)})
+
+
+def test_each_size_runs_once_beside_others_and_is_then_captured_alone(
+    sessions: dict[str, onnxruntime.InferenceSession], digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = list[str]()
+
+    class Told(Turns):
+        @contextmanager
+        def use(self) -> Iterator[None]:
+            happened.append("use")
+            with super().use():
+                yield
+
+        @contextmanager
+        def capture(self) -> Iterator[None]:
+            happened.append("capture")
+            with super().capture():
+                yield
+
+    class OneTold:
+        """A session that tells with which graph it runs."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sessions[FORWARD], name)
+
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            happened.append(f"graph {options.get_run_config_entry('gpu_graph_id')}")
+            sessions[FORWARD].run_with_iobinding(binding, options)
+
+    monkeypatch.setattr("service.binding.TURNS", Told())
+    captured = BoundSession(OneTold(), "cpu", [1, 4], capture=True)
+    assert happened == [
+        "use",  # the buffers
+        *("use", "graph -1", "capture", "graph 1"),
+        *("use", "graph -1", "capture", "graph 4"),
+    ]
+    given = feeds(FORWARD, digits, 0, 3)
+    assert_same(captured.run(OUTPUTS[FORWARD], given), sessions[FORWARD].run(OUTPUTS[FORWARD], given))
+    assert happened[9:] == ["use", "graph 4"]
+
+
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[BoundSession]:
+    """Has the CPU stand for the GPU; what is bound goes into the list."""
+    bound = list[BoundSession]()
+
+    class OnCpu(BoundSession):
+        def __init__(self, session: Any, device: str, sizes: Sequence[int], *, capture: bool) -> None:
+            super().__init__(session, "cpu", sizes, capture=capture)
+            bound.append(self)
+
+    def open_on_cpu(graphs: Sequence[Graph], device: str, **settings: Any) -> tuple[str, list[Any]]:
+        return device, open_sessions(graphs, "cpu", **settings)[1]
+
+    monkeypatch.setattr("service.engine.BoundSession", OnCpu)
+    monkeypatch.setattr("service.engine.open_sessions", open_on_cpu)
+    return bound
+
+
+def closed(bound: BoundSession) -> bool:
+    return bound._session is None and not any(thread.is_alive() for thread in bound._thread._threads)
+
+
+def test_an_engine_may_be_closed_twice(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = on_cpu(monkeypatch)
+    engine = Engine(bundle, device="cuda", sizes=[1])
+    for _ in range(2):
+        engine.close()
+    assert [closed(each) for each in bound] == [True, True]
+
+
+@pytest.mark.parametrize("what", ["check_canary", "_warm_up"])
+def test_a_model_that_cannot_be_loaded_leaves_nothing_on_the_gpu(
+    what: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = on_cpu(monkeypatch)
+
+    def fail(*_: Any) -> None:
+        raise BundleError("it is another")
+
+    monkeypatch.setattr(f"service.models.{what}", fail)
+    with pytest.raises(BundleError, match="it is another"):
+        load_model(repository / "digits" / "1", ServiceConfig(repository=repository, device="cuda"))
+    assert [closed(each) for each in bound] == [True, True]
+
+
+def test_a_service_that_stops_leaves_nothing_on_the_gpu(
+    run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = on_cpu(monkeypatch)
+    with run_server(device="cuda"):
+        assert [closed(each) for each in bound] == [False, False]
+    assert [closed(each) for each in bound] == [True, True]
 
 
 def test_what_is_closed_runs_no_more_and_its_thread_ends(

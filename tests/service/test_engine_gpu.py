@@ -209,8 +209,9 @@ def test_a_replayed_graph_computes_what_a_plain_run_does(
 
 
 def test_a_service_scores_and_samples_on_the_gpu_and_says_so(
-    gpu: Engine, run_server: RunServer, embedded: Any, digits: UInt8Array
+    gpu: Engine, run_server: RunServer, repository: Path, digits: UInt8Array
 ) -> None:
+    on_cpu = glowserve.open(repository / "digits", device="cpu")
     with (
         run_server(device="cuda") as server,
         glowserve.Client(f"127.0.0.1:{server.port}") as client,
@@ -218,10 +219,10 @@ def test_a_service_scores_and_samples_on_the_gpu_and_says_so(
     ):
         placed = GlowServiceStub(channel).GetModel(pb.GetModelRequest()).graphs
         assert {graph.provider for graph in placed} == {CUDA}
-        scores, expected = client.score(digits[:100], seed=3), embedded.score(digits[:100], seed=3)
+        scores, expected = client.score(digits[:100], seed=3), on_cpu.score(digits[:100], seed=3)
         np.testing.assert_allclose(scores.log_likelihood, expected.log_likelihood, rtol=TOLERANCE)
         drawn = client.sample(100, seed=2).images
-        assert_nearly_all_the_same(drawn, embedded.sample(100, seed=2).images)
+        assert_nearly_all_the_same(drawn, on_cpu.sample(100, seed=2).images)
         encoded = client.encode(digits[:20])
         assert not encoded.mismatched_values.any()
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from service.gpu import Turns
 
 
@@ -92,3 +94,15 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_a_capture_gives_up_where_a_run_hangs_and_holds_up_nobody_else() -> None:
+    turns = Turns(patience=0.1)
+    with turns.use():
+        hangs = pytest.raises(TimeoutError, match=r"another run on the GPU has taken 0\.1 s: it hangs")
+        with hangs, turns.capture():
+            pass
+        with turns.use():
+            pass
+    with turns.capture():
+        pass
