@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and starts docker-compose.yml on a real engine, scores and samples through the published port, sees the
-# service's metrics through Prometheus' own HTTP API, stops it gracefully, and takes everything down again.
+# service's metrics through Prometheus' own HTTP API, measures it with NVIDIA's perf_analyzer as it comes, stops it
+# gracefully, and takes everything down again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +11,7 @@ if ! docker info >/dev/null 2>&1; then
     echo "test-docker: no Docker engine answers; start one, or set GLOWSERVE_SHARED to a folder with docker/engine-up" >&2
     exit 2
   fi
-  "$engine_up" python:3.11-slim-bookworm prom/prometheus:v2.53.5
+  "$engine_up" python:3.11-slim-bookworm prom/prometheus:v2.53.5 debian:trixie-slim
 fi
 
 compose() { docker-compose --project-name glowserve-test "$@"; }
@@ -79,6 +80,24 @@ sys.exit(0 if [value["value"][1] for value in series] == ["2"] else 1)
 PY
 }
 within 60 scraped
+
+step "perf_analyzer, with the documentation's own flags"
+if [[ $(uname -m) == x86_64 ]]; then # there is no other wheel; it needs the glibc of Debian 13
+  .venv/bin/python -m pip download --disable-pip-version-check --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+    --implementation py --platform manylinux_2_38_x86_64 --dest "$work" perf-analyzer==2.60.0
+  .venv/bin/python -m zipfile --extract "$work"/perf_analyzer-*.whl "$work/perf"
+  chmod +x "$work/perf/perf_analyzer/bin/perf_analyzer"
+  echo '{"data": [{"seed": [7], "temperature": [0.5]}]}' > "$work/perf/rows.json"
+  perf_analyzer() {
+    docker run --rm --network host --volume "$work/perf:/perf:ro" --workdir /perf debian:trixie-slim \
+      /perf/perf_analyzer/bin/perf_analyzer -i grpc -u "$server" --measurement-interval 1000 "$@" \
+      | tee "$work/perf.txt"
+    grep -q '^Concurrency: .* throughput: [1-9]' "$work/perf.txt"
+  }
+  perf_analyzer -m digits -b 8 --concurrency-range 1:2
+  perf_analyzer -m digits -b 8 --concurrency-range 4 --async --streaming
+  perf_analyzer -m digits.sample -b 8 --input-data rows.json
+fi
 
 step "stopping: SIGTERM ends it with exit code 0"
 compose stop glowserve

@@ -72,7 +72,9 @@ def test_streams_that_nobody_reads_leave_memory_and_other_callers_alone(serve: S
     )
     assert "Traceback" not in text
     assert kib < MOST_KIB_A_STREAM
-    assert left[-1] < 1.05 * left[0]  # a later round finds the memory of the first one
+    # A later round finds the memory of the first one. How much of it went back to the system in between is luck: the
+    # allocator gives back what lies at the end.
+    assert max(held) < 1.05 * held[0]
     assert after.threads <= threads
     assert np.median(slower) < MOST_SLOWER
 
