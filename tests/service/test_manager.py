@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import shutil
 import threading
@@ -19,11 +17,8 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
-from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import numpy_helper
 
 from glowserve.images import UInt8Array
 from glowserve.messages import latent_tensor
@@ -31,12 +26,12 @@ from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.canary import draw_canary
 from service.engine import Engine
 from service.errors import BundleError
 from service.models import ServedModel
-from service.repository import manifest_checksum, open_bundle
+from service.repository import open_bundle
 from service.server import Server
+from tests.service.bundles import make_other, scale
 from tests.service.wire import raw, refusal, wait_for
 
 RunServer = Callable[..., Any]
@@ -60,33 +55,8 @@ def models(repository: Path, tmp_path: Path) -> Path:
 def second(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound bundle that gives other scores and other samples than the digits' version 1."""
     target = tmp_path_factory.mktemp("second") / "digits" / "2"
-    shutil.copytree(repository / "digits" / "1", target)
-    _scale(target, "forward.onnx", "log_det_constant", 1.1)
-    _scale(target, "reverse.onnx", "bins", 0.75)
-    drawn = draw_canary(Engine(open_bundle(target), device="cpu", threads=1), 64)
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
-    _write(target, manifest)
+    make_other(repository / "digits" / "1", target, log_det=1.1, bins=0.75)
     return target
-
-
-def _scale(version: Path, graph: str, constant: str, factor: float) -> None:
-    model = onnx.load(version / graph)
-    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == constant]
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), constant))
-    data = model.SerializeToString()
-    (version / graph).write_bytes(data)
-    manifest = json.loads((version / "manifest.json").read_text())
-    for file in manifest["files"]:
-        if file["name"] == graph:
-            file["sha256"] = hashlib.sha256(data).hexdigest()
-    _write(version, manifest)
-
-
-def _write(version: Path, manifest: dict[str, Any]) -> None:
-    data = json.dumps(manifest).encode()
-    (version / "manifest.json").write_bytes(data)
-    (version / "manifest.json.sha256").write_bytes(manifest_checksum(data))
 
 
 def publish(source: Path, target: Path) -> None:
@@ -327,7 +297,7 @@ def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(
 
 def test_a_version_that_computes_something_else_is_refused(asked: Callable[..., Any], models: Path) -> None:
     shutil.copytree(models / "digits" / "1", models / "digits" / "2")
-    _scale(models / "digits" / "2", "forward.onnx", "log_det_constant", 1.1)
+    scale(models / "digits" / "2", "forward.onnx", "log_det_constant", 1.1)
     with asked(repository=models, **ON_REQUEST) as service:
         assert service.served() == [("digits", 1)]
         assert service.not_served() == [("digits", 2, "REFUSED")]

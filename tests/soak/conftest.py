@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,17 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from google.protobuf import json_format
-from onnx import numpy_helper
 
 import glowserve
 from glowserve.images import UInt8Array
-from service.canary import draw_canary
-from service.engine import Engine
-from service.repository import manifest_checksum, open_bundle
+from tests.service.bundles import make_other
 from tests.soak.callers import Known
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -173,35 +165,10 @@ def make_version(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         target = folder / str(number)
         if target.exists():
             return target
-        shutil.copytree(repository / "digits" / "1", target)
-        _scale(target, "forward.onnx", "log_det_constant", 1 + 0.05 * number)
-        _scale(target, "reverse.onnx", "bins", 1 - 0.02 * number)
-        drawn = draw_canary(Engine(open_bundle(target), device="cpu", threads=1), 64)
-        manifest = json.loads((target / "manifest.json").read_text())
-        manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
-        _write(target, manifest)
+        make_other(repository / "digits" / "1", target, log_det=1 + 0.05 * number, bins=1 - 0.02 * number)
         return target
 
     return make
-
-
-def _scale(version: Path, graph: str, constant: str, factor: float) -> None:
-    model = onnx.load(version / graph)
-    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == constant]
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), constant))
-    data = model.SerializeToString()
-    (version / graph).write_bytes(data)
-    manifest = json.loads((version / "manifest.json").read_text())
-    for file in manifest["files"]:
-        if file["name"] == graph:
-            file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data))}
-    _write(version, manifest)
-
-
-def _write(version: Path, manifest: dict[str, Any]) -> None:
-    data = json.dumps(manifest).encode()
-    (version / "manifest.json").write_bytes(data)
-    (version / "manifest.json.sha256").write_bytes(manifest_checksum(data))
 
 
 def known_of(version: Path, images: UInt8Array) -> Known:

@@ -1,0 +1,57 @@
+"""Sound bundles that answer otherwise, made of others without training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf import json_format
+from onnx import numpy_helper
+
+from service.canary import draw_canary
+from service.engine import Engine
+from service.repository import manifest_checksum, open_bundle
+
+
+def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> None:
+    """Copies a VERSION folder to one that gives other scores and other samples.
+
+    Args:
+        source: a version.
+        target: where no folder is.
+        log_det: what the constant part of its scores is multiplied by.
+        bins: what the contrast of its samples is multiplied by.
+    """
+    shutil.copytree(source, target)
+    scale(target, "forward.onnx", "log_det_constant", log_det)
+    scale(target, "reverse.onnx", "bins", bins)
+    bundle = open_bundle(target)
+    drawn = draw_canary(Engine(bundle, device="cpu", threads=1), bundle.manifest.image.latent_size)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
+    _write(target, manifest)
+
+
+def scale(version: Path, graph: str, constant: str, factor: float) -> None:
+    """Multiplies a constant of a version's graph, whose canary is then another."""
+    model = onnx.load(version / graph)
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == constant]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), constant))
+    data = model.SerializeToString()
+    (version / graph).write_bytes(data)
+    manifest = json.loads((version / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["name"] == graph:
+            file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data))}
+    _write(version, manifest)
+
+
+def _write(version: Path, manifest: dict[str, Any]) -> None:
+    data = json.dumps(manifest).encode()
+    (version / "manifest.json").write_bytes(data)
+    (version / "manifest.json.sha256").write_bytes(manifest_checksum(data))
