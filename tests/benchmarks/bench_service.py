@@ -132,11 +132,19 @@ async def _compare(version: Path, args: argparse.Namespace) -> None:
     limit = f"ONNX Runtime alone, batches of {best[0]}, {best[1]} x {best[2]} threads"
     threads = sorted({1, _CORES}) if device == "cpu" else (1,)
     runs = {f"ONNX Runtime alone, {images} at a time, {n} threads": (images, 1, n) for n in threads}
+    alone, slow = next(iter(runs)), None
     found: defaultdict[str, list[Load]] = defaultdict(list)
     for _ in range(args.rounds):
         for row, setting in {limit: best, **runs}.items():
             found[row].append(_bare(version, setting, args.seconds, device))
-        turns = ((ours, _CALLERS), (quiet, (64,)), (echo, (64, 1)), *((other, (64,)) for other in others))
+        slow = slow or _asleep(echo, found[alone][0].p50)
+        turns = (
+            (ours, _CALLERS),
+            (quiet, (64,)),
+            (echo, (64, 1)),
+            (slow, (1,)),
+            *((o, (64,)) for o in others),
+        )
         for server, callers in turns:
             for count, seen in (await _loads(server, callers, args.seconds)).items():
                 found[_row(server, count)].append(replace(seen, rate=images * seen.rate))
@@ -148,6 +156,9 @@ async def _compare(version: Path, args: argparse.Namespace) -> None:
         _print_limit(_row(ours, 64), limit, _row(echo, 64), found)
     for run in runs:
         _print_wait(_row(ours, 1), run, _row(echo, 1), found)
+    assert slow
+    over = [o.p50 - s.p50 for o, s in zip(found[_row(ours, 1)], found[_row(slow, 1)], strict=True)]
+    print(f"- {_row(ours, 1)}: p50 {statistics.median(over):.2f} ms over {_row(slow, 1)}")
     await _print_stages(ours, args.seconds)
 
 
@@ -266,6 +277,12 @@ def _ours(version: Path, images: int, *flags: str) -> Server:
 def _echo(version: Path, images: int) -> Server:
     request = _ours(version, images).request
     return Server("empty gRPC server", (sys.executable, str(_SERVERS / "echo_server.py")), request)
+
+
+def _asleep(echo: Server, milliseconds: float) -> Server:
+    """An empty server that sleeps as long as a run takes. A core that has had nothing to do is slow to begin again."""
+    name = f"{echo.name} that sleeps {milliseconds:.1f} ms"
+    return replace(echo, name=name, command=(*echo.command, "--wait-ms", f"{milliseconds:.3f}"))
 
 
 def _other(other: str, version: Path) -> list[Server]:

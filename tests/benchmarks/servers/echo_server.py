@@ -1,6 +1,7 @@
 """gRPC for Python by itself: answers every call with a few bytes, whatever came.
 
 python tests/benchmarks/servers/echo_server.py --port 9000
+python tests/benchmarks/servers/echo_server.py --port 9000 --wait-ms 17    # asleep for as long as a graph would run
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ _ANSWER = bytes(64)
 
 
 class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, wait_seconds: float) -> None:
+        self._wait_seconds = wait_seconds
+
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return grpc.unary_unary_rpc_method_handler(_answer)
+        return grpc.unary_unary_rpc_method_handler(self._answer)
+
+    async def _answer(self, request: bytes, context: Any) -> bytes:
+        if self._wait_seconds:
+            await asyncio.sleep(self._wait_seconds)
+        return _ANSWER
 
 
-async def _answer(request: bytes, context: Any) -> bytes:
-    return _ANSWER
-
-
-async def _serve(port: int) -> None:
+async def _serve(port: int, wait_seconds: float) -> None:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((_Echo(),))
+    server.add_generic_rpc_handlers((_Echo(wait_seconds),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()
@@ -35,4 +40,6 @@ async def _serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    asyncio.run(_serve(parser.parse_args().port))
+    parser.add_argument("--wait-ms", type=float, default=0.0)
+    args = parser.parse_args()
+    asyncio.run(_serve(args.port, args.wait_ms / 1000))
