@@ -14,73 +14,40 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib.metadata
 import math
 import multiprocessing
 import os
 import platform
-import signal
-import socket
 import statistics
-import struct
-import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-import grpc
 import numpy as np
 from load import Load, Request, connected, load, rate
+from others import NAMES, REQUIREMENTS, install, variants
 from prometheus_client.parser import text_string_to_metric_families
+from running import OUT, SERVERS, Server, free_port, measure, running
 
 from glowserve.messages import images_message
-from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
 
-_SERVERS, _OUT = Path(__file__).parent / "servers", Path("out/bench")
 _CORES = os.cpu_count() or 1
 _BATCHES, _CALLERS = (1, 8, 32), (64, 8, 1)
-_START_SECONDS, _STOP_SECONDS, _TRIAL_SECONDS = 180.0, 20.0, 2.0
+_TRIAL_SECONDS = 2.0
 
 # The demo's, and one of the size that the recipe for CIFAR-10 would like.
 _MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"image_size": 8, "channels": 1, "levels": 2, "steps_per_level": 12, "width": 64},
     "medium": {"image_size": 32, "channels": 3, "levels": 3, "steps_per_level": 16, "width": 256},
 }
-# What is installed, beside the onnxruntime that is installed here.
-_REQUIREMENTS = {
-    "litserve": ("litserve==0.2.19",),
-    "mlserver": ("mlserver==1.7.1", "uvloop<0.22"),  # with newer ones its worker processes do not start
-    "ray_serve": ("ray[serve]==2.60.0",),
-}
-_NAMES = {"litserve": "LitServe", "mlserver": "MLServer", "ray_serve": "Ray Serve"}
-# Of each server: most images in a batch, milliseconds that a batch waits for more, processes.
-_SETTINGS = {
-    "litserve": ((32, 1, 1), (32, 1, 2), (32, 10, 2), (64, 5, 1)),
-    "mlserver": ((32, 1, 0), (32, 1, 1), (32, 10, 2), (64, 5, 1)),
-    "ray_serve": ((32, 1, 1), (32, 1, 2)),
-}
-# Ray Serve's own advice; its variant with HAProxy in front is tried with each of its settings, too.
-_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-@dataclass(frozen=True)
-class Server:
-    """How to run a server, and what to ask it."""
-
-    name: str
-    command: tuple[str, ...]
-    """Without its port."""
-    request: Request
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -92,20 +59,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1, help="in a call")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--others", nargs="*", choices=_NAMES, default=list(_NAMES), help="only these, or none"
-    )
+    parser.add_argument("--others", nargs="*", choices=NAMES, default=list(NAMES), help="only these, or none")
     args = parser.parse_args()
     if args.images > 1 and args.others:
         parser.error("the others take one image a call; give --others and no name with --images")
     for other in args.others:
-        _install(other)
+        install(other)
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "grpcio"))
     print(
         f"{platform.processor() or platform.machine()}, {_CORES} cores, Python {platform.python_version()}, ",
         end="",
     )
-    print(", ".join((*versions, *(_REQUIREMENTS[other][0] for other in args.others))))
+    print(", ".join((*versions, *(REQUIREMENTS[other][0] for other in args.others))))
     print(
         f"Medians of {args.rounds} rounds of {args.seconds:g} s that take turns, and of the ratios in each round."
     )
@@ -146,7 +111,7 @@ async def _compare(version: Path, args: argparse.Namespace) -> None:
             *((o, (64,)) for o in others),
         )
         for server, callers in turns:
-            for count, seen in (await _loads(server, callers, args.seconds)).items():
+            for count, seen in (await measure(server, callers, args.seconds)).items():
                 found[_row(server, count)].append(replace(seen, rate=images * seen.rate))
     _print_table(found)
     for server in (ours, quiet):
@@ -204,63 +169,11 @@ def _row(server: Server, callers: int) -> str:
 async def _best_of(other: str, version: Path, seconds: float) -> Server:
     """The fastest of a server's settings at 64 callers; all of them are printed."""
     tried = []
-    for server in _other(other, version):
-        seen = (await _loads(server, (64,), seconds))[64]
+    for server in variants(other, version / "forward.onnx", _images(version, 1)):
+        seen = (await measure(server, (64,), seconds))[64]
         tried.append((seen.rate, server))
         print(f"tried {server.name}: {seen.rate:.1f} images/s, p50 {seen.p50:.1f} ms", flush=True)
     return max(tried, key=lambda found: found[0])[1]
-
-
-async def _loads(server: Server, callers: tuple[int, ...], seconds: float) -> dict[int, Load]:
-    async with _running(server) as port:
-        found = {}
-        for count in callers:
-            async with connected(port, server.request, count) as calls:
-                found[count] = await load(calls, seconds)
-        return found
-
-
-@asynccontextmanager
-async def _running(server: Server) -> AsyncIterator[int]:
-    """The port of a server that answers; it ends with all of its processes."""
-    port, log = _free_port(), _OUT / "server.log"
-    environment = os.environ | {"PYTHONPATH": str(_SERVERS)} | server.environment
-    with log.open("w") as file:
-        command = (*server.command, "--port", str(port))
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    try:
-        await _until_it_answers(server, process, port, log)
-        yield port
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # what it left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-async def _until_it_answers(server: Server, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    patience = time.monotonic() + _START_SECONDS
-    while True:
-        await asyncio.sleep(0.2)
-        try:
-            async with connected(port, server.request, 1) as (call,):
-                await asyncio.wait_for(call(), 5)
-            return
-        except (OSError, EOFError, TimeoutError, grpc.aio.AioRpcError) as error:
-            if process.poll() is not None or time.monotonic() > patience:
-                raise SystemExit(f"{server.name} does not answer: {error}; {log} says why") from error
-
-
-def _free_port() -> int:
-    """One of two ports side by side that nobody listens on."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        with contextlib.suppress(OSError):
-            second.bind(("127.0.0.1", first.getsockname()[1] + 1))
-            return int(first.getsockname()[1])
-    return _free_port()
 
 
 def _ours(version: Path, images: int, *flags: str) -> Server:
@@ -269,14 +182,14 @@ def _ours(version: Path, images: int, *flags: str) -> Server:
     command = (sys.executable, "-m", "glowserve", "serve", "--repository", str(version.parent.parent))
     return Server(
         " ".join(("glowserve serve", *flags)),
-        (*command, "--metrics-port", str(_free_port()), *flags),
+        (*command, "--metrics-port", str(free_port()), *flags),
         Request(request.SerializeToString(), "/glowserve.v1.GlowService/Score"),
     )
 
 
 def _echo(version: Path, images: int) -> Server:
     request = _ours(version, images).request
-    return Server("empty gRPC server", (sys.executable, str(_SERVERS / "echo_server.py")), request)
+    return Server("empty gRPC server", (sys.executable, str(SERVERS / "echo_server.py")), request)
 
 
 def _asleep(echo: Server, milliseconds: float) -> Server:
@@ -285,67 +198,15 @@ def _asleep(echo: Server, milliseconds: float) -> Server:
     return replace(echo, name=name, command=(*echo.command, "--wait-ms", f"{milliseconds:.3f}"))
 
 
-def _other(other: str, version: Path) -> list[Server]:
-    """A server with each of its settings."""
-    image = _images(version, 1).tobytes()
-    request = Request(image)
-    if other == "mlserver":
-        tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
-        raw = struct.pack("<I", len(image)) + image
-        infer = oip.ModelInferRequest(model_name="glow", inputs=[tensor], raw_input_contents=[raw])
-        request = Request(infer.SerializeToString(), "/inference.GRPCInferenceService/ModelInfer")
-    script = (
-        str(_python(other)),
-        str(_SERVERS / f"{other}_server.py"),
-        "--graph",
-        str(version / "forward.onnx"),
-    )
-    servers = []
-    for size, delay, workers in _SETTINGS[other]:
-        name = f"{_NAMES[other]} (batches of {size}, {delay} ms, {workers} processes"
-        command = (
-            *script,
-            "--max-batch-size",
-            str(size),
-            "--delay-ms",
-            str(delay),
-            "--workers",
-            str(workers),
-        )
-        if other == "ray_serve":
-            proxy = _RAY | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
-            servers.append(Server(f"{name}, HAProxy)", command, request, proxy))
-        servers.append(Server(f"{name})", command, request, _RAY if other == "ray_serve" else {}))
-    return servers
-
-
 def _images(version: Path, n: int) -> np.ndarray:
     size = _MODELS[version.parent.name]
     shape = (n, size["image_size"], size["image_size"], size["channels"])
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _python(other: str) -> Path:
-    return (_OUT / f"venv-{other}" / "bin" / "python").absolute()
-
-
-def _install(other: str) -> None:
-    """An environment of its own for a server, unless there is one."""
-    onnxruntime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}"
-    wanted = (*_REQUIREMENTS[other], onnxruntime, f"numpy=={np.__version__}")
-    stamp = _OUT / f"venv-{other}" / "installed"
-    if stamp.exists() and stamp.read_text().split() == list(wanted):
-        return
-    print(f"installing {' '.join(wanted)}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", stamp.parent], check=True)
-    pip = [str(_python(other)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, *wanted], check=True)
-    stamp.write_text(" ".join(wanted))
-
-
 def _model(name: str) -> Path:
     """The bundle of a model, MODEL/VERSION/, that has seen a few batches of random images."""
-    folder = _OUT / "models" / name
+    folder = OUT / "models" / name
     if not (folder / name / "1").exists():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             pool.apply(_export, (name, folder))
@@ -436,7 +297,7 @@ async def _print_stages(server: Server, seconds: float) -> None:
     metrics_port = server.command[server.command.index("--metrics-port") + 1]
     stages = ("preparation", "queue", "execution", "serialization", "request_duration")
     print(f"| callers | {' | '.join(stages)} | processor |\n|---|{'---:|' * (len(stages) + 1)}")
-    async with _running(server) as port:
+    async with running(server) as port:
         for callers in _CALLERS:
             async with connected(port, server.request, callers) as calls:
                 await load(calls, 0.2)
