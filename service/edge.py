@@ -1,7 +1,7 @@
 """The edge: every call has an id, is counted, timed, logged and traced, and every error becomes a status.
 
-It stands between gRPC and the services, which are added to it as to a server. An interceptor would be one more coroutine
-for each call.
+It stands between gRPC and the services, which are added to it as to a server. An interceptor would be one more
+coroutine for each call.
 """
 
 from __future__ import annotations
