@@ -10,14 +10,19 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from glowserve.aio import AsyncClient
-from glowserve.client import Client
-from glowserve.errors import RequestError
+from glowserve.client.async_client import AsyncClient
+from glowserve.client.client import Client
+from glowserve.client.errors import RequestError
 from glowserve.images import InvalidImageError
-from glowserve.results import Encodings, ModelInfo, Samples, Scores
+from glowserve.results import (
+    Encodings,
+    ModelInfo,
+    Samples,
+    Scores,
+)
 
 if TYPE_CHECKING:
-    from service.embedded import EmbeddedModel
+    from glowserve.client.transports.embedded import EmbeddedModel
 
 __all__ = [
     "AsyncClient",
@@ -42,8 +47,8 @@ def open(model: str | PathLike[str], *, device: str = "auto") -> EmbeddedModel: 
         device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
 
     Raises:
-        service.errors.ServiceError: there is no bundle, it is damaged, or the device cannot be used.
+        glowserve_service.errors.GlowserveError: there is no bundle, it is damaged, or the device cannot be used.
     """
-    from service.embedded import EmbeddedModel
+    from glowserve.client.transports.embedded import EmbeddedModel
 
     return EmbeddedModel(model, device=device)

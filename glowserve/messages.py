@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from glowserve.client.inputs import Portion
 from glowserve.images import UInt8Array, decode_png
-from glowserve.inputs import Portion
-from glowserve.results import Encodings, ModelInfo, Samples, Scores
+from glowserve.results import (
+    Encodings,
+    ModelInfo,
+    Samples,
+    Scores,
+)
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 

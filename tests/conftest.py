@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from glowserve_service.config import ServiceConfig
+from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
-from service.config import ServiceConfig
-from service.repository import Bundle, newest_bundle
-from service.server import Server
+from glowserve.runtime.repository import Bundle, newest_bundle
 
 RunServer = Callable[..., AbstractContextManager[Server]]
 StartServer = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str, str]]]
@@ -38,9 +38,9 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a small model, trained on the digits for some seconds."""
-    from training.machine import Machine
-    from training.presets import run_config
-    from training.run import train
+    from glowserve_training.hardware import Machine
+    from glowserve_training.presets import run_config
+    from glowserve_training.run import train
 
     config = run_config("digits", steps_per_level=4, width=32, steps=200, batch_size=32)
     return train(config, tmp_path_factory.mktemp("run"), machine=Machine(device="cpu"))
@@ -60,8 +60,8 @@ def repository(files: Path, request: pytest.FixtureRequest) -> Path:
     """A repository with that model as `digits`, version 1. Tests do not write to it."""
     path = files / "models"
     if not path.is_dir():
-        from export.bundle import export
-        from export.source import trained_here
+        from glowserve_export.bundle import export
+        from glowserve_export.source import trained_here
 
         export(trained_here(request.getfixturevalue("checkpoint")), path / "digits")
     return path
@@ -78,7 +78,7 @@ def digits(files: Path) -> UInt8Array:
     """Test images of that model, uint8 [179, 8, 8, 1]: not trained on."""
     path = files / "digits.npy"
     if not path.is_file():
-        from training.data import DataConfig, load_images
+        from glowserve_training.data import DataConfig, load_images
 
         np.save(path, load_images(DataConfig(data="digits", image_size=8, channels=1)).test)
     images: UInt8Array = np.load(path)

@@ -19,11 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo; SIGTERM ends it as Ctrl-C does, and neither leaves anything running."""
+    from glowserve_export.errors import ExportError
+    from glowserve_training.errors import TrainingError
+
     import glowserve
-    from export.errors import ExportError
     from glowserve.demo.run import run_demo
     from glowserve.demo.service import ServiceDiedError
-    from training.errors import TrainingError
 
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from glowserve.cli.failure import Failure
 
 if TYPE_CHECKING:
+    from glowserve_training.data import DataConfig
+    from glowserve_training.evaluation import Evaluated, Evaluation
+
     from glowserve.images import UInt8Array
-    from training.data import DataConfig
-    from training.evaluation import Evaluated, Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates a checkpoint or a bundle; a likelihood that is not finite makes the exit code 1."""
-    from training.errors import TrainingError
-    from training.evaluation import evaluate
+    from glowserve_training.errors import TrainingError
+    from glowserve_training.evaluation import evaluate
 
     for name in ("images", "importance_samples"):
         value = getattr(args, name)
@@ -81,16 +82,17 @@ def run(args: argparse.Namespace) -> int:
 def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
     """The model, its data, and the digest of its held-out images, empty where it is not known."""
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
-        from training.checkpoint import load_checkpoint
-        from training.evaluation import EvaluatedGlow
+        from glowserve_training.checkpoint import load_checkpoint
+        from glowserve_training.evaluation import EvaluatedGlow
 
         checkpoint = load_checkpoint(source)
         model = checkpoint.model.to(_torch_device(device))
         return EvaluatedGlow(model), checkpoint.data, checkpoint.training.held_out_digest
 
-    from export.evaluation import EvaluatedBundle, data_of
-    from service.errors import ServiceError
-    from service.repository import MANIFEST, newest_bundle, versions
+    from glowserve_export.evaluation import EvaluatedBundle, data_of
+
+    from glowserve.runtime.errors import GlowserveError
+    from glowserve.runtime.repository import MANIFEST, newest_bundle, versions
 
     if not source.is_dir() or not ((source / MANIFEST).is_file() or versions(source)):
         what = "is neither a checkpoint nor a bundle" if source.exists() else "does not exist"
@@ -106,7 +108,7 @@ def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataC
                 f"{source} was imported, and does not say what it was trained on: name images with --data", 2
             )
         return EvaluatedBundle(bundle, device=device), data_of(bundle), ""
-    except ServiceError as error:
+    except GlowserveError as error:
         raise Failure(error, 2) from error
 
 
@@ -120,7 +122,7 @@ def _torch_device(device: str) -> str:
 
 def _images(data: DataConfig, split: str, n: int | None, digest: str) -> UInt8Array:
     """uint8 [N, H, W, C], the first n of a split."""
-    from training.data import load_held_out
+    from glowserve_training.data import load_held_out
 
     held_out = load_held_out(data)
     if digest and held_out.digest != digest:

@@ -41,11 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports a checkpoint."""
-    from export.bundle import export
-    from export.errors import ExportError
-    from export.source import trained_elsewhere, trained_here
-    from export.triton import write_triton
-    from training.errors import TrainingError
+    from glowserve_export.bundle import export
+    from glowserve_export.errors import ExportError
+    from glowserve_export.source import trained_elsewhere, trained_here
+    from glowserve_export.triton import write_triton
+    from glowserve_training.errors import TrainingError
 
     if (args.implementation is None) != (args.config is None):
         raise Failure("--from and --config go together: a checkpoint from elsewhere needs both", 2)

@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shows a bundle's manifest."""
-    from service.errors import ServiceError
-    from service.repository import newest_bundle
+    from glowserve.runtime.errors import GlowserveError
+    from glowserve.runtime.repository import newest_bundle
 
     try:
         bundle = newest_bundle(args.bundle)
-    except ServiceError as error:
+    except GlowserveError as error:
         raise Failure(error, 2) from error
     manifest = bundle.manifest
     if args.json:

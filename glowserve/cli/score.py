@@ -14,8 +14,13 @@ from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, target
-from glowserve.errors import RequestError
-from glowserve.images import FILE_SUFFIXES, InvalidImageError, check_encoded, read_file
+from glowserve.client.errors import RequestError
+from glowserve.images import (
+    FILE_SUFFIXES,
+    InvalidImageError,
+    check_encoded,
+    read_file,
+)
 from glowserve.results import Scores
 
 

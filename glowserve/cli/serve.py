@@ -9,8 +9,9 @@ import typing
 from dataclasses import MISSING, fields
 from typing import Any
 
+from glowserve_service.config import ServiceConfig, variable
+
 from glowserve.cli.failure import Failure
-from service.config import ServiceConfig, variable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT."""
-    from service.allocator import share_arenas
+    from glowserve_service.allocator import share_arenas
 
     share_arenas()  # before there are many threads
 
-    from service import logs
-    from service.errors import ServiceError
-    from service.server import Server, serve
+    from glowserve_service.observability import logs
+    from glowserve_service.server import Server, serve
+
+    from glowserve.runtime.errors import GlowserveError
 
     given = {
         setting.name: value
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         config = ServiceConfig(**given)
         logs.set_up(config.log_format, config.log_level)
         asyncio.run(serve(config, ready))
-    except (ServiceError, ValueError) as error:
+    except (GlowserveError, ValueError) as error:
         raise Failure(error, 2) from error
     return 0
 

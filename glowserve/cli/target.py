@@ -14,7 +14,7 @@ import glowserve
 from glowserve.cli.failure import Failure
 
 if TYPE_CHECKING:
-    from service.embedded import EmbeddedModel
+    from glowserve.client.transports.embedded import EmbeddedModel
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def _token(file: Path | None) -> str | None:
 
 
 def _embedded(model: str) -> EmbeddedModel:
-    from service.errors import ServiceError
+    from glowserve.runtime.errors import GlowserveError
 
     try:
         return glowserve.open(model)
-    except ServiceError as error:
+    except GlowserveError as error:
         raise Failure(error, 2) from error

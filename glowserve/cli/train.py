@@ -108,12 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, or goes on where an interrupted run stopped."""
-    from training.checkpoint import load_checkpoint
-    from training.directory import RunDirectory
-    from training.errors import DivergedError, TrainingError
-    from training.machine import Machine
-    from training.presets import run_config
-    from training.run import leads, train
+    from glowserve_training.checkpoint import load_checkpoint
+    from glowserve_training.directory import RunDirectory
+    from glowserve_training.errors import DivergedError, TrainingError
+    from glowserve_training.hardware import Machine
+    from glowserve_training.presets import run_config
+    from glowserve_training.run import leads, train
 
     values = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _MODEL}
     try:

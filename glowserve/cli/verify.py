@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.proof import proof_json, proof_table
+from glowserve.runtime.config import RuntimeConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads every file of a bundle, loads its graphs, and tries its canary."""
-    from service.canary import check_canary
-    from service.engine import Engine
-    from service.errors import ServiceError
-    from service.repository import newest_bundle
+    from glowserve.runtime.canary import check_canary
+    from glowserve.runtime.engine import Engine
+    from glowserve.runtime.errors import GlowserveError
+    from glowserve.runtime.repository import newest_bundle
 
     try:
         bundle = newest_bundle(args.bundle)
-        engine = Engine(bundle, device=args.device)
+        engine = Engine(bundle, RuntimeConfig(device=args.device))
         check_canary(engine, bundle)
-    except ServiceError as error:
+    except GlowserveError as error:
         raise Failure(error, 1) from error
     manifest = bundle.manifest
     if args.json:

@@ -7,20 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from glowserve_export.bundle import export
+from glowserve_export.source import trained_here
+from glowserve_training.data import load_held_out
+from glowserve_training.directory import RunDirectory
+from glowserve_training.presets import run_config
+from glowserve_training.run import train
 from sklearn.metrics import roc_auc_score
 
 import glowserve
-from export.bundle import export
-from export.source import trained_here
 from glowserve.cli.proof import proof_table
 from glowserve.demo.pictures import draw_scores
 from glowserve.demo.service import running_service
 from glowserve.demo.strangers import strangers
 from glowserve.images import UInt8Array, grid
-from training.data import load_held_out
-from training.directory import RunDirectory
-from training.presets import run_config
-from training.run import train
 
 _MODEL = "digits"
 # Digits are few: with more, held-out ones get no likelier.

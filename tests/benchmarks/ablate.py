@@ -75,7 +75,7 @@ def _run_dir(out: Path, name: str) -> Path:
 
 def _figures(checkpoint: Path) -> tuple[float, float]:
     """Validation and test bits/dim."""
-    from training.checkpoint import load_checkpoint
+    from glowserve_training.checkpoint import load_checkpoint
 
     metrics = load_checkpoint(checkpoint).training.metrics
     return metrics["validation_bits_per_dim"], metrics["test_bits_per_dim"]

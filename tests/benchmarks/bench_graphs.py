@@ -191,12 +191,16 @@ def _batches_per_second(run: Callable[[int], None], side_by_side: int, seconds: 
 def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
     """Writes the graphs; operations in the convolutions on one image, by direction."""
     import torch
-
-    from export.frontends.glowserve import bake
-    from export.graphs import forward_graph, reverse_graph
-    from export.operations import operations
-    from export.precision import FP16, FP32, Precision, Ranges
-    from training.model import Glow, GlowConfig
+    from glowserve_export.frontends.glowserve import bake
+    from glowserve_export.graphs import forward_graph, reverse_graph
+    from glowserve_export.operations import operations
+    from glowserve_export.precision import (
+        FP16,
+        FP32,
+        Precision,
+        Ranges,
+    )
+    from glowserve_training.model import Glow, GlowConfig
 
     torch.manual_seed(0)
     model = Glow(GlowConfig(image_size=_SIZE, channels=_CHANNELS, levels=_LEVELS, **settings))
@@ -264,15 +268,16 @@ def _onnxruntime(folder: Path, runs: int, threads: int, direction: str, batch: i
 
 def _cuda(folder: Path, served: bool, direction: str, batch: int) -> Run:
     """By ONNX Runtime from the host's memory to the host's, or as the service does it."""
-    from service.binding import BoundSession
-    from service.sessions import Graph, open_sessions
+    from glowserve.runtime.buffers import BoundSession
+    from glowserve.runtime.config import RuntimeConfig
+    from glowserve.runtime.sessions import Graph, open_sessions
 
     inputs = _inputs(direction, batch)
     graph = Graph(
         (folder / f"{direction}.onnx").read_bytes(), {name: array.shape[1:] for name, array in inputs.items()}
     )
     sizes = (batch,) if served else ()
-    _, (session,) = open_sessions([graph], "cuda", threads=0, sizes=sizes, gpu_memory_mib=0)
+    _, (session,) = open_sessions([graph], RuntimeConfig(device="cuda", batch_sizes=tuple(sizes)))
     names = [output.name for output in session.get_outputs()]
     runner = BoundSession(session, "cuda", sizes, capture=True) if served else session
     assert all(np.isfinite(output).all() for output in runner.run(names, inputs))

@@ -24,9 +24,9 @@ import grpc
 import numpy as np
 
 from glowserve.messages import images_message
+from glowserve.runtime.repository import open_bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.repository import open_bundle
 
 _USUAL_SECONDS = 3.0
 # Calls that begin so long after the swap are the first that the new version answers.

@@ -37,6 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from running import OUT, SERVERS, Server, free_port, measure, running
 
 from glowserve.messages import images_message
+from glowserve.runtime.config import RuntimeConfig
 from glowserve.v1 import glow_service_pb2 as pb
 
 _CORES = os.cpu_count() or 1
@@ -214,11 +215,11 @@ def _model(name: str) -> Path:
 
 
 def _export(name: str, folder: Path) -> None:
-    from export.bundle import export
-    from export.source import trained_here
-    from training.machine import Machine
-    from training.presets import run_config
-    from training.run import train
+    from glowserve_export.bundle import export
+    from glowserve_export.source import trained_here
+    from glowserve_training.hardware import Machine
+    from glowserve_training.presets import run_config
+    from glowserve_training.run import train
 
     size = _MODELS[name]
     shape = (400, size["image_size"], size["image_size"], size["channels"])
@@ -275,10 +276,10 @@ def _run(
 ) -> Callable[[], Any]:
     """A run of the graph: on a GPU as the service does it, or it would wait for each of a thousand launches."""
     if device == "cuda":
-        from service.engine import Engine
-        from service.repository import open_bundle
+        from glowserve.runtime.engine import Engine
+        from glowserve.runtime.repository import open_bundle
 
-        engine = Engine(open_bundle(version), device=device, sizes=(len(images),))
+        engine = Engine(open_bundle(version), RuntimeConfig(device=device, batch_sizes=(len(images),)))
         return lambda: engine.forward(images, noise)
     import onnxruntime
 

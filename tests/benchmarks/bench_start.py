@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from service.healthcheck import is_serving
+from glowserve_service.healthcheck import is_serving
 
 # What the service imports before it reads its first bundle, and whether that brings in torch.
 _IMPORT = (

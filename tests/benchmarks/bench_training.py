@@ -140,14 +140,13 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
     """The same of the real thing, through the trainer; stopped before the guard's first look."""
     import numpy as np
     import torch
+    from glowserve_training.data import ImageData
+    from glowserve_training.fit import fit
+    from glowserve_training.hardware import Machine
+    from glowserve_training.model import Glow
+    from glowserve_training.module import GlowModule
+    from glowserve_training.presets import run_config
     from lightning.pytorch.callbacks import Callback
-
-    from training.data import ImageData
-    from training.fit import fit
-    from training.machine import Machine
-    from training.model import Glow
-    from training.module import GlowModule
-    from training.presets import run_config
 
     machine = Machine(device=case["device"], **{name: options[name] for name in options if name in _MACHINE})
     asked = {name: options[name] for name in options if name not in _MACHINE}
@@ -192,8 +191,7 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
 def _parametrizations(args: argparse.Namespace) -> None:
     """For C = 12, 48 and 192, the channels at the top of 1, 3 and 5 levels."""
     import torch
-
-    from training.layers import PARAMETRIZATIONS, invertible_conv1x1
+    from glowserve_training.layers import PARAMETRIZATIONS, invertible_conv1x1
 
     print(
         "one 1x1 convolution, forward and backward, batch 32, with as many places as that level of a 32x32 image;"
@@ -240,11 +238,10 @@ def _milliseconds(function: Callable[[], None], repeats: int = 30) -> float:
 
 def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[str, float]:
     """Test bits/dim, the worst condition number of the last weights' average, and a step's milliseconds."""
+    from glowserve_training.checkpoint import load_checkpoint
+    from glowserve_training.presets import run_config
+    from glowserve_training.run import train
     from lightning.pytorch.callbacks import Callback
-
-    from training.checkpoint import load_checkpoint
-    from training.presets import run_config
-    from training.run import train
 
     begun: list[float] = []
 

@@ -14,10 +14,16 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
+from glowserve_export.baked import (
+    BakedConv,
+    BakedDequantization,
+    BakedGlow,
+    BakedNetwork,
+    BakedStep,
+)
+from glowserve_training.model import Glow, GlowConfig
 
-from export.baked import BakedConv, BakedDequantization, BakedGlow, BakedNetwork, BakedStep
 from tests.export.public_models import PublicModel, RosinalityGlow, Y0astGlow
-from training.model import Glow, GlowConfig
 
 Array = npt.NDArray[np.float64]
 

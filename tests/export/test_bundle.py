@@ -13,23 +13,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import glowserve_export.bundle
 import numpy as np
 import onnx
 import pytest
+from glowserve_export.bundle import export as export_source
+from glowserve_export.errors import (
+    DataChangedError,
+    ExportError,
+    NotInvertibleError,
+    ProofError,
+)
+from glowserve_export.source import trained_here
+from glowserve_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from glowserve_training.data import ImageData, load_images
+from glowserve_training.errors import TrainingError
 
-import export.bundle
-from export.bundle import export as export_source
-from export.errors import DataChangedError, ExportError, NotInvertibleError, ProofError
-from export.source import trained_here
 from glowserve.images import UInt8Array
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine, Float32Array, Forward
+from glowserve.runtime.randomness import dequantization_noise
+from glowserve.runtime.repository import Bundle
+from glowserve.runtime.scoring import bits_per_dim
 from glowserve.v1 import manifest_pb2
-from service.engine import Engine, Float32Array, Forward
-from service.randomness import dequantization_noise
-from service.repository import Bundle
-from service.scoring import bits_per_dim
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.data import ImageData, load_images
-from training.errors import TrainingError
 
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
@@ -98,7 +104,7 @@ def test_two_exports_at_once_get_two_versions(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=60)
-    next_version, asked = export.bundle._next_version, threading.local()
+    next_version, asked = glowserve_export.bundle._next_version, threading.local()
 
     def chosen(model: Path) -> int:
         found = next_version(model)
@@ -107,7 +113,7 @@ def test_two_exports_at_once_get_two_versions(
             both.wait()
         return found
 
-    monkeypatch.setattr(export.bundle, "_next_version", chosen)
+    monkeypatch.setattr(glowserve_export.bundle, "_next_version", chosen)
     with ThreadPoolExecutor(2) as pool:
         exports = [pool.submit(export_checkpoint, checkpoint, tmp_path / "digits") for _ in range(2)]
         bundles = [future.result(60) for future in exports]
@@ -193,7 +199,7 @@ def test_a_held_out_image_without_a_finite_likelihood_ends_the_export(
             lost = (images_ == images.validation[40]).all(axis=(1, 2, 3))
             return replace(result, log_likelihood=np.where(lost, -np.inf, result.log_likelihood))
 
-    monkeypatch.setattr(export.bundle, "Engine", Overflowing)
+    monkeypatch.setattr(glowserve_export.bundle, "Engine", Overflowing)
     with pytest.raises(ProofError, match="1 of 179 held-out images have no finite likelihood"):
         export_checkpoint(checkpoint, tmp_path / "digits")
     assert _entries(tmp_path / "digits") == set()
@@ -361,7 +367,7 @@ def test_calibration_is_the_scores_of_the_validation_images_with_the_default_see
     calibration = list(bundle.manifest.calibration.bits_per_dim)
     assert calibration == sorted(calibration)
     assert len(calibration) == len(images.validation) == 179
-    engine = Engine(bundle, device="cpu")
+    engine = Engine(bundle, RuntimeConfig(device="cpu"))
     forward = engine.forward(images.validation, dequantization_noise(0, images.validation))
     np.testing.assert_allclose(calibration, np.sort(bits_per_dim(forward.log_likelihood, 64)), rtol=1e-6)
     assert bundle.manifest.calibration.data == "digits"

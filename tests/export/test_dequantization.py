@@ -9,31 +9,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import glowserve_export.bundle
+import glowserve_export.source
 import numpy as np
 import onnx
 import pytest
 import torch
+from glowserve_export.baked import BakedDequantization, BakedGlow
+from glowserve_export.bundle import export as export_source
+from glowserve_export.errors import NotInvertibleError, ProofError
+from glowserve_export.evaluation import EvaluatedBundle
+from glowserve_export.frontends.glowserve import bake
+from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_export.precision import Precision
+from glowserve_export.source import trained_here
+from glowserve_training.checkpoint import load_checkpoint, save_checkpoint
+from glowserve_training.evaluation import (
+    Decoded,
+    EvaluatedGlow,
+    evaluate,
+    measure_round_trip,
+)
+from glowserve_training.hardware import Machine
+from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.presets import run_config
+from glowserve_training.run import train
 from onnx import numpy_helper
 
-import export.bundle
-import export.source
 import glowserve
-from export.baked import BakedDequantization, BakedGlow
-from export.bundle import export as export_source
-from export.errors import NotInvertibleError, ProofError
-from export.evaluation import EvaluatedBundle
-from export.frontends.glowserve import bake
-from export.graphs import forward_graph, reverse_graph
-from export.precision import Precision
-from export.source import trained_here
 from glowserve.images import UInt8Array
-from service.repository import Bundle, newest_bundle
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.evaluation import Decoded, EvaluatedGlow, evaluate, measure_round_trip
-from training.machine import Machine
-from training.model import Glow, GlowConfig
-from training.presets import run_config
-from training.run import train
+from glowserve.runtime.repository import Bundle, newest_bundle
 
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
@@ -277,7 +282,7 @@ def test_a_wrong_decoder_is_measured_from_where_the_noise_is(
 def test_it_is_served_with_the_likelihoods_of_pytorch_and_images_that_come_back(
     variational_repository: Path, variational_checkpoint: Path, run_server: Any, digits: UInt8Array
 ) -> None:
-    from service.randomness import dequantization_noise
+    from glowserve.runtime.randomness import dequantization_noise
 
     terms, _ = _exact(load_checkpoint(variational_checkpoint).model, digits, dequantization_noise(0, digits))
     with (
@@ -338,7 +343,7 @@ def test_a_wrong_number_is_found_in_its_layer(
         tensor.CopyFrom(numpy_helper.from_array(array, constant))
         return model
 
-    monkeypatch.setattr(export.bundle, "forward_graph", write)
+    monkeypatch.setattr(glowserve_export.bundle, "forward_graph", write)
     text = message()
     assert text.startswith("log-likelihood, relative error is ")
     assert f"the layer to look at is {layer} of forward.onnx." in text
@@ -367,7 +372,7 @@ def test_what_is_baked_wrongly_is_found(
         assert glow.dequantization is not None
         return replace(glow, dequantization=change(glow.dequantization))
 
-    monkeypatch.setattr(export.source, "bake", changed)
+    monkeypatch.setattr(glowserve_export.source, "bake", changed)
     text = message()
     assert text.startswith("log-likelihood, relative error is ")
     assert "the layer to look at is dequantization of forward.onnx." in text

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from glowserve_export.evaluation import EvaluatedBundle, data_of
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.evaluation import EvaluatedGlow, evaluate
 
-from export.evaluation import EvaluatedBundle, data_of
 from glowserve.images import UInt8Array
-from service.engine import Engine
-from service.repository import Bundle
-from training.checkpoint import load_checkpoint
-from training.evaluation import EvaluatedGlow, evaluate
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.repository import Bundle
 
 
 def test_terms_add_up_to_the_likelihood_that_is_served(
@@ -21,7 +22,7 @@ def test_terms_add_up_to_the_likelihood_that_is_served(
 ) -> None:
     noise = rng.random(digits.shape, np.float32)
     terms = EvaluatedBundle(bundle, device="cpu").terms(digits, noise)
-    served = Engine(bundle, device="cpu").forward(digits, noise).log_likelihood
+    served = Engine(bundle, RuntimeConfig(device="cpu")).forward(digits, noise).log_likelihood
     np.testing.assert_allclose(terms.total(), served, rtol=1e-5)
 
 

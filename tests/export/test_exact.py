@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from glowserve_export.baked import BakedConv, BakedGlow
+from glowserve_export.frontends.glowserve import bake
+from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_export.reference import Exact, ExactBaked, ExactModel
+from glowserve_training.model import Glow
 
-from export.baked import BakedConv, BakedGlow
-from export.exact import Exact, ExactBaked, ExactModel
-from export.frontends.glowserve import bake
-from export.graphs import forward_graph, reverse_graph
 from glowserve.images import UInt8Array
-from training.model import Glow
 
 RandomGlow = Callable[..., Glow]
 

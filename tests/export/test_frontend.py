@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from export.baked import BakedConv, BakedStep, condition_number, inversion_residual
-from export.errors import NotInvertibleError
-from export.frontends.glowserve import bake
-from training.model import Glow
+from glowserve_export.baked import (
+    BakedConv,
+    BakedStep,
+    condition_number,
+    inversion_residual,
+)
+from glowserve_export.errors import NotInvertibleError
+from glowserve_export.frontends.glowserve import bake
+from glowserve_training.model import Glow
 
 RandomGlow = Callable[..., Glow]
 EXACT = {"rtol": 1e-12, "atol": 1e-11}

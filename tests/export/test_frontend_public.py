@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from glowserve_export.baked import BakedGlow
+from glowserve_export.errors import ArgumentsError, ForeignCheckpointError, NotInvertibleError
+from glowserve_export.frontends.public import import_public
+from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_export.reference import ExactBaked
 
-from export.baked import BakedGlow
-from export.errors import ArgumentsError, ForeignCheckpointError, NotInvertibleError
-from export.exact import ExactBaked
-from export.frontends.public import import_public
-from export.graphs import forward_graph, reverse_graph
 from tests.export.public_models import PublicModel
 
 MakePublic = Callable[..., PublicModel]

@@ -11,12 +11,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from glowserve_export.baked import (
+    BakedConv,
+    BakedGlow,
+    BakedLevel,
+    BakedStep,
+)
+from glowserve_export.frontends.glowserve import bake
+from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_training.model import Glow
 from onnx import numpy_helper
-
-from export.baked import BakedConv, BakedGlow, BakedLevel, BakedStep
-from export.frontends.glowserve import bake
-from export.graphs import forward_graph, reverse_graph
-from training.model import Glow
 
 RandomGlow = Callable[..., Glow]
 RunGraph = Callable[..., dict[str, np.ndarray]]

@@ -11,7 +11,7 @@ import pytest
 
 import glowserve
 from glowserve.cli import main
-from service.repository import newest_bundle
+from glowserve.runtime.repository import newest_bundle
 
 SMALL = {
     "rosinality": {"in_channel": 1, "n_flow": 1, "n_block": 2, "image_size": 8, "n_bits": 4},

@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import glowserve_export.bundle
 import numpy as np
 import pytest
+from glowserve_export.baked import BakedGlow
+from glowserve_export.bundle import export as export_source
+from glowserve_export.errors import ProofError
+from glowserve_export.precision import Precision
+from glowserve_export.source import trained_here
 
-import export.bundle
 import glowserve
-from export.baked import BakedGlow
-from export.bundle import export as export_source
-from export.errors import ProofError
-from export.precision import Precision
-from export.source import trained_here
 from glowserve.images import UInt8Array
-from service.canary import check_canary
-from service.engine import Engine
-from service.repository import Bundle
+from glowserve.runtime.canary import check_canary
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.repository import Bundle
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -36,7 +37,7 @@ def test_a_low_precision_bundle_states_what_it_lost_and_is_served(
     assert sizes[0] < sizes[1]
     assert low.manifest.files[0].operations >= bundle.manifest.files[0].operations
 
-    check_canary(Engine(low, device="cpu"), low)
+    check_canary(Engine(low, RuntimeConfig(device="cpu")), low)
     ours, theirs = (glowserve.open(one.path).score(digits).bits_per_dim for one in (low, bundle))
     assert 0 < np.abs(ours - theirs).max() < 0.5
     # Its percentiles are of its own scores.
@@ -46,7 +47,7 @@ def test_a_low_precision_bundle_states_what_it_lost_and_is_served(
 def test_a_low_precision_that_loses_too_much_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = export.bundle.forward_graph
+    write = glowserve_export.bundle.forward_graph
 
     def worse(glow: BakedGlow, precision: Precision) -> Any:
         model = write(glow, precision)
@@ -55,7 +56,7 @@ def test_a_low_precision_that_loses_too_much_is_refused(
         bias.raw_data = array.astype(np.float32).tobytes()
         return model
 
-    monkeypatch.setattr(export.bundle, "forward_graph", worse)
+    monkeypatch.setattr(glowserve_export.bundle, "forward_graph", worse)
     with pytest.raises(ProofError, match=r"bits/dim lost in fp16 is 0\.05 and must be at most 0\.001"):
         export_source(trained_here(checkpoint), tmp_path / "digits", precision="fp16")
     assert not (tmp_path / "digits").exists()
@@ -63,6 +64,6 @@ def test_a_low_precision_that_loses_too_much_is_refused(
 
 def test_an_unknown_precision_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        export.bundle.ExportError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"
+        glowserve_export.bundle.ExportError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"
     ):
         export_source(trained_here(checkpoint), tmp_path / "digits", precision="fp8")

@@ -13,21 +13,33 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from glowserve_export.baked import (
+    DEQUANTIZATION,
+    BakedConv,
+    BakedGlow,
+    BakedLevel,
+    BakedNetwork,
+    BakedStep,
+)
+from glowserve_export.calibration import INT8_BOUND, calibrated
+from glowserve_export.errors import ExportError
+from glowserve_export.frontends.glowserve import bake
+from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_export.onnx_graph import Graph, coupling_network
+from glowserve_export.precision import (
+    FP16,
+    FP32,
+    Precision,
+    Ranges,
+)
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.data import load_held_out
+from glowserve_training.model import Glow
+from glowserve_training.names import step_name
 from onnx import TensorProto, helper, numpy_helper
 
-from export.baked import DEQUANTIZATION, BakedConv, BakedGlow, BakedLevel, BakedNetwork, BakedStep
-from export.calibration import INT8_BOUND, calibrated
-from export.errors import ExportError
-from export.frontends.glowserve import bake
-from export.graphs import forward_graph, reverse_graph
-from export.onnx_graph import Graph, coupling_network
-from export.precision import FP16, FP32, Precision, Ranges
 from glowserve.images import UInt8Array
-from service.randomness import dequantization_noise, latents
-from training.checkpoint import load_checkpoint
-from training.data import load_held_out
-from training.model import Glow
-from training.names import step_name
+from glowserve.runtime.randomness import dequantization_noise, latents
 
 Array = np.ndarray[Any, Any]
 RandomGlow = Callable[..., Glow]

@@ -11,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import glowserve_export.bundle
+import glowserve_export.source
 import numpy as np
 import onnx
 import pytest
+from glowserve_export.baked import BakedGlow, BakedStep
+from glowserve_export.bundle import export as export_source
+from glowserve_export.errors import ProofError
+from glowserve_export.precision import Precision
+from glowserve_export.source import trained_here
 from onnx import numpy_helper
 
-import export.bundle
-import export.source
-from export.baked import BakedGlow, BakedStep
-from export.bundle import export as export_source
-from export.errors import ProofError
-from export.precision import Precision
-from export.source import trained_here
-from service.repository import Bundle
+from glowserve.runtime.repository import Bundle
 
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
@@ -50,8 +50,8 @@ def message(checkpoint: Path, tmp_path: Path) -> Fails:
 
 
 def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str, amount: float) -> None:
-    """Makes `writer`, of export.bundle, add `amount` to the middle element of a constant of the graph."""
-    write = getattr(export.bundle, writer)
+    """Makes `writer`, of glowserve_export.bundle, add `amount` to the middle element of a constant of the graph."""
+    write = getattr(glowserve_export.bundle, writer)
 
     def write_changed(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
         model: onnx.ModelProto = write(glow, precision)
@@ -61,13 +61,13 @@ def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str
         tensor.CopyFrom(numpy_helper.from_array(array, constant))
         return model
 
-    monkeypatch.setattr(export.bundle, writer, write_changed)
+    monkeypatch.setattr(glowserve_export.bundle, writer, write_changed)
 
 
 def _change_baked(monkeypatch: pytest.MonkeyPatch, change: Callable[[BakedGlow], BakedGlow]) -> None:
-    """Makes `bake`, of export.source, return something else."""
-    bake = export.source.bake
-    monkeypatch.setattr(export.source, "bake", lambda model: change(bake(model)))
+    """Makes `bake`, of glowserve_export.source, return something else."""
+    bake = glowserve_export.source.bake
+    monkeypatch.setattr(glowserve_export.source, "bake", lambda model: change(bake(model)))
 
 
 def _change_step(
@@ -147,7 +147,7 @@ def test_an_error_that_moves_pixels_inside_their_bins_is_found_too(
 
 
 def test_latents_in_another_order_are_found(message: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = export.bundle.forward_graph
+    write = glowserve_export.bundle.forward_graph
 
     def write_swapped(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
         model = write(glow, precision)
@@ -155,7 +155,7 @@ def test_latents_in_another_order_are_found(message: Fails, monkeypatch: pytest.
         node.input.reverse()
         return model
 
-    monkeypatch.setattr(export.bundle, "forward_graph", write_swapped)
+    monkeypatch.setattr(glowserve_export.bundle, "forward_graph", write_swapped)
     # Their likelihood is right; only decoding shows it.
     text = message()
     assert text.startswith("round trip, values changed is ")

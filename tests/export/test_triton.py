@@ -16,16 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import glowserve_export.triton
 import numpy as np
 import onnxruntime
 import pytest
+from glowserve_export.errors import ExportError
+from glowserve_export.triton import write_triton
 
-import export.triton
-from export.errors import ExportError
-from export.triton import write_triton
 from glowserve.images import UInt8Array
-from service.errors import BundleError
-from service.repository import Bundle
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.repository import Bundle
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "triton.md"
 _GRAPHS = {"digits_forward": "forward.onnx", "digits_reverse": "reverse.onnx"}
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_what_was_there(
     bundle: Bundle, repository_of_triton: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: (repository_of_triton / name).read_bytes() for name in _files(repository_of_triton)}
-    atomic_write, calls = export.triton.atomic_write, iter(range(10))
+    atomic_write, calls = glowserve_export.triton.atomic_write, iter(range(10))
 
     def interrupted(path: Path) -> Any:
         if next(calls) == 3:  # all but the last file are there
@@ -142,7 +142,7 @@ def test_an_interruption_leaves_what_was_there(
             raise KeyboardInterrupt
         return atomic_write(path)
 
-    monkeypatch.setattr(export.triton, "atomic_write", interrupted)
+    monkeypatch.setattr(glowserve_export.triton, "atomic_write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_triton(_version(bundle, 2), repository_of_triton)
     assert {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from service.server import Server
+from glowserve_service.server import Server
 
 
 @pytest.fixture(params=["model", "server", "both"])

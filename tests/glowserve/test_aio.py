@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
-from service.server import Server
 
 
 def until_idle(server: Server) -> None:

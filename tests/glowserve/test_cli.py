@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from glowserve_service.server import Server
 from PIL import Image
 
 from glowserve.cli import main
-from service.server import Server
 
 COMMANDS = ["train", "export", "evaluate", "serve", "score", "sample", "interpolate", "models", "demo"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint, save_checkpoint
 
 from glowserve.cli import main
 from glowserve.images import UInt8Array
-from training.checkpoint import load_checkpoint, save_checkpoint
 
 Printed = pytest.CaptureFixture[str]
 

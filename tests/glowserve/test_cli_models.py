@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from glowserve_service.server import Server
 
 from glowserve.cli import main
-from service.server import Server
 
 DIGITS: dict[str, object] = {
     "name": "digits",

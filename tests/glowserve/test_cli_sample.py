@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from PIL import Image
 
 from glowserve.cli import main
 from glowserve.images import grid
-from service.server import Server
 from tests.service.wire import wait_for
 
 Printed = pytest.CaptureFixture[str]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from PIL import Image
 
 from glowserve.cli import main
 from glowserve.images import UInt8Array, to_pil
-from service.server import Server
 
 Printed = pytest.CaptureFixture[str]
 

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from glowserve_service.config import ServiceConfig, variable
 
 from glowserve.cli import main
-from service.config import ServiceConfig, variable
 
 
 @pytest.fixture(autouse=True)

@@ -15,15 +15,20 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from PIL import Image
 
 import glowserve
-from glowserve.images import UInt8Array, encode_png, prepare_encoded, to_pil
+from glowserve.images import (
+    UInt8Array,
+    encode_png,
+    prepare_encoded,
+    to_pil,
+)
 from glowserve.results import Encodings, Scores
+from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
-from service.repository import Bundle
-from service.server import Server
 
 RunServer = Callable[..., Any]
 

@@ -15,9 +15,9 @@ from google.protobuf import json_format
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.repository import manifest_checksum
 from glowserve.v1.manifest_pb2 import Manifest
-from service.errors import BundleError, DeviceError
-from service.repository import manifest_checksum
 
 
 def copied(source: Path, target: Path, version: int) -> None:

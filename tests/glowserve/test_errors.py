@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 import glowserve
-from glowserve.errors import RequestError, request_errors
+from glowserve.client.errors import RequestError, request_errors
 
 
 class Refused(grpc.RpcError):

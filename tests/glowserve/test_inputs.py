@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from glowserve.client.inputs import pair, portions, read_portions
 from glowserve.images import InvalidImageError, decode_png, encode_png
-from glowserve.inputs import pair, portions, read_portions
 
 MIB = 2**20
 

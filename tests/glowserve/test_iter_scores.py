@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
-from service.server import Server
 
 RunServer = Callable[..., Any]
 BLANK = np.zeros((8, 8), np.uint8)

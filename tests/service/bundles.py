@@ -13,9 +13,10 @@ import onnx
 from google.protobuf import json_format
 from onnx import numpy_helper
 
-from service.canary import draw_canary
-from service.engine import Engine
-from service.repository import manifest_checksum, open_bundle
+from glowserve.runtime.canary import draw_canary
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.repository import manifest_checksum, open_bundle
 
 
 def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> None:
@@ -31,7 +32,9 @@ def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> No
     scale(target, "forward.onnx", "log_det_constant", log_det)
     scale(target, "reverse.onnx", "bins", bins)
     bundle = open_bundle(target)
-    drawn = draw_canary(Engine(bundle, device="cpu", threads=1), bundle.manifest.image.latent_size)
+    drawn = draw_canary(
+        Engine(bundle, RuntimeConfig(device="cpu", threads=1)), bundle.manifest.image.latent_size
+    )
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
     _write(target, manifest)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from glowserve_service.server import Server
 
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.repository import Bundle
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.engine import Engine
-from service.repository import Bundle
-from service.server import Server
 
 
 @pytest.fixture
@@ -23,4 +24,4 @@ def stub(server: Server) -> Iterator[GlowServiceStub]:
 @pytest.fixture(scope="session")
 def engine(bundle: Bundle) -> Engine:
     """As a service runs the shared model: several runs of one thread each, side by side."""
-    return Engine(bundle, device="cpu", threads=1)
+    return Engine(bundle, RuntimeConfig(device="cpu", threads=1))

@@ -13,7 +13,7 @@ THREADS = 12
 SCRIPT = f"""
 import ctypes, os, sys, threading
 if sys.argv[1:]:
-    from service.allocator import share_arenas
+    from glowserve_service.allocator import share_arenas
     share_arenas()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p

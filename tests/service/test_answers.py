@@ -10,15 +10,20 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from glowserve_service.server import Server
 from PIL import Image
 
-from glowserve.images import UInt8Array, encode_png, prepare_encoded, to_pil
+from glowserve.images import (
+    UInt8Array,
+    encode_png,
+    prepare_encoded,
+    to_pil,
+)
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.randomness import dequantization_noise, latents
+from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.engine import Engine
-from service.randomness import dequantization_noise, latents
-from service.repository import Bundle
-from service.server import Server
 from tests.service.wire import (
     COOL,
     draw,

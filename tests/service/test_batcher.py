@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-
-from service.batcher import Batcher, Rows, Workers
-from service.errors import QueueFullError, UnavailableError
+from glowserve_service.errors import QueueFullError, UnavailableError
+from glowserve_service.scheduling.batcher import Batcher, Rows, Workers
 
 Array = npt.NDArray[np.int64]
 

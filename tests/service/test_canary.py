@@ -12,10 +12,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.canary import check_canary, draw_canary
-from service.engine import Engine
-from service.errors import BundleError
-from service.repository import Bundle, manifest_checksum, open_bundle
+from glowserve.runtime.canary import check_canary, draw_canary
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.repository import Bundle, manifest_checksum, open_bundle
 
 
 def _changed(bundle: Bundle, target: Path, graph: str, constant: str, factor: float) -> Bundle:
@@ -58,19 +59,19 @@ def test_a_graph_that_computes_something_else_is_refused(
 ) -> None:
     changed = _changed(bundle, tmp_path / "1", graph, constant, 1.2)
     with pytest.raises(BundleError, match=words):
-        check_canary(Engine(changed, device="cpu"), changed)
+        check_canary(Engine(changed, RuntimeConfig(device="cpu")), changed)
 
 
 def test_a_graph_that_computes_nothing_finite_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     changed = _changed(bundle, tmp_path / "1", "forward.onnx", "log_det_constant", np.nan)
     with pytest.raises(BundleError, match="a log-likelihood of nan nats"):
-        check_canary(Engine(changed, device="cpu"), changed)
+        check_canary(Engine(changed, RuntimeConfig(device="cpu")), changed)
 
 
 def test_a_model_that_draws_nothing_finite_has_no_canary(bundle: Bundle, tmp_path: Path) -> None:
     changed = _changed(bundle, tmp_path / "1", "reverse.onnx", "bins", np.nan)
     with pytest.raises(BundleError, match="does not even draw the mode"):
-        draw_canary(Engine(changed, device="cpu"), 64)
+        draw_canary(Engine(changed, RuntimeConfig(device="cpu")), 64)
 
 
 def test_a_bundle_without_a_canary_is_refused(bundle: Bundle, engine: Engine) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from service.config import ServiceConfig
+from glowserve_service.config import ServiceConfig
 
 
 def test_the_defaults_need_a_repository_alone() -> None:

@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
-from service.engine import Engine
-from service.errors import BundleError, DeviceError
-from service.randomness import dequantization_noise, latents
-from service.repository import Bundle, newest_bundle
-from service.scoring import mismatched_values
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.randomness import dequantization_noise, latents
+from glowserve.runtime.repository import Bundle, newest_bundle
+from glowserve.runtime.scoring import mismatched_values
 
 without_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime has CUDA"
@@ -31,7 +32,7 @@ def test_held_out_images_score_as_in_pytorch_with_double_precision(
     engine: Engine, digits: UInt8Array, request: pytest.FixtureRequest
 ) -> None:
     torch = pytest.importorskip("torch", reason="not for serving")
-    from training.checkpoint import load_checkpoint
+    from glowserve_training.checkpoint import load_checkpoint
 
     model = load_checkpoint(request.getfixturevalue("checkpoint")).model.double()
     noise = dequantization_noise(0, digits)
@@ -121,7 +122,7 @@ def test_the_number_of_threads_changes_nothing_but_the_time(
     engine: Engine, bundle: Bundle, digits: UInt8Array
 ) -> None:
     noise, drawn = dequantization_noise(0, digits), latents(0, 0, 16, 64)
-    other = Engine(bundle, device="cpu", threads=2)
+    other = Engine(bundle, RuntimeConfig(device="cpu", threads=2))
     np.testing.assert_allclose(
         other.forward(digits, noise).log_likelihood,
         engine.forward(digits, noise).log_likelihood,
@@ -139,7 +140,7 @@ def test_the_cpu_is_used_when_it_was_asked_for(engine: Engine) -> None:
 
 @without_cuda
 def test_auto_is_the_cpu_where_onnxruntime_has_no_cuda(bundle: Bundle, digits: UInt8Array) -> None:
-    engine = Engine(bundle, device="auto")
+    engine = Engine(bundle, RuntimeConfig(device="auto"))
     assert engine.device == "cpu"
     assert np.isfinite(engine.forward(digits, dequantization_noise(0, digits)).log_likelihood).all()
 
@@ -147,7 +148,7 @@ def test_auto_is_the_cpu_where_onnxruntime_has_no_cuda(bundle: Bundle, digits: U
 @without_cuda
 def test_cuda_is_refused_where_onnxruntime_has_none(bundle: Bundle) -> None:
     with pytest.raises(DeviceError, match=r"device is 'cuda', .* has no CUDA; install glowserve\[gpu\]"):
-        Engine(bundle, device="cuda")
+        Engine(bundle, RuntimeConfig(device="cuda"))
 
 
 @without_cuda
@@ -158,9 +159,9 @@ def test_cuda_that_is_listed_and_does_not_work_is_refused_and_auto_says_that_it_
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     with pytest.raises(DeviceError, match="device is 'cuda', and ONNX Runtime cannot use it"):
-        Engine(bundle, device="cuda")
-    with caplog.at_level(logging.WARNING, logger="service.sessions"):
-        assert Engine(bundle, device="auto").device == "cpu"
+        Engine(bundle, RuntimeConfig(device="cuda"))
+    with caplog.at_level(logging.WARNING, logger="glowserve.runtime.sessions"):
+        assert Engine(bundle, RuntimeConfig(device="auto")).device == "cpu"
     assert "running on the CPU: device is 'cuda'" in caplog.text
 
 
@@ -169,7 +170,7 @@ def test_a_device_that_does_not_exist_is_refused_by_its_name(bundle: Bundle, dev
     with pytest.raises(
         DeviceError, match=f"device is '{device}'; it must be one of auto, cpu, cuda, tensorrt"
     ):
-        Engine(bundle, device=device)
+        Engine(bundle, RuntimeConfig(device=device))
 
 
 # From which files
@@ -188,7 +189,7 @@ def test_a_graph_with_one_flipped_bit_is_not_loaded(copied: Path, name: str) -> 
     data[len(data) // 2] ^= 1
     (copied / name).write_bytes(data)
     with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
-        Engine(newest_bundle(copied), device="cpu")
+        Engine(newest_bundle(copied), RuntimeConfig(device="cpu"))
 
 
 def test_a_file_that_onnxruntime_cannot_load_is_a_damaged_bundle(copied: Path) -> None:
@@ -198,4 +199,4 @@ def test_a_file_that_onnxruntime_cannot_load_is_a_damaged_bundle(copied: Path) -
         b"no graph"
     ).hexdigest()
     with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
-        Engine(bundle, device="cpu")
+        Engine(bundle, RuntimeConfig(device="cpu"))

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from glowserve_service.config import ServiceConfig
+from glowserve_service.models.models import load_model
 
 from glowserve.images import UInt8Array
-from service.batcher import bucket_sizes
-from service.binding import BoundSession
-from service.config import ServiceConfig
-from service.engine import Engine
-from service.errors import BundleError
-from service.gpu import Turns
-from service.models import load_model
-from service.randomness import dequantization_noise, latents
-from service.repository import FORWARD, REVERSE, Bundle
-from service.sessions import Graph, open_sessions
+from glowserve.runtime.buffers import BoundSession
+from glowserve.runtime.config import RuntimeConfig, bucket_sizes
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.gpu_turns import Turns
+from glowserve.runtime.randomness import dequantization_noise, latents
+from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
+from glowserve.runtime.sessions import Graph, open_sessions
 
 Array = np.ndarray
 OUTPUTS = {FORWARD: ["log_likelihood", "latent", "log_prior", "log_det"], REVERSE: ["image", "pixels"]}
@@ -124,7 +125,9 @@ def test_a_model_that_is_loaded_for_a_gpu_runs_through_buffers_of_every_batch_si
     assert sorted(set(used)) == [1, 2, 4, 8, 12]
     given = feeds(FORWARD, digits, 3, 5)
     result = loaded.engine.forward(given["image"], given["noise"])
-    expected = Engine(loaded.bundle, device="cpu", threads=1).forward(given["image"], given["noise"])
+    expected = Engine(loaded.bundle, RuntimeConfig(device="cpu", threads=1)).forward(
+        given["image"], given["noise"]
+    )
     assert_same([*vars(result).values()], [*vars(expected).values()])
 
 
@@ -172,7 +175,7 @@ def test_each_size_runs_once_beside_others_and_is_then_captured_alone(
             happened.append(f"graph {options.get_run_config_entry('gpu_graph_id')}")
             sessions[FORWARD].run_with_iobinding(binding, options)
 
-    monkeypatch.setattr("service.binding.TURNS", Told())
+    monkeypatch.setattr("glowserve.runtime.buffers.TURNS", Told())
     captured = BoundSession(OneTold(), "cpu", [1, 4], capture=True)
     assert happened == [
         "use",  # the buffers
@@ -193,11 +196,11 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[BoundSession]:
             super().__init__(session, "cpu", sizes, capture=capture)
             bound.append(self)
 
-    def open_on_cpu(graphs: Sequence[Graph], device: str, **settings: Any) -> tuple[str, list[Any]]:
-        return device, open_sessions(graphs, "cpu", **settings)[1]
+    def open_on_cpu(graphs: Sequence[Graph], config: RuntimeConfig) -> tuple[str, list[Any]]:
+        return config.device, open_sessions(graphs, replace(config, device="cpu"))[1]
 
-    monkeypatch.setattr("service.engine.BoundSession", OnCpu)
-    monkeypatch.setattr("service.engine.open_sessions", open_on_cpu)
+    monkeypatch.setattr("glowserve.runtime.engine.BoundSession", OnCpu)
+    monkeypatch.setattr("glowserve.runtime.engine.open_sessions", open_on_cpu)
     return bound
 
 
@@ -207,7 +210,7 @@ def closed(bound: BoundSession) -> bool:
 
 def test_an_engine_may_be_closed_twice(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = on_cpu(monkeypatch)
-    engine = Engine(bundle, device="cuda", sizes=[1])
+    engine = Engine(bundle, RuntimeConfig(device="cuda", batch_sizes=(1,)))
     for _ in range(2):
         engine.close()
     assert [closed(each) for each in bound] == [True, True]
@@ -222,7 +225,7 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_on_the_gpu(
     def fail(*_: Any) -> None:
         raise BundleError("it is another")
 
-    monkeypatch.setattr(f"service.models.{what}", fail)
+    monkeypatch.setattr(f"glowserve_service.models.models.{what}", fail)
     with pytest.raises(BundleError, match="it is another"):
         load_model(repository / "digits" / "1", ServiceConfig(repository=repository, device="cuda"))
     assert [closed(each) for each in bound] == [True, True]

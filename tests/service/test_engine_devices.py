@@ -18,10 +18,16 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from service.engine import Engine
-from service.errors import BundleError, DeviceError
-from service.repository import Bundle
-from service.sessions import CUDA, TENSORRT, Graph, provider_options
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.repository import Bundle
+from glowserve.runtime.sessions import (
+    CUDA,
+    TENSORRT,
+    Graph,
+    provider_options,
+)
 
 StartServer = Callable[..., Any]
 
@@ -88,7 +94,7 @@ def test_tensorrt_is_not_replaced_by_cuda_nor_auto_by_tensorrt(
     bundle: Bundle, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DeviceError, match="device is 'tensorrt', and ONNX Runtime cannot use it: libnvinfer"):
-        Engine(bundle, device="tensorrt")
+        Engine(bundle, RuntimeConfig(device="tensorrt"))
     assert "Falling back" not in capfd.readouterr().out
 
 
@@ -97,7 +103,7 @@ def test_tensorrt_is_refused_where_onnxruntime_has_none(bundle: Bundle) -> None:
     with pytest.raises(
         DeviceError, match=r"device is 'tensorrt', .* has no TensorRT; install glowserve\[gpu\]"
     ):
-        Engine(bundle, device="tensorrt")
+        Engine(bundle, RuntimeConfig(device="tensorrt"))
 
 
 def test_int8_is_refused_for_cuda_by_its_bundle_alone_and_auto_takes_the_cpu(bundle: Bundle) -> None:
@@ -107,15 +113,15 @@ def test_int8_is_refused_for_cuda_by_its_bundle_alone_and_auto_takes_the_cpu(bun
     with pytest.raises(
         BundleError, match=r"it is int8, which CUDA does not run .* fp16 or fp32, or use device"
     ):
-        Engine(small, device="cuda")
-    assert Engine(small, device="auto").device == "cpu"
+        Engine(small, RuntimeConfig(device="cuda"))
+    assert Engine(small, RuntimeConfig(device="auto")).device == "cpu"
 
 
 # With which options
 
 
 def test_tensorrt_is_told_of_every_input_from_one_row_to_the_largest_batch_and_to_write_nothing() -> None:
-    options = provider_options(TENSORRT, FORWARD, sizes=(1, 48), gpu_memory_mib=0)
+    options = provider_options(TENSORRT, FORWARD, RuntimeConfig(batch_sizes=(1, 48)))
     assert options["trt_profile_min_shapes"] == "image:1x32x32x3,noise:1x32x32x3"
     assert options["trt_profile_max_shapes"] == "image:48x32x32x3,noise:48x32x32x3"
     assert options["trt_profile_opt_shapes"] == options["trt_profile_max_shapes"]
@@ -124,7 +130,10 @@ def test_tensorrt_is_told_of_every_input_from_one_row_to_the_largest_batch_and_t
 
 def test_a_limit_of_memory_is_in_bytes_and_there_is_none_by_itself() -> None:
     unlimited, limited = (
-        [provider_options(p, FORWARD, sizes=(32,), gpu_memory_mib=mib) for p in (CUDA, TENSORRT)]
+        [
+            provider_options(p, FORWARD, RuntimeConfig(batch_sizes=(32,), gpu_memory_mib=mib))
+            for p in (CUDA, TENSORRT)
+        ]
         for mib in (0, 512)
     )
     assert [set(after) - set(before) for before, after in zip(unlimited, limited, strict=True)] == [
@@ -136,7 +145,7 @@ def test_a_limit_of_memory_is_in_bytes_and_there_is_none_by_itself() -> None:
 
 @pytest.mark.parametrize(("capture", "said"), [(True, "1"), (False, "0")])
 def test_cuda_captures_graphs_only_where_it_is_told_to(capture: bool, said: str) -> None:
-    options = provider_options(CUDA, FORWARD, sizes=(32,), gpu_memory_mib=0, capture=capture)
+    options = provider_options(CUDA, FORWARD, RuntimeConfig(batch_sizes=(32,)), capture=capture)
     assert options["enable_cuda_graph"] == said
 
 
@@ -144,7 +153,7 @@ def test_cuda_captures_graphs_only_where_it_is_told_to(capture: bool, said: str)
 @pytest.mark.parametrize(("provider", "name"), [(CUDA, "cuda"), (TENSORRT, "tensorrt")])
 def test_the_wheels_provider_knows_every_option(provider: str, name: str) -> None:
     library = _library(name).read_bytes()
-    options = provider_options(provider, FORWARD, sizes=(32,), gpu_memory_mib=512)
+    options = provider_options(provider, FORWARD, RuntimeConfig(batch_sizes=(32,), gpu_memory_mib=512))
     unknown = [option for option in options if f"\0{option}\0".encode() not in library]
     assert not unknown
     assert b"\0no_such_option\0" not in library

@@ -17,22 +17,22 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
+from glowserve_service.config import ServiceConfig
+from glowserve_service.models.models import load_model
+from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.buffers import BoundSession
+from glowserve.runtime.config import RuntimeConfig, bucket_sizes
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.randomness import dequantization_noise, latents
+from glowserve.runtime.repository import Bundle
+from glowserve.runtime.scoring import mismatched_values
+from glowserve.runtime.sessions import CUDA
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.batcher import bucket_sizes
-from service.binding import BoundSession
-from service.config import ServiceConfig
-from service.engine import Engine
-from service.errors import BundleError, DeviceError
-from service.models import load_model
-from service.randomness import dequantization_noise, latents
-from service.repository import Bundle
-from service.scoring import mismatched_values
-from service.server import Server
-from service.sessions import CUDA
 from tests.service.wire import wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -50,7 +50,7 @@ TOLERANCE = 1e-5
 def gpu(bundle: Bundle) -> Iterator[Engine]:
     """As a service with `--device cuda` runs the shared model."""
     try:
-        made = Engine(bundle, device="cuda", sizes=SIZES)
+        made = Engine(bundle, RuntimeConfig(device="cuda", batch_sizes=SIZES))
     except DeviceError as error:
         pytest.skip(f"no GPU that works: {error}")
     yield made
@@ -165,7 +165,7 @@ def test_graphs_are_captured_beside_engines_that_run_and_engines_that_go(
         running = [pool.submit(keep_running) for _ in range(3)]
         try:
             for _ in range(4):
-                other = Engine(bundle, device="cuda", sizes=SIZES)
+                other = Engine(bundle, RuntimeConfig(device="cuda", batch_sizes=SIZES))
                 found = other.forward(images, noise).log_likelihood
                 np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
                 other.close()
@@ -180,7 +180,7 @@ def test_a_graph_that_cannot_be_captured_refuses_the_model(
     def fail(self: object, *args: object) -> None:
         raise RuntimeError("CUDA error 901")
 
-    monkeypatch.setattr("service.binding._Buffers.capture", fail)
+    monkeypatch.setattr("glowserve.runtime.buffers._Buffers.capture", fail)
     config = ServiceConfig(repository=repository, device="cuda")
     with pytest.raises(BundleError, match="its first run failed: CUDA error 901"):
         load_model(repository / "digits" / "1", config)

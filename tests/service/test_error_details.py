@@ -12,22 +12,24 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service import errors
+from glowserve_service.errors import QueueFullError
+from glowserve_service.front import status
+from glowserve_service.server import Server
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc import StatusCode
 from grpc_status import rpc_status
 
 import glowserve
-from glowserve.aio import AsyncClient
+from glowserve.client.async_client import AsyncClient
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from glowserve.runtime.errors import DeviceError, GlowserveError, InvalidRequestError, NotFiniteError
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service import errors, status
-from service.errors import InvalidRequestError, NotFiniteError, QueueFullError, ServiceError
-from service.server import Server
 from tests.service.wire import raw, wait_for
 
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -38,7 +40,7 @@ DETAILS = {
     "RetryInfo": error_details_pb2.RetryInfo,
 }
 # A service that cannot start has no callers.
-START_UP = {errors.DeviceError, errors.PortError, errors.TracingError}
+START_UP = {DeviceError, errors.PortError, errors.TracingError}
 
 
 def details_of(error: grpc.RpcError) -> dict[str, Message]:
@@ -76,7 +78,7 @@ def test_every_error_that_a_caller_can_see_has_a_status() -> None:
     found = {
         kind
         for _, kind in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(kind, ServiceError) and kind is not ServiceError
+        if issubclass(kind, GlowserveError) and kind is not GlowserveError
     }
     assert found - START_UP == set(status.STATUSES)
 
@@ -85,7 +87,7 @@ def test_the_table_in_the_docs_is_what_the_service_answers() -> None:
     lines = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \| .+? \| (.+?) \| .+ \|$", TABLE.read_text(), re.M)
     written = [(code, reason, set(re.findall(r"`(\w+)`", details))) for code, reason, details in lines]
 
-    def example(kind: type[ServiceError]) -> ServiceError:
+    def example(kind: type[GlowserveError]) -> GlowserveError:
         if kind is InvalidRequestError:
             return InvalidRequestError("n is 0", "n")
         return NotFiniteError("no", 1) if kind is NotFiniteError else kind("no")

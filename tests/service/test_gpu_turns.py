@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.gpu import Turns
+from glowserve.runtime.gpu_turns import Turns
 
 
 def test_many_use_it_at_once() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
-from service.server import Server
 
 TRAINING = (
     "torch",

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import trustme
+from glowserve_service.server import Server
 
 from glowserve.images import UInt8Array, encode_png
-from service.server import Server
 
 RunServer = Callable[..., AbstractContextManager[Server]]
 

@@ -19,17 +19,17 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from glowserve_service.front import call as calls
+from glowserve_service.front.call import Call
+from glowserve_service.observability.logs import JsonFormatter, TextFormatter
+from glowserve_service.scheduling.cpu_pool import Preparer
+from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service import call as calls
-from service.call import Call
-from service.logs import JsonFormatter, TextFormatter
-from service.preparer import Preparer
-from service.server import Server
 from tests.service.wire import SMALL_WINDOW
 
 StartServer = Callable[..., Any]

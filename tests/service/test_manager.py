@@ -18,19 +18,20 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from glowserve_service.models.models import ServedModel
+from glowserve_service.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from glowserve.images import UInt8Array
 from glowserve.messages import latent_tensor
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.repository import open_bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.engine import Engine
-from service.errors import BundleError
-from service.models import ServedModel
-from service.repository import open_bundle
-from service.server import Server
 from tests.service.bundles import make_other, scale
 from tests.service.wire import raw, refusal, wait_for
 
@@ -353,7 +354,7 @@ def test_a_bundle_that_changes_while_it_is_read_is_never_served_as_a_mixture(
     for name in ("forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256"):
         shutil.copy(second / name, models / "digits" / "1" / name)
     with pytest.raises(BundleError, match=r"forward\.onnx is not the file that was exported"):
-        Engine(bundle, device="cpu")
+        Engine(bundle, RuntimeConfig(device="cpu"))
 
 
 # At the start
@@ -568,7 +569,7 @@ def test_a_canary_that_ends_as_it_is_cancelled_is_cancelled(
 def test_an_engine_that_computes_something_else_is_found_by_its_canary(
     asked: Callable[..., Any], models: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Engine(open_bundle(second), device="cpu", threads=1)
+    other = Engine(open_bundle(second), RuntimeConfig(device="cpu", threads=1))
     with asked(repository=models, poll_seconds=0, canary_seconds=0.1) as service:
         with monkeypatch.context() as patch:
             patch.setattr(service.model()._engine, "_forward", other._forward)

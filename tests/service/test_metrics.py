@@ -13,17 +13,17 @@ from typing import Any
 import grpc
 import onnx
 import pytest
+from glowserve_service.observability.metrics import Metrics
+from glowserve_service.server import Server
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.metrics import Metrics
-from service.repository import Bundle
-from service.server import Server
 from tests.service.wire import raw, wait_for
 
 

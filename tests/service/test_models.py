@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from glowserve.images import UInt8Array
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.errors import BundleError
-from service.repository import Bundle
 from tests.service.wire import (
     copied,
     latent_tensor,

@@ -17,11 +17,12 @@ from onnx import numpy_helper
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.randomness import latents
+from glowserve.runtime.repository import Bundle, open_bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.engine import Engine
-from service.randomness import latents
-from service.repository import Bundle, open_bundle
 from tests.service.wire import (
     COOL,
     copied,
@@ -76,7 +77,9 @@ def explosive(repository: Path, tmp_path_factory: pytest.TempPathFactory, digits
             path = tmp_path_factory.mktemp("explosive")
             source, target = repository / "digits" / "1", path / "digits" / "1"
             bundle = with_larger_weight(source, target, "forward.onnx", "level1.step1.mix.weight", factor)
-            result = getattr(Engine(bundle, device="cpu", threads=1).forward(digits, noise), what)
+            result = getattr(
+                Engine(bundle, RuntimeConfig(device="cpu", threads=1)).forward(digits, noise), what
+            )
             stays = np.isfinite(result).reshape(len(digits), -1).all(axis=1)
             if 20 < stays.sum() < len(digits) - 20:
                 return path, stays

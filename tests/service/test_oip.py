@@ -18,13 +18,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import glowserve
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
-from service.server import Server
 from tests.service.wire import SMALL_WINDOW, refusal, wait_for
 
 RunServer = Callable[..., Any]

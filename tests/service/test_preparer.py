@@ -6,9 +6,8 @@ import asyncio
 import threading
 
 import pytest
-
-from service.errors import QueueFullError
-from service.preparer import Preparer
+from glowserve_service.errors import QueueFullError
+from glowserve_service.scheduling.cpu_pool import Preparer
 
 LARGE = 1 << 20
 

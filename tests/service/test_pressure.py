@@ -13,15 +13,15 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from glowserve_service.server import Server
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.randomness import latents
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.randomness import latents
-from service.server import Server
 from tests.service.wire import (
     COOL,
     draw,

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from PIL import Image
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.server import Server
 
 # The same examples in every run. A server of a whole module is no state that an example leaves behind.
 many = settings(

@@ -9,8 +9,8 @@ import struct
 import numpy as np
 import pytest
 
-import service.randomness
-from service.randomness import dequantization_noise, latents
+import glowserve.runtime.randomness
+from glowserve.runtime.randomness import dequantization_noise, latents
 
 LARGEST_SEED = 2**64 - 1
 
@@ -118,7 +118,7 @@ def test_noise_is_single_precision_and_never_one(images: np.ndarray) -> None:
 def test_the_extreme_words_give_finite_numbers_in_range(
     word: int, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.randomness, "_words", lambda _key, n: np.full(n, word, "<u8"))
+    monkeypatch.setattr(glowserve.runtime.randomness, "_words", lambda _key, n: np.full(n, word, "<u8"))
     noise = dequantization_noise(0, images)
     assert np.unique(noise).tolist() == [0.0 if word == 0 else 1 - 2.0**-24]
     normals = latents(0, 0, 1, 64)

@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
+from glowserve_service.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import glowserve
 from glowserve.images import UInt8Array, encode_png
-from service.server import Server
 
 # Runs in an interpreter that cannot import anything of ours: what it knows of the service it was told by reflection,
 # and its descriptors lie in a pool of their own.

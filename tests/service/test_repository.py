@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from glowserve.images import Preparation
-from service.errors import BundleError
-from service.repository import (
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.repository import (
     Bundle,
     find_versions,
     fingerprint,

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from google.protobuf.message import Message
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,7 +27,6 @@ from glowserve.images import UInt8Array, encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.server import Server
 from tests.service.wire import encoded
 
 INVALID, MISSING = StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND

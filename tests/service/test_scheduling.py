@@ -16,18 +16,24 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+from glowserve_service.errors import DeadlineError, QueueFullError, WaitTooLongError
+from glowserve_service.scheduling.batcher import (
+    Batcher,
+    Rows,
+    Run,
+    Workers,
+)
+from glowserve_service.server import Server
 from google.protobuf.message import Message
 
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from glowserve.runtime.config import bucket_sizes
+from glowserve.runtime.engine import Engine, Reverse
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.batcher import Batcher, Rows, Run, Workers, bucket_sizes
-from service.engine import Engine, Reverse
-from service.errors import DeadlineError, QueueFullError, WaitTooLongError
-from service.server import Server
 from tests.service.wire import raw, wait_for
 
 Array = npt.NDArray[np.int64]

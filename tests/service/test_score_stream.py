@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.server import Server
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -22,7 +23,6 @@ from grpc_status import rpc_status
 from glowserve.images import UInt8Array, encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.server import Server
 from tests.service.wire import SMALL_WINDOW, raw, wait_for
 
 RunServer = Callable[..., Any]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from glowserve.images import UInt8Array
-from glowserve.v1.manifest_pb2 import Calibration, ImageSpec, Manifest
-from service.engine import Engine, Reverse
-from service.errors import NotFiniteError
-from service.randomness import dequantization_noise
-from service.repository import Bundle
-from service.scoring import (
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine, Reverse
+from glowserve.runtime.errors import NotFiniteError
+from glowserve.runtime.randomness import dequantization_noise
+from glowserve.runtime.repository import Bundle
+from glowserve.runtime.scoring import (
     DEFAULT_SEED,
     Scorer,
     bits_per_dim,
@@ -21,6 +21,7 @@ from service.scoring import (
     require_finite_images,
     require_finite_latents,
 )
+from glowserve.v1.manifest_pb2 import Calibration, ImageSpec, Manifest
 
 D = 64
 
@@ -100,10 +101,12 @@ def test_a_higher_likelihood_never_has_a_lower_percentile(rng: np.random.Generat
 
 
 def test_the_images_that_a_bundle_was_calibrated_with_have_uniform_percentiles(bundle: Bundle) -> None:
-    from training.data import DataConfig, load_images
+    from glowserve_training.data import DataConfig, load_images
 
     held_out = load_images(DataConfig(data="digits", image_size=8, channels=1)).validation
-    forward = Engine(bundle, device="cpu").forward(held_out, dequantization_noise(DEFAULT_SEED, held_out))
+    forward = Engine(bundle, RuntimeConfig(device="cpu")).forward(
+        held_out, dequantization_noise(DEFAULT_SEED, held_out)
+    )
     percentile = Scorer(bundle.manifest).score(forward.log_likelihood, DEFAULT_SEED).percentile
     n = len(held_out)
     # Up to an image or two: a score may differ in its last bit with the batch it was computed in.
@@ -114,7 +117,9 @@ def test_the_images_that_a_bundle_was_calibrated_with_have_uniform_percentiles(b
 def test_unseen_images_of_the_same_kind_have_percentiles_all_over_the_range(
     bundle: Bundle, digits: UInt8Array
 ) -> None:
-    forward = Engine(bundle, device="cpu").forward(digits, dequantization_noise(DEFAULT_SEED, digits))
+    forward = Engine(bundle, RuntimeConfig(device="cpu")).forward(
+        digits, dequantization_noise(DEFAULT_SEED, digits)
+    )
     percentile = Scorer(bundle.manifest).score(forward.log_likelihood, DEFAULT_SEED).percentile
     assert percentile.mean() == pytest.approx(50, abs=12)
     counts, _ = np.histogram(percentile, bins=4, range=(0, 100))

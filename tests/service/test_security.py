@@ -21,18 +21,21 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any
 
+import glowserve_service.server
 import grpc
 import numpy as np
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from glowserve_service.healthcheck import is_serving
+from glowserve_service.observability.metrics_server import MetricsServer
+from glowserve_service.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import glowserve
-import service.server
-from glowserve import calls
 from glowserve.cli import main
+from glowserve.client import requests as calls
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2
 from glowserve.oip import grpc_service_pb2 as oip_pb
@@ -40,9 +43,6 @@ from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.healthcheck import is_serving
-from service.metrics_server import MetricsServer
-from service.server import Server
 
 RunServer = Callable[..., AbstractContextManager[Server]]
 
@@ -226,10 +226,10 @@ def test_a_renewal_that_went_wrong_is_logged_once_and_the_old_certificate_stays(
             installed.unlink()
         else:
             installed.write_text("no certificate")
-        with caplog.at_level(logging.INFO, "service.security"):
+        with caplog.at_level(logging.INFO, "glowserve_service.security.security"):
             for port in (server.port, server.port, server.metrics_port):
                 assert serial(port, authority) == before
-            (record,) = lines_of("service.security", caplog)
+            (record,) = lines_of("glowserve_service.security.security", caplog)
             assert record.levelname == "ERROR"
             assert str(installed) in record.getMessage()
             shutil.copy(cert, installed)
@@ -419,12 +419,14 @@ def test_changed_tokens_count_at_once_and_damaged_ones_not_at_all(
         assert refusal(client.models)[0] is grpc.StatusCode.UNAUTHENTICATED
         assert models(server, token=new) == ["digits"]
         caplog.clear()
-        with caplog.at_level(logging.INFO, "service.security"):
+        with caplog.at_level(logging.INFO, "glowserve_service.security.security"):
             tokens.write_text("app short\n")
             assert models(server, token=new) == models(server, token=new) == ["digits"]
             tokens.unlink()
             assert models(server, token=new) == ["digits"]
-            assert [record.levelname for record in lines_of("service.security", caplog)] == ["ERROR", "ERROR"]
+            assert [
+                record.levelname for record in lines_of("glowserve_service.security.security", caplog)
+            ] == ["ERROR", "ERROR"]
 
 
 def test_tokens_are_neither_logged_nor_told(
@@ -690,8 +692,11 @@ def test_one_line_warns_of_an_open_service_and_names_the_remedy(
         "mutual": (tls | {"tls_client_ca": authority.file}, []),
         "loopback": ({"host": "localhost"}, []),
     }[settings]
-    with caplog.at_level(logging.WARNING, "service.server"), run_server(**{"host": "0.0.0.0"} | given):
-        warnings = [record.getMessage() for record in lines_of("service.server", caplog)]
+    with (
+        caplog.at_level(logging.WARNING, "glowserve_service.server"),
+        run_server(**{"host": "0.0.0.0"} | given),
+    ):
+        warnings = [record.getMessage() for record in lines_of("glowserve_service.server", caplog)]
     assert len(warnings) == bool(flags)
     for flag in ("--tls-cert", "--tokens", "unload models"):
         assert (flag in "".join(warnings)) == (flag in flags)
@@ -782,10 +787,10 @@ def test_the_server_allows_the_pings_that_clients_send(
     with ExitStack() as stack:
         watches = {}
         for name, least in (
-            ("allowed", service.server._LEAST_BETWEEN_PINGS_MS // 30),
+            ("allowed", glowserve_service.server._LEAST_BETWEEN_PINGS_MS // 30),
             ("not allowed", 300_000),
         ):
-            monkeypatch.setattr("service.server._LEAST_BETWEEN_PINGS_MS", least)
+            monkeypatch.setattr("glowserve_glowserve_service.server._LEAST_BETWEEN_PINGS_MS", least)
             server = stack.enter_context(run_server())
             channel = stack.enter_context(grpc.insecure_channel(address(server), options))
             watches[name] = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())

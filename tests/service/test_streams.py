@@ -8,8 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-
-from service.streams import in_order
+from glowserve_service.front.streams import in_order
 
 
 class Work:

@@ -190,7 +190,8 @@ def test_what_the_caller_does_not_sample_is_not_sent(
 
 def test_without_a_collector_nothing_of_opentelemetry_is_imported(repository: Path) -> None:
     code = (
-        "import asyncio, sys; from service.config import ServiceConfig; from service.server import Server; "
+        "import asyncio, sys; from glowserve_service.config import ServiceConfig; "
+        "from glowserve_service.server import Server; "
         f"Server(ServiceConfig(repository={str(repository)!r})); "
         "sys.exit('opentelemetry' in sys.modules)"
     )

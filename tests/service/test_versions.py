@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from service.versions import VersionPolicy
+from glowserve_service.versions import VersionPolicy
 
 
 def chosen(text: str, name: str = "digits") -> list[int]:

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from glowserve.images import UInt8Array, decode_png
+from glowserve.runtime.repository import manifest_checksum
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.repository import manifest_checksum
 
 # Of a channel: what arrives while nobody reads waits in the client, in here; gRPC would let it grow to megabytes.
 SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16 - 1)]

@@ -17,9 +17,14 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from glowserve import calls
+from glowserve.client import requests as calls
 from glowserve.images import UInt8Array, encode_png
-from glowserve.messages import image_tensor, images_array, images_message, latent_tensor
+from glowserve.messages import (
+    image_tensor,
+    images_array,
+    images_message,
+    latent_tensor,
+)
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb

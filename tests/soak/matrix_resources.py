@@ -11,11 +11,11 @@ import tracemalloc
 from collections import Counter
 from typing import Any
 
-from service.batcher import Batcher, _Part, _Submission
-from service.call import Call
-from service.models import ServedModel
-from service.preparer import Preparer
-from service.server import Server
+from glowserve_service.front.call import Call
+from glowserve_service.models.models import ServedModel
+from glowserve_service.scheduling.batcher import Batcher, _Part, _Submission
+from glowserve_service.scheduling.cpu_pool import Preparer
+from glowserve_service.server import Server
 
 # Of objects that are made for a call, or for a server; none is left of a call or a server that has ended.
 KINDS: tuple[type, ...] = (

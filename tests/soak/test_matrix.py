@@ -27,13 +27,13 @@ from typing import Any
 
 import grpc
 import pytest
+from glowserve_service.front.call import Call, current
+from glowserve_service.front.glow_service import GlowServicer
+from glowserve_service.scheduling.batcher import _Submission
+from glowserve_service.server import Server
 
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from service.batcher import _Submission
-from service.call import Call, current
-from service.server import Server
-from service.servicer import GlowServicer
 from tests.soak.matrix_client import SCORE
 from tests.soak.matrix_resources import KINDS, SLACK, Parts, check_settled, measure
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from glowserve_training.config import RunConfig
+from glowserve_training.layers import Bijector
+from glowserve_training.presets import run_config
 from torch import Tensor, nn
 
 from glowserve.images import UInt8Array
-from training.config import RunConfig
-from training.layers import Bijector
-from training.presets import run_config
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]
@@ -71,7 +71,7 @@ def jacobian_log_det() -> JacobianLogDet:
 @pytest.fixture(scope="session")
 def few_digits(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """An .npz file of 120 digits, so that a run reads it in no time."""
-    from training.data import DataConfig, load_images
+    from glowserve_training.data import DataConfig, load_images
 
     images: UInt8Array = load_images(DataConfig(data="digits", image_size=8, channels=1)).train[:120]
     path = tmp_path_factory.mktemp("data") / "digits.npz"

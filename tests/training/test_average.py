@@ -9,17 +9,16 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import RunConfig
+from glowserve_training.data import evaluation_batches, load_images
+from glowserve_training.hardware import Machine
+from glowserve_training.model import Glow
+from glowserve_training.quantization import bits_per_dim
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig
-from training.data import evaluation_batches, load_images
-from training.machine import Machine
-from training.model import Glow
-from training.quantization import bits_per_dim
-from training.run import train
 
 TinyRun = Callable[..., RunConfig]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from glowserve_training.data import StepLoader, evaluation_batches
+from glowserve_training.data.batches import Batch
 
 from glowserve.images import UInt8Array
-from training.data import StepLoader, evaluation_batches
-from training.data.batches import Batch
 
 
 @pytest.fixture

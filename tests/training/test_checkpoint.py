@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from glowserve_training.checkpoint import (
+    Checkpoint,
+    TrainingRecord,
+    load_checkpoint,
+    save_checkpoint,
+)
+from glowserve_training.data import DataConfig, load_images
+from glowserve_training.errors import CheckpointError, RunError
+from glowserve_training.model import Glow, GlowConfig
 
 from glowserve.images import Preparation
-from training.checkpoint import Checkpoint, TrainingRecord, load_checkpoint, save_checkpoint
-from training.data import DataConfig, load_images
-from training.errors import CheckpointError, RunError
-from training.model import Glow, GlowConfig
 
 
 @pytest.fixture

@@ -10,11 +10,18 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from glowserve_training.data import (
+    DataConfig,
+    ImageData,
+    load_held_out,
+    load_images,
+    native_shape,
+    open_source,
+)
+from glowserve_training.errors import DataError
 from PIL import Image
 
 from glowserve.images import Preparation, UInt8Array
-from training.data import DataConfig, ImageData, load_held_out, load_images, native_shape, open_source
-from training.errors import DataError
 
 SavePictures = Callable[..., None]
 

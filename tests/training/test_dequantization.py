@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from glowserve_training.dequantization import NOISE_MARGIN, VariationalDequantization
+from glowserve_training.model import Glow, GlowConfig
 from torch import Tensor
-
-from training.dequantization import NOISE_MARGIN, VariationalDequantization
-from training.model import Glow, GlowConfig
 
 Perturb = Callable[..., None]
 

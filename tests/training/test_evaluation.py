@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from glowserve.images import UInt8Array
-from training.checkpoint import load_checkpoint
-from training.data import evaluation_batches
-from training.evaluation import (
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.data import evaluation_batches
+from glowserve_training.evaluation import (
     Decoded,
     EvaluatedGlow,
     Float32Array,
@@ -24,6 +22,8 @@ from training.evaluation import (
     measure_likelihood,
     measure_round_trip,
 )
+
+from glowserve.images import UInt8Array
 
 SHAPE = (4, 4, 1)
 D = 16

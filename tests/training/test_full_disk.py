@@ -13,15 +13,15 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import RunConfig
+from glowserve_training.errors import RunError
+from glowserve_training.hardware import Machine
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from glowserve.cli import main
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig
-from training.errors import RunError
-from training.machine import Machine
-from training.run import train
 
 TinyRun = Callable[..., RunConfig]
 

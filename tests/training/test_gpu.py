@@ -11,15 +11,15 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import RunConfig
+from glowserve_training.hardware import Machine
+from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from glowserve.images import UInt8Array
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig
-from training.machine import Machine
-from training.model import Glow, GlowConfig
-from training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 

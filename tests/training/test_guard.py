@@ -14,19 +14,18 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import RunConfig
+from glowserve_training.data import StepLoader, load_images
+from glowserve_training.ema import Average
+from glowserve_training.errors import DivergedError
+from glowserve_training.hardware import Machine
+from glowserve_training.layers import AffineCoupling
+from glowserve_training.model import Glow
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-
-from training.average import Average
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig
-from training.data import StepLoader, load_images
-from training.errors import DivergedError
-from training.layers import AffineCoupling
-from training.machine import Machine
-from training.model import Glow
-from training.run import train
 
 TinyRun = Callable[..., RunConfig]
 Faults = Callable[..., Callback]

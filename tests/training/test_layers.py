@@ -9,10 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
-from torch import Tensor, nn
-
-from training.layers import (
+from glowserve_training.layers import (
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
@@ -26,8 +23,10 @@ from training.layers import (
     TopPrior,
     ZeroConv2d,
 )
-from training.layers.conv1x1 import LOG_S_BOUND, InvertibleConv1x1
-from training.model import FlowStep, GlowConfig, Level
+from glowserve_training.layers.conv1x1 import LOG_S_BOUND, InvertibleConv1x1
+from glowserve_training.model import FlowStep, GlowConfig, Level
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]

@@ -10,11 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from glowserve_training.layers import AffineCoupling, Bijector
+from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.quantization import bits_per_dim, from_bins, to_bins
 from torch import Tensor
-
-from training.layers import AffineCoupling, Bijector
-from training.model import Glow, GlowConfig
-from training.quantization import bits_per_dim, from_bins, to_bins
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-
-from training.config import RunConfig
-from training.data import DataConfig
-from training.model import Glow, GlowConfig
-from training.module import GlowModule
+from glowserve_training.config import RunConfig
+from glowserve_training.data import DataConfig
+from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.module import GlowModule
 
 CONFIG = GlowConfig(image_size=4, channels=1, levels=1, steps_per_level=1, width=4)
 

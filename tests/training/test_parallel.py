@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import glowserve_training.fit
 import lightning
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import RunConfig
+from glowserve_training.data import StepLoader
+from glowserve_training.errors import RunError
+from glowserve_training.hardware import Machine
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-
-import training.fit
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig
-from training.data import StepLoader
-from training.errors import RunError
-from training.machine import Machine
-from training.run import train
 
 TinyRun = Callable[..., RunConfig]
 Tensors = dict[str, Tensor]
@@ -54,9 +53,9 @@ SCRIPT = """
 import os, sys, torch
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
-from training.machine import Machine
-from training.presets import run_config
-from training.run import train
+from glowserve_training.hardware import Machine
+from glowserve_training.presets import run_config
+from glowserve_training.run import train
 
 class Recorder(Callback):
     def save(self, step, rank, state):
@@ -201,7 +200,7 @@ def test_two_processes_set_actnorm_as_one_with_the_whole_batch_does(
     assert len(actnorms(one.weights)) == 2 * 3 * 3  # steps, actnorms of each, and what each has
     assert distance(actnorms(two.weights[0, 0]), actnorms(one.weights)) < 1e-5
 
-    monkeypatch.setattr(training.fit, "StepLoader", HalfABatch)
+    monkeypatch.setattr(glowserve_training.fit, "StepLoader", HalfABatch)
     alone = Start()
     train_alone(tiny_run(**SIZES), tmp_path, alone)
     assert distance(actnorms(alone.weights), actnorms(one.weights)) > 0.1  # had each looked at its own part
@@ -225,7 +224,7 @@ def test_two_processes_end_with_the_weights_of_one_with_the_whole_batch(
 
     assert distance(weights(two.result), expected) < TOLERANCE
 
-    monkeypatch.setattr(training.fit, "StepLoader", HalfABatch)
+    monkeypatch.setattr(glowserve_training.fit, "StepLoader", HalfABatch)
     assert distance(train_alone(tiny_run(**SIZES), tmp_path / "wrong"), expected) > 1000 * TOLERANCE
 
 

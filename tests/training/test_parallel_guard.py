@@ -25,9 +25,9 @@ import math, sys, torch
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
-from training.machine import Machine
-from training.presets import run_config
-from training.run import train
+from glowserve_training.hardware import Machine
+from glowserve_training.presets import run_config
+from glowserve_training.run import train
 
 class Faults(Callback):
     # In the second process: at step 3 noise that is not a number; at step 7 an infinite loss, whose gradient is finite.

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from glowserve_training.config import RunConfig
+from glowserve_training.data import DataConfig
+from glowserve_training.errors import DataError
+from glowserve_training.model import GlowConfig
+from glowserve_training.presets import run_config
 from PIL import Image
-
-from training.config import RunConfig
-from training.data import DataConfig
-from training.errors import DataError
-from training.model import GlowConfig
-from training.presets import run_config
 
 
 def source(path: Path, *shape: int) -> str:

@@ -8,11 +8,10 @@ from typing import Any
 
 import lightning
 import pytest
+from glowserve_training.config import RunConfig
+from glowserve_training.hardware import Machine
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
-
-from training.config import RunConfig
-from training.machine import Machine
-from training.run import train
 
 
 class Interruption(Callback):

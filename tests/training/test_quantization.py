@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from training.quantization import bits_per_dim, dequantize, from_bins, quantize, to_bins
+from glowserve_training.quantization import (
+    bits_per_dim,
+    dequantize,
+    from_bins,
+    quantize,
+    to_bins,
+)
 
 N_BITS = range(1, 9)
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8)

@@ -19,15 +19,14 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import RunConfig
+from glowserve_training.errors import DataError, DivergedError, RunError
+from glowserve_training.hardware import Machine
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig
-from training.errors import DataError, DivergedError, RunError
-from training.machine import Machine
-from training.run import train
 
 TinyRun = Callable[..., RunConfig]
 

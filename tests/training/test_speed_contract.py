@@ -12,12 +12,11 @@ from typing import Any
 
 import lightning
 import pytest
+from glowserve_training.config import RunConfig
+from glowserve_training.hardware import Machine
+from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from training.config import RunConfig
-from training.machine import Machine
-from training.run import train
 
 TinyRun = Callable[..., RunConfig]
 

@@ -16,12 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from glowserve_training.data import (
+    DataConfig,
+    ImageData,
+    StepLoader,
+    images,
+    load_images,
+)
+from glowserve_training.data.imagefile import ImageFile
+from glowserve_training.errors import DataError
 from PIL import Image
 
 from glowserve.images import UInt8Array
-from training.data import DataConfig, ImageData, StepLoader, images, load_images
-from training.data.imagefile import ImageFile
-from training.errors import DataError
 
 Decoded = Callable[[], int]
 

@@ -1,0 +1,84 @@
+"""A bundle as `glowserve_training.evaluation` measures it: its graphs, in the engine that serves them.
+
+Shapes: N images, H W C, D = H * W * C.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from glowserve_training.data import DataConfig
+from glowserve_training.evaluation import Decoded, ImageTerms
+
+from glowserve.images import UInt8Array
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.repository import FORWARD, Bundle
+from glowserve_export.graphs import DEQUANTIZED
+
+
+class EvaluatedBundle:
+    """A bundle's graphs.
+
+    Args:
+        bundle: what to run.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        glowserve_service.errors.GlowserveError: the bundle is damaged, or the device cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
+        self._bundle, self._manifest = bundle, bundle.manifest
+        self._engine = Engine(bundle, RuntimeConfig(device=device))
+
+    @property
+    def n_bits(self) -> int:
+        """See `glowserve_training.evaluation.Evaluated`."""
+        return self._manifest.image.n_bits
+
+    def terms(self, images: UInt8Array, noise: Float32Array) -> ImageTerms:
+        """See `glowserve_training.evaluation.Evaluated`."""
+        forward = self._engine.forward(images, noise)
+        return ImageTerms(
+            forward.log_prior.astype(np.float64),
+            forward.log_det.astype(np.float64),
+            self._manifest.log_det_constant,
+        )
+
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `glowserve_training.evaluation.Evaluated`; computed on the CPU."""
+        (pixels,) = self._dequantization.run([DEQUANTIZED], {"image": images, "noise": noise})
+        return np.asarray(pixels)
+
+    @cached_property
+    def _dequantization(self) -> Any:
+        """A session of what comes before the flow in forward.onnx."""
+        forward = onnx.shape_inference.infer_shapes(onnx.load_from_string(self._bundle.read(FORWARD)))
+        head = onnx.utils.Extractor(forward).extract_model(["image", "noise"], [DEQUANTIZED])
+        return onnxruntime.InferenceSession(head.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `glowserve_training.evaluation.Evaluated`."""
+        return self._engine.forward(images, noise).latent
+
+    def decode(self, latent: Float32Array) -> Decoded:
+        """See `glowserve_training.evaluation.Evaluated`."""
+        reverse = self._engine.reverse(latent)
+        return Decoded(reverse.image, reverse.pixels)
+
+
+def data_of(bundle: Bundle) -> DataConfig:
+    """The data that a bundle's model was trained on."""
+    manifest = bundle.manifest
+    return DataConfig(
+        data=manifest.training.data,
+        image_size=manifest.image.height,
+        channels=manifest.image.channels,
+        split_seed=manifest.training.split_seed,
+        preparation=bundle.preparation,
+    )

@@ -1,0 +1,175 @@
+"""From a checkpoint of rosinality/glow-pytorch to constants.
+
+What differs from our flow: a coupling's logits come before its shifts, and the convolutions that began as zero pad with
+ones. Such a border is one of zeros and a bias that differs from place to place; and the top level's prior, such a
+convolution of zeros, differs from place to place, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glowserve_export.baked import BakedConv, Float64Array
+from glowserve_export.errors import ForeignCheckpointError
+from glowserve_export.frontends.arguments import check_image, read_arguments
+from glowserve_export.frontends.folding import (
+    PublicGlow,
+    PublicLevel,
+    PublicStep,
+    fold,
+    reordered,
+    shift_and_logit,
+    zero_conv,
+)
+from glowserve_export.frontends.state_dict import match
+
+_ARGUMENTS = {
+    "in_channel": int,
+    "n_flow": int,
+    "n_block": int,
+    "affine": bool,
+    "conv_lu": bool,
+    "image_size": int,
+}
+# Hidden channels of a coupling network; no argument changes them.
+_WIDTH = 512
+_BUFFERS = ("initialized", "w_p", "u_mask", "l_mask", "s_sign", "l_eye")
+
+
+def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path) -> PublicGlow:
+    """Folds a model into constants.
+
+    Args:
+        found: its state_dict.
+        checkpoint: where that was read from.
+        arguments: JSON of what `Glow` was built with, and of the image's size.
+
+    Raises:
+        ExportError: the two do not fit each other, or the model cannot be inverted.
+    """
+    given = read_arguments(arguments, "rosinality/glow-pytorch", _ARGUMENTS)
+    check_image(arguments, given["image_size"], given["in_channel"], given["n_block"])
+    shapes = dict(_shapes(given, found))
+    weights = match(found, shapes, checkpoint)
+    for key, value in weights.items():
+        if key.endswith(".initialized") and not value:
+            raise ForeignCheckpointError(
+                f"checkpoint {checkpoint}: {key} is 0, so that this actnorm has seen no image yet; give the checkpoint "
+                "of a model that was trained"
+            )
+    blocks = [_block(weights, given, i) for i in range(given["n_block"])]
+    top = _zero_conv(weights, f"blocks.{given['n_block'] - 1}.prior", _places(given, given["n_block"] - 1))
+    glow = fold(
+        blocks,
+        image_size=given["image_size"],
+        channels=given["in_channel"],
+        n_bits=given["n_bits"],
+        affine=given["affine"],
+        top=top.bias,  # what it yields where its input is zero
+    )
+    return PublicGlow(
+        glow=glow,
+        width=_WIDTH,
+        steps_per_level=given["n_flow"],
+        coupling="affine" if given["affine"] else "additive",
+        parametrization="lu" if given["conv_lu"] else "plain",
+        coupling_actnorm=False,
+        parameters=sum(value.size for key, value in weights.items() if not key.endswith(_BUFFERS)),
+    )
+
+
+def _shapes(given: Mapping[str, Any], found: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The keys that the arguments imply, in the model's order.
+
+    Some versions differ in ways that no argument says: whether an actnorm saves that it was initialized, and whether
+    the last block heeds `conv_lu` or has LU decomposed convolutions always.
+    """
+    saves_initialized = any(key.endswith(".initialized") for key in found)
+    last = given["n_block"] - 1
+    plain_last = f"blocks.{last}.flows.0.invconv.weight" in found
+    for i in range(given["n_block"]):
+        channels = given["in_channel"] * 2 ** (i + 2)
+        lu = given["conv_lu"] or (i == last and not plain_last)
+        for k in range(given["n_flow"]):
+            flow = f"blocks.{i}.flows.{k}"
+            yield f"{flow}.actnorm.loc", (1, channels, 1, 1)
+            yield f"{flow}.actnorm.scale", (1, channels, 1, 1)
+            if saves_initialized:
+                yield f"{flow}.actnorm.initialized", ()
+            if lu:
+                for name in ("w_l", "w_s", "w_u", "w_p", "u_mask", "l_mask", "s_sign", "l_eye"):
+                    vector = name in ("w_s", "s_sign")
+                    yield f"{flow}.invconv.{name}", (channels,) if vector else (channels, channels)
+            else:
+                yield f"{flow}.invconv.weight", (channels, channels, 1, 1)
+            yield f"{flow}.coupling.net.0.weight", (_WIDTH, channels // 2, 3, 3)
+            yield f"{flow}.coupling.net.0.bias", (_WIDTH,)
+            yield f"{flow}.coupling.net.2.weight", (_WIDTH, _WIDTH, 1, 1)
+            yield f"{flow}.coupling.net.2.bias", (_WIDTH,)
+            outputs = channels if given["affine"] else channels // 2
+            yield from _zero_conv_shapes(f"{flow}.coupling.net.4", outputs, _WIDTH)
+        inputs = channels if i == last else channels // 2
+        yield from _zero_conv_shapes(f"blocks.{i}.prior", 2 * inputs, inputs)
+
+
+def _zero_conv_shapes(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.scale", (1, outputs, 1, 1)
+    yield f"{name}.conv.weight", (outputs, inputs, 3, 3)
+    yield f"{name}.conv.bias", (outputs,)
+
+
+def _block(weights: Mapping[str, Float64Array], given: Mapping[str, Any], i: int) -> PublicLevel:
+    places, top = _places(given, i), i == given["n_block"] - 1
+    steps = [
+        _flow(weights, f"blocks.{i}.flows.{k}", places, affine=given["affine"])
+        for k in range(given["n_flow"])
+    ]
+    return PublicLevel(steps, None if top else _zero_conv(weights, f"blocks.{i}.prior", places))
+
+
+def _flow(weights: Mapping[str, Float64Array], name: str, places: int, *, affine: bool) -> PublicStep:
+    first, second = (
+        BakedConv(weights[f"{name}.coupling.net.{i}.weight"], weights[f"{name}.coupling.net.{i}.bias"])
+        for i in (0, 2)
+    )
+    last = _zero_conv(weights, f"{name}.coupling.net.4", places)
+    if affine:
+        logits, shifts = np.split(np.arange(len(last.weight)), 2)
+        last = shift_and_logit(reordered(last, np.concatenate((shifts, logits))))
+    return PublicStep(
+        scale=weights[f"{name}.actnorm.scale"].reshape(-1),
+        offset=weights[f"{name}.actnorm.loc"].reshape(-1),
+        mixing=_mixing(weights, f"{name}.invconv"),
+        network=(first, second, last),
+    )
+
+
+def _mixing(weights: Mapping[str, Float64Array], name: str) -> Float64Array:
+    if f"{name}.weight" in weights:
+        return weights[f"{name}.weight"][:, :, 0, 0]
+    own = {key: weights[f"{name}.{key}"] for key in ("w_p", "w_l", "l_mask", "l_eye", "w_u", "u_mask")}
+    diagonal = np.diag(weights[f"{name}.s_sign"] * np.exp(weights[f"{name}.w_s"]))
+    lower, upper = own["w_l"] * own["l_mask"] + own["l_eye"], own["w_u"] * own["u_mask"] + diagonal
+    product: Float64Array = own["w_p"] @ lower @ upper
+    return product
+
+
+def _zero_conv(weights: Mapping[str, Float64Array], name: str, places: int) -> BakedConv:
+    """With a border of ones made one of zeros, on places x places."""
+    weight, bias = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
+    border = F.pad(torch.zeros(1, 1, places, places, dtype=torch.float64), (1, 1, 1, 1), value=1.0)
+    of_border = F.conv2d(border, torch.from_numpy(weight.sum(1, keepdims=True)))[0].numpy()
+    return zero_conv(BakedConv(weight, bias[:, None, None] + of_border), weights[f"{name}.scale"])
+
+
+def _places(given: Mapping[str, Any], block: int) -> int:
+    """H = W of a block's flows."""
+    size: int = given["image_size"] >> (block + 1)
+    return size

@@ -1,0 +1,231 @@
+"""From a checkpoint of y0ast/Glow-PyTorch to constants.
+
+What differs from our flow: outputs of couplings and priors are interleaved (shift, logit, shift, ...; mean, log-scale,
+mean, ...), and instead of a 1x1 convolution there may be a fixed permutation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glowserve_export.baked import BakedConv, Float64Array
+from glowserve_export.errors import ArgumentsError
+from glowserve_export.frontends.arguments import check_image, read_arguments
+from glowserve_export.frontends.folding import (
+    PublicGlow,
+    PublicLevel,
+    PublicStep,
+    fold,
+    reordered,
+    scaled,
+    shift_and_logit,
+    zero_conv,
+)
+from glowserve_export.frontends.state_dict import match
+
+_ARGUMENTS = {
+    "image_shape": list,
+    "hidden_channels": int,
+    "K": int,
+    "L": int,
+    "actnorm_scale": float,
+    "flow_permutation": str,
+    "flow_coupling": str,
+    "LU_decomposed": bool,
+    "y_classes": int,
+    "learn_top": bool,
+    "y_condition": bool,
+}
+_BUFFERS = ("invconv.p", "invconv.sign_s", "prior_h")
+
+
+def import_y0ast(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path) -> PublicGlow:
+    """Folds a model into constants.
+
+    Args:
+        found: its state_dict.
+        checkpoint: where that was read from.
+        arguments: JSON of what `Glow` was built with.
+
+    Raises:
+        ExportError: the two do not fit each other, or the model cannot be inverted or is not supported.
+    """
+    given = read_arguments(arguments, "y0ast/Glow-PyTorch", _ARGUMENTS, n_bits=8)
+    _check(given, arguments)
+    weights = match(found, dict(_shapes(given)), checkpoint)
+    height, _, channels = given["image_shape"]
+    glow = fold(
+        [_level(weights, given, i) for i in range(given["L"])],
+        image_size=height,
+        channels=channels,
+        n_bits=given["n_bits"],
+        affine=given["flow_coupling"] == "affine",
+        top=_top(weights, learned=given["learn_top"]),
+    )
+    return PublicGlow(
+        glow=glow,
+        width=given["hidden_channels"],
+        steps_per_level=given["K"],
+        coupling=given["flow_coupling"],
+        parametrization=_parametrization(given),
+        coupling_actnorm=True,
+        parameters=sum(value.size for key, value in weights.items() if not key.endswith(_BUFFERS)),
+    )
+
+
+def _check(given: Mapping[str, Any], path: Path) -> None:
+    height, width, channels = given["image_shape"]
+    if height != width:
+        raise ArgumentsError(
+            f"{path}: image_shape is {given['image_shape']}; only square images are supported"
+        )
+    check_image(path, height, channels, given["L"])
+    if given["y_condition"]:
+        raise ArgumentsError(
+            f"{path}: y_condition is true, and class-conditional models are not supported; train one with y_condition "
+            "false"
+        )
+    if given["flow_coupling"] not in ("affine", "additive"):
+        raise ArgumentsError(
+            f"{path}: flow_coupling is {given['flow_coupling']!r}; it must be affine or additive"
+        )
+    if given["flow_permutation"] == "shuffle":
+        raise ArgumentsError(
+            f"{path}: flow_permutation is 'shuffle', and its random orders of channels are not saved in a checkpoint; "
+            "train a model with 'invconv' or 'reverse'"
+        )
+    if given["flow_permutation"] not in ("invconv", "reverse"):
+        raise ArgumentsError(
+            f"{path}: flow_permutation is {given['flow_permutation']!r}; it must be invconv or reverse"
+        )
+
+
+def _parametrization(given: Mapping[str, Any]) -> str:
+    if given["flow_permutation"] == "reverse":
+        return "reverse"
+    return "lu" if given["LU_decomposed"] else "plain"
+
+
+def _shapes(given: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The keys that the arguments imply, in the model's order."""
+    height, _, image_channels = given["image_shape"]
+    levels, width = given["L"], given["hidden_channels"]
+    top, places = image_channels * 2 ** (levels + 1), height >> levels
+    yield "prior_h", (1, 2 * top, places, places)
+    for i in range(levels):
+        channels = image_channels * 2 ** (i + 2)
+        half = channels // 2
+        for k in range(given["K"]):
+            step = _step_key(given, i, k)
+            yield from _actnorm_shapes(f"{step}.actnorm", channels)
+            yield from _mixing_shapes(f"{step}.invconv", channels, _parametrization(given))
+            yield f"{step}.block.0.conv.weight", (width, half, 3, 3)
+            yield from _actnorm_shapes(f"{step}.block.0.actnorm", width)
+            yield f"{step}.block.2.conv.weight", (width, width, 1, 1)
+            yield from _actnorm_shapes(f"{step}.block.2.actnorm", width)
+            outputs = channels if given["flow_coupling"] == "affine" else half
+            yield from _zero_conv_shapes(f"{step}.block.4", outputs, width)
+        if i < levels - 1:
+            yield from _zero_conv_shapes(_split_key(given, i), channels, half)
+    if given["learn_top"]:
+        yield from _zero_conv_shapes("learn_top_fn", 2 * top, 2 * top)
+
+
+def _actnorm_shapes(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.bias", (1, channels, 1, 1)
+    yield f"{name}.logs", (1, channels, 1, 1)
+
+
+def _mixing_shapes(name: str, channels: int, parametrization: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if parametrization == "plain":
+        yield f"{name}.weight", (channels, channels)
+    if parametrization == "lu":
+        yield f"{name}.lower", (channels, channels)
+        yield f"{name}.log_s", (channels,)
+        yield f"{name}.upper", (channels, channels)
+        yield f"{name}.p", (channels, channels)
+        yield f"{name}.sign_s", (channels,)
+
+
+def _zero_conv_shapes(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.logs", (outputs, 1, 1)
+    yield f"{name}.conv.weight", (outputs, inputs, 3, 3)
+    yield f"{name}.conv.bias", (outputs,)
+
+
+def _step_key(given: Mapping[str, Any], level: int, step: int) -> str:
+    """Layers are in one list: of each level the squeeze, the steps, the split."""
+    return f"flow.layers.{level * (given['K'] + 2) + 1 + step}"
+
+
+def _split_key(given: Mapping[str, Any], level: int) -> str:
+    return f"{_step_key(given, level, given['K'])}.conv"
+
+
+def _level(weights: Mapping[str, Float64Array], given: Mapping[str, Any], i: int) -> PublicLevel:
+    steps = [
+        _step(weights, _step_key(given, i, k), affine=given["flow_coupling"] == "affine")
+        for k in range(given["K"])
+    ]
+    if i == given["L"] - 1:
+        return PublicLevel(steps, None)
+    return PublicLevel(steps, _in_halves(_zero_conv(weights, _split_key(given, i))))
+
+
+def _step(weights: Mapping[str, Float64Array], name: str, *, affine: bool) -> PublicStep:
+    last = _zero_conv(weights, f"{name}.block.4")
+    if affine:
+        last = shift_and_logit(_in_halves(last))
+    return PublicStep(
+        scale=np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1),
+        offset=weights[f"{name}.actnorm.bias"].reshape(-1),
+        mixing=_mixing(weights, name),
+        network=(_hidden_conv(weights, f"{name}.block.0"), _hidden_conv(weights, f"{name}.block.2"), last),
+    )
+
+
+def _mixing(weights: Mapping[str, Float64Array], step: str) -> Float64Array:
+    name = f"{step}.invconv"
+    if f"{name}.weight" in weights:
+        return weights[f"{name}.weight"]
+    if f"{name}.p" not in weights:
+        return np.eye(weights[f"{step}.actnorm.bias"].size)[::-1]
+    diagonal = np.diag(weights[f"{name}.sign_s"] * np.exp(weights[f"{name}.log_s"]))
+    lower = np.tril(weights[f"{name}.lower"], -1) + np.eye(len(diagonal))
+    product: Float64Array = weights[f"{name}.p"] @ lower @ (np.triu(weights[f"{name}.upper"], 1) + diagonal)
+    return product
+
+
+def _hidden_conv(weights: Mapping[str, Float64Array], name: str) -> BakedConv:
+    """With the actnorm behind it."""
+    conv = BakedConv(weights[f"{name}.conv.weight"], weights[f"{name}.actnorm.bias"].reshape(-1))
+    return scaled(conv, np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1))
+
+
+def _zero_conv(weights: Mapping[str, Float64Array], name: str) -> BakedConv:
+    return zero_conv(
+        BakedConv(weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]), weights[f"{name}.logs"]
+    )
+
+
+def _in_halves(conv: BakedConv) -> BakedConv:
+    """With its outputs no longer interleaved."""
+    outputs = np.arange(len(conv.weight))
+    return reordered(conv, np.concatenate((outputs[0::2], outputs[1::2])))
+
+
+def _top(weights: Mapping[str, Float64Array], *, learned: bool) -> Float64Array:
+    """Mean and log-scale of the top level's prior, [2C, H, W]."""
+    prior = torch.from_numpy(weights["prior_h"])
+    if learned:
+        conv = _zero_conv(weights, "learn_top_fn")
+        prior = F.conv2d(prior, torch.from_numpy(conv.weight), torch.from_numpy(conv.bias), padding=1)
+    top: Float64Array = prior[0].numpy()
+    return top

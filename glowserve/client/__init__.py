@@ -1,0 +1,1 @@
+"""The client: `Client` for threads, `AsyncClient` for event loops, over transports."""

@@ -1,0 +1,73 @@
+"""A sample that a bundle drew when it was written: what it is tried on before it is trusted, and while it serves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from glowserve.images import UInt8Array
+from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.randomness import dequantization_noise, latents
+from glowserve.runtime.repository import Bundle
+from glowserve.runtime.scoring import DEFAULT_SEED
+from glowserve.v1.manifest_pb2 import Canary
+
+# A model that is hardly trained does not draw a finite sample at every attempt; at 0 it draws its mode.
+_ATTEMPTS = [(seed, temperature) for temperature in (0.7, 0.5, 0.25) for seed in range(4)] + [(0, 0.0)]
+# Of a log-likelihood: other processors and accelerators round otherwise.
+_RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 1e-3, "int8": 1e-2}
+# Mean difference of the values of an image, in grey values of 256.
+_MEAN_ERROR = {"fp32": 0.1, "fp16": 1.0, "int8": 4.0}
+
+
+def draw_canary(engine: Engine, latent_size: int) -> Canary:
+    """A sample that is finite, and its log-likelihood.
+
+    Raises:
+        BundleError: there is none.
+    """
+    for seed, temperature in _ATTEMPTS:
+        canary = Canary(seed=seed, temperature=temperature)
+        drawn = engine.reverse(_latent(canary, latent_size))
+        nats = _log_likelihood(engine, drawn.image)
+        if np.isfinite(drawn.pixels).all() and np.isfinite(nats):
+            canary.image, canary.log_likelihood = drawn.image.tobytes(), nats
+            return canary
+    raise BundleError(
+        "the model does not even draw the mode of its density: it diverged; go back to an earlier checkpoint"
+    )
+
+
+def check_canary(engine: Engine, bundle: Bundle) -> None:
+    """Draws and scores the bundle's canary again.
+
+    Raises:
+        BundleError: it is not what it was, or the bundle has none.
+    """
+    manifest, canary = bundle.manifest, bundle.manifest.canary
+    if len(canary.image) != manifest.image.latent_size:
+        raise BundleError(f"bundle {bundle.path}: it has no canary; export the model again")
+    image = np.frombuffer(canary.image, np.uint8).reshape(1, *bundle.shape)
+    precision = manifest.flow.precision or "fp32"
+    nats = _log_likelihood(engine, image)
+    error = abs(nats - canary.log_likelihood) / abs(canary.log_likelihood)
+    if not error <= _RELATIVE_ERROR[precision]:
+        raise BundleError(
+            f"bundle {bundle.path}: its canary has a log-likelihood of {nats:.6g} nats here, and had "
+            f"{canary.log_likelihood:.6g} when it was exported: this device does not compute what was proved"
+        )
+    drawn = engine.reverse(_latent(canary, manifest.image.latent_size)).image
+    difference = float(np.abs(drawn.astype(np.int64) - image).mean())
+    if not difference <= _MEAN_ERROR[precision]:
+        raise BundleError(
+            f"bundle {bundle.path}: its canary, drawn again, differs by {difference:.3g} grey values in the mean from "
+            "what it was when it was exported: this device does not compute what was proved"
+        )
+
+
+def _latent(canary: Canary, size: int) -> Float32Array:
+    return latents(canary.seed, 0, 1, size, canary.temperature)
+
+
+def _log_likelihood(engine: Engine, image: UInt8Array) -> float:
+    return float(engine.forward(image, dequantization_noise(DEFAULT_SEED, image)).log_likelihood[0])

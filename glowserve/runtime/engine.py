@@ -1,0 +1,166 @@
+"""Two ONNX Runtime sessions, one each way; NumPy in and out. It knows no gRPC and no event loop.
+
+Shapes: N images, H W C, D = H * W * C, L levels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glowserve.images import UInt8Array
+from glowserve.runtime.buffers import BoundSession
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
+from glowserve.runtime.sessions import Graph, has_cuda, open_sessions
+
+Float32Array = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What the forward graph says of N images."""
+
+    log_likelihood: Float32Array
+    """Nats of the discrete image, [N]."""
+
+    latent: Float32Array
+    """[N, D]."""
+
+    log_prior: Float32Array
+    """Nats by level, [N, L]."""
+
+    log_det: Float32Array
+    """Nats by level, [N, L]."""
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """What the reverse graph makes of N latents."""
+
+    image: UInt8Array
+    """[N, H, W, C]."""
+
+    pixels: Float32Array
+    """Before rounding and clipping, in bins, [N, H, W, C]."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where ONNX Runtime runs a graph, or a part of it."""
+
+    graph: str
+    """The name of its file."""
+
+    provider: str
+    """As ONNX Runtime calls it."""
+
+    nodes: int
+    """How many of the graph's nodes it runs, before they are fused."""
+
+
+_DEFAULTS = RuntimeConfig()
+
+
+class Engine:
+    """Runs a bundle. Calls from several threads at once are fine.
+
+    Args:
+        bundle: what to run.
+        config: where, and with what.
+
+    Raises:
+        BundleError: a graph is damaged, fails in its first run on a GPU, or is int8, which CUDA does not run.
+        DeviceError: there is no such device, or it cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, config: RuntimeConfig = _DEFAULTS) -> None:
+        config = _for_precision(bundle, config)
+        image, latent = bundle.shape, [bundle.manifest.image.latent_size]
+        graphs = [
+            Graph(bundle.read(FORWARD), {"image": image, "noise": image}),
+            Graph(bundle.read(REVERSE), {"latent": latent}),
+        ]
+        try:
+            self.device, sessions = open_sessions(graphs, config)
+        except DeviceError:
+            raise
+        except Exception as error:  # ONNX Runtime has no public base class of its errors
+            raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
+        forward, reverse = sessions
+        self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
+        _check_input(bundle, forward, FORWARD, "image", list(image))
+        _check_input(bundle, reverse, REVERSE, "latent", latent)
+        self._bound: list[BoundSession] = []
+        if self.device != "cpu":
+            forward, reverse = (self._bind(session, bundle, config.batch_sizes) for session in sessions)
+        self._forward, self._reverse = forward, reverse
+
+    def _bind(self, session: Any, bundle: Bundle, sizes: Sequence[int]) -> BoundSession:
+        try:
+            bound = BoundSession(session, "cuda", sizes, capture=self.device == "cuda")
+        except Exception as error:  # ONNX Runtime has no public base class of its errors
+            self.close()
+            raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error
+        self._bound.append(bound)
+        return bound
+
+    def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
+        """Log-likelihoods and latents of images.
+
+        Args:
+            images: uint8 [N, H, W, C].
+            noise: dequantization noise in [0, 1), float32 [N, H, W, C].
+        """
+        names = ["log_likelihood", "latent", "log_prior", "log_det"]
+        return Forward(*self._forward.run(names, {"image": images, "noise": noise}))
+
+    def reverse(self, latent: Float32Array) -> Reverse:
+        """Images of latents, float32 [N, D]."""
+        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
+
+    def close(self) -> None:
+        """Gives back what it holds of a GPU, after what runs. It cannot run any more."""
+        while self._bound:
+            self._bound.pop().close()
+
+
+def _for_precision(bundle: Bundle, config: RuntimeConfig) -> RuntimeConfig:
+    """The configuration on the CPU where CUDA does not run the bundle's precision and the device is "auto".
+
+    Raises:
+        BundleError: the device is "cuda".
+    """
+    wants_cuda = config.device == "cuda" or (config.device == "auto" and has_cuda())
+    if bundle.manifest.flow.precision != "int8" or not wants_cuda:
+        return config
+    why = f"bundle {bundle.path}: it is int8, which CUDA does not run in ONNX Runtime"
+    if config.device == "cuda":
+        raise BundleError(f"{why}; export the model in fp16 or fp32, or use device 'auto' or 'cpu'")
+    log.warning("running on the CPU: %s", why)
+    return replace(config, device="cpu")
+
+
+def _check_input(bundle: Bundle, session: Any, graph: str, name: str, row: list[int]) -> None:
+    shapes = {given.name: given.shape for given in session.get_inputs()}
+    if shapes.get(name, [])[1:] != row:
+        raise BundleError(
+            f"bundle {bundle.path}: {graph} takes {shapes}, which is not what the manifest says; export the model again"
+        )
+
+
+def _placements(graph: str, session: Any) -> list[Placement]:
+    """The provider that runs most of it first."""
+    nodes = Counter[str]()
+    for subgraph in session.get_provider_graph_assignment_info():
+        nodes[subgraph.ep_name] += len(subgraph.get_nodes())
+    return [Placement(graph, provider, count) for provider, count in nodes.most_common()]

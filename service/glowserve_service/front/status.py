@@ -1,0 +1,88 @@
+"""Which gRPC status an error is; the errors of the runtime have theirs in `glowserve.runtime.status`.
+
+Beside its code and message a status has details, as google/rpc/error_details.proto defines them. docs/errors.md is the
+table for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from glowserve.runtime import status as runtime_status
+from glowserve.runtime.errors import InvalidRequestError
+from glowserve.runtime.status import Status
+from glowserve_service.errors import (
+    DeadlineError,
+    ForbiddenError,
+    QueueFullError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnsupportedError,
+    WaitTooLongError,
+)
+
+DOMAIN = "glowserve"
+"""Of the reasons."""
+
+
+STATUSES: Mapping[type[Exception], Status] = {
+    **runtime_status.STATUSES,
+    QueueFullError: Status("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+    WaitTooLongError: Status("RESOURCE_EXHAUSTED", "WAIT_TOO_LONG"),
+    DeadlineError: Status("DEADLINE_EXCEEDED", "DEADLINE_PASSED"),
+    UnavailableError: Status("UNAVAILABLE", "SERVER_UNAVAILABLE"),
+    UnauthenticatedError: Status("UNAUTHENTICATED", "UNAUTHENTICATED"),
+    ForbiddenError: Status("PERMISSION_DENIED", "FORBIDDEN"),
+    UnsupportedError: Status("UNIMPLEMENTED", "UNSUPPORTED"),
+}
+
+
+def status_of(error: Exception) -> grpc.StatusCode:
+    """The code that a caller is given."""
+    return grpc.StatusCode[_status(error).code]
+
+
+def reason_of(error: Exception) -> str:
+    """The reason that a caller is given."""
+    return _status(error).reason
+
+
+def retry_seconds(error: Exception) -> float | None:
+    """When the caller may try again at the earliest; None if that is no use, or nobody knows."""
+    return error.retry_seconds if isinstance(error, QueueFullError | UnavailableError) else None
+
+
+def trailing_metadata(error: Exception, message: str) -> tuple[tuple[str, bytes], ...]:
+    """The metadata that carry a status with its details to the caller.
+
+    Args:
+        error: what is told.
+        message: the sentence that the caller is given.
+    """
+    status = status_pb2.Status(code=status_of(error).value[0], message=message)
+    for detail in _details(error, message):
+        status.details.add().Pack(detail)
+    metadata: tuple[tuple[str, bytes], ...] = rpc_status.to_status(status).trailing_metadata
+    return metadata
+
+
+def _status(error: Exception) -> Status:
+    return runtime_status.status_of(error, STATUSES)
+
+
+def _details(error: Exception, message: str) -> list[Message]:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN)]
+    if isinstance(error, InvalidRequestError) and error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if (seconds := retry_seconds(error)) is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(1e9 * seconds))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return details

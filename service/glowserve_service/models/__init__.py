@@ -1,0 +1,1 @@
+"""Models: finds versions in the repository, loads them, and swaps them while traffic flows."""

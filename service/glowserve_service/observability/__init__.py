@@ -1,0 +1,1 @@
+"""Observability: metrics, the log and traces."""

@@ -1,0 +1,100 @@
+"""Prometheus metrics over HTTP, or HTTPS where the service has a certificate."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
+
+from glowserve.runtime.errors import GlowserveError
+from glowserve_service.errors import ForbiddenError
+from glowserve_service.security.security import Certificates, Tokens
+
+# How long a connection may take with its handshake and its request.
+_TIMEOUT_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class MetricsServer(ThreadingMixIn, WSGIServer):
+    """Answers scrapes from threads of its own, from when it is made until `close`.
+
+    prometheus_client's own server does handshakes in the thread that accepts: one silent client would stop it.
+
+    Args:
+        host: address to listen on.
+        port: 0 for any that is free; `server_port` says which.
+        registry: the metrics.
+        certificates: encrypts with these.
+        tokens: asks for one that has the right to `metrics`, if there is one that has.
+
+    Raises:
+        OSError: the port cannot be listened on.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        certificates: Certificates | None,
+        tokens: Tokens | None,
+    ) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, address = found[0][0], found[0][4]
+        self._certificates = certificates
+        super().__init__(address[:2], _Handler)  # type: ignore[arg-type]  # IPv6 has four parts
+        self.set_app(_guarded(make_wsgi_app(registry), tokens))
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of the connection's own: the handshake, and the answer."""
+        request.settimeout(_TIMEOUT_SECONDS)
+        if self._certificates is None:
+            return super().finish_request(request, client_address)
+        with self._certificates.context().wrap_socket(request, server_side=True) as encrypted:
+            return super().finish_request(encrypted, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that failed is the other side's affair."""
+        log.debug("a scrape failed", exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Nothing: there is a scrape every few seconds."""
+
+
+def _guarded(app: Callable[..., Iterable[bytes]], tokens: Tokens | None) -> Callable[..., Iterable[bytes]]:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            if tokens is not None and tokens.has("metrics"):
+                tokens.check(environ.get("HTTP_AUTHORIZATION", ""), "metrics")
+        except GlowserveError as error:
+            status = "403 Forbidden" if isinstance(error, ForbiddenError) else "401 Unauthorized"
+            start_response(status, [("Content-Type", "text/plain"), ("WWW-Authenticate", "Bearer")])
+            return [f"{error}\n".encode()]
+        try:
+            choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        except TypeError:  # which prometheus_client raises of a version that is no number
+            start_response("400 Bad Request", [("Content-Type", "text/plain")])
+            return [b"the version in the header Accept is no number; leave it out, or ask for 1.0.0\n"]
+        return app(environ, start_response)
+
+    return answer

@@ -1,0 +1,1 @@
+"""Scheduling: joins the rows of concurrent callers into batches, within queues that have bounds."""

@@ -1,0 +1,1 @@
+"""Security: certificates, tokens, and who may call what."""

@@ -1,0 +1,242 @@
+"""A service from start to end: bind, load, serve, drain, stop. The one file that wires the others together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from glowserve.oip import grpc_service_pb2_grpc
+from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
+from glowserve_service.config import ServiceConfig
+from glowserve_service.errors import PortError
+from glowserve_service.front import health
+from glowserve_service.front import open_inference as oip
+from glowserve_service.front.glow_service import GlowServicer
+from glowserve_service.front.health import Health
+from glowserve_service.front.middleware import Edge
+from glowserve_service.models.manager import ModelManager
+from glowserve_service.models.models import Models
+from glowserve_service.observability import traces
+from glowserve_service.observability.metrics import Metrics
+from glowserve_service.observability.metrics_server import MetricsServer
+from glowserve_service.scheduling.cpu_pool import Preparer
+from glowserve_service.security.security import Certificates, Tokens, warning
+
+SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
+
+# gRPC says CANCELLED to calls that have arrived, and not yet been handed to us, when it stops: a caller would take
+# that for its own doing. So they are handed to us first, to be told UNAVAILABLE: until none has come for so long. Who
+# tries again and again is not waited for longer: by then a client has tried for the last time.
+_LAST_CALLS_SECONDS = 0.2
+_MOST_LAST_CALLS_SECONDS = 1.0
+_LAST_ANSWERS_SECONDS = 3.0
+
+# A client may ask this often whether the connection lives, in a call or between calls; ours do every
+# `calls.KEEPALIVE_MS`. By itself gRPC allows one such ping in five minutes, and hangs up on those who ask more often.
+_LEAST_BETWEEN_PINGS_MS = 10_000
+# The server asks, too: a client that vanished would leave its calls open.
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+
+# What the caller of a stream may send before the service reads it. gRPC by itself lets it grow to megabytes, for each
+# stream that does not read its answers. A message that is longer is read as a whole, far callers of large ones wait for
+# one more round trip.
+_SENT_AHEAD_BYTES = 256 * 2**10
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A service in this process: `start`, and later `stop`.
+
+    Args:
+        config: its settings.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.port = 0
+        self.metrics_port = 0
+        self._health = Health(("", SERVICE_NAME, oip.SERVICE_NAME))
+        self._traces = traces.from_environment()
+        self._edge = Edge(
+            (SERVICE_NAME, oip.SERVICE_NAME),
+            self.metrics,
+            always=oip.READINESS_METHODS,
+            traces=self._traces,
+        )
+        self._closers: list[Callable[[], Any]] = []
+
+    async def start(self) -> None:
+        """Binds, answers UNAVAILABLE while it loads, then serves; health says SERVING once it returns.
+
+        Raises:
+            GlowserveError: a port is taken, or there is nothing to serve; the message says what to do.
+            ValueError: certificates or tokens cannot be used; likewise.
+        """
+        if self._traces:
+            self._closers.append(self._traces.close)
+        tokens = None if self.config.tokens is None else Tokens(self.config.tokens)
+        self._edge.tokens = tokens
+        self._server = grpc.aio.server(options=_options(self.config))
+        self._server.add_generic_rpc_handlers((self._edge,))
+        self._bind(tokens)
+        models = Models(self.metrics)
+        self._manager = ModelManager(self.config, models, self.metrics, self._health)
+        preparer = Preparer(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
+        self._closers.append(preparer.close)
+        servicer = GlowServicer(models, self._manager, self.config, preparer)
+        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._edge)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            oip.OipServicer(models, self._manager, self.config, preparer, self._health.is_serving),
+            self._edge,
+        )
+        health.add_to_server(self._health, self._edge)
+        names = (SERVICE_NAME, oip.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        reflected = reflection.aio.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._edge)
+        await self._server.start()
+        try:
+            await self._manager.start()
+        except BaseException:
+            await self._server.stop(None)
+            await self._manager.close()
+            self._close()
+            raise
+        self._edge.accept()
+        self._health.serve()
+
+    async def stop(self) -> None:
+        """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
+        log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
+        self._health.stop()
+        self._edge.refuse()
+        await self._last_calls()
+        drained = asyncio.ensure_future(self._server.stop(self.config.drain_seconds))
+        idle = asyncio.ensure_future(self._edge.idle())
+        await asyncio.wait({drained, idle}, return_when=asyncio.FIRST_COMPLETED)
+        # What is open now are answers on their way, and streams of reflection, which clients keep for good.
+        await asyncio.wait({drained}, timeout=_LAST_ANSWERS_SECONDS)
+        await self._server.stop(0)
+        await drained
+        idle.cancel()
+        await self._manager.close()
+        self._close()
+        log.info("stopped")
+
+    async def _last_calls(self) -> None:
+        """Until those are refused that have arrived."""
+        end, before = time.monotonic() + _MOST_LAST_CALLS_SECONDS, -1
+        while self._edge.arrived != before and time.monotonic() < end:
+            before = self._edge.arrived
+            await asyncio.sleep(_LAST_CALLS_SECONDS)
+
+    def _close(self) -> None:
+        for close in reversed(self._closers):
+            close()
+
+    def _bind(self, tokens: Tokens | None) -> None:
+        config, certificates = self.config, None
+        if config.tls_cert is not None and config.tls_key is not None:
+            certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+        if danger := warning(config):
+            log.warning("%s", danger)
+        address = config.address(config.port)
+        try:
+            _try_to_bind(config.host, config.port)
+            if certificates is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, certificates.credentials())
+        except (OSError, RuntimeError):
+            self.port = 0
+        if not self.port:
+            raise PortError(
+                f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?"
+            )
+        try:
+            metrics = MetricsServer(
+                config.host, config.metrics_port, self.metrics.registry, certificates, tokens
+            )
+        except OSError as error:
+            raise PortError(
+                f"metrics_port {self.config.metrics_port} on {self.config.host} cannot be listened on: "
+                f"{error.strerror}"
+            ) from error
+        self.metrics_port = metrics.server_port
+        self._closers.append(metrics.close)
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    """Raises OSError where gRPC would fail, and besides write lines of its own to stderr."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+def _options(config: ServiceConfig) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _SENT_AHEAD_BYTES),
+        # Identity alone. gRPC unpacks a compressed request before it looks at its size: 1 MB would become 1 GB.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        # Two servers on one port would share its calls without a word.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_BETWEEN_PINGS_MS),
+    ]
+    if config.max_connection_age_seconds:
+        # The calls that are under way on an old connection may end there, however long they take.
+        options.append(("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)))
+    return options
+
+
+async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> None:
+    """Runs a service until a signal ends it.
+
+    Args:
+        config: its settings.
+        on_ready: told when it serves.
+
+    Raises:
+        GlowserveError: it cannot start.
+    """
+    asked_to_stop = _on_signals()
+    server = Server(config)
+    await server.start()
+    if not asked_to_stop.is_set():
+        on_ready(server)
+    await asked_to_stop.wait()
+    await server.stop()
+
+
+def _on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; another one ends the process at once."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def ask() -> None:
+        asked.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in signals:
+        loop.add_signal_handler(number, ask)
+    return asked

@@ -1,0 +1,309 @@
+"""How likely a model finds images, and whether they come back from their latents.
+
+log p(x) is estimated with M draws of dequantization noise: the logarithm of the mean of the M likelihoods, which bounds
+log p(x) from below in expectation, and the closer the larger M is (Burda et al. 2016, theorem 1). With M = 1 it is the
+bound of uniform (Theis et al. 2016, section 3.1) or variational dequantization (Ho et al. 2019, section 3.1).
+
+Shapes: N images, H W C, D = H * W * C, L levels, M draws.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from glowserve.images import UInt8Array
+from glowserve_training import quantization
+from glowserve_training.data import evaluation_batches
+from glowserve_training.model import Glow
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+# The noise depends on it. It is that of training, so that M = 1 gives the checkpoint's own figure.
+_BATCH = 64
+# Encoding takes the middle of every bin or, where dequantization is learned, what that becomes.
+_MIDDLE = 0.5
+
+
+@dataclass(frozen=True)
+class ImageTerms:
+    """What log-likelihoods are the sums of, in nats; level 1 (nearest to the pixels) first."""
+
+    log_prior: Float64Array
+    """The log-density of each level's latents, [N, L]."""
+
+    log_det: Float64Array
+    """Each level's log-determinants that depend on the image, [N, L]."""
+
+    constant: float
+    """The rest, which is the same for every image."""
+
+    def total(self) -> Float64Array:
+        """The log-likelihoods, [N]."""
+        log_likelihood: Float64Array = self.log_prior.sum(axis=1) + self.log_det.sum(axis=1) + self.constant
+        return log_likelihood
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a model makes of latents."""
+
+    image: UInt8Array
+    """[N, H, W, C]."""
+
+    pixels: Float32Array
+    """Before rounding and clipping, in bins, [N, H, W, C]."""
+
+
+class Evaluated(Protocol):
+    """A model in whatever form: PyTorch, or graphs."""
+
+    @property
+    def n_bits(self) -> int:
+        """Bits of each value that the model sees."""
+
+    def terms(self, images: UInt8Array, noise: Float32Array) -> ImageTerms:
+        """The log-likelihoods of images, uint8 [N, H, W, C], with noise in [0, 1) of the same shape."""
+
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """What the flow sees of them, in bins, [N, H, W, C]: a value of bin q lies in q to q + 1."""
+
+    def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """Their latents, [N, D]."""
+
+    def decode(self, latent: Float32Array) -> Decoded:
+        """The images of latents, [N, D]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelBits:
+    """A level's share of bits/dim: the means over images of its terms with the first draw of noise."""
+
+    level: int
+    """1 is nearest to the pixels."""
+
+    log_prior_bits_per_dim: float
+    """Of the log-density of its latents."""
+
+    log_det_bits_per_dim: float
+    """Of its log-determinants that depend on the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """How likely a model finds images."""
+
+    images: int
+    """N."""
+
+    importance_samples: int
+    """Draws of noise for each image, M."""
+
+    bits_per_dim: float
+    """The mean over images; infinite if an image has no finite likelihood."""
+
+    standard_error: float
+    """Of that mean over images; NaN if it is infinite, or of one image."""
+
+    levels: tuple[LevelBits, ...]
+    """Level 1 first. With the constant, they add up to the mean of the first draw."""
+
+    constant_bits_per_dim: float
+    """What is the same for every image."""
+
+    non_finite: int
+    """Images with a draw whose likelihood is not finite; each counts as infinitely many bits."""
+
+    def first_draw_bits_per_dim(self) -> float:
+        """The sum of the levels and the constant: bits/dim with M = 1."""
+        terms = (level.log_prior_bits_per_dim + level.log_det_bits_per_dim for level in self.levels)
+        return sum(terms) + self.constant_bits_per_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTrip:
+    """What comes back from the latents of images with noise 0.5."""
+
+    images_exact: int
+    """Images whose every value comes back in its bin."""
+
+    values_changed: int
+    """Values, of N * D, that do not."""
+
+    largest_error: float
+    """Farthest that a value before rounding is from what was encoded, in bins: with uniform dequantization that is the
+    bin's middle, and 0.5 the border."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Likelihood):
+    """Both."""
+
+    round_trip: RoundTrip
+    """Whether images come back."""
+
+
+def evaluate(model: Evaluated, images: UInt8Array, *, importance_samples: int = 1) -> Evaluation:
+    """Measures a model on images.
+
+    Args:
+        model: what to measure.
+        images: uint8 [N, H, W, C].
+        importance_samples: draws of noise for each image, M. They depend on the draw and the image's place alone.
+
+    Raises:
+        ValueError: there are no images, or no draws.
+    """
+    likelihood = measure_likelihood(model, images, importance_samples=importance_samples)
+    return Evaluation(**vars(likelihood), round_trip=measure_round_trip(model, images))
+
+
+def measure_likelihood(model: Evaluated, images: UInt8Array, *, importance_samples: int = 1) -> Likelihood:
+    """The first half of `evaluate`, which has the same arguments."""
+    if importance_samples < 1:
+        raise ValueError(f"importance_samples is {importance_samples}; it must be 1 or more")
+    if not len(images):
+        raise ValueError("images is empty; it must hold 1 or more")
+    with (
+        np.errstate(invalid="ignore", over="ignore"),  # what is not finite is counted
+        tqdm(
+            total=importance_samples * len(images), desc="scoring", unit="", disable=None, leave=False
+        ) as bar,
+    ):
+        first = _draw(model, images, 0, bar)
+        others = (_draw(model, images, draw, bar).total() for draw in range(1, importance_samples))
+        return _summary(first, np.stack([first.total(), *others]), images[0].size)
+
+
+def measure_round_trip(model: Evaluated, images: UInt8Array) -> RoundTrip:
+    """The other half: images, uint8 [N, H, W, C], to latents and back."""
+    shift, exact, changed, farthest = 8 - model.n_bits, 0, 0, np.float32(0)
+    with (
+        np.errstate(invalid="ignore", over="ignore"),
+        tqdm(total=len(images), desc="encoding and decoding", unit="", disable=None, leave=False) as bar,
+    ):
+        for first in range(0, len(images), _BATCH):
+            part = images[first : first + _BATCH]
+            noise = np.full(part.shape, _MIDDLE, np.float32)
+            decoded = model.decode(model.encode(part, noise))
+            # What is not finite has not come back, whatever byte became of it.
+            wrong = ((part >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
+            changed += int(wrong.sum())
+            exact += int((~wrong).all(axis=(1, 2, 3)).sum())
+            error = np.abs(decoded.pixels - model.dequantize(part, noise))
+            farthest = np.maximum(farthest, error.max())  # NaN stays NaN
+            bar.update(len(part))
+    return RoundTrip(images_exact=exact, values_changed=changed, largest_error=float(farthest))
+
+
+def _draw(model: Evaluated, images: UInt8Array, draw: int, bar: tqdm[None]) -> ImageTerms:
+    """The terms of all images with one draw of noise."""
+    parts = []
+    for part, noise in evaluation_batches(images, _BATCH, draw=draw):
+        parts.append(model.terms(part.numpy(), noise.numpy()))
+        bar.update(len(part))
+    return ImageTerms(
+        np.concatenate([part.log_prior for part in parts]),
+        np.concatenate([part.log_det for part in parts]),
+        parts[0].constant,
+    )
+
+
+def _summary(first: ImageTerms, draws: Float64Array, dimensions: int) -> Likelihood:
+    """Of the terms of the first draw, and the log-likelihoods of all draws, [M, N]."""
+    m, n = draws.shape
+    unit = -dimensions * math.log(2)  # nats in a bit/dim
+    finite = np.isfinite(draws).all(axis=0)
+    log_likelihood = np.where(finite, np.logaddexp.reduce(draws, axis=0) - math.log(m), -np.inf)
+    bits = log_likelihood / unit
+    priors, log_dets = ((term.mean(axis=0) / unit).tolist() for term in (first.log_prior, first.log_det))
+    return Likelihood(
+        images=n,
+        importance_samples=m,
+        bits_per_dim=float(bits.mean()),
+        standard_error=float(bits.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
+        levels=tuple(
+            LevelBits(level=level, log_prior_bits_per_dim=prior, log_det_bits_per_dim=log_det)
+            for level, (prior, log_det) in enumerate(zip(priors, log_dets, strict=True), start=1)
+        ),
+        constant_bits_per_dim=first.constant / unit,
+        non_finite=n - int(finite.sum()),
+    )
+
+
+class EvaluatedGlow:
+    """A model in PyTorch, on the device and in the precision that it is in.
+
+    Args:
+        model: in evaluation mode.
+    """
+
+    def __init__(self, model: Glow) -> None:
+        self._model = model
+
+    @property
+    def n_bits(self) -> int:
+        """See `Evaluated`."""
+        return self._model.config.n_bits
+
+    def terms(self, images: UInt8Array, noise: Float32Array) -> ImageTerms:
+        """See `Evaluated`."""
+        with torch.no_grad(), _full_float32():
+            terms = self._model.terms(self._tensor(images), self._float_tensor(noise))
+        return ImageTerms(_float64(terms.log_prior), _float64(terms.log_det), float(terms.constant))
+
+    def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `Evaluated`."""
+        return self._pixels(self._dequantized(images, noise))
+
+    def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See `Evaluated`."""
+        y = self._dequantized(images, noise)
+        with torch.no_grad(), _full_float32():
+            latent, _ = self._model(y)
+        return np.asarray(latent.float().cpu().numpy())
+
+    def decode(self, latent: Float32Array) -> Decoded:
+        """See `Evaluated`."""
+        with torch.no_grad(), _full_float32():
+            y, _ = self._model.inverse(self._float_tensor(latent))
+        image = quantization.quantize(y.permute(0, 2, 3, 1), self.n_bits)
+        return Decoded(image.cpu().numpy(), self._pixels(y))
+
+    def _dequantized(self, images: UInt8Array, noise: Float32Array) -> Tensor:
+        """On the flow's scale, [N, C, H, W]."""
+        with torch.no_grad(), _full_float32():
+            y, _ = self._model.dequantize(self._tensor(images), self._float_tensor(noise))
+        return y
+
+    def _pixels(self, y: Tensor) -> Float32Array:
+        """Values on the flow's scale [N, C, H, W], in bins, [N, H, W, C]."""
+        pixels = (y.permute(0, 2, 3, 1) + 0.5) * 2**self.n_bits
+        return np.asarray(pixels.float().cpu().numpy())
+
+    def _tensor(self, array: UInt8Array | Float32Array) -> Tensor:
+        return torch.from_numpy(array).to(self._parameter().device)
+
+    def _float_tensor(self, array: Float32Array) -> Tensor:
+        return self._tensor(array).to(self._parameter().dtype)
+
+    def _parameter(self) -> Tensor:
+        return next(self._model.parameters())
+
+
+def _full_float32() -> AbstractContextManager[None]:
+    """TF32, which cuDNN's convolutions use unless told not to, keeps too few bits for a likelihood."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def _float64(tensor: Tensor) -> Float64Array:
+    return np.asarray(tensor.double().cpu().numpy())

@@ -1,0 +1,111 @@
+"""Maximum likelihood on Lightning: the loss, the optimizer, and what is logged."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from glowserve_training import quantization
+from glowserve_training.config import RunConfig
+from glowserve_training.data.batches import Batch, StepLoader
+from glowserve_training.model import Glow
+
+
+class GlowModule(lightning.LightningModule):
+    """Minimizes bits per dimension with AdamW, a linear warm-up and the schedule that was asked for.
+
+    Args:
+        model: what is trained.
+        config: the run's.
+    """
+
+    def __init__(self, model: Glow, config: RunConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.learning_rate = config.learning_rate
+        self._config = config
+        # The loss of the step that is being done, and the first step that had to be masked (-1: none).
+        self._loss = torch.zeros(())
+        self._first_bad_step = torch.tensor(-1)
+
+    def on_train_start(self) -> None:
+        """Lets the first batch set every actnorm, before anything is learned or compiled."""
+        self._first_bad_step = self._first_bad_step.to(self.device)
+        if self.global_step == 0:
+            batch = cast("StepLoader", self.trainer.train_dataloader).dataset[0]
+            with torch.no_grad():
+                self.model.log_prob(*self.transfer_batch_to_device(batch, self.device, 0))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The batch's mean bits per dimension."""
+        loss = self._bits_per_dim(batch).mean()
+        self._loss = loss.detach()
+        self.log("train_bits_per_dim", self._loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs the same for images that are not trained on, in full precision."""
+        name = ("validation", "test")[dataloader_idx]
+        with torch.autocast(self.device.type, enabled=False):
+            bits = self._bits_per_dim(batch)
+        self.log(
+            f"{name}_bits_per_dim",
+            bits.mean(),
+            batch_size=len(bits),
+            add_dataloader_idx=False,
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient; tells the optimizer, on the device, to leave out an update that is not finite.
+
+        The fused optimizers have this switch for mixed precision's sake; nothing waits for the device.
+        """
+        parameters = list(self.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, self._config.clip_gradient_norm, norm)
+        bad = ~(norm.isfinite() & self._loss.isfinite())
+        optimizer.found_inf = bad.to(norm.dtype)  # type: ignore[attr-defined]
+        newly_bad = bad & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(newly_bad, self.global_step + 1, self._first_bad_step)
+
+    def read_first_bad_step(self) -> int | None:
+        """The first step since the last call that was masked, on any process; waits for the device."""
+        step = int(self.trainer.strategy.reduce(self._first_bad_step.double(), reduce_op="max"))
+        self._first_bad_step.fill_(-1)
+        return None if step < 0 else step
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule, which moves at every step.
+
+        Only the coupling networks' convolutions decay: a log-scale, a bias or a 1x1 convolution that is drawn to
+        zero would be drawn away from the identity.
+        """
+        decaying = {conv.weight for conv in self.modules() if isinstance(conv, nn.Conv2d)}
+        groups = [
+            {
+                "params": [p for p in self.parameters() if p in decaying],
+                "weight_decay": self._config.weight_decay,
+            },
+            {"params": [p for p in self.parameters() if p not in decaying], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _factor(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / self._config.warmup_steps)
+        if self._config.schedule == "constant":
+            return warmup
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._config.steps)))
+
+    def _bits_per_dim(self, batch: Batch) -> Tensor:
+        return quantization.bits_per_dim(self.model.log_prob(*batch), self.model.config.dimensions)
