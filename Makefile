@@ -81,6 +81,7 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter, buf
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	cd protos && ../$(BIN)/buf breaking --against released/*.yaml
 
 protos: $(INSTALLED)  ## make glowserve/v1/ and glowserve/oip/ from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
@@ -90,6 +91,10 @@ check-protos: protos  ## fail if glowserve/v1/ or glowserve/oip/ is not what pro
 	@git diff --exit-code --stat -- glowserve/v1 glowserve/oip \
 		&& test -z "$$(git status --porcelain -- glowserve/v1 glowserve/oip)" \
 		|| { echo "glowserve/v1 or glowserve/oip is not what protos/ makes: run make protos and commit it"; exit 1; }
+
+release-protos: $(INSTALLED)  ## at a release: store the contract in protos/released/, which lint compares protos/ with
+	rm -f protos/released/*.yaml
+	$(BIN)/buf build protos --exclude-source-info --output protos/released/$$($(BIN)/glowserve --version).yaml
 
 test-docker: $(INSTALLED) out/demo/models  ## build and start docker-compose.yml on a real engine, and use it
 	deploy/test-docker.sh
@@ -101,4 +106,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate test test-gpu-wheel lint protos check-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate test test-gpu-wheel lint protos check-protos release-protos test-docker clean

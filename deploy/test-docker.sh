@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Builds and starts docker-compose.yml on a real engine, scores and samples through the published port, sees the
-# service's metrics through Prometheus' own HTTP API, measures it with NVIDIA's perf_analyzer as it comes, stops it
-# gracefully, and takes everything down again.
+# Tests docker-compose.yml on a real engine: builds and starts it, scores and samples through the published port, queries
+# the metrics in Prometheus, runs NVIDIA's perf_analyzer, stops the service gracefully, and removes everything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 engine_up=${GLOWSERVE_SHARED:-../shared}/docker/engine-up
 if ! docker info >/dev/null 2>&1; then
   if [[ ! -x $engine_up ]]; then
-    echo "test-docker: no Docker engine answers; start one, or set GLOWSERVE_SHARED to a folder with docker/engine-up" >&2
+    echo "test-docker: no Docker engine is running; start one, or set GLOWSERVE_SHARED to a folder with docker/engine-up" >&2
     exit 2
   fi
   "$engine_up" python:3.11-slim-bookworm prom/prometheus:v2.53.5 debian:trixie-slim
@@ -19,7 +18,7 @@ if ! command -v docker-compose >/dev/null; then
   compose() { docker compose --project-name glowserve-test "$@"; }
 fi
 
-# Free ports, so that a service that runs already is left alone.
+# Free ports, so that a running service does not conflict.
 read -r PORT METRICS_PORT PROMETHEUS_PORT < <(.venv/bin/python - <<'PY'
 import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
@@ -38,7 +37,7 @@ down() {
 trap down EXIT
 
 step() { printf 'test-docker: %s\n' "$*"; }
-within() { # within SECONDS COMMAND...: until the command succeeds
+within() { # within SECONDS COMMAND...: repeats the command until it succeeds
   local end=$((SECONDS + $1)); shift
   until "$@" >/dev/null 2>&1; do
     ((SECONDS < end)) || { echo "test-docker: still failing: $*" >&2; "$@" >&2 || true; return 1; }
@@ -46,7 +45,7 @@ within() { # within SECONDS COMMAND...: until the command succeeds
   done
 }
 
-step "the alerts, when they are due and not before"
+step "alert rules"
 docker run --rm --volume "$PWD/deploy/prometheus:/rules:ro" --entrypoint promtool prom/prometheus:v2.53.5 \
   test rules /rules/rules_test.yml
 
@@ -56,7 +55,7 @@ container=$(compose ps -q glowserve)
 healthy() { [[ $(docker inspect --format '{{.State.Health.Status}}' "$container") == healthy ]]; }
 within 90 healthy
 
-step "the image: not root, no torch"
+step "the image: no root user, no torch"
 [[ $(docker exec "$container" id -u) == 10001 ]]
 docker exec "$container" python -c 'import importlib.util as u; assert u.find_spec("torch") is None'
 
@@ -81,14 +80,14 @@ PY
 }
 within 60 scraped
 
-step "perf_analyzer, with the documentation's own flags"
-if [[ $(uname -m) == x86_64 ]]; then # there is no other wheel; it needs the glibc of Debian 13
+step "perf_analyzer, with the flags of docs/open-inference-protocol.md"
+if [[ $(uname -m) == x86_64 ]]; then # the only architecture with a wheel; it needs the glibc of Debian 13
   .venv/bin/python -m pip download --disable-pip-version-check --quiet --no-deps --only-binary=:all: --python-version 3.12 \
     --implementation py --platform manylinux_2_38_x86_64 --dest "$work" perf-analyzer==2.60.0
   .venv/bin/python -m zipfile --extract "$work"/perf_analyzer-*.whl "$work/perf"
   chmod +x "$work/perf/perf_analyzer/bin/perf_analyzer"
   echo '{"data": [{"seed": [7], "temperature": [0.5]}]}' > "$work/perf/rows.json"
-  perf_analyzer() { # whether figures settle is the machine's matter, and not tested
+  perf_analyzer() { # passes once a throughput is printed; whether it is stable depends on the machine
     docker run --rm --network host --volume "$work/perf:/perf:ro" --workdir /perf debian:trixie-slim \
       /perf/perf_analyzer/bin/perf_analyzer -i grpc -u "$server" --measurement-interval 1000 --stability-percentage 999 "$@" \
       | tee "$work/perf.txt"
@@ -99,7 +98,7 @@ if [[ $(uname -m) == x86_64 ]]; then # there is no other wheel; it needs the gli
   perf_analyzer -m digits.sample -b 8 --input-data rows.json
 fi
 
-step "stopping: SIGTERM ends it with exit code 0"
+step "SIGTERM stops the service with exit code 0"
 compose stop glowserve
 [[ $(docker inspect --format '{{.State.ExitCode}}' "$container") == 0 ]]
 

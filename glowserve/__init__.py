@@ -8,21 +8,13 @@ client.score("photo.jpg").bits_per_dim
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
 
 from glowserve.client.async_client import AsyncClient
 from glowserve.client.client import Client
 from glowserve.client.errors import RequestError
 from glowserve.images import InvalidImageError
-from glowserve.results import (
-    Encodings,
-    ModelInfo,
-    Samples,
-    Scores,
-)
-
-if TYPE_CHECKING:
-    from glowserve.client.transports.embedded import EmbeddedModel
+from glowserve.results import Encodings, ModelInfo, Samples
+from glowserve.scores import Scores
 
 __all__ = [
     "AsyncClient",
@@ -37,8 +29,8 @@ __all__ = [
 ]
 
 
-def open(model: str | PathLike[str], *, device: str = "auto") -> EmbeddedModel:  # noqa: A001  # as in PIL
-    """Opens a bundle in this process; what comes back answers the same calls as `Client`.
+def open(model: str | PathLike[str], *, device: str = "auto") -> Client:  # noqa: A001  # as in PIL
+    """Opens a bundle in this process: a client that needs no service.
 
     Needs the extra `cpu` or `gpu`.
 
@@ -47,8 +39,9 @@ def open(model: str | PathLike[str], *, device: str = "auto") -> EmbeddedModel: 
         device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
 
     Raises:
-        glowserve_service.errors.GlowserveError: there is no bundle, it is damaged, or the device cannot be used.
+        glowserve.runtime.errors.GlowserveError: there is no bundle, it is damaged, or the device cannot be used.
     """
-    from glowserve.client.transports.embedded import EmbeddedModel
+    from glowserve.client.transports.embedded import EmbeddedTransport
+    from glowserve.runtime.config import RuntimeConfig
 
-    return EmbeddedModel(model, device=device)
+    return Client(transport=EmbeddedTransport(model, RuntimeConfig(device=device)))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from glowserve.client.inputs import Portion
 from glowserve.images import UInt8Array, decode_png
-from glowserve.results import (
-    Encodings,
-    ModelInfo,
-    Samples,
-    Scores,
-)
+from glowserve.results import Encodings, ModelInfo, Samples
+from glowserve.scores import COLUMNS, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 
@@ -30,11 +26,11 @@ def latent_tensor(latents: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=latents.shape, data=data)
 
 
-def images_message(portion: Portion) -> pb.Images:
+def images_message(images: list[bytes] | UInt8Array) -> pb.Images:
     """Files' bytes, or uint8 [N, H, W, C], as Images."""
-    if isinstance(portion, list):
-        return pb.Images(encoded=pb.EncodedImages(data=portion))
-    return pb.Images(tensor=image_tensor(portion))
+    if isinstance(images, list):
+        return pb.Images(encoded=pb.EncodedImages(data=images))
+    return pb.Images(tensor=image_tensor(images))
 
 
 def images_array(images: pb.Images) -> UInt8Array:
@@ -46,30 +42,22 @@ def images_array(images: pb.Images) -> UInt8Array:
 
 def scores_message(scores: Scores) -> pb.ScoreResponse:
     """Scores as the service sends them."""
-    columns = (scores.log_likelihood, scores.bits_per_dim, scores.percentile, scores.finite)
+    columns = [getattr(scores, name).tolist() for name in COLUMNS]
     return pb.ScoreResponse(
         model=pb.ModelVersion(name=scores.model, version=scores.version),
         seed=scores.seed,
-        scores=[
-            pb.ImageScore(log_likelihood=nats, bits_per_dim=bits, percentile=percentile, finite=finite)
-            for nats, bits, percentile, finite in zip(*(column.tolist() for column in columns), strict=True)
-        ],
+        scores=[pb.ImageScore(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns, strict=True)],
     )
 
 
 def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
     """The scores of one or more responses, in order."""
     rows = [score for response in responses for score in response.scores]
+    columns: dict[str, Any] = {
+        name: np.array([getattr(row, name) for row in rows], dtype) for name, dtype in COLUMNS.items()
+    }
     first = responses[0]
-    return Scores(
-        log_likelihood=np.array([row.log_likelihood for row in rows]),
-        bits_per_dim=np.array([row.bits_per_dim for row in rows]),
-        percentile=np.array([row.percentile for row in rows]),
-        finite=np.array([row.finite for row in rows]),
-        model=first.model.name,
-        version=first.model.version,
-        seed=first.seed,
-    )
+    return Scores(**columns, model=first.model.name, version=first.model.version, seed=first.seed)
 
 
 def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:

@@ -1,4 +1,4 @@
-"""What calls return: columns of numbers, one row an image.
+"""What calls return beside scores, which are in `glowserve.scores`.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -11,37 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
-
-Float64Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How likely N images are under a model."""
-
-    log_likelihood: Float64Array
-    """Nats, of the discrete image, [N]; minus infinity where not `finite`."""
-
-    bits_per_dim: Float64Array
-    """-log_likelihood / (D ln 2), [N]: lower is likelier. Plus infinity where not `finite`."""
-
-    percentile: Float64Array
-    """The percentage of held-out images that is less likely, [N]; near 0: hardly any known image was as unlikely."""
-
-    finite: npt.NDArray[np.bool_]
-    """Whether the likelihood stayed in the range of float32, [N]."""
-
-    model: str
-    """The model's name."""
-
-    version: int
-    """The model's version."""
-
-    seed: int
-    """Of the dequantization noise; the same seed gives the same scores."""
-
-    def __len__(self) -> int:
-        return len(self.log_likelihood)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Makes a bundle of a checkpoint: two ONNX graphs, proved on held-out images before they appear."""
+"""Turns a checkpoint into a bundle: two ONNX graphs, verified on held-out images before they are published."""

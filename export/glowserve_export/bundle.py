@@ -37,7 +37,8 @@ from glowserve.runtime.repository import (
     manifest_checksum,
     open_bundle,
 )
-from glowserve.runtime.scoring import DEFAULT_SEED, bits_per_dim
+from glowserve.runtime.randomness import DEFAULT_SEED
+from glowserve.likelihood import bits_per_dim
 from glowserve.v1 import manifest_pb2
 from glowserve_export.baked import BakedGlow
 from glowserve_export.calibration import calibrated

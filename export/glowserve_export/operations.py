@@ -1,4 +1,4 @@
-"""How much a graph computes."""
+"""Counts the operations of a graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx
 
 
 def operations(model: onnx.ModelProto) -> int:
-    """Operations on one image in the convolutions: two for each multiplication and addition."""
+    """Operations of all convolutions on one image: two for each multiply-add."""
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):

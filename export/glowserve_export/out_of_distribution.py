@@ -1,4 +1,4 @@
-"""Images unlike any that a model knows, to see what becomes of them."""
+"""Images unlike any training image, to measure how a bundle behaves far from its training data."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import numpy as np
 
 from glowserve.images import UInt8Array
 
-_MOST = 32
+_MAX_IMAGES = 32
 
 
-def unseen_images(held_out: UInt8Array) -> dict[str, UInt8Array]:
-    """Some of each kind, uint8 [N, H, W, C], at most 32.
+def out_of_distribution_images(held_out: UInt8Array) -> dict[str, UInt8Array]:
+    """At most 32 images of each kind, uint8 [N, H, W, C], by the name of the kind.
 
     Args:
         held_out: images to invert, uint8 [N, H, W, C].
     """
     _, height, width, channels = held_out.shape
-    shape = (_MOST, height, width, channels)
-    greys = np.linspace(0, 255, _MOST).round().astype(np.uint8)
+    shape = (_MAX_IMAGES, height, width, channels)
+    greys = np.linspace(0, 255, _MAX_IMAGES).round().astype(np.uint8)
     return {
         "noise": np.random.Generator(np.random.Philox(0)).integers(0, 256, shape, dtype=np.uint8),
         "constant": np.broadcast_to(greys[:, None, None, None], shape).copy(),
-        "inverted": 255 - held_out[:_MOST],
+        "inverted": 255 - held_out[:_MAX_IMAGES],
         "checkerboard": _checkerboards(height, width, channels),
     }
 
 
 def _checkerboards(height: int, width: int, channels: int) -> UInt8Array:
-    """Black and white squares of 1, 2, 4 ... pixels, beginning with either."""
+    """Checkerboards with squares of 1, 2, 4, ... pixels, each with a black and with a white first square."""
     rows, columns = np.indices((height, width))
     boards = []
     for size in (2**k for k in range(height.bit_length() - 1)):

@@ -1,12 +1,12 @@
-"""What the coupling networks compute in; all else in a graph is float32.
+"""The precision of the coupling networks, and how a network is quantized to int8. The rest of a graph is float32.
 
-A coupling layer is undone exactly whatever its network computes, as long as both graphs hold the same network. int8 is
-static quantization with a scale for each output channel of a convolution (Jacob et al. 2018, "Quantization and
-training of neural networks for efficient integer-arithmetic-only inference"). What a network reads and what it yields
-take two bytes a value, one for each sign, and a scale for each channel: there, rounding costs far more likelihood than
-in between. A network that still costs too much stays float32.
+A coupling is inverted exactly whatever its network computes, as long as both graphs contain the same network. int8 is
+static quantization with one scale for each output channel of a convolution (Jacob et al. 2018, "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"). A network's input and output take two
+bytes a value, one for each sign, and one scale for each channel: rounding them costs far more likelihood than rounding
+hidden activations.
 
-Shapes: at a level, C channels after the squeeze, H = W places a side; a convolution is [out, in, k, k].
+Shapes: C H W of a level after its squeeze; a convolution is [out, in, k, k].
 """
 
 from __future__ import annotations
@@ -17,54 +17,54 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from glowserve_export.baked import BakedConv, BakedNetwork, Float64Array
 from glowserve_export.errors import ExportError
+from glowserve_export.folded import FoldedConv, FoldedNetwork, Float64Array, per_channel
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
-# A quantized activation is a byte of [0, 1]; every other factor is in the weights on either side of it.
+# A quantized activation is a byte and stands for 0 to 1. All other factors are folded into weights.
 BYTE_SCALE = np.float32(1 / 255)
 # Weights are quantized symmetrically.
-_LARGEST_WEIGHT = 127
-# Half of 32 bits: biases are added up with products.
-_LARGEST_BIAS = 2**30
+_MAX_WEIGHT = 127
+# Half of the int32 range: the other half is for the products that are added to a bias.
+_MAX_BIAS = 2**30
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What the activations of a coupling network reached on real images."""
+    """The ranges of the activations of a coupling network on calibration images."""
 
-    read: Float64Array
-    """The largest |value| of each channel that it reads, [C/2]."""
+    input: Float64Array
+    """The largest |value| of each channel of the network's input, [C/2]."""
 
     hidden: tuple[float, float]
-    """The largest value behind the first ReLU, and behind the second."""
+    """The largest value after the first ReLU, and after the second."""
 
-    lowest: Float64Array
-    """Of each channel that it yields, less the bias, [out]."""
+    output_min: Float64Array
+    """The smallest value of each output channel without its bias, [out]."""
 
-    highest: Float64Array
-    """Of each channel that it yields, less the bias, [out]."""
+    output_max: Float64Array
+    """The largest value of each output channel without its bias, [out]."""
 
-    def joined(self, other: Ranges) -> Ranges:
-        """What both reached."""
+    def union(self, other: Ranges) -> Ranges:
+        """The ranges on the calibration images of both."""
         return Ranges(
-            read=np.maximum(self.read, other.read),
+            input=np.maximum(self.input, other.input),
             hidden=(max(self.hidden[0], other.hidden[0]), max(self.hidden[1], other.hidden[1])),
-            lowest=np.minimum(self.lowest, other.lowest),
-            highest=np.maximum(self.highest, other.highest),
+            output_min=np.minimum(self.output_min, other.output_min),
+            output_max=np.maximum(self.output_max, other.output_max),
         )
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What the coupling networks of the flow compute in; `glowserve_export.calibration` makes it."""
+    """The precision of the coupling networks of a flow; see `glowserve_export.calibration.calibrate`."""
 
     name: str
     """One of `PRECISIONS`."""
 
     ranges: Mapping[str, Ranges] = field(default_factory=dict)
-    """Of int8, by the name of the step; a step that is missing stays float32."""
+    """int8: the ranges for each quantized network, by the name of its step. Networks of other steps stay float32."""
 
 
 FP32 = Precision("fp32")
@@ -73,7 +73,7 @@ FP16 = Precision("fp16")
 
 @dataclass(frozen=True)
 class QuantizedConv:
-    """A convolution that reads bytes; it stands for weight * weight_scale and bias * bias_scale."""
+    """A convolution of bytes with weights weight * weight_scale and biases bias * bias_scale."""
 
     weight: npt.NDArray[np.int8]
     """[out, in, k, k]."""
@@ -82,87 +82,82 @@ class QuantizedConv:
     """[out]."""
 
     bias: npt.NDArray[np.int32] | Float64Array
-    """[out], integers; or [out, H, W], where it differs from place to place, and is added as it is."""
+    """Integers [out]; or float64 [out, H, W] without a scale, if the bias depends on the position."""
 
     bias_scale: npt.NDArray[np.float32]
-    """Of integers: `BYTE_SCALE` * weight_scale, [out]."""
+    """`BYTE_SCALE` * weight_scale, [out]."""
 
 
 @dataclass(frozen=True)
 class QuantizedNetwork:
-    """A coupling network of bytes."""
+    """An int8 coupling network."""
 
-    read_factor: Float64Array
-    """What is read, twice over, is multiplied by this before it becomes bytes, which know no sign, [C, 1, 1]."""
+    input_factor: Float64Array
+    """The factor on the input concatenated with itself, positive for one copy and negative for the other, [C, 1, 1]."""
 
     convs: tuple[QuantizedConv, QuantizedConv, QuantizedConv]
-    """With twice the channels in at the beginning, and twice the channels out at the end."""
+    """The first has twice the input channels, the last twice the output channels: one for each sign."""
 
-    factor: Float64Array
-    """Of the output's first half less its second, [out, 1, 1]."""
+    output_factor: Float64Array
+    """The factor on the difference of the two halves of the output, [out, 1, 1]."""
 
-    offset: Float64Array
-    """What is then added, [out, 1, 1] or [out, H, W]."""
+    output_offset: Float64Array
+    """Added after that, [out, 1, 1] or [out, H, W]."""
 
 
-def quantized(network: BakedNetwork, ranges: Ranges) -> QuantizedNetwork:
-    """A coupling network in bytes. What lies beyond a range is drawn back to its end."""
+def quantize(network: FoldedNetwork, ranges: Ranges) -> QuantizedNetwork:
+    """Quantizes a coupling network. Activations outside the ranges are clamped."""
     first, second, last = network
-    read, middle = _or_one(ranges.read), (ranges.lowest + ranges.highest) / 2
-    hidden1, hidden2 = _or_one(np.array(ranges.hidden))
-    reach = _or_one((ranges.highest - ranges.lowest) / 2)
-    weight1 = first.weight * read[None, :, None, None] / hidden1
-    weight3 = last.weight * hidden2 / reach[:, None, None, None]
+    input_max, center = _nonzero(ranges.input), (ranges.output_min + ranges.output_max) / 2
+    hidden1, hidden2 = _nonzero(np.array(ranges.hidden))
+    half_range = _nonzero((ranges.output_max - ranges.output_min) / 2)
+    weight1 = first.weight * input_max[None, :, None, None] / hidden1
+    weight3 = last.weight * hidden2 / half_range[:, None, None, None]
+    offset3 = center / half_range
     return QuantizedNetwork(
-        read_factor=at_places(np.concatenate((1 / read, -1 / read))),
+        input_factor=per_channel(np.concatenate((1 / input_max, -1 / input_max))),
         convs=(
-            _quantized_conv(np.concatenate((weight1, -weight1), axis=1), first.bias / hidden1),
-            _quantized_conv(second.weight * hidden1 / hidden2, second.bias / hidden2),
-            _quantized_conv(
-                np.concatenate((weight3, -weight3)), np.concatenate((-middle / reach, middle / reach))
-            ),
+            _quantize_conv(np.concatenate((weight1, -weight1), axis=1), first.bias / hidden1),
+            _quantize_conv(second.weight * hidden1 / hidden2, second.bias / hidden2),
+            _quantize_conv(np.concatenate((weight3, -weight3)), np.concatenate((-offset3, offset3))),
         ),
-        factor=at_places(reach),
-        offset=at_places(middle) + at_places(last.bias),
+        output_factor=per_channel(half_range),
+        output_offset=per_channel(center) + per_channel(last.bias),
     )
 
 
-def at_places(values: Float64Array) -> Float64Array:
-    """Values of channels, [out] or [out, H, W], as [out, 1, 1] or as they are."""
-    return values if values.ndim == 3 else values[:, None, None]
-
-
-def check_half(conv: BakedConv, name: str) -> None:
-    """Refuses a convolution that float16 cannot hold.
+def check_float16(conv: FoldedConv, name: str) -> None:
+    """Checks that float16 can represent the weights and biases of a convolution.
 
     Raises:
-        ExportError: a weight or a bias is too large.
+        ExportError: one is too large.
     """
     limit = float(np.finfo(np.float16).max)
     for kind, values in (("weight", conv.weight), ("bias", conv.bias)):
         largest = float(np.abs(values).max())
         if not largest <= limit:
             raise ExportError(
-                f"{name} has a {kind} of {largest:.3g}, and float16 ends at {limit:g}; export with precision fp32"
+                f"{name} has a {kind} of {largest:.3g}, and the largest float16 is {limit:g}; export with precision "
+                "fp32"
             )
 
 
-def _quantized_conv(weight: Float64Array, bias: Float64Array) -> QuantizedConv:
-    """Of what reads and yields values of [0, 1]."""
-    scale = np.abs(weight).max(axis=(1, 2, 3)) / _LARGEST_WEIGHT
-    if bias.ndim == 1:  # one that is vast beside the weights must still fit
-        scale = np.maximum(scale, np.abs(bias) / (float(BYTE_SCALE) * _LARGEST_BIAS))
-    weight_scale = _or_one(scale).astype(np.float32)
+def _quantize_conv(weight: Float64Array, bias: Float64Array) -> QuantizedConv:
+    """Quantizes a convolution whose input and output are in [0, 1]."""
+    scale = np.abs(weight).max(axis=(1, 2, 3)) / _MAX_WEIGHT
+    if bias.ndim == 1:  # the scale also bounds the bias, which may be far larger than the weights
+        scale = np.maximum(scale, np.abs(bias) / (float(BYTE_SCALE) * _MAX_BIAS))
+    weight_scale = _nonzero(scale).astype(np.float32)
     bias_scale = BYTE_SCALE * weight_scale
     integers = np.rint(weight / weight_scale[:, None, None, None].astype(np.float64))
     return QuantizedConv(
-        weight=np.clip(integers, -_LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.int8),
+        weight=np.clip(integers, -_MAX_WEIGHT, _MAX_WEIGHT).astype(np.int8),
         weight_scale=weight_scale,
         bias=bias if bias.ndim == 3 else np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32),
         bias_scale=bias_scale,
     )
 
 
-def _or_one(sizes: Float64Array) -> Float64Array:
-    """A size of 0 divides nothing: where there is none, 1."""
+def _nonzero(sizes: Float64Array) -> Float64Array:
+    """Replaces 0 by 1, so that the result can be a divisor."""
     return np.where(sizes > 0, sizes, 1.0)

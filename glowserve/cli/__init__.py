@@ -1,9 +1,9 @@
 """The command `glowserve`.
 
-Each command is a module here. It is imported, with whatever it needs, only when it is the one that was asked for:
-`glowserve --help` is instant, and `glowserve score --server` works where neither torch nor a runtime is installed.
+Each command is a module here. Only the module of the command that was given is imported: `glowserve --help` is
+instant, and `glowserve score --server` works where neither torch nor a runtime is installed.
 
-Exit codes: 0 done; 1 it was tried and failed, wholly or in part; 2 it could not begin (arguments, files, ports);
+Exit codes: 0 success; 1 the command ran and failed, wholly or in part; 2 it could not begin (arguments, files, ports);
 130 interrupted.
 """
 
@@ -14,59 +14,80 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from glowserve import output
 from glowserve.cli.failure import Failure
 
 _COMMANDS = {
     "train": "train a model on a folder of images",
-    "export": "make a bundle of a checkpoint, proved",
-    "verify": "check that a bundle is whole and computes what was proved",
-    "inspect": "show what a bundle is, what it costs, and what was proved",
+    "export": "turn a checkpoint into a verified bundle",
+    "verify": "check that a bundle is intact and still computes what its verification measured",
+    "inspect": "show what a bundle contains, what it costs, and what its verification measured",
     "evaluate": "measure a checkpoint or a bundle on held-out images",
     "serve": "serve bundles over gRPC",
-    "score": "say how likely images are",
+    "score": "compute how likely images are under a model",
     "sample": "draw new images",
-    "interpolate": "draw the way from one image to another",
+    "interpolate": "draw images between two images",
     "models": "list models",
-    "demo": "all of it, on handwritten digits",
+    "demo": "train, export, serve, score and sample handwritten digits",
 }
-# What each command's missing imports mean.
+# The extras that a command needs; "cpu" for all others.
 _EXTRAS = dict.fromkeys(("train", "export", "evaluate", "demo"), "train,cpu")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not wait for a reader of standard error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2 and a sentence."""
+        output.say(sys.stderr, f"{self.format_usage()}{self.prog}: error: {message}\n")
+        raise SystemExit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(
-        prog="glowserve",
-        description="Trains Glow on images, exports it to ONNX, and serves likelihoods and samples.",
-        epilog="`glowserve COMMAND --help` tells more.",
-    )
-    parser.add_argument("--version", action="version", version=importlib.metadata.version("glowserve"))
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    asked = arguments[0] if arguments else ""
+    command = arguments[0] if arguments else ""
     try:
-        for name, text in _COMMANDS.items():
-            subparser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-            if name == asked:
-                command = importlib.import_module(f"glowserve.cli.{name}")
-                command.add_arguments(subparser)
-        parsed = parser.parse_args(arguments)
-        code: int = command.run(parsed)
+        return _run(command, arguments)
     except Failure as failure:
-        print(f"glowserve: {failure}", file=sys.stderr)
-        return failure.code
+        return _fail(failure.code, str(failure))
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(asked, "cpu")
-        print(
-            f"glowserve: {asked} needs {error.name}, which is not installed: pip install 'glowserve[{extra}]'",
-            file=sys.stderr,
+        extra = _EXTRAS.get(command, "cpu")
+        return _fail(
+            2, f"{command} needs {error.name}, which is not installed: pip install 'glowserve[{extra}]'"
         )
-        return 2
     except KeyboardInterrupt:
-        print("glowserve: interrupted", file=sys.stderr)
-        return 130
+        return _fail(130, "interrupted")
     except BrokenPipeError:  # `glowserve score ... | head`
         sys.stderr.close()
         return 1
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    """Imports the module of the command, parses its arguments and runs it."""
+    parser = _Parser(
+        prog="glowserve",
+        description="Trains Glow on images, exports it to ONNX, and serves likelihoods and samples.",
+        epilog="`glowserve COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("glowserve"))
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module = None
+    for name, text in _COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == command:
+            module = importlib.import_module(f"glowserve.cli.{name}")
+            module.add_arguments(subparser)
+    parsed = parser.parse_args(arguments)
+    if module is None:
+        parser.error("the command must be the first argument")
+    code: int = module.run(parsed)
+    return code
+
+
+def _fail(code: int, sentence: str) -> int:
+    """Says why the command failed, also where nobody reads standard error."""
+    output.say(sys.stderr, f"glowserve: {sentence}\n")
     return code

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.out.parent.is_dir():
         raise Failure(f"--out is {args.out}; there is no folder {args.out.parent}", 2)
     with target(args) as asked:
-        images = asked.source.interpolate(args.one, args.other, steps=args.steps, model=asked.model)
+        images = asked.client.interpolate(args.one, args.other, steps=args.steps, model=asked.model)
     length = len(images) * (images.shape[2] + 1)
     grid(images, len(images), scale=max(1, _STRIP_PIXELS // length)).save(args.out)
     print(f"wrote {args.out}: {len(images)} images from {args.one} to {args.other}")

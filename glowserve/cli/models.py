@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Lists models."""
     with target(args) as asked:
-        models = [model for model in asked.source.models() if asked.model in ("", model.name)]
+        models = [model for model in asked.client.models() if asked.model in ("", model.name)]
     if not models:
         raise Failure(f"model {asked.model!r} is not served there", 1)
     if args.json:

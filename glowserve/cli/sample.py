@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if not as_grid:
             args.out.mkdir(parents=True, exist_ok=True)
-        drawn = asked.source.iter_samples(
+        drawn = asked.client.iter_samples(
             args.n, temperature=args.temperature, seed=args.seed, model=asked.model
         )
         for samples in drawn:

@@ -21,7 +21,7 @@ from glowserve.images import (
     check_encoded,
     read_file,
 )
-from glowserve.results import Scores
+from glowserve.scores import Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def _score(asked: Target, files: Iterable[Path], seed: int | None) -> Iterator[t
     ended = False
     while not ended:
         try:
-            for scores in asked.source.iter_scores(unread, seed=seed, model=asked.model):
+            for scores in asked.client.iter_scores(unread, seed=seed, model=asked.model):
                 yield [waiting.popleft() for _ in range(len(scores))], scores
             ended = True
         except RequestError as error:
@@ -85,7 +85,7 @@ def _score_alone(asked: Target, file: Path, seed: int | None) -> Scores | None:
     if (data := _read(file)) is None:
         return None
     try:
-        return asked.source.score(data, seed=seed, model=asked.model)
+        return asked.client.score(data, seed=seed, model=asked.model)
     except RequestError as error:
         if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
             raise

@@ -1,22 +1,30 @@
-"""`glowserve serve`."""
+"""`glowserve serve`: the flags and variables of ServiceConfig, and the life of the process around the service."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import math
 import os
+import sys
+import threading
 import typing
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glowserve_service.config import ServiceConfig, variable
 
+from glowserve import output
 from glowserve.cli.failure import Failure
+
+if TYPE_CHECKING:
+    from glowserve_service.server import Server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag and an environment variable for each field of ServiceConfig; the flag counts for more."""
-    types = {name: _kind(hint) for name, hint in typing.get_type_hints(ServiceConfig).items()}
+    """A flag and an environment variable for each field of ServiceConfig; the flag takes precedence."""
+    types = {name: _type(hint) for name, hint in typing.get_type_hints(ServiceConfig).items()}
     for setting in fields(ServiceConfig):
         name = variable(setting)
         default = "required" if setting.default is MISSING else f"default: {setting.default}"
@@ -30,16 +38,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT. Returns 0; 1 after a fault of the service's own, which is in the log.
+
+    Raises:
+        Failure: the settings are wrong, or the service cannot start.
+    """
     from glowserve_service.allocator import share_arenas
+    from glowserve_service.observability import standard_streams
 
     share_arenas()  # before there are many threads
+    standard_streams.prepare()  # before ONNX Runtime is imported, which may write to standard error
 
     from glowserve_service.observability import logs
-    from glowserve_service.server import Server, serve
+    from glowserve_service.server import serve
 
     from glowserve.runtime.errors import GlowserveError
 
+    try:
+        config = ServiceConfig(**_given(args))
+        log_writer = logs.set_up(config.log_format, config.log_level)
+        try:
+            asyncio.run(serve(config, _print_addresses))
+        except (GlowserveError, ValueError):
+            raise
+        except Exception:
+            logging.getLogger(__name__).exception("the service failed")
+            return 1
+        finally:
+            log_writer.close()
+    except (GlowserveError, ValueError) as error:
+        raise Failure(error, 2) from error
+    return 0
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings for which there is a flag or a variable."""
     given = {
         setting.name: value
         for setting in fields(ServiceConfig)
@@ -47,27 +80,23 @@ def run(args: argparse.Namespace) -> int:
     }
     if "repository" not in given:
         raise Failure("--repository (or $GLOWSERVE_REPOSITORY) is missing: the folder of bundles to serve", 2)
-
-    def ready(server: Server) -> None:
-        config = server.config
-        scheme = "http" if config.tls_cert is None else "https"
-        metrics = f"{scheme}://{config.address(server.metrics_port)}/metrics"
-        print(f"glowserve: serving gRPC on {config.address(server.port)}, metrics on {metrics}", flush=True)
-
-    try:
-        config = ServiceConfig(**given)
-        logs.set_up(config.log_format, config.log_level)
-        asyncio.run(serve(config, ready))
-    except (GlowserveError, ValueError) as error:
-        raise Failure(error, 2) from error
-    return 0
+    return given
 
 
-def _kind(hint: Any) -> type:
-    """What a text becomes; Path for `Path | None`."""
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-    kind: type = kinds[0]
-    return kind
+def _print_addresses(server: Server) -> None:
+    """Prints where the service listens, from a thread: whoever started the service may not read its output."""
+    config = server.config
+    scheme = "http" if config.tls_cert is None else "https"
+    metrics = f"{scheme}://{config.address(server.metrics_port)}/metrics"
+    text = f"glowserve: serving gRPC on {config.address(server.port)}, metrics on {metrics}\n"
+    threading.Thread(target=output.say, args=(sys.stdout, text, math.inf), daemon=True).start()
+
+
+def _type(hint: Any) -> type:
+    """The type that a flag's text becomes: Path for `Path | None`."""
+    types = [each for each in typing.get_args(hint) or (hint,) if each is not type(None)]
+    first: type = types[0]
+    return first
 
 
 def _from_environment(name: str, kind: type) -> object:

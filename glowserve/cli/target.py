@@ -1,4 +1,4 @@
-"""Who answers `score`, `sample`, `interpolate` and `models`: a service, or a bundle in this process."""
+"""The target of `score`, `sample`, `interpolate` and `models`: a service, or a bundle in this process."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import glowserve
 from glowserve.cli.failure import Failure
 
-if TYPE_CHECKING:
-    from glowserve.client.transports.embedded import EmbeddedModel
-
 
 @dataclass(frozen=True)
 class Target:
-    """Something to ask, and the name of the model that is meant."""
+    """A client, and the name of the model that its calls are for."""
 
-    source: glowserve.Client | EmbeddedModel
+    client: glowserve.Client
     model: str
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say whom to ask."""
-    parser.add_argument("--server", metavar="HOST:PORT", help="ask a running service")
+    """The flags that name a target."""
+    parser.add_argument("--server", metavar="HOST:PORT", help="call a running service")
     parser.add_argument(
         "--model",
         metavar="MODEL",
         help="without --server: open the bundle REPOSITORY/MODEL; with it: the model's name there, "
         "which may be left out if it has one",
     )
-    parser.add_argument("--tls", action="store_true", help="encrypt, and trust well-known authorities")
+    parser.add_argument(
+        "--tls", action="store_true", help="encrypt, and trust the authorities that gRPC trusts"
+    )
     parser.add_argument("--ca", metavar="FILE", help="encrypt, and trust this authority, PEM ($GLOWSERVE_CA)")
     parser.add_argument(
-        "--cert", metavar="FILE", help="certificate, PEM, for a service that asks for one ($GLOWSERVE_CERT)"
+        "--cert",
+        metavar="FILE",
+        help="certificate, PEM, for a service that asks for one ($GLOWSERVE_CERT)",
     )
     parser.add_argument("--key", metavar="FILE", help="its key, PEM ($GLOWSERVE_KEY)")
     parser.add_argument(
@@ -50,7 +50,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def target(args: argparse.Namespace) -> Iterator[Target]:
-    """Opens what the flags name, and turns what goes wrong into a Failure."""
+    """Opens the target that the flags name; errors of its calls become Failure."""
     try:
         if args.server:
             with _client(args) as client:
@@ -58,7 +58,7 @@ def target(args: argparse.Namespace) -> Iterator[Target]:
         elif args.model:
             yield Target(_embedded(args.model), "")
         else:
-            raise Failure("whom to ask? Give --server HOST:PORT or --model REPOSITORY/MODEL", 2)
+            raise Failure("no target: pass --server HOST:PORT or --model REPOSITORY/MODEL", 2)
     except (glowserve.RequestError, glowserve.InvalidImageError) as error:
         raise Failure(error, 1) from error
     except BrokenPipeError:
@@ -87,7 +87,7 @@ def _token(file: Path | None) -> str | None:
         raise Failure(f"token file {file} cannot be read: {error.strerror}", 2) from None
 
 
-def _embedded(model: str) -> EmbeddedModel:
+def _embedded(model: str) -> glowserve.Client:
     from glowserve.runtime.errors import GlowserveError
 
     try:

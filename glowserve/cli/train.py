@@ -1,146 +1,113 @@
-"""`glowserve train`."""
+"""`glowserve train`. Its flags, except for --out and --json, are the fields of the training configuration."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from typing import Any
+
+from glowserve_training.config import DataConfig, GlowConfig, RunConfig
+from glowserve_training.hardware import Hardware
+from glowserve_training.presets import DEFAULT_SIZE, DERIVED_DEFAULTS, SIZES
 
 from glowserve.cli.failure import Failure
 
-_MODEL = {
-    "image-size": (int, "pixels a side; the images' own, up to 64"),
-    "channels": (int, "1 (grey) or 3 (RGB); the first image's"),
-    "n-bits": (int, "bits of each value that the model sees; 8"),
-    "levels": (int, "levels of the flow; by image size"),
-    "steps-per-level": (int, "steps of flow in a level; by image size"),
-    "width": (int, "hidden channels of a coupling network; by image size"),
-    "steps": (int, "optimizer steps; by image size"),
-    "batch-size": (int, "images a step; by image size"),
-    "learning-rate": (float, "at its highest; by image size"),
-}
-# Flags of the same name as what they set.
-_CHOICES = (
-    *("size", "coupling", "coupling_actnorm", "parametrization", "dequantization", "schedule"),
-    *("weight_decay", "average_decay", "precision", "seed", "split_seed"),
-)
-_MACHINE = ("device", "devices", "nodes", "compile", "checkpoint_activations")
+_METAVARS = {int: "N", float: "X"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds a flag for each field that is an `option`; None stands for its default."""
+    (data, *other_data) = _options(DataConfig)
+    parser.add_argument("--data", required=True, help=data.metadata["help"])
     parser.add_argument(
-        "--data",
-        required=True,
-        help="'digits', a folder of images, a .parquet or .npz file, or a dataset's name on the Hugging Face hub",
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN_DIR", help="where model.ckpt is left")
-    parser.add_argument(
-        "--size",
-        default="small",
-        choices=["small", "paper"],
-        help="for two CPU cores, or K=32 L=3 width=512 for a GPU; default: small",
-    )
-    for name, (kind, text) in _MODEL.items():
-        parser.add_argument(f"--{name}", type=kind, metavar="N", help=f"{text} unless given")
-    parser.add_argument(
-        "--coupling", default="affine", choices=["affine", "additive"], help="default: affine"
-    )
-    parser.add_argument(
-        "--parametrization",
-        default="lu",
-        choices=["lu", "orthogonal", "plain"],
-        help="of the 1x1 convolutions; default: lu",
-    )
-    parser.add_argument(
-        "--coupling-actnorm",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="actnorms inside the coupling networks, as in the original code; default: yes",
-    )
-    parser.add_argument(
-        "--dequantization",
-        default="uniform",
-        choices=["uniform", "variational"],
-        help="noise in the bins of grey values: uniform, or learned; default: uniform",
-    )
-    parser.add_argument(
-        "--schedule",
-        default="cosine",
-        choices=["cosine", "constant"],
-        help="of the learning rate; default: cosine",
-    )
-    parser.add_argument(
-        "--weight-decay", type=float, default=0.0, metavar="X", help="of the coupling networks; default: 0"
-    )
-    parser.add_argument(
-        "--average-decay",
-        type=float,
-        default=0.999,
-        metavar="X",
-        help="of the moving average of the weights, which is the result; 0: the last weights; default: 0.999",
-    )
-    parser.add_argument(
-        "--precision",
-        default="32-true",
-        choices=["32-true", "bf16-mixed"],
-        help="of the coupling networks in training; default: 32-true",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of initialization, order and noise; default: 0")
-    parser.add_argument("--split-seed", type=int, default=0, help="which images are held out; default: 0")
-    machine = parser.add_argument_group("what it is computed with")
-    machine.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
-    machine.add_argument(
-        "--devices",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes on each machine that share a batch; default: 1",
-    )
-    machine.add_argument("--nodes", type=int, default=1, metavar="N", help="machines; default: 1")
-    machine.add_argument("--compile", action="store_true", help="compile the steps of flow (torch.compile)")
-    machine.add_argument(
-        "--checkpoint-activations", action="store_true", help="far less memory for a third more time"
+        "--out", required=True, type=Path, metavar="RUN_DIR", help="folder for model.ckpt and logs"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    sizes = "; ".join(f"{name}: {text}" for name, text in SIZES.items())
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--size", choices=tuple(SIZES), default=DEFAULT_SIZE, help=f"{sizes} (default: {DEFAULT_SIZE})"
+    )
+    _add_flags(model, GlowConfig, _options(GlowConfig), DERIVED_DEFAULTS)
+    training = parser.add_argument_group("training")
+    _add_flags(training, RunConfig, _options(RunConfig), DERIVED_DEFAULTS)
+    _add_flags(training, DataConfig, other_data, {})
+    _add_flags(parser.add_argument_group("hardware"), Hardware, _options(Hardware), {})
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, or goes on where an interrupted run stopped."""
+    """Trains, or resumes an interrupted run."""
     from glowserve_training.checkpoint import load_checkpoint
     from glowserve_training.directory import RunDirectory
     from glowserve_training.errors import DivergedError, TrainingError
-    from glowserve_training.hardware import Machine
     from glowserve_training.presets import run_config
-    from glowserve_training.run import leads, train
+    from glowserve_training.run import is_rank_zero, train
 
-    values = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _MODEL}
     try:
         config = run_config(
             args.data,
-            **{name: getattr(args, name) for name in _CHOICES},
-            **values,
+            size=args.size,
+            split_seed=args.split_seed,
+            **_given(args, GlowConfig),
+            **_given(args, RunConfig),
         )
-        machine = Machine(**{name: getattr(args, name) for name in _MACHINE})
         if RunDirectory(args.out).result.exists():
-            print(f"{args.out} holds a finished run: nothing to do", file=sys.stderr)
-        path = train(config, args.out, machine=machine)
-        if not leads():
+            print(f"{args.out} has a finished run: nothing to do", file=sys.stderr)
+        path = train(config, args.out, hardware=Hardware(**_given(args, Hardware)))
+        if not is_rank_zero():
             return 0
         record = load_checkpoint(path).training
     except DivergedError as error:
         raise Failure(error, 1) from error
     except (TrainingError, ValueError, OSError) as error:
         raise Failure(error, 2) from error
-    if record.metrics["test_bits_per_dim"] > config.model.n_bits:
+    test_bits_per_dim = record.metrics["test_bits_per_dim"]
+    if test_bits_per_dim > config.model.n_bits:
         print(
-            "glowserve: worse than a model that knows nothing: train longer, or with less --learning-rate",
+            "glowserve: the model is worse than a uniform distribution: train longer, or with a lower --learning-rate",
             file=sys.stderr,
         )
     if args.json:
         print(json.dumps({"checkpoint": str(path), "steps": record.steps, **record.metrics}))
     else:
-        print(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images")
+        print(f"{path}: {test_bits_per_dim:.3f} bits/dim on test images")
         print(f"next: glowserve export {path} models/NAME")
     return 0
+
+
+def _options(config: type) -> list[Field[Any]]:
+    """The fields of a configuration that have flags."""
+    return [field for field in fields(config) if "help" in field.metadata]
+
+
+def _add_flags(
+    parser: argparse._ArgumentGroup, config: type, options: list[Field[Any]], derived: Mapping[str, str]
+) -> None:
+    kinds = typing.get_type_hints(config)
+    for field in options:
+        flag, kind = f"--{field.name.replace('_', '-')}", kinds[field.name]
+        default = derived.get(field.name, field.default)
+        text = f"{field.metadata['help']} (default: {_text(default)})"
+        if kind is bool:
+            action = argparse.BooleanOptionalAction if field.default else "store_true"
+            parser.add_argument(flag, action=action, default=None, help=text)
+        elif choices := field.metadata["choices"]:
+            parser.add_argument(flag, choices=choices, help=text)
+        else:
+            parser.add_argument(flag, type=kind, metavar=_METAVARS[kind], help=text)
+
+
+def _text(default: object) -> str:
+    assert default is not MISSING
+    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
+
+
+def _given(args: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The fields that have a flag on the command line."""
+    values = {field.name: getattr(args, field.name) for field in _options(config)}
+    return {name: value for name, value in values.items() if value is not None}

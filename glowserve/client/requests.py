@@ -1,9 +1,6 @@
-"""What the two clients share: how a channel is set up, and the requests they send."""
+"""The requests that the clients send, from what a caller passes."""
 
 from __future__ import annotations
-
-import json
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,44 +9,17 @@ from glowserve import messages
 from glowserve.client.inputs import ImageLike, Portion, pair
 from glowserve.v1 import glow_service_pb2 as pb
 
-# Seconds that one call to the service may take.
-TIMEOUT = 60.0
 
-# gRPC itself retries what was not begun: nothing that the service does has side effects.
-_RETRY = {
-    "methodConfig": [
-        {
-            "name": [{"service": "glowserve.v1.GlowService"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+def check_target(target: str, transport: object | None) -> None:
+    """Refuses a client that has no way to a service, or two.
 
-# How often a call that waits asks whether the connection lives; servers have to allow it.
-KEEPALIVE_MS = 30_000
-
-CHANNEL_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.service_config", json.dumps(_RETRY)),
-    # A request that does not fit in here is not retried; portions of images have up to 16 MiB.
-    ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it, a call that waits longer than two pings take asks no more.
-    ("grpc.http2.max_pings_without_data", 0),
-]
-
-
-def sample_timeout(timeout: float, n: int) -> float:
-    """Seconds for a whole stream of n samples: a second for each on top."""
-    return timeout + n
+    Raises:
+        ValueError: there is neither a target nor a transport, or both.
+    """
+    if bool(target) == (transport is not None):
+        raise ValueError(
+            f"target is {target!r} and transport is {transport!r}; give one: HOST:PORT of a service, or a transport"
+        )
 
 
 def check_seed(seed: int | None) -> None:

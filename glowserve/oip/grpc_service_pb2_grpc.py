@@ -26,14 +26,19 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Serves models. Status codes, of every method, with details as docs/errors.md lists them:
+    """Runs models. Every method may return these status codes; docs/errors.md lists their details:
 
-    INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
-    NOT_FOUND            there is no such model or version
-    UNIMPLEMENTED        shared memory, sequences, classification
-    RESOURCE_EXHAUSTED   too much waits already, or the request is too large; the former may be retried after a pause
-    FAILED_PRECONDITION  a sample is not finite
-    UNAVAILABLE          the server is starting or stopping; may be retried
+    INVALID_ARGUMENT     The request is malformed. The message names the value and what is accepted. Do not retry.
+    NOT_FOUND            The model or the version is not served. Do not retry.
+    UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
+    PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
+    UNIMPLEMENTED        Shared memory, sequences and classification are not supported. Do not retry.
+    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn: retry with back-off. Or
+    the message is over the size limit: do not retry.
+    DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
+    FAILED_PRECONDITION  A sample is not finite, or a model version cannot be served. Do not retry.
+    UNAVAILABLE          The server is starting or stopping. Retry with back-off.
+    INTERNAL             The server failed; its log has the reason. A retry may succeed.
     """
 
     def __init__(self, channel):
@@ -105,39 +110,44 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Serves models. Status codes, of every method, with details as docs/errors.md lists them:
+    """Runs models. Every method may return these status codes; docs/errors.md lists their details:
 
-    INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
-    NOT_FOUND            there is no such model or version
-    UNIMPLEMENTED        shared memory, sequences, classification
-    RESOURCE_EXHAUSTED   too much waits already, or the request is too large; the former may be retried after a pause
-    FAILED_PRECONDITION  a sample is not finite
-    UNAVAILABLE          the server is starting or stopping; may be retried
+    INVALID_ARGUMENT     The request is malformed. The message names the value and what is accepted. Do not retry.
+    NOT_FOUND            The model or the version is not served. Do not retry.
+    UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
+    PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
+    UNIMPLEMENTED        Shared memory, sequences and classification are not supported. Do not retry.
+    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn: retry with back-off. Or
+    the message is over the size limit: do not retry.
+    DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
+    FAILED_PRECONDITION  A sample is not finite, or a model version cannot be served. Do not retry.
+    UNAVAILABLE          The server is starting or stopping. Retry with back-off.
+    INTERNAL             The server failed; its log has the reason. A retry may succeed.
     """
 
     def ServerLive(self, request, context):
-        """Whether the process answers; true also while it loads its models.
+        """Whether the process responds; true also while it loads its models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether every model answers.
+        """Whether every model is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether a model answers; false for one that is not there.
+        """Whether a model is ready; false for a model that is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """What the server is.
+        """The server's name, version and extensions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,50 +161,51 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Scores images, or draws them.
+        """Scores images (NAME) or draws samples (NAME.sample).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """ModelInfer many times over one stream: one answer a request, in their order. A request that fails is answered with
-        an error_message, and the stream goes on. It ends with UNAVAILABLE when the server stops, after the last answer.
+        """ModelInfer over one stream: one response for each request, in the order of the requests. A request that fails gets
+        a response with an error_message, and the stream continues. A server that stops ends the stream with UNAVAILABLE
+        after the last response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """How a model takes requests.
+        """The inputs, outputs and batching of a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """What a model has done since it was loaded.
+        """The requests and batches of a model since it was loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Which models there are.
+        """The models of the repository and their states.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelLoad(self, request, context):
-        """As GlowService.LoadModel; its parameters are ignored.
+        """The same as GlowService.LoadModel. Parameters are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelUnload(self, request, context):
-        """As GlowService.UnloadModel.
+        """The same as GlowService.UnloadModel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,14 +283,19 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Serves models. Status codes, of every method, with details as docs/errors.md lists them:
+    """Runs models. Every method may return these status codes; docs/errors.md lists their details:
 
-    INVALID_ARGUMENT     the request is malformed; the message says what is wrong with which value
-    NOT_FOUND            there is no such model or version
-    UNIMPLEMENTED        shared memory, sequences, classification
-    RESOURCE_EXHAUSTED   too much waits already, or the request is too large; the former may be retried after a pause
-    FAILED_PRECONDITION  a sample is not finite
-    UNAVAILABLE          the server is starting or stopping; may be retried
+    INVALID_ARGUMENT     The request is malformed. The message names the value and what is accepted. Do not retry.
+    NOT_FOUND            The model or the version is not served. Do not retry.
+    UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
+    PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
+    UNIMPLEMENTED        Shared memory, sequences and classification are not supported. Do not retry.
+    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn: retry with back-off. Or
+    the message is over the size limit: do not retry.
+    DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
+    FAILED_PRECONDITION  A sample is not finite, or a model version cannot be served. Do not retry.
+    UNAVAILABLE          The server is starting or stopping. Retry with back-off.
+    INTERNAL             The server failed; its log has the reason. A retry may succeed.
     """
 
     @staticmethod

@@ -7,9 +7,8 @@ import numpy as np
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.randomness import dequantization_noise, latents
+from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise, latents
 from glowserve.runtime.repository import Bundle
-from glowserve.runtime.scoring import DEFAULT_SEED
 from glowserve.v1.manifest_pb2 import Canary
 
 # A model that is hardly trained does not draw a finite sample at every attempt; at 0 it draws its mode.

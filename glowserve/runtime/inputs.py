@@ -1,8 +1,10 @@
-"""From the images and tensors of a request to arrays, or to a sentence that says what is wrong with them."""
+"""Reads a request: its images and tensors become arrays, and what is malformed an InvalidRequestError."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from glowserve.images import (
     open_encoded,
     prepare,
 )
+from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import InvalidRequestError
 from glowserve.runtime.repository import Bundle
@@ -21,16 +24,27 @@ from glowserve.v1 import glow_service_pb2, tensor_pb2
 _SIZES = {tensor_pb2.DATA_TYPE_UINT8: 1, tensor_pb2.DATA_TYPE_FLOAT32: 4}
 
 
-def read_images(
-    images: glow_service_pb2.Images, bundle: Bundle, *, max_images: int, max_pixels: int
-) -> UInt8Array:
-    """The images of a request, uint8 [N, H, W, C].
+@dataclass(frozen=True)
+class ImageSource:
+    """Images of a request, whose number is known before they are read."""
+
+    count: int
+    """N, 1 or more."""
+
+    size: int
+    """About how many bytes reading goes through; 0 where the images are there already."""
+
+    read: Callable[[], UInt8Array]
+    """The images, uint8 [N, H, W, C] of the model's shape; raises InvalidRequestError where one cannot be read."""
+
+
+def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits) -> ImageSource:
+    """The images of a request. A tensor is checked here; pictures are decoded by `read`.
 
     Args:
         images: as they came.
         bundle: of the model that they are for.
-        max_images: most that are accepted.
-        max_pixels: most pixels that encoded pictures may have together, before they are brought to size.
+        limits: most images, and most pixels of pictures together before they are brought to size.
 
     Raises:
         InvalidRequestError: the message names the field, the value, and what would be accepted.
@@ -41,25 +55,12 @@ def read_images(
             "images is empty: set images.encoded (PNG, JPEG or WebP files) or images.tensor", "images"
         )
     if source == "tensor":
-        return _read_image_tensor(images.tensor, bundle, max_images)
+        array = _image_tensor(images.tensor, bundle, limits.max_images)
+        return ImageSource(len(array), 0, lambda: array)
     files = images.encoded.data
-    _check_count("images.encoded.data", len(files), max_images)
-    height, width, channels = bundle.shape
-    pixels, result = 0, np.empty((len(files), *bundle.shape), np.uint8)
-    for i, data in enumerate(files):
-        try:
-            with open_encoded(data, formats=ENCODED_FORMATS) as picture:
-                pixels += picture.width * picture.height
-                if pixels > max_pixels:
-                    raise InvalidImageError(
-                        f"it has {picture.width} x {picture.height} pixels, which makes {pixels} in this call; at "
-                        f"most {max_pixels} are accepted"
-                    )
-                result[i] = prepare(picture, height, width, channels, bundle.preparation)
-        except InvalidImageError as error:
-            field = f"images.encoded.data[{i}]"
-            raise InvalidRequestError(f"{field}: {error}", field) from None
-    return result
+    _check_count("images.encoded.data", len(files), limits.max_images)
+    # A picture may take long to decode, however few bytes it has.
+    return ImageSource(len(files), limits.max_pixels, lambda: _decoded(files, bundle, limits.max_pixels))
 
 
 def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) -> Float32Array:
@@ -80,10 +81,10 @@ def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) 
 
 
 def check_samples(n: int, most: int) -> None:
-    """Refuses a number of samples.
+    """Refuses a number of samples that is not allowed.
 
     Raises:
-        InvalidRequestError: it is none, or too many.
+        InvalidRequestError: it is below 1, or above `most`.
     """
     if not 1 <= n <= most:
         raise InvalidRequestError(f"n is {n}; it must lie in 1 to {most}", "n")
@@ -93,17 +94,17 @@ def check_steps(steps: int, most: int) -> None:
     """Refuses a number of steps from one image to another.
 
     Raises:
-        InvalidRequestError: there is no room for both, or they are too many.
+        InvalidRequestError: it is below 2, or above `most`.
     """
     if not 2 <= steps <= most:
         raise InvalidRequestError(f"steps is {steps}; it must lie in 2 to {most}", "steps")
 
 
 def check_pair(images: glow_service_pb2.Images) -> None:
-    """Refuses images that are more or fewer than two; whether they are images is not looked at.
+    """Refuses any other number of images than two, before they are read.
 
     Raises:
-        InvalidRequestError: they are.
+        InvalidRequestError: there are more, or fewer.
     """
     source, shape = images.WhichOneof("source"), images.tensor.shape
     encoded = source == "encoded"
@@ -113,12 +114,23 @@ def check_pair(images: glow_service_pb2.Images) -> None:
         raise InvalidRequestError(f"{field}: {n} images; it takes two, the first and the last", field)
 
 
+def check_format(form: int) -> None:
+    """Refuses an image format that is not one.
+
+    Raises:
+        InvalidRequestError: the message lists those that are.
+    """
+    if form not in glow_service_pb2.ImageFormat.values():
+        known = ", ".join(glow_service_pb2.ImageFormat.keys())
+        raise InvalidRequestError(f"format is {form}; it must be one of {known}", "format")
+
+
 def check_temperature(temperature: float, field: str = "temperature") -> None:
-    """Refuses what is no standard deviation.
+    """Refuses a temperature that is no standard deviation.
 
     Args:
-        temperature: it.
-        field: where in the request it is.
+        temperature: of the latents.
+        field: its path in the request.
 
     Raises:
         InvalidRequestError: it is negative or not finite.
@@ -127,7 +139,26 @@ def check_temperature(temperature: float, field: str = "temperature") -> None:
         raise InvalidRequestError(f"temperature is {temperature}; it must be 0 or more, and finite", field)
 
 
-def _read_image_tensor(tensor: tensor_pb2.Tensor, bundle: Bundle, max_images: int) -> UInt8Array:
+def _decoded(files: Sequence[bytes], bundle: Bundle, max_pixels: int) -> UInt8Array:
+    height, width, channels = bundle.shape
+    pixels, result = 0, np.empty((len(files), *bundle.shape), np.uint8)
+    for i, data in enumerate(files):
+        try:
+            with open_encoded(data, formats=ENCODED_FORMATS) as picture:
+                pixels += picture.width * picture.height
+                if pixels > max_pixels:
+                    raise InvalidImageError(
+                        f"it has {picture.width} x {picture.height} pixels, which makes {pixels} in this call; at "
+                        f"most {max_pixels} are accepted"
+                    )
+                result[i] = prepare(picture, height, width, channels, bundle.preparation)
+        except InvalidImageError as error:
+            field = f"images.encoded.data[{i}]"
+            raise InvalidRequestError(f"{field}: {error}", field) from None
+    return result
+
+
+def _image_tensor(tensor: tensor_pb2.Tensor, bundle: Bundle, max_images: int) -> UInt8Array:
     _check_tensor("images.tensor", tensor, tensor_pb2.DATA_TYPE_UINT8, list(bundle.shape), max_images)
     return np.frombuffer(tensor.data, np.uint8).reshape(-1, *bundle.shape)
 

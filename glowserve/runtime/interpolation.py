@@ -13,7 +13,7 @@ from glowserve.runtime.engine import Float32Array
 _LEAST_ANGLE = 1e-4
 
 
-def interpolate(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
+def interpolation_path(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
     """Latents from one to another, float32 [S, D], at equal angles; the first and the last are exactly the two.
 
     Spherical linear interpolation (Shoemake 1985, Animating Rotation with Quaternion Curves; for Gaussian latents White

@@ -22,6 +22,13 @@ from glowserve.images import UInt8Array
 
 Float32Array = npt.NDArray[np.float32]
 
+DEFAULT_SEED = 0
+"""Of the dequantization noise, where a caller names none."""
+
+ENCODING_NOISE = 0.5
+"""The noise of an encoding: the middle of every bin, so that decoding has half a bin to err in, either way. Learned
+dequantization maps it to another value."""
+
 
 def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
     """Noise in [0, 1) for images, a function of the seed and of each image, not of its place.

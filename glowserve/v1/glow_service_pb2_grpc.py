@@ -28,35 +28,35 @@ if _version_not_supported:
 class GlowServiceStub(object):
     """Exact likelihoods and samples of Glow models.
 
-    Answers are a function of model version and request alone: the same request with the same seed
-    gives the same answer, whatever other calls it was batched with.
+    Responses are reproducible: the same request with the same seed to the same model version gets the same response,
+    whatever other calls shared its batch.
 
-    Status codes that every method may answer:
+    Every method is idempotent, so that a retry is always safe. Every method may return these status codes:
 
-    INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
-    would be accepted. Not retryable.
-    NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   too much waits already, or so much that the deadline would pass first, and nothing was done:
-    retry with back-off. A stream that has begun is not refused. The transport answers the
-    same for a message over the server's size limit (64 MiB unless configured); that is not
-    retryable.
-    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
-    is made twice does no more than once, so that a retry is always safe.
-    DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
-    CANCELLED            is dropped.
-    FAILED_PRECONDITION  the model cannot answer in finite numbers, or a version of it cannot be served (see the
-    methods). Not retryable.
-    PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
-    INTERNAL             a fault of the server, which is in its log. Retrying may help.
+    INVALID_ARGUMENT     The request is malformed. The message names the field, the value and what is accepted. Do not
+    retry.
+    NOT_FOUND            The model or the version is not served. Do not retry: ListModels lists what is served.
+    UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
+    PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
+    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn. Nothing was computed.
+    Retry with back-off. A stream is refused only at its start. gRPC returns the same code for a
+    message over the size limit (64 MiB unless configured): do not retry that.
+    UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
+    DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
+    CANCELLED            The client cancelled the call. Work that had not begun is dropped.
+    FAILED_PRECONDITION  The result is not finite, or a model version cannot be served; see the methods. Do not retry.
+    INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
-    Each carries a google.rpc.Status in the trailing metadata grpc-status-details-bin: ErrorInfo with a reason that never
-    changes, BadRequest with the field that is wrong, RetryInfo with the least pause before another attempt.
-    docs/errors.md lists them.
+    Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
+    grpc-status-details-bin. Its details are ErrorInfo, with a reason that never changes; BadRequest, with the invalid
+    field, if there is one; and RetryInfo, with the minimum pause before a retry, if a retry helps. docs/errors.md lists
+    the reasons.
 
-    grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
-    are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
-    until its canary passes, and after UnloadModel. "", "glowserve.v1.GlowService" and "inference.GRPCInferenceService"
-    are SERVING while every model that is served is, and there is one.
+    The same port serves grpc.health.v1.Health. It knows each model by its name, such as "digits". A model is SERVING
+    once all its served versions are loaded, warmed up and have passed their canaries. It is NOT_SERVING from an engine
+    failure in any of them until that version passes its canary, and after UnloadModel. The names "",
+    "glowserve.v1.GlowService" and "inference.GRPCInferenceService" are SERVING while at least one model is served and
+    every served model is SERVING.
     """
 
     def __init__(self, channel):
@@ -120,40 +120,40 @@ class GlowServiceStub(object):
 class GlowServiceServicer(object):
     """Exact likelihoods and samples of Glow models.
 
-    Answers are a function of model version and request alone: the same request with the same seed
-    gives the same answer, whatever other calls it was batched with.
+    Responses are reproducible: the same request with the same seed to the same model version gets the same response,
+    whatever other calls shared its batch.
 
-    Status codes that every method may answer:
+    Every method is idempotent, so that a retry is always safe. Every method may return these status codes:
 
-    INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
-    would be accepted. Not retryable.
-    NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   too much waits already, or so much that the deadline would pass first, and nothing was done:
-    retry with back-off. A stream that has begun is not refused. The transport answers the
-    same for a message over the server's size limit (64 MiB unless configured); that is not
-    retryable.
-    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
-    is made twice does no more than once, so that a retry is always safe.
-    DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
-    CANCELLED            is dropped.
-    FAILED_PRECONDITION  the model cannot answer in finite numbers, or a version of it cannot be served (see the
-    methods). Not retryable.
-    PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
-    INTERNAL             a fault of the server, which is in its log. Retrying may help.
+    INVALID_ARGUMENT     The request is malformed. The message names the field, the value and what is accepted. Do not
+    retry.
+    NOT_FOUND            The model or the version is not served. Do not retry: ListModels lists what is served.
+    UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
+    PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
+    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn. Nothing was computed.
+    Retry with back-off. A stream is refused only at its start. gRPC returns the same code for a
+    message over the size limit (64 MiB unless configured): do not retry that.
+    UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
+    DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
+    CANCELLED            The client cancelled the call. Work that had not begun is dropped.
+    FAILED_PRECONDITION  The result is not finite, or a model version cannot be served; see the methods. Do not retry.
+    INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
-    Each carries a google.rpc.Status in the trailing metadata grpc-status-details-bin: ErrorInfo with a reason that never
-    changes, BadRequest with the field that is wrong, RetryInfo with the least pause before another attempt.
-    docs/errors.md lists them.
+    Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
+    grpc-status-details-bin. Its details are ErrorInfo, with a reason that never changes; BadRequest, with the invalid
+    field, if there is one; and RetryInfo, with the minimum pause before a retry, if a retry helps. docs/errors.md lists
+    the reasons.
 
-    grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
-    are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
-    until its canary passes, and after UnloadModel. "", "glowserve.v1.GlowService" and "inference.GRPCInferenceService"
-    are SERVING while every model that is served is, and there is one.
+    The same port serves grpc.health.v1.Health. It knows each model by its name, such as "digits". A model is SERVING
+    once all its served versions are loaded, warmed up and have passed their canaries. It is NOT_SERVING from an engine
+    failure in any of them until that version passes its canary, and after UnloadModel. The names "",
+    "glowserve.v1.GlowService" and "inference.GRPCInferenceService" are SERVING while at least one model is served and
+    every served model is SERVING.
     """
 
     def Score(self, request, context):
-        """Says how likely images are under a model. An image whose likelihood is not finite is an answer
-        (see ImageScore.finite), not an error.
+        """Computes the log-likelihoods of images. An image with a non-finite likelihood is a result, not an error; see
+        ImageScore.finite.
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -161,18 +161,22 @@ class GlowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ScoreStream(self, request_iterator, context):
-        """Score many times over one stream, for images without end: one answer a request, in the requests' order. Each
-        request is complete, its model and seed included, and is answered as Score would.
+        """Scores an unbounded sequence of images: one response for each request, in the order of the requests. Each request
+        is complete, with model and seed, and gets the response that Score would return.
 
-        The server works on several requests side by side, until they have together as many images, or bytes, as one call
-        may bring; then it reads no further until an answer is taken. Requests of a quarter of that (64 images) keep it
-        busy. A client therefore reads answers while it writes.
+        Flow control. The server works on several requests at once, until their images or their bytes reach the limits of
+        one call (256 images, 64 MiB unless configured). It then reads the next request only after the client has read a
+        response. A client must therefore read responses while it writes requests. Requests of a quarter of the limit (64
+        images) keep the server busy.
 
-        A request that cannot be answered ends the stream with the status that Score would give it, after the answers to
-        those before it. Its message begins with "requests[I]", and the field of BadRequest, too, where I counts the
-        requests of the stream from 0: I were answered. When the server stops, it answers what it has
-        read, and ends the stream with UNAVAILABLE: send what was not answered to another. A deadline is one for the whole
-        stream; a client that does not know when its images end sets none.
+        Errors. A request that fails ends the stream, after the responses to all requests before it, with the status that
+        Score would return. The message, and the field in BadRequest, begin with "requests[I]". I is the index of the
+        failed request in the stream, from 0; the requests before it were answered.
+
+        Shutdown. A server that stops answers the requests that it has read, and ends the stream with UNAVAILABLE. Send the
+        unanswered requests over a new stream.
+
+        Deadline. One deadline covers the whole stream. Set none if the length of the stream is unknown.
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -182,71 +186,72 @@ class GlowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request, context):
-        """Draws new images, streamed in order in messages of several images each. A sample that is not finite
-        (as high temperatures, or a model that was hardly trained, can bring) ends the stream with
-        FAILED_PRECONDITION, which names it.
+        """Draws samples. The response messages hold several samples each, in order. A non-finite sample, which a high
+        temperature or a barely trained model can cause, ends the stream with FAILED_PRECONDITION; the message gives the
+        sample's index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Encode(self, request, context):
-        """Maps images to latents, with dequantization noise 0.5 (the middle of every bin, if dequantization is
-        uniform). Each latent is decoded again and compared. A latent that is not finite is FAILED_PRECONDITION.
+        """Maps images to latents, with dequantization noise 0.5: the middle of each bin if dequantization is uniform. Also
+        decodes each latent again, and counts the values that differ. A non-finite latent is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Maps latents to images. A result that is not finite is FAILED_PRECONDITION.
+        """Maps latents to images. A non-finite result is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Interpolate(self, request, context):
-        """Draws the way from one image to another through the latents: both are encoded as Encode does, and what lies between
-        their latents is decoded.
+        """Interpolates between two images: encodes both as Encode does, and decodes the latents of the path between them.
 
-        The way is an arc, not a straight line (spherical linear interpolation: Shoemake 1985; for Gaussian priors White
-        2016, arXiv:1609.04468). Latents are standard normal, so that nearly all have about the length sqrt(D). Halfway on
-        a line between two of them, as in section 6 of the Glow paper, is as long as a latent of temperature 0.7; on the arc
-        each step is as typical as the ends. Between latents that are parallel or opposite, which have no arc, it is a line.
+        The path is an arc: spherical linear interpolation (Shoemake 1985; for Gaussian priors White 2016,
+        arXiv:1609.04468). Nearly all standard normal latents have a length of about sqrt(D). The middle of a straight line,
+        as in section 6 of the Glow paper, is only as long as a latent of temperature 0.7; each point of the arc is as
+        typical as the ends. Parallel or opposite latents define no arc, and the path is a straight line.
 
-        An image whose latent is not finite, or a step that does not decode to finite values, is FAILED_PRECONDITION.
+        A non-finite latent of an image, or a non-finite image on the path, is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists what is served, and what was found and is not.
+        """Lists the served model versions, and the versions that were found but are not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model.
+        """Returns the manifest of a model version, and the execution providers of its graphs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Looks now for versions of a model, tries those that were refused again, and serves what the server's settings say
-        (the newest version, unless configured). Also takes back UnloadModel. Answers once they serve, which may take a
-        while; the change goes on where the caller gives up. FAILED_PRECONDITION if a version was refused: what was served
-        before still is. NOT_FOUND if the repository has no such model. PERMISSION_DENIED unless the server allows it.
+        """Searches the repository for versions of a model now, retries refused versions, and serves the versions that the
+        server's settings select (the newest, unless configured). Undoes UnloadModel. Responds when the versions are
+        served, which can take a while. Loading continues if the client cancels the call.
+
+        FAILED_PRECONDITION if a version was refused; the versions served before are still served. NOT_FOUND if the
+        repository has no such model. PERMISSION_DENIED unless the server permits loading.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Serves a model no longer, in any version, until LoadModel; accepted calls are answered. NOT_FOUND if it is not
-        served. PERMISSION_DENIED unless the server allows it.
+        """Stops serving every version of a model until LoadModel. Accepted calls are still answered. NOT_FOUND if the model
+        is not served. PERMISSION_DENIED unless the server permits unloading.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -316,35 +321,35 @@ def add_GlowServiceServicer_to_server(servicer, server):
 class GlowService(object):
     """Exact likelihoods and samples of Glow models.
 
-    Answers are a function of model version and request alone: the same request with the same seed
-    gives the same answer, whatever other calls it was batched with.
+    Responses are reproducible: the same request with the same seed to the same model version gets the same response,
+    whatever other calls shared its batch.
 
-    Status codes that every method may answer:
+    Every method is idempotent, so that a retry is always safe. Every method may return these status codes:
 
-    INVALID_ARGUMENT     the request is malformed; the message names the field, the value, and what
-    would be accepted. Not retryable.
-    NOT_FOUND            no such model or version. Not retryable as it stands.
-    RESOURCE_EXHAUSTED   too much waits already, or so much that the deadline would pass first, and nothing was done:
-    retry with back-off. A stream that has begun is not refused. The transport answers the
-    same for a message over the server's size limit (64 MiB unless configured); that is not
-    retryable.
-    UNAVAILABLE          the server is starting, stopping or gone: retry with back-off. A call that
-    is made twice does no more than once, so that a retry is always safe.
-    DEADLINE_EXCEEDED,   the caller's deadline passed, or the caller cancelled; work that had not begun
-    CANCELLED            is dropped.
-    FAILED_PRECONDITION  the model cannot answer in finite numbers, or a version of it cannot be served (see the
-    methods). Not retryable.
-    PERMISSION_DENIED    the server does not allow the call, or not to this caller. Not retryable.
-    INTERNAL             a fault of the server, which is in its log. Retrying may help.
+    INVALID_ARGUMENT     The request is malformed. The message names the field, the value and what is accepted. Do not
+    retry.
+    NOT_FOUND            The model or the version is not served. Do not retry: ListModels lists what is served.
+    UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
+    PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
+    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn. Nothing was computed.
+    Retry with back-off. A stream is refused only at its start. gRPC returns the same code for a
+    message over the size limit (64 MiB unless configured): do not retry that.
+    UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
+    DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
+    CANCELLED            The client cancelled the call. Work that had not begun is dropped.
+    FAILED_PRECONDITION  The result is not finite, or a model version cannot be served; see the methods. Do not retry.
+    INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
-    Each carries a google.rpc.Status in the trailing metadata grpc-status-details-bin: ErrorInfo with a reason that never
-    changes, BadRequest with the field that is wrong, RetryInfo with the least pause before another attempt.
-    docs/errors.md lists them.
+    Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
+    grpc-status-details-bin. Its details are ErrorInfo, with a reason that never changes; BadRequest, with the invalid
+    field, if there is one; and RetryInfo, with the minimum pause before a retry, if a retry helps. docs/errors.md lists
+    the reasons.
 
-    grpc.health.v1.Health beside it knows the name of each model, such as "digits": SERVING once the versions of it that
-    are served were loaded, warmed up and proved on their canaries; NOT_SERVING after an engine failed in any of them,
-    until its canary passes, and after UnloadModel. "", "glowserve.v1.GlowService" and "inference.GRPCInferenceService"
-    are SERVING while every model that is served is, and there is one.
+    The same port serves grpc.health.v1.Health. It knows each model by its name, such as "digits". A model is SERVING
+    once all its served versions are loaded, warmed up and have passed their canaries. It is NOT_SERVING from an engine
+    failure in any of them until that version passes its canary, and after UnloadModel. The names "",
+    "glowserve.v1.GlowService" and "inference.GRPCInferenceService" are SERVING while at least one model is served and
+    every served model is SERVING.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""How the C library keeps memory for this process."""
+"""A setting of glibc's memory allocator that keeps a service with many threads small."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _ARENAS = 2
 
 
 def share_arenas() -> None:
-    """Has all threads allocate from two of glibc's arenas, unless $MALLOC_ARENA_MAX or $GLIBC_TUNABLES says otherwise.
+    """Limits glibc to two arenas, unless $MALLOC_ARENA_MAX or $GLIBC_TUNABLES sets another limit.
 
-    By itself it makes up to eight for each core, of which each keeps what its threads have ever needed at once. Arenas
-    that there are already stay. Other C libraries are left alone.
+    glibc's own limit is eight arenas per core. Each arena keeps the most memory that its threads ever used at once.
+    Arenas that exist already stay, so call this before threads start. Other C libraries have no such limit.
     """
-    told = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and not told:
+    is_set = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not is_set:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
             libc.mallopt(_M_ARENA_MAX, _ARENAS)

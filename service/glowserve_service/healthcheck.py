@@ -1,7 +1,8 @@
-"""`python -m service.healthcheck [HOST:PORT]`: exit code 0 if the service says SERVING, 1 if not.
+"""`python -m glowserve_service.healthcheck [HOST:PORT]`: exit code 0 if the service is SERVING, else 1.
 
-Where $GLOWSERVE_TLS_CERT says that the service encrypts, that certificate is the one that is trusted, whatever names it
-is for. A service that asks its clients for certificates is shown $GLOWSERVE_CERT and $GLOWSERVE_KEY, or else its own.
+It reads the service's own variables. If $GLOWSERVE_TLS_CERT is set, it connects by TLS and trusts exactly that
+certificate, whatever host names it has. To a service that requires client certificates ($GLOWSERVE_TLS_CLIENT_CA) it
+presents $GLOWSERVE_CERT and $GLOWSERVE_KEY, or else the service's own certificate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _TIMEOUT_SECONDS = 2.0
 
 
 def is_serving(target: str) -> bool:
-    """Asks grpc.health.v1 of the service at HOST:PORT."""
+    """Calls grpc.health.v1.Health/Check of the service at HOST:PORT. False if that fails, too."""
     try:
         with _channel(target) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(
@@ -33,21 +34,20 @@ def is_serving(target: str) -> bool:
 
 
 def _channel(target: str) -> grpc.Channel:
-    own = os.environ.get("GLOWSERVE_TLS_CERT")
-    if not own:
+    certificate = os.environ.get("GLOWSERVE_TLS_CERT")
+    if not certificate:
         return grpc.insecure_channel(target)
     cert, key = (os.environ.get(f"GLOWSERVE_{name}") for name in ("CERT", "KEY"))
     if not cert and os.environ.get("GLOWSERVE_TLS_CLIENT_CA"):
-        cert, key = own, os.environ.get("GLOWSERVE_TLS_KEY")
-    credentials = channel_credentials(tls=True, ca=own, cert=cert or None, key=key or None)
+        cert, key = certificate, os.environ.get("GLOWSERVE_TLS_KEY")
+    credentials = channel_credentials(tls=True, ca=certificate, cert=cert or None, key=key or None)
     assert credentials is not None
-    return grpc.secure_channel(
-        target, credentials, [("grpc.ssl_target_name_override", _name_at(target, own))]
-    )
+    name = _certified_name(target, certificate)
+    return grpc.secure_channel(target, credentials, [("grpc.ssl_target_name_override", name)])
 
 
-def _name_at(target: str, certificate: str) -> str:
-    """A name that the certificate is for, which is the one that the service has."""
+def _certified_name(target: str, certificate: str) -> str:
+    """A host name of the certificate. The service at HOST:PORT presents it, or this raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -57,8 +57,8 @@ def _name_at(target: str, certificate: str) -> str:
         socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_SECONDS) as connection,
         context.wrap_socket(connection) as encrypted,
     ):
-        shown: Any = encrypted.getpeercert()
-    names = dict(shown["subjectAltName"])
+        presented: Any = encrypted.getpeercert()
+    names = dict(presented["subjectAltName"])
     name: str = names.get("DNS") or names["IP Address"]
     return name.replace("*", "any")
 

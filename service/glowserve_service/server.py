@@ -1,4 +1,4 @@
-"""A service from start to end: bind, load, serve, drain, stop. The one file that wires the others together."""
+"""A service from start to end: bind, load, serve, drain, stop. This file wires all others together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,37 +18,39 @@ from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
 from glowserve_service.front import health
-from glowserve_service.front import open_inference as oip
 from glowserve_service.front.glow_service import GlowServicer
 from glowserve_service.front.health import Health
-from glowserve_service.front.middleware import Edge
+from glowserve_service.front.middleware import CallMiddleware
+from glowserve_service.front.open_inference import servicer as open_inference
+from glowserve_service.front.open_inference.servicer import OpenInferenceServicer
 from glowserve_service.models.manager import ModelManager
-from glowserve_service.models.models import Models
+from glowserve_service.models.registry import ModelRegistry
 from glowserve_service.observability import traces
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.metrics_server import MetricsServer
-from glowserve_service.scheduling.cpu_pool import Preparer
-from glowserve_service.security.security import Certificates, Tokens, warning
+from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.security.access import warning
+from glowserve_service.security.certificates import Certificates
+from glowserve_service.security.tokens import Tokens
 
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
 
-# gRPC says CANCELLED to calls that have arrived, and not yet been handed to us, when it stops: a caller would take
-# that for its own doing. So they are handed to us first, to be told UNAVAILABLE: until none has come for so long. Who
-# tries again and again is not waited for longer: by then a client has tried for the last time.
+# When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on: a caller would take that
+# for its own doing. So the server goes on until no call has arrived for so long, and answers UNAVAILABLE to those that
+# do. The limit is for callers that try again and again: by then a client has made its last attempt.
 _LAST_CALLS_SECONDS = 0.2
 _MOST_LAST_CALLS_SECONDS = 1.0
 _LAST_ANSWERS_SECONDS = 3.0
 
-# A client may ask this often whether the connection lives, in a call or between calls; ours do every
-# `calls.KEEPALIVE_MS`. By itself gRPC allows one such ping in five minutes, and hangs up on those who ask more often.
+# A client may send keepalive pings this often, in a call or between calls; ours do every `channel.KEEPALIVE_MS`.
+# gRPC's default is one ping in five minutes, and it closes the connection of clients that send more.
 _LEAST_BETWEEN_PINGS_MS = 10_000
-# The server asks, too: a client that vanished would leave its calls open.
+# The server sends pings, too: a client that vanished would leave its calls open.
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
 
-# What the caller of a stream may send before the service reads it. gRPC by itself lets it grow to megabytes, for each
-# stream that does not read its answers. A message that is longer is read as a whole, far callers of large ones wait for
-# one more round trip.
+# How much a caller may send on a stream before the service reads it. gRPC's default grows to megabytes, for each stream
+# that does not read its answers. A message that is longer is still read as a whole, after one more round trip.
 _SENT_AHEAD_BYTES = 256 * 2**10
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,12 @@ class Server:
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
-        self._health = Health(("", SERVICE_NAME, oip.SERVICE_NAME))
+        self._health = Health(("", SERVICE_NAME, open_inference.SERVICE_NAME))
         self._traces = traces.from_environment()
-        self._edge = Edge(
-            (SERVICE_NAME, oip.SERVICE_NAME),
+        self._middleware = CallMiddleware(
+            (SERVICE_NAME, open_inference.SERVICE_NAME),
             self.metrics,
-            always=oip.READINESS_METHODS,
+            always=open_inference.READINESS_METHODS,
             traces=self._traces,
         )
         self._closers: list[Callable[[], Any]] = []
@@ -87,24 +88,24 @@ class Server:
         if self._traces:
             self._closers.append(self._traces.close)
         tokens = None if self.config.tokens is None else Tokens(self.config.tokens)
-        self._edge.tokens = tokens
+        self._middleware.tokens = tokens
         self._server = grpc.aio.server(options=_options(self.config))
-        self._server.add_generic_rpc_handlers((self._edge,))
+        self._server.add_generic_rpc_handlers((self._middleware,))
         self._bind(tokens)
-        models = Models(self.metrics)
-        self._manager = ModelManager(self.config, models, self.metrics, self._health)
-        preparer = Preparer(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
-        self._closers.append(preparer.close)
-        servicer = GlowServicer(models, self._manager, self.config, preparer)
-        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._edge)
+        models = ModelRegistry(self.metrics)
+        self._manager = ModelManager(self.config, models, self.metrics, self._health.set)
+        pool = CpuPool(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
+        self._closers.append(pool.close)
+        servicer = GlowServicer(models, self._manager, self.config, pool)
+        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._middleware)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            oip.OipServicer(models, self._manager, self.config, preparer, self._health.is_serving),
-            self._edge,
+            OpenInferenceServicer(models, self._manager, self.config, pool, self._health.is_serving),
+            self._middleware,
         )
-        health.add_to_server(self._health, self._edge)
-        names = (SERVICE_NAME, oip.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        health.add_to_server(self._health, self._middleware)
+        names = (SERVICE_NAME, open_inference.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflected = reflection.aio.ReflectionServicer(names)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._edge)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._middleware)
         await self._server.start()
         try:
             await self._manager.start()
@@ -113,19 +114,19 @@ class Server:
             await self._manager.close()
             self._close()
             raise
-        self._edge.accept()
+        self._middleware.accept()
         self._health.serve()
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
         self._health.stop()
-        self._edge.refuse()
-        await self._last_calls()
+        self._middleware.refuse()
+        await self._middleware.quiet(_LAST_CALLS_SECONDS, at_most=_MOST_LAST_CALLS_SECONDS)
         drained = asyncio.ensure_future(self._server.stop(self.config.drain_seconds))
-        idle = asyncio.ensure_future(self._edge.idle())
+        idle = asyncio.ensure_future(self._middleware.idle())
         await asyncio.wait({drained, idle}, return_when=asyncio.FIRST_COMPLETED)
-        # What is open now are answers on their way, and streams of reflection, which clients keep for good.
+        # Still open are answers on their way, and streams of reflection, which clients keep for good.
         await asyncio.wait({drained}, timeout=_LAST_ANSWERS_SECONDS)
         await self._server.stop(0)
         await drained
@@ -133,13 +134,6 @@ class Server:
         await self._manager.close()
         self._close()
         log.info("stopped")
-
-    async def _last_calls(self) -> None:
-        """Until those are refused that have arrived."""
-        end, before = time.monotonic() + _MOST_LAST_CALLS_SECONDS, -1
-        while self._edge.arrived != before and time.monotonic() < end:
-            before = self._edge.arrived
-            await asyncio.sleep(_LAST_CALLS_SECONDS)
 
     def _close(self) -> None:
         for close in reversed(self._closers):
@@ -212,7 +206,7 @@ async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> No
 
     Args:
         config: its settings.
-        on_ready: told when it serves.
+        on_ready: called when it serves.
 
     Raises:
         GlowserveError: it cannot start.

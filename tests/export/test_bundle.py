@@ -34,7 +34,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine, Float32Array, Forward
 from glowserve.runtime.randomness import dequantization_noise
 from glowserve.runtime.repository import Bundle
-from glowserve.runtime.scoring import bits_per_dim
+from glowserve.likelihood import bits_per_dim
 from glowserve.v1 import manifest_pb2
 
 

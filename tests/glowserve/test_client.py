@@ -25,7 +25,8 @@ from glowserve.images import (
     prepare_encoded,
     to_pil,
 )
-from glowserve.results import Encodings, Scores
+from glowserve.results import Encodings
+from glowserve.scores import Scores
 from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc

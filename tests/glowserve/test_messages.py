@@ -7,7 +7,8 @@ import pytest
 
 from glowserve import messages
 from glowserve.images import encode_png
-from glowserve.results import ModelInfo, Scores
+from glowserve.results import ModelInfo
+from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import manifest_pb2, tensor_pb2
 

@@ -18,7 +18,7 @@ from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError, DeviceError
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import Bundle, newest_bundle
-from glowserve.runtime.scoring import mismatched_values
+from glowserve.runtime.checks import mismatched_values
 
 without_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime has CUDA"

@@ -12,7 +12,7 @@ import pytest
 import glowserve
 from glowserve.images import UInt8Array, encode_png
 from glowserve.messages import images_array
-from glowserve.runtime.interpolation import interpolate
+from glowserve.runtime.interpolation import interpolation_path
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.service.wire import raw

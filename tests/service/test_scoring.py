@@ -13,14 +13,10 @@ from glowserve.runtime.engine import Engine, Reverse
 from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.randomness import dequantization_noise
 from glowserve.runtime.repository import Bundle
-from glowserve.runtime.scoring import (
-    DEFAULT_SEED,
-    Scorer,
-    bits_per_dim,
-    mismatched_values,
-    require_finite_images,
-    require_finite_latents,
-)
+from glowserve.runtime.randomness import DEFAULT_SEED
+from glowserve.scores import Scorer
+from glowserve.likelihood import bits_per_dim
+from glowserve.runtime.checks import mismatched_values, require_finite_images, require_finite_latents
 from glowserve.v1.manifest_pb2 import Calibration, ImageSpec, Manifest
 
 D = 64

@@ -1,4 +1,4 @@
-"""The checkpoint: a trained model, and all that is needed to export it and to know where it came from."""
+"""The checkpoint of a finished run: the model, its configuration, and how it was trained."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from glowserve.images import Preparation
-from glowserve_training.data import DataConfig
+from glowserve_training.config import DataConfig, GlowConfig
 from glowserve_training.errors import CheckpointError
-from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.model import Glow
 from glowserve_training.saving import save
 
 _FORMAT = "glowserve.checkpoint"
@@ -21,43 +21,43 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How a model was trained."""
+    """How a model was trained, and its final figures."""
 
     steps: int
     """Optimizer steps."""
 
     images_seen: int
-    """Repeats counted."""
+    """Images in all batches together, repetitions included."""
 
     seed: int
-    """Of initialization, order and noise."""
+    """Seed of initialization, order of images, and noise."""
 
     held_out_digest: str
-    """`ImageData.held_out_digest` of the validation and test images."""
+    """`HeldOutImages.digest` of the validation and test images."""
 
     metrics: dict[str, float]
-    """Figures of the finished model, among them "validation_bits_per_dim" and "test_bits_per_dim"."""
+    """"validation_bits_per_dim" and "test_bits_per_dim" of the finished model."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `glowserve train` leaves behind."""
+    """The result of `glowserve train`."""
 
     model: Glow
-    """In evaluation mode, on the CPU; its `config` is the architecture."""
+    """In evaluation mode, on the CPU."""
 
     data: DataConfig
-    """The data that it was trained on."""
+    """The images that it was trained on."""
 
     training: TrainingRecord
-    """How."""
+    """How it was trained."""
 
     glowserve_version: str = importlib.metadata.version("glowserve")
-    """What it was trained with."""
+    """The version that trained it."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Writes a checkpoint atomically.
 
     Raises:
         RunError: it cannot be written.
@@ -75,29 +75,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint; nothing in the file is executed.
+    """Reads a checkpoint; no code in the file is executed.
 
     Raises:
-        CheckpointError: there is no such file, it is none of ours, or it is damaged.
+        CheckpointError: the file does not exist, is not a checkpoint, or is damaged.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {path}: there is no such file; `glowserve train` writes RUN_DIR/model.ckpt"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever zip, pickle and torch make of foreign bytes
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read as one: it is damaged or something else"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise CheckpointError(f"checkpoint {path} was not written by `glowserve train`")
-    if content.get("format_version") != _FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has format version {content.get('format_version')} and this is glowserve "
-            f"{importlib.metadata.version('glowserve')}, which reads {_FORMAT_VERSION}; use the version that wrote it, "
-            f"glowserve {content.get('glowserve_version', 'unknown')}"
-        )
+    content = _read(path)
     try:
         model = Glow(GlowConfig(**content["config"]))
         model.load_state_dict(content["state_dict"])
@@ -110,10 +93,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
             glowserve_version=content["glowserve_version"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"checkpoint {path} has missing or wrong content: {reason}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of this format."""
+    if not path.is_file():
         raise CheckpointError(
-            f"checkpoint {path} does not hold what it should: {_first_line(error)}"
+            f"checkpoint {path}: there is no such file; `glowserve train` writes RUN_DIR/model.ckpt"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch raise many kinds of errors for foreign bytes
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: it is damaged or not a checkpoint; give RUN_DIR/model.ckpt"
         ) from error
-
-
-def _first_line(error: Exception) -> Any:
-    return str(error).partition("\n")[0]
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} was not written by `glowserve train`; give RUN_DIR/model.ckpt"
+        )
+    if content.get("format_version") != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format version {content.get('format_version')} and this is glowserve "
+            f"{importlib.metadata.version('glowserve')}, which reads {_FORMAT_VERSION}; use the version that wrote it, "
+            f"glowserve {content.get('glowserve_version', 'unknown')}"
+        )
+    return content

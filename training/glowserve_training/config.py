@@ -1,81 +1,131 @@
-"""What a training run is asked for."""
+"""The configuration of a training run: model, data and training. Imports no PyTorch, so that `--help` is instant."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from glowserve_training.data import DataConfig
-from glowserve_training.model import GlowConfig
+from glowserve.images import Preparation
+from glowserve_training.option import option, require_at_least, require_choice, require_positive
 
+COUPLINGS = ("affine", "additive")
+PARAMETRIZATIONS = ("lu", "orthogonal", "plain")
+DEQUANTIZATIONS = ("uniform", "variational")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """All that decides what a run yields, but for the machine."""
+class GlowConfig:
+    """The architecture of a Glow; checkpoints store it.
 
-    model: GlowConfig
-    """The architecture."""
+    Raises:
+        ValueError: a value is out of range; the message names the field and the allowed values.
+    """
 
-    data: DataConfig
-    """The images."""
-
-    steps: int
-    """Optimizer steps."""
-
-    batch_size: int
-    """Images a step."""
-
-    learning_rate: float = 1e-3
-    """At its highest."""
-
-    warmup_steps: int = 100
-    """Until the learning rate is at its highest."""
-
-    clip_gradient_norm: float = 50.0
-    """Gradients longer than this are shortened to it."""
-
-    schedule: str = "cosine"
-    """How the learning rate goes on after the warm-up: "cosine" (to zero) or "constant"."""
-
-    weight_decay: float = 0.0
-    """Of the coupling networks' convolutions alone, decoupled from the gradient (AdamW)."""
-
-    average_decay: float = 0.999
-    """Of the exponential moving average of the weights, which is the result; 0 for the last weights themselves."""
-
-    precision: str = "32-true"
-    """"32-true" or, with the coupling networks in half, "bf16-mixed"."""
-
-    condition_limit: float = 1e4
-    """A 1x1 convolution whose condition number exceeds this is not trained on with."""
-
-    max_returns: int = 5
-    """How often training goes back to the last good state before it gives up."""
-
-    seed: int = 0
-    """Of initialization, order and noise."""
+    image_size: int = option("height and width of the images in pixels; divisible by 2^levels")
+    channels: int = option("1 (grey) or 3 (RGB)")
+    n_bits: int = option("bits of each pixel value that the model sees, 1 to 8", 8)
+    levels: int = option("levels L of the flow; each halves height and width", 3)
+    steps_per_level: int = option("steps of flow K in each level", 8)
+    width: int = option("hidden channels of the coupling networks", 128)
+    coupling: str = option("coupling layers", "affine", choices=COUPLINGS)
+    parametrization: str = option("of the 1x1 convolutions", "lu", choices=PARAMETRIZATIONS)
+    coupling_actnorm: bool = option(
+        "actnorm instead of biases inside the coupling networks, as in the paper's code", True
+    )
+    dequantization: str = option("noise within each bin of pixel values", "uniform", choices=DEQUANTIZATIONS)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "warmup_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
+        if not 1 <= self.n_bits <= 8:
+            raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
+        require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
+        if self.image_size < 1 or self.image_size % 2**self.levels:
+            raise ValueError(
+                f"image_size is {self.image_size}; {self.levels} levels halve it {self.levels} times, so it "
+                f"must be a positive multiple of {2**self.levels} (or use fewer levels)"
+            )
+        require_choice(COUPLINGS, coupling=self.coupling)
+        require_choice(DEQUANTIZATIONS, dequantization=self.dequantization)
+        require_choice(PARAMETRIZATIONS, parametrization=self.parametrization)
+
+    @property
+    def dimensions(self) -> int:
+        """Values of an image, D = H * W * C."""
+        return self.image_size**2 * self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are prepared and split.
+
+    Checkpoints store it, so that an export can load the same held-out images again.
+    """
+
+    data: str = option(
+        "'digits', a folder of images, a .parquet or .npz file, or a dataset's name on the Hugging Face hub"
+    )
+    image_size: int
+    """H = W of the prepared images, in pixels."""
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    split_seed: int = option("seed that chooses the held-out images", 0)
+    preparation: Preparation = field(default_factory=Preparation)
+    """How a source image is converted to `image_size` and `channels`."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, split_seed=self.split_seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that determines the result of a run, except the hardware.
+
+    Raises:
+        ValueError: a value is out of range; the message names the field and the allowed values.
+    """
+
+    model: GlowConfig
+    data: DataConfig
+    steps: int = option("optimizer steps")
+    batch_size: int = option("images in each step's batch")
+    learning_rate: float = option("highest learning rate", 1e-3)
+    warmup_steps: int = 100
+    """Steps in which the learning rate rises linearly to `learning_rate`."""
+    clip_gradient_norm: float = 50.0
+    """Longer gradients are scaled down to this norm."""
+    schedule: str = option(
+        "of the learning rate after the warm-up; cosine falls to 0", "cosine", choices=SCHEDULES
+    )
+    weight_decay: float = option("decoupled weight decay (AdamW) of the coupling networks' convolutions", 0.0)
+    average_decay: float = option(
+        "decay of the exponential moving average (EMA) of the weights, which is the result; 0: the last weights",
+        0.999,
+    )
+    precision: str = option(
+        "of the coupling networks in training; inverted layers always use float32",
+        "32-true",
+        choices=PRECISIONS,
+    )
+    condition_limit: float = 1e4
+    """Training rolls back when the condition number of a 1x1 convolution exceeds this."""
+    max_rollbacks: int = 5
+    """Rollbacks after which the next fault ends training."""
+    seed: int = option("seed of initialization, order of images, and noise", 0)
+
+    def __post_init__(self) -> None:
+        require_at_least(1, steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps)
+        require_choice(SCHEDULES, schedule=self.schedule)
+        require_choice(PRECISIONS, precision=self.precision)
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay is {self.average_decay}; it must lie in [0, 1)")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or a positive number")
         if not self.condition_limit > 1:
             raise ValueError(f"condition_limit is {self.condition_limit}; it must be greater than 1")
-        if self.max_returns < 0:
-            raise ValueError(f"max_returns is {self.max_returns}; it must be 0 or more")
+        require_at_least(0, max_rollbacks=self.max_rollbacks)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must lie in 0 to 2^63 - 1")
-        for name in ("learning_rate", "clip_gradient_norm"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number")
+        require_positive(learning_rate=self.learning_rate, clip_gradient_norm=self.clip_gradient_norm)

@@ -1,4 +1,4 @@
-"""The picture of a run: bits/dim against images seen."""
+"""The learning curve of a run: bits/dim against images seen."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from glowserve.files import atomic_write
 
-_LINES = {"train": "training (each a batch)", "validation": "validation", "test": "test"}
+_LABELS = {"train": "training (each a batch)", "validation": "validation", "test": "test"}
 
 
 def draw_curve(logs: Path, batch_size: int, path: Path) -> None:
-    """Draws training, validation and test bits/dim of a run.
+    """Draws training, validation and test bits/dim.
 
     Args:
         logs: the run's TensorBoard events.
-        batch_size: images a step.
-        path: of the .png file.
+        batch_size: images in each step's batch.
+        path: the .png file to write.
     """
     events = EventAccumulator(str(logs)).Reload()
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     held_out = []
-    for name, label in _LINES.items():
+    for name, label in _LABELS.items():
         points = events.Scalars(f"{name}_bits_per_dim")
         values = [point.value for point in points]
         width = 0.6 if name == "train" else 1.6

@@ -1,11 +1,11 @@
 """The directory of a training run.
 
-RUN_DIR/run.json      what was asked for, and what images that meant
+RUN_DIR/run.json      the configuration, and a digest of the held-out images
 RUN_DIR/model.ckpt    the result
-RUN_DIR/resume/       the last state, from which the same command goes on
-RUN_DIR/logs/         TensorBoard
+RUN_DIR/resume/       the last saved state, from which the same command resumes
+RUN_DIR/logs/         TensorBoard events
 RUN_DIR/curve.png     bits/dim against images seen
-RUN_DIR/images/       the prepared training images, where they are too many for memory
+RUN_DIR/images/       the prepared training images, if they are too large for memory
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from glowserve_training.config import RunConfig
 from glowserve_training.data import ImageData
 from glowserve_training.errors import RunError
 
+# Version 0.1.0 wrote this key to run.json.
+_STORED_KEYS = {"max_rollbacks": "max_returns"}
+
 
 class RunDirectory:
-    """Keeps one run, and nothing else, in a directory.
+    """Binds a directory to one run's configuration and images.
 
     Args:
         path: RUN_DIR.
@@ -41,73 +44,76 @@ class RunDirectory:
         self.curve = path / "curve.png"
         self._record = path / "run.json"
 
-    def compare(self, config: RunConfig) -> None:
-        """Refuses what was asked for differently here before.
+    def check(self, config: RunConfig) -> None:
+        """Checks that the directory is new or belongs to a run with this configuration.
 
         Raises:
-            RunError: the message names the fields.
+            RunError: it does not; the message names the fields that differ.
         """
         if not self._record.exists():
             if self.result.exists():
                 raise RunError(
-                    f"{self.path} holds a {self.result.name} and not what it came of; use another --out"
+                    f"{self.path} has a {self.result.name} without {self._record.name}, which says how it was trained; "
+                    "use another --out"
                 )
             return
-        before = self._read()
-        before.pop("images", None)
-        self._refuse_differences("a run with other arguments", _asked(config), before)
+        stored = self._read()
+        stored.pop("images", None)
+        self._refuse_differences("a run with other arguments", _to_json(config), stored)
 
     @contextmanager
-    def claimed(self, config: RunConfig, images: ImageData) -> Iterator[None]:
-        """Holds the directory for a run, and writes down what is asked for.
+    def claim(self, config: RunConfig, images: ImageData) -> Iterator[None]:
+        """Locks the directory for a run, and writes run.json if there is none.
 
         Raises:
-            RunError: another process trains here, or the images have changed since the run began.
+            RunError: another process trains in it, or the images have changed since the run started.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
-                self._claim(config, images)
+                self._write_or_check_record(config, images)
                 yield
         except Timeout:
             raise RunError(
                 f"another process trains in {self.path}; wait for it, or use another --out"
             ) from None
 
-    def _claim(self, config: RunConfig, images: ImageData) -> None:
-        means = {"images": {"train": len(images.train), "held_out_sha256": images.digest}}
+    def _write_or_check_record(self, config: RunConfig, images: ImageData) -> None:
+        current = {"images": {"train": len(images.train), "held_out_sha256": images.digest}}
         if self._record.exists():
-            before = {"images": self._read().get("images")}
-            self._refuse_differences("a run with other images, its data has changed", means, before)
+            stored = {"images": self._read().get("images")}
+            self._refuse_differences("a run with other images, its data has changed", current, stored)
             return
         with atomic_write(self._record) as file:
-            file.write(json.dumps(_asked(config) | means, indent=2).encode() + b"\n")
+            file.write(json.dumps(_to_json(config) | current, indent=2).encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
         try:
-            before = json.loads(self._record.read_text())
+            stored = json.loads(self._record.read_text())
         except ValueError:
-            before = None
-        if not isinstance(before, dict):
+            stored = None
+        if not isinstance(stored, dict):
             raise RunError(f"{self._record} is damaged; use another --out, or remove {self.path}")
-        return before
+        return stored
 
-    def _refuse_differences(self, what: str, now: dict[str, Any], before: dict[str, Any]) -> None:
-        if different := _differences(now, before):
+    def _refuse_differences(self, what: str, current: dict[str, Any], stored: dict[str, Any]) -> None:
+        if different := _differences(current, stored):
             raise RunError(
-                f"{self.path} holds {what}: {'; '.join(different)}. "
-                "Use the same arguments and images to go on with it, or another --out"
+                f"{self.path} has {what}: {'; '.join(different)}. "
+                "Use the same arguments and images to resume it, or another --out"
             )
 
 
-def _asked(config: RunConfig) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(asdict(config))))
+def _to_json(config: RunConfig) -> dict[str, Any]:
+    """The content of run.json, after a round trip through JSON, so that it compares equal to what was read."""
+    content = {_STORED_KEYS.get(name, name): value for name, value in asdict(config).items()}
+    return dict(json.loads(json.dumps(content)))
 
 
-def _differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(current: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
-    for name in sorted(now.keys() | before.keys()):
-        new, old = now.get(name), before.get(name)
+    for name in sorted(current.keys() | stored.keys()):
+        new, old = current.get(name), stored.get(name)
         if isinstance(new, dict) and isinstance(old, dict):
             found += _differences(new, old, f"{prefix}{name}.")
         elif new != old:

@@ -1,4 +1,8 @@
-"""The exponential moving average of the weights: what is validated, saved and exported."""
+"""The exponential moving average (EMA) of the weights: the weights that are validated, saved and exported.
+
+Lightning's `EMAWeightAveraging` is not used: at every step it reads its update counter from the device, which makes the
+host wait; its decay is constant; and it moves keys of saved states, so that interrupted runs could not resume.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +15,38 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average(Callback):
-    """Keeps the average, and puts it in the place of the weights for validation and at the end.
+class EMA(Callback):
+    """Updates the EMA after each step, and swaps it with the weights during validation.
 
-    Unlike Lightning's callback of this kind it never asks the device anything, and begins with a short memory: at
-    step t the decay is at most (1 + t) / (10 + t), so that the start is forgotten soon.
+    At step t the decay is at most (1 + t) / (10 + t), so that the first weights are forgotten soon.
 
     Args:
-        decay: how much of the average stays at each step, in [0, 1); with 0 it is the weights themselves.
+        decay: factor of the old average in each update, in [0, 1); with 0 the EMA equals the weights.
     """
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
-        self._begun = False
+        self._initialized = False
         self.weights: list[Tensor] = []
-        """One for each parameter, in their order."""
+        """The averages, in the order of the module's parameters."""
+
+    @property
+    def state_key(self) -> str:
+        """The key of this state in saved states; version 0.1.0 wrote it."""
+        return "Average"
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begins with the weights, unless a state has been loaded.
+        """Initializes the EMA with the weights, unless a state was loaded.
 
-        At `on_train_start` the module has not yet set its actnorms.
+        In `on_train_start` the module has not initialized its actnorms yet.
         """
-        if self._begun:
+        if self._initialized:
             return
-        self._begun = True
-        loaded = self.weights or list(pl_module.parameters())
-        self.weights = [weight.detach().clone().to(pl_module.device) for weight in loaded]
+        self._initialized = True
+        initial = self.weights or list(pl_module.parameters())
+        self.weights = [weight.detach().clone().to(pl_module.device) for weight in initial]
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -49,32 +57,38 @@ class Average(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Moves a little towards the new weights."""
+        """Updates the EMA with the new weights."""
         step = trainer.global_step
         update = get_ema_multi_avg_fn(min(self._decay, (1 + step) / (10 + step)))
         update(self.weights, list(pl_module.parameters()), step)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Swaps weights and average."""
+        """Swaps the weights with the EMA."""
         self._swap(pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Swaps them back."""
+        """Swaps back."""
         self._swap(pl_module)
 
     @torch.no_grad()
-    def put_into(self, module: lightning.LightningModule) -> None:
-        """The average becomes the weights, at the end."""
+    def copy_to(self, module: lightning.LightningModule) -> None:
+        """Replaces the module's weights by the EMA."""
         for average, parameter in zip(self.weights, module.parameters(), strict=True):
             parameter.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average."""
+        """The EMA."""
         return {"weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The average of an earlier state."""
+        """The EMA of a saved state."""
         self.weights = list(state_dict["weights"])
+
+    @torch.no_grad()
+    def restore(self, weights: list[Tensor]) -> None:
+        """Sets the EMA in place, when the guard rolls back."""
+        for average, saved in zip(self.weights, weights, strict=True):
+            average.copy_(saved)
 
     @torch.no_grad()
     def _swap(self, module: lightning.LightningModule) -> None:

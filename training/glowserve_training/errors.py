@@ -1,30 +1,30 @@
-"""What goes wrong in training and is not a bug.
+"""The errors of training that a user can cause or must act on.
 
 TrainingError
-├── DataError      the data cannot be read, is too little, or does not fit
-├── CheckpointError  a file is no checkpoint, or one that this version cannot read
-├── RunError       a run directory holds something else than what was asked for
-└── DivergedError  the loss is no longer finite
+├── DataError        the images cannot be read, are too few, or do not fit on the disk
+├── CheckpointError  a file is not a checkpoint, or not one that this version can read
+├── RunError         a run directory cannot be used or written
+└── DivergedError    training diverged and lower learning rates did not help
 """
 
 from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """A sentence that says what was wrong with which value, and what to do."""
+    """A sentence that names the wrong value and says what to do."""
 
 
 class DataError(TrainingError):
-    """The data cannot be read, is too little, or does not fit."""
+    """The images cannot be read, are too few, or do not fit on the disk."""
 
 
 class CheckpointError(TrainingError):
-    """A file is no checkpoint, or one that this version cannot read."""
+    """A file is not a checkpoint, or not one that this version can read."""
 
 
 class RunError(TrainingError):
-    """A run directory holds something else than what was asked for."""
+    """A run directory cannot be used or written."""
 
 
 class DivergedError(TrainingError):
-    """The loss is no longer finite."""
+    """Training diverged and lower learning rates did not help."""

@@ -1,8 +1,8 @@
-"""How likely a model finds images, and whether they come back from their latents.
+"""Evaluation of a model on images: likelihood, and reconstruction from latents.
 
-log p(x) is estimated with M draws of dequantization noise: the logarithm of the mean of the M likelihoods, which bounds
-log p(x) from below in expectation, and the closer the larger M is (Burda et al. 2016, theorem 1). With M = 1 it is the
-bound of uniform (Theis et al. 2016, section 3.1) or variational dequantization (Ho et al. 2019, section 3.1).
+log p(x) is estimated by the logarithm of the mean likelihood over M draws of dequantization noise. In expectation this
+is a lower bound, tighter for larger M (Burda et al. 2016, theorem 1). With M = 1 it is the bound of uniform
+(Theis et al. 2016, section 3.1) or variational dequantization (Ho et al. 2019, section 3.1).
 
 Shapes: N images, H W C, D = H * W * C, L levels, M draws.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glowserve.images import UInt8Array
+from glowserve.likelihood import bits_per_dim
 from glowserve_training import quantization
 from glowserve_training.data import evaluation_batches
 from glowserve_training.model import Glow
@@ -28,15 +29,15 @@ from glowserve_training.model import Glow
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-# The noise depends on it. It is that of training, so that M = 1 gives the checkpoint's own figure.
+# The noise depends on the batch size: this one reproduces the figures in the checkpoint.
 _BATCH = 64
-# Encoding takes the middle of every bin or, where dequantization is learned, what that becomes.
-_MIDDLE = 0.5
+# The noise of encoding: the center of every bin or, with variational dequantization, the learned image of the center.
+_CENTER = 0.5
 
 
 @dataclass(frozen=True)
 class ImageTerms:
-    """What log-likelihoods are the sums of, in nats; level 1 (nearest to the pixels) first."""
+    """The terms of log-likelihoods, in nats, by level; level 1 is nearest to the pixels."""
 
     log_prior: Float64Array
     """The log-density of each level's latents, [N, L]."""
@@ -45,7 +46,7 @@ class ImageTerms:
     """Each level's log-determinants that depend on the image, [N, L]."""
 
     constant: float
-    """The rest, which is the same for every image."""
+    """The sum of the terms that are the same for every image."""
 
     def total(self) -> Float64Array:
         """The log-likelihoods, [N]."""
@@ -55,52 +56,52 @@ class ImageTerms:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a model makes of latents."""
+    """Images decoded from latents."""
 
     image: UInt8Array
     """[N, H, W, C]."""
 
     pixels: Float32Array
-    """Before rounding and clipping, in bins, [N, H, W, C]."""
+    """Pixel values before rounding and clipping, in bins, [N, H, W, C]."""
 
 
 class Evaluated(Protocol):
-    """A model in whatever form: PyTorch, or graphs."""
+    """A model that can be evaluated, in PyTorch or as ONNX graphs."""
 
     @property
     def n_bits(self) -> int:
-        """Bits of each value that the model sees."""
+        """Bits of each pixel value that the model sees."""
 
     def terms(self, images: UInt8Array, noise: Float32Array) -> ImageTerms:
         """The log-likelihoods of images, uint8 [N, H, W, C], with noise in [0, 1) of the same shape."""
 
     def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
-        """What the flow sees of them, in bins, [N, H, W, C]: a value of bin q lies in q to q + 1."""
+        """The flow's input, in bins, [N, H, W, C]: a value in bin q lies in [q, q + 1)."""
 
     def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
-        """Their latents, [N, D]."""
+        """The latents, [N, D], of images and noise as in `terms`."""
 
     def decode(self, latent: Float32Array) -> Decoded:
-        """The images of latents, [N, D]."""
+        """The images of latents [N, D]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelBits:
-    """A level's share of bits/dim: the means over images of its terms with the first draw of noise."""
+    """A level's part of bits/dim: means over images of its terms, with the first draw of noise."""
 
     level: int
     """1 is nearest to the pixels."""
 
     log_prior_bits_per_dim: float
-    """Of the log-density of its latents."""
+    """From the log-density of the level's latents."""
 
     log_det_bits_per_dim: float
-    """Of its log-determinants that depend on the image."""
+    """From the level's log-determinants that depend on the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """How likely a model finds images."""
+    """How likely images are under a model."""
 
     images: int
     """N."""
@@ -112,16 +113,16 @@ class Likelihood:
     """The mean over images; infinite if an image has no finite likelihood."""
 
     standard_error: float
-    """Of that mean over images; NaN if it is infinite, or of one image."""
+    """Standard error of that mean; NaN if the mean is infinite, or over one image."""
 
     levels: tuple[LevelBits, ...]
-    """Level 1 first. With the constant, they add up to the mean of the first draw."""
+    """Level 1 first. Their sum plus the constant is the mean with the first draw of noise."""
 
     constant_bits_per_dim: float
-    """What is the same for every image."""
+    """The part that is the same for every image."""
 
     non_finite: int
-    """Images with a draw whose likelihood is not finite; each counts as infinitely many bits."""
+    """Images with a draw whose likelihood is not finite; their bits/dim are infinite."""
 
     def first_draw_bits_per_dim(self) -> float:
         """The sum of the levels and the constant: bits/dim with M = 1."""
@@ -131,34 +132,33 @@ class Likelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip:
-    """What comes back from the latents of images with noise 0.5."""
+    """How well images are reconstructed from their latents, encoded with noise 0.5."""
 
     images_exact: int
-    """Images whose every value comes back in its bin."""
+    """Images whose every pixel value is reconstructed in its bin."""
 
     values_changed: int
-    """Values, of N * D, that do not."""
+    """Pixel values, of N * D, that are reconstructed in another bin."""
 
     largest_error: float
-    """Farthest that a value before rounding is from what was encoded, in bins: with uniform dequantization that is the
-    bin's middle, and 0.5 the border."""
+    """The largest difference between an encoded value and its reconstruction before rounding, in bins. Uniform
+    dequantization encodes the bin's center, 0.5 from the borders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Likelihood):
-    """Both."""
+    """Likelihood and reconstruction."""
 
     round_trip: RoundTrip
-    """Whether images come back."""
 
 
 def evaluate(model: Evaluated, images: UInt8Array, *, importance_samples: int = 1) -> Evaluation:
-    """Measures a model on images.
+    """Evaluates a model on images.
 
     Args:
-        model: what to measure.
+        model: the model.
         images: uint8 [N, H, W, C].
-        importance_samples: draws of noise for each image, M. They depend on the draw and the image's place alone.
+        importance_samples: M, draws of noise for each image. The noise depends only on the draw and the image's index.
 
     Raises:
         ValueError: there are no images, or no draws.
@@ -168,13 +168,13 @@ def evaluate(model: Evaluated, images: UInt8Array, *, importance_samples: int = 
 
 
 def measure_likelihood(model: Evaluated, images: UInt8Array, *, importance_samples: int = 1) -> Likelihood:
-    """The first half of `evaluate`, which has the same arguments."""
+    """The likelihood alone; arguments and errors are those of `evaluate`."""
     if importance_samples < 1:
         raise ValueError(f"importance_samples is {importance_samples}; it must be 1 or more")
     if not len(images):
         raise ValueError("images is empty; it must hold 1 or more")
     with (
-        np.errstate(invalid="ignore", over="ignore"),  # what is not finite is counted
+        np.errstate(invalid="ignore", over="ignore"),  # values that are not finite are counted
         tqdm(
             total=importance_samples * len(images), desc="scoring", unit="", disable=None, leave=False
         ) as bar,
@@ -185,28 +185,28 @@ def measure_likelihood(model: Evaluated, images: UInt8Array, *, importance_sampl
 
 
 def measure_round_trip(model: Evaluated, images: UInt8Array) -> RoundTrip:
-    """The other half: images, uint8 [N, H, W, C], to latents and back."""
-    shift, exact, changed, farthest = 8 - model.n_bits, 0, 0, np.float32(0)
+    """The reconstruction alone, of images, uint8 [N, H, W, C]."""
+    shift, exact, changed, largest = 8 - model.n_bits, 0, 0, np.float32(0)
     with (
         np.errstate(invalid="ignore", over="ignore"),
         tqdm(total=len(images), desc="encoding and decoding", unit="", disable=None, leave=False) as bar,
     ):
         for first in range(0, len(images), _BATCH):
             part = images[first : first + _BATCH]
-            noise = np.full(part.shape, _MIDDLE, np.float32)
+            noise = np.full(part.shape, _CENTER, np.float32)
             decoded = model.decode(model.encode(part, noise))
-            # What is not finite has not come back, whatever byte became of it.
+            # A value that is not finite is wrong, whatever byte it is converted to.
             wrong = ((part >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
             changed += int(wrong.sum())
             exact += int((~wrong).all(axis=(1, 2, 3)).sum())
             error = np.abs(decoded.pixels - model.dequantize(part, noise))
-            farthest = np.maximum(farthest, error.max())  # NaN stays NaN
+            largest = np.maximum(largest, error.max())  # NaN stays NaN
             bar.update(len(part))
-    return RoundTrip(images_exact=exact, values_changed=changed, largest_error=float(farthest))
+    return RoundTrip(images_exact=exact, values_changed=changed, largest_error=float(largest))
 
 
 def _draw(model: Evaluated, images: UInt8Array, draw: int, bar: tqdm[None]) -> ImageTerms:
-    """The terms of all images with one draw of noise."""
+    """The terms of all images, [N, L], with one draw of noise."""
     parts = []
     for part, noise in evaluation_batches(images, _BATCH, draw=draw):
         parts.append(model.terms(part.numpy(), noise.numpy()))
@@ -219,13 +219,14 @@ def _draw(model: Evaluated, images: UInt8Array, draw: int, bar: tqdm[None]) -> I
 
 
 def _summary(first: ImageTerms, draws: Float64Array, dimensions: int) -> Likelihood:
-    """Of the terms of the first draw, and the log-likelihoods of all draws, [M, N]."""
+    """Summarizes the terms of the first draw and the log-likelihoods of all draws, [M, N]."""
     m, n = draws.shape
-    unit = -dimensions * math.log(2)  # nats in a bit/dim
     finite = np.isfinite(draws).all(axis=0)
     log_likelihood = np.where(finite, np.logaddexp.reduce(draws, axis=0) - math.log(m), -np.inf)
-    bits = log_likelihood / unit
-    priors, log_dets = ((term.mean(axis=0) / unit).tolist() for term in (first.log_prior, first.log_det))
+    bits = bits_per_dim(log_likelihood, dimensions)
+    priors, log_dets = (
+        bits_per_dim(term.mean(axis=0), dimensions).tolist() for term in (first.log_prior, first.log_det)
+    )
     return Likelihood(
         images=n,
         importance_samples=m,
@@ -235,13 +236,13 @@ def _summary(first: ImageTerms, draws: Float64Array, dimensions: int) -> Likelih
             LevelBits(level=level, log_prior_bits_per_dim=prior, log_det_bits_per_dim=log_det)
             for level, (prior, log_det) in enumerate(zip(priors, log_dets, strict=True), start=1)
         ),
-        constant_bits_per_dim=first.constant / unit,
+        constant_bits_per_dim=bits_per_dim(first.constant, dimensions),
         non_finite=n - int(finite.sum()),
     )
 
 
 class EvaluatedGlow:
-    """A model in PyTorch, on the device and in the precision that it is in.
+    """A PyTorch model, evaluated on its device and in its precision.
 
     Args:
         model: in evaluation mode.
@@ -280,13 +281,13 @@ class EvaluatedGlow:
         return Decoded(image.cpu().numpy(), self._pixels(y))
 
     def _dequantized(self, images: UInt8Array, noise: Float32Array) -> Tensor:
-        """On the flow's scale, [N, C, H, W]."""
+        """The flow's input, in [-0.5, 0.5), [N, C, H, W]."""
         with torch.no_grad(), _full_float32():
             y, _ = self._model.dequantize(self._tensor(images), self._float_tensor(noise))
         return y
 
     def _pixels(self, y: Tensor) -> Float32Array:
-        """Values on the flow's scale [N, C, H, W], in bins, [N, H, W, C]."""
+        """Values in [-0.5, 0.5), [N, C, H, W], to values in bins, [N, H, W, C]."""
         pixels = (y.permute(0, 2, 3, 1) + 0.5) * 2**self.n_bits
         return np.asarray(pixels.float().cpu().numpy())
 
@@ -301,7 +302,7 @@ class EvaluatedGlow:
 
 
 def _full_float32() -> AbstractContextManager[None]:
-    """TF32, which cuDNN's convolutions use unless told not to, keeps too few bits for a likelihood."""
+    """Turns off TF32, which cuDNN's convolutions use by default: its mantissa is too short for a likelihood."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 

@@ -1,9 +1,8 @@
-"""The watch over training: what is not finite or cannot be inverted is undone, not trained on.
+"""The guard: undoes steps that are not finite or that make a 1x1 convolution ill-conditioned.
 
-An update whose loss or gradient is not finite is masked on the device as it happens (see `GlowModule`). Every n
-steps the guard reads whether one was, and how well each 1x1 convolution can be inverted. If all is well it keeps a
-copy of the whole state in memory; if not, it goes back to the last one and on with a lower learning rate. The data
-go on: a bad batch does not come again.
+`GlowModule` masks an update on the device when its loss or gradient is not finite. Every n steps the guard reads whether
+one was masked, and the condition number of each 1x1 convolution. If all is well, it keeps a copy of the whole state in
+memory; if not, it restores the last copy and lowers the learning rate. The data continue: no batch is repeated.
 """
 
 from __future__ import annotations
@@ -20,44 +19,44 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from glowserve_training.ema import Average
+from glowserve_training.ema import EMA
 from glowserve_training.errors import DivergedError
 from glowserve_training.module import GlowModule
 from glowserve_training.names import step_name
 
-# How much lower the learning rate is after each return.
-_LOWER = 0.5
+# Each rollback multiplies the learning rate by this.
+_LEARNING_RATE_FACTOR = 0.5
 
 
 class Guard(Callback):
-    """Looks every n steps; goes back when it has to; gives up when that does not help.
+    """Checks training every n steps, rolls back after a fault, and gives up after too many rollbacks.
 
     Args:
         every: n.
-        steps: of the whole run; the guard looks after the last one, too.
-        condition_limit: what no 1x1 convolution's condition number may exceed.
-        max_returns: how often it goes back before it gives up.
-        average: part of the state.
+        steps: steps of the whole run; the guard checks after the last one, too.
+        condition_limit: largest condition number of a 1x1 convolution that is not a fault.
+        max_rollbacks: rollbacks after which the next fault ends training.
+        ema: the EMA of the weights, which is rolled back, too.
     """
 
     def __init__(
-        self, *, every: int, steps: int, condition_limit: float, max_returns: int, average: Average
+        self, *, every: int, steps: int, condition_limit: float, max_rollbacks: int, ema: EMA
     ) -> None:
         self._every = every
         self._steps = steps
         self._condition_limit = condition_limit
-        self._max_returns = max_returns
-        self._average = average
-        self._returns = 0
-        self._good_step = 0
-        self._good: dict[str, Any] = {}
+        self._max_rollbacks = max_rollbacks
+        self._ema = ema
+        self._rollbacks = 0
+        self._snapshot_step = 0
+        self._snapshot: dict[str, Any] = {}
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the first state to go back to. At `on_train_start` the module has not yet set its actnorms."""
-        if not self._good:
-            self._keep(trainer, pl_module)
+        """Takes the first snapshot. In `on_train_start` the module has not initialized its actnorms yet."""
+        if not self._snapshot:
+            self._take_snapshot(trainer, pl_module)
 
     def on_train_batch_end(
         self,
@@ -67,65 +66,56 @@ class Guard(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Looks, every n steps; Lightning saves after it has asked all other callbacks."""
+        """Checks every n steps. Lightning calls this before `ModelCheckpoint`, so that only good states are saved."""
         step = trainer.global_step
         if step % self._every and step != self._steps:
             return
         assert isinstance(pl_module, GlowModule)
-        first_bad = pl_module.read_first_bad_step()
+        first_bad_step = pl_module.read_first_bad_step()
         conditions = pl_module.model.condition_numbers()
         self._log(trainer, pl_module, batch, conditions)
-        fault = _fault(first_bad, conditions, self._condition_limit)
+        fault = _fault(first_bad_step, conditions, self._condition_limit)
         if fault is None:
-            self._keep(trainer, pl_module)
+            self._take_snapshot(trainer, pl_module)
         else:
-            self._go_back(trainer, pl_module, fault)
+            self._roll_back(trainer, pl_module, fault)
 
     def state_dict(self) -> dict[str, Any]:
-        """How often it went back; the lowered learning rate is in the schedule's own state."""
-        return {"returns": self._returns}
+        """The number of rollbacks, under the key of version 0.1.0. The scheduler's state has the learning rate."""
+        return {"returns": self._rollbacks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From an earlier state."""
-        self._returns = state_dict["returns"]
+        """The number of rollbacks of a saved state."""
+        self._rollbacks = state_dict["returns"]
 
-    def _keep(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._good_step = trainer.global_step
-        self._good = copy.deepcopy(
+    def _take_snapshot(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._snapshot_step = trainer.global_step
+        self._snapshot = copy.deepcopy(
             {
                 "module": module.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
-                "schedule": _schedule(trainer).state_dict(),
-                "average": self._average.weights,
+                "scheduler": _scheduler(trainer).state_dict(),
+                "ema": self._ema.weights,
             }
         )
 
-    def _go_back(self, trainer: lightning.Trainer, module: GlowModule, fault: str) -> None:
-        step = trainer.global_step
-        if self._returns == self._max_returns:
+    def _roll_back(self, trainer: lightning.Trainer, module: GlowModule, fault: str) -> None:
+        if self._rollbacks == self._max_rollbacks:
             raise DivergedError(
-                f"{fault}, after training had gone back {self._returns} times and lowered the learning rate each "
-                f"time. Start again in another run directory with {_remedy(module)}"
+                f"{fault}, after {self._rollbacks} rollbacks, each of which lowered the learning rate. Start again in "
+                f"another run directory with {_remedy(module)}"
             )
-        self._returns += 1
-        schedule, lowered = _schedule(trainer), _LOWER**self._returns
-        module.load_state_dict(self._good["module"])
-        trainer.optimizers[0].load_state_dict(self._good["optimizer"])
-        schedule.load_state_dict(self._good["schedule"])
-        with torch.no_grad():
-            for average, good in zip(self._average.weights, self._good["average"], strict=True):
-                average.copy_(good)
-        schedule.base_lrs = [module.learning_rate * lowered] * len(schedule.base_lrs)
-        for group, factor in zip(trainer.optimizers[0].param_groups, schedule.lr_lambdas, strict=True):
-            group["lr"] = schedule.base_lrs[0] * factor(schedule.last_epoch)
-        self._say(
-            f"step {step}: {fault}; back to the weights of step {self._good_step}, learning rate times {lowered:g} "
-            f"(return {self._returns} of {self._max_returns})"
+        self._rollbacks += 1
+        factor = _LEARNING_RATE_FACTOR**self._rollbacks
+        module.load_state_dict(self._snapshot["module"])
+        trainer.optimizers[0].load_state_dict(self._snapshot["optimizer"])
+        _scheduler(trainer).load_state_dict(self._snapshot["scheduler"])
+        self._ema.restore(self._snapshot["ema"])
+        _set_learning_rate(trainer, module.learning_rate * factor)
+        _report(
+            f"step {trainer.global_step}: {fault}; rolled back to the weights of step {self._snapshot_step}, learning "
+            f"rate times {factor:g} (rollback {self._rollbacks} of {self._max_rollbacks})"
         )
-
-    @rank_zero_only
-    def _say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
 
     @rank_zero_only
     def _log(
@@ -145,17 +135,17 @@ class Guard(Callback):
             trainer.logger.log_metrics(figures, trainer.global_step)
 
 
-def _fault(first_bad: int | None, conditions: list[list[float]], limit: float) -> str | None:
-    """What is wrong, if anything; a singular matrix makes the loss infinite, and then both are told."""
+def _fault(first_bad_step: int | None, conditions: list[list[float]], limit: float) -> str | None:
+    """Describes what is wrong, if anything. A singular matrix makes the loss infinite: then both are reported."""
     faults = []
     worst, level, step = max(
         (condition, i, k) for i, row in enumerate(conditions, 1) for k, condition in enumerate(row, 1)
     )
     if worst > limit:
-        what = "is singular" if math.isinf(worst) else f"has condition number {worst:.3g}, over {limit:g}"
-        faults.append(f"the 1x1 convolution of {step_name(level, step)} {what}")
-    if first_bad is not None:
-        faults.append(f"the loss or its gradient was not finite at step {first_bad}")
+        state = "is singular" if math.isinf(worst) else f"has condition number {worst:.3g}, over {limit:g}"
+        faults.append(f"the 1x1 convolution of {step_name(level, step)} {state}")
+    if first_bad_step is not None:
+        faults.append(f"the loss or its gradient was not finite at step {first_bad_step}")
     return " and ".join(faults) or None
 
 
@@ -166,7 +156,20 @@ def _remedy(module: GlowModule) -> str:
     return rate
 
 
-def _schedule(trainer: lightning.Trainer) -> LambdaLR:
-    schedule = trainer.lr_scheduler_configs[0].scheduler
-    assert isinstance(schedule, LambdaLR)
-    return schedule
+def _set_learning_rate(trainer: lightning.Trainer, highest: float) -> None:
+    """Makes the schedule continue from its step with another highest learning rate."""
+    scheduler = _scheduler(trainer)
+    scheduler.base_lrs = [highest] * len(scheduler.base_lrs)
+    for group, factor in zip(trainer.optimizers[0].param_groups, scheduler.lr_lambdas, strict=True):
+        group["lr"] = highest * factor(scheduler.last_epoch)
+
+
+def _scheduler(trainer: lightning.Trainer) -> LambdaLR:
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(scheduler, LambdaLR)
+    return scheduler
+
+
+@rank_zero_only
+def _report(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)

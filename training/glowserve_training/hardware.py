@@ -1,53 +1,55 @@
-"""What a run is computed with. None of it changes what the run is asked for."""
+"""The hardware that a run uses, and how compute time is traded for memory. None of it is part of `RunConfig`."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 
+from glowserve_training.option import option, require_at_least, require_choice
+
+DEVICES = ("auto", "cpu", "cuda")
 # glibc's names for two of its limits, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT = 2**30
+_KEPT_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    """The hardware, and how its time is traded for its memory."""
+class Hardware:
+    """Devices, and the options that change speed and memory but not the model.
 
-    device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
+    Raises:
+        ValueError: a value is out of range; the message names the field and the allowed values.
+    """
 
-    devices: int = 1
-    """Processes on each machine, each with a GPU or a part of the CPU of its own; they share each batch."""
-
-    nodes: int = 1
-    """Machines."""
-
-    compile: bool = False
-    """Whether `torch.compile` compiles the steps of flow: minutes before the first step, faster steps after."""
-
-    checkpoint_activations: bool = False
-    """Whether the backward pass computes each step of flow again instead of keeping what it needs of it."""
+    device: str = option("auto: a GPU if PyTorch finds one, else the CPU", "auto", choices=DEVICES)
+    devices: int = option(
+        "processes on each machine, each with its own GPU or share of the CPU; they share each batch", 1
+    )
+    nodes: int = option("machines", 1)
+    compile: bool = option(
+        "compile the steps of flow (torch.compile): minutes before the first step, then faster", False
+    )
+    checkpoint_activations: bool = option(
+        "recompute each step of flow in the backward pass: far less memory for a third more time", False
+    )
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device is {self.device!r}; it must be 'auto', 'cpu' or 'cuda'")
-        for name in ("devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        require_choice(DEVICES, device=self.device)
+        require_at_least(1, devices=self.devices, nodes=self.nodes)
 
     @property
     def processes(self) -> int:
-        """All together."""
+        """Processes on all machines together."""
         return self.devices * self.nodes
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed, instead of giving it back and having each page of it faulted in again.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
-    A training step frees and asks for the same megabytes over and over. Elsewhere than on glibc nothing happens.
+    A training step frees and allocates the same megabytes every time; returned pages would have to be faulted in
+    again. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -1,4 +1,4 @@
-"""Maximum likelihood on Lightning: the loss, the optimizer, and what is logged."""
+"""Maximum likelihood training as a Lightning module: loss, optimizer, gradient clipping, logging."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from glowserve_training import quantization
+from glowserve.likelihood import bits_per_dim
 from glowserve_training.config import RunConfig
 from glowserve_training.data.batches import Batch, StepLoader
 from glowserve_training.model import Glow
 
 
 class GlowModule(lightning.LightningModule):
-    """Minimizes bits per dimension with AdamW, a linear warm-up and the schedule that was asked for.
+    """Minimizes bits per dimension with AdamW, a linear warm-up and the configured schedule.
 
     Args:
-        model: what is trained.
-        config: the run's.
+        model: the model to train.
+        config: the run's configuration.
     """
 
     def __init__(self, model: Glow, config: RunConfig) -> None:
@@ -28,12 +28,12 @@ class GlowModule(lightning.LightningModule):
         self.model = model
         self.learning_rate = config.learning_rate
         self._config = config
-        # The loss of the step that is being done, and the first step that had to be masked (-1: none).
+        # The loss of the current step, and the first step whose update was masked since the last check (-1: none).
         self._loss = torch.zeros(())
         self._first_bad_step = torch.tensor(-1)
 
     def on_train_start(self) -> None:
-        """Lets the first batch set every actnorm, before anything is learned or compiled."""
+        """Initializes all actnorms from the first batch, before the first step trains or compiles anything."""
         self._first_bad_step = self._first_bad_step.to(self.device)
         if self.global_step == 0:
             batch = cast("StepLoader", self.trainer.train_dataloader).dataset[0]
@@ -48,7 +48,7 @@ class GlowModule(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs the same for images that are not trained on, in full precision."""
+        """Logs mean bits per dimension of held-out images, in float32 whatever the precision of training."""
         name = ("validation", "test")[dataloader_idx]
         with torch.autocast(self.device.type, enabled=False):
             bits = self._bits_per_dim(batch)
@@ -65,9 +65,10 @@ class GlowModule(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient; tells the optimizer, on the device, to leave out an update that is not finite.
+        """Clips the gradient, and masks the update on the device if the loss or the gradient is not finite.
 
-        The fused optimizers have this switch for mixed precision's sake; nothing waits for the device.
+        The fused optimizers skip an update when their attribute `found_inf` is set, which exists for mixed precision.
+        The host does not wait for the device.
         """
         parameters = list(self.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -78,16 +79,16 @@ class GlowModule(lightning.LightningModule):
         self._first_bad_step = torch.where(newly_bad, self.global_step + 1, self._first_bad_step)
 
     def read_first_bad_step(self) -> int | None:
-        """The first step since the last call that was masked, on any process; waits for the device."""
+        """The first step since the last call whose update was masked in any process; waits for the device."""
         step = int(self.trainer.strategy.reduce(self._first_bad_step.double(), reduce_op="max"))
         self._first_bad_step.fill_(-1)
         return None if step < 0 else step
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, which moves at every step.
+        """AdamW, and a schedule that advances at every step.
 
-        Only the coupling networks' convolutions decay: a log-scale, a bias or a 1x1 convolution that is drawn to
-        zero would be drawn away from the identity.
+        Only the coupling networks' convolutions have weight decay: decay of a log-scale, a bias or a 1x1 convolution
+        would pull the flow away from the identity.
         """
         decaying = {conv.weight for conv in self.modules() if isinstance(conv, nn.Conv2d)}
         groups = [
@@ -98,14 +99,14 @@ class GlowModule(lightning.LightningModule):
             {"params": [p for p in self.parameters() if p not in decaying], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _factor(self, step: int) -> float:
+    def _learning_rate_factor(self, step: int) -> float:
         warmup = min(1.0, (step + 1) / self._config.warmup_steps)
         if self._config.schedule == "constant":
             return warmup
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._config.steps)))
 
     def _bits_per_dim(self, batch: Batch) -> Tensor:
-        return quantization.bits_per_dim(self.model.log_prob(*batch), self.model.config.dimensions)
+        return bits_per_dim(self.model.log_prob(*batch), self.model.config.dimensions)

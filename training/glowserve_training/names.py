@@ -1,8 +1,8 @@
-"""What the parts of a flow are called in logs, errors, graphs and manifests."""
+"""Names of the flow's parts in logs, errors, graphs and manifests."""
 
 from __future__ import annotations
 
 
 def step_name(level: int, step: int) -> str:
-    """A step of flow; both count from 1, nearest to the pixels first."""
+    """The name of a step of flow. Level and step count from 1; level 1 and step 1 are nearest to the pixels."""
     return f"level{level}.step{step}"

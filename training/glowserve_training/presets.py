@@ -1,4 +1,4 @@
-"""Sizes of models, and how they are trained."""
+"""Sizes of models with training settings that suit them, and the defaults that follow from the images."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from glowserve_training.config import RunConfig
-from glowserve_training.data import DataConfig, native_shape, open_source
-from glowserve_training.model import GlowConfig
+from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 
-# Photographs are brought down to this unless asked otherwise.
-_LARGEST_DEFAULT_SIZE = 64
+# Larger images are scaled down to this unless the user says otherwise.
+_LARGEST_DEFAULT_IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
-class _Size:
-    """A model's size, and a training that suits it."""
+class Preset:
+    """A model's size, and a training that suits it. The fields are those of `GlowConfig` and `RunConfig`."""
 
     levels: int
     steps_per_level: int
@@ -26,28 +24,41 @@ class _Size:
     learning_rate: float
 
 
-# For images of up to so many pixels a side, what two CPU cores can train.
+# By largest image_size; two CPU cores can train these.
 _SMALL = {
-    16: _Size(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=4e-3),
-    32: _Size(levels=3, steps_per_level=8, width=128, steps=6000, batch_size=32, learning_rate=4e-3),
-    64: _Size(levels=4, steps_per_level=8, width=128, steps=6000, batch_size=16, learning_rate=1e-3),
+    16: Preset(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=4e-3),
+    32: Preset(levels=3, steps_per_level=8, width=128, steps=6000, batch_size=32, learning_rate=4e-3),
+    64: Preset(levels=4, steps_per_level=8, width=128, steps=6000, batch_size=16, learning_rate=1e-3),
 }
-# Kingma and Dhariwal's for CIFAR-10 (appendix C), for days on a GPU.
-_PAPER = _Size(levels=3, steps_per_level=32, width=512, steps=200_000, batch_size=64, learning_rate=1e-3)
-SIZES = ("small", "paper")
+# Kingma and Dhariwal (2018), appendix C, for CIFAR-10: days on a GPU.
+_PAPER = Preset(levels=3, steps_per_level=32, width=512, steps=200_000, batch_size=64, learning_rate=1e-3)
+DEFAULT_SIZE = "small"
+SIZES = {
+    DEFAULT_SIZE: "for two CPU cores",
+    "paper": f"K={_PAPER.steps_per_level} L={_PAPER.levels} width={_PAPER.width}, for a GPU",
+}
+"""Names of the sizes, and what each is for."""
+
+DERIVED_DEFAULTS = {
+    "image_size": f"the first image's shorter side, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
+    "channels": "the first image's",
+    "n_bits": f"{GlowConfig.n_bits}; 4 for 'digits'",
+} | dict.fromkeys((field.name for field in fields(Preset)), "by image size")
+"""What `run_config` takes for a field that is not given, where that is not the dataclass's default."""
 
 
-def run_config(data: str, *, size: str = "small", split_seed: int = 0, **said: Any) -> RunConfig:
-    """A whole configuration from a data source and as little else as the caller cares to say.
+def run_config(
+    data: str, *, size: str = DEFAULT_SIZE, split_seed: int | None = None, **given: Any
+) -> RunConfig:
+    """Makes a complete configuration from a data source and any fields that the caller wants to set.
 
-    What is left out follows from the first picture of the source: its shorter side (up to 64 pixels), whether it
-    is grey, and the size of model for such images.
+    The other fields follow from the source's first image, as `DERIVED_DEFAULTS` says.
 
     Args:
         data: see `DataConfig`.
-        size: "small", what two CPU cores can train, or "paper", that of Kingma and Dhariwal (2018) for CIFAR-10.
-        split_seed: see `DataConfig`.
-        **said: fields of `GlowConfig` and `RunConfig`; None is as good as left out.
+        size: one of `SIZES`.
+        split_seed: see `DataConfig`; None for its default.
+        **given: fields of `GlowConfig` and `RunConfig`; None for the default.
 
     Raises:
         DataError: the source cannot be read.
@@ -56,34 +67,39 @@ def run_config(data: str, *, size: str = "small", split_seed: int = 0, **said: A
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     if data != "digits" and Path(data).exists():
-        data = str(Path(data).absolute())  # an export may be asked for elsewhere
-    said = {name: value for name, value in said.items() if value is not None}
-    if "image_size" not in said or "channels" not in said:
-        side, channels = native_shape(open_source(data)["train"])
-        said = {"image_size": _default_size(side), "channels": channels} | said
-    image_size = said["image_size"]
-    preset = _PAPER if size == "paper" else _small(image_size)
-    values = {"n_bits": 4 if data == "digits" else 8} | asdict(preset) | said
-    if "levels" not in said:
-        values["levels"] = min(preset.levels, _halvings(image_size))
-    model = {field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
-    values.setdefault("warmup_steps", max(1, min(100, values["steps"] // 10)))
-    return RunConfig(
-        model=GlowConfig(**model),
-        data=DataConfig(data=data, image_size=image_size, channels=model["channels"], split_seed=split_seed),
-        **values,
+        data = str(Path(data).absolute())  # an export may run in another folder
+    given = {name: value for name, value in given.items() if value is not None}
+    if "image_size" not in given or "channels" not in given:
+        given = _native_shape(data) | given
+    preset = _PAPER if size == "paper" else _small(given["image_size"])
+    values = {"n_bits": 4 if data == "digits" else GlowConfig.n_bits} | asdict(preset) | given
+    if "levels" not in given:
+        values["levels"] = min(preset.levels, _halvings(values["image_size"]))
+    model = GlowConfig(
+        **{field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
     )
+    values.setdefault("warmup_steps", max(1, min(RunConfig.warmup_steps, values["steps"] // 10)))
+    split = {} if split_seed is None else {"split_seed": split_seed}
+    images = DataConfig(data=data, image_size=model.image_size, channels=model.channels, **split)
+    return RunConfig(model=model, data=images, **values)
 
 
-def _small(image_size: int) -> _Size:
-    return next((size for limit, size in _SMALL.items() if image_size <= limit), _SMALL[max(_SMALL)])
+def _native_shape(data: str) -> dict[str, int]:
+    from glowserve_training.data import native_shape, open_source  # imports PyTorch
+
+    side, channels = native_shape(open_source(data)["train"])
+    return {"image_size": _default_image_size(side), "channels": channels}
 
 
-def _default_size(side: int) -> int:
-    """The side, rounded down to a multiple of 4, and at most 64."""
-    return min(_LARGEST_DEFAULT_SIZE, max(4, side - side % 4))
+def _small(image_size: int) -> Preset:
+    return next((preset for limit, preset in _SMALL.items() if image_size <= limit), _SMALL[max(_SMALL)])
+
+
+def _default_image_size(side: int) -> int:
+    """The side, rounded down to a multiple of 4 and limited."""
+    return min(_LARGEST_DEFAULT_IMAGE_SIZE, max(4, side - side % 4))
 
 
 def _halvings(size: int) -> int:
-    """How often a size can be halved."""
+    """How often a size can be halved without a remainder, at least 1."""
     return max(1, (size & -size).bit_length() - 1)

@@ -1,4 +1,4 @@
-"""How training shows that it goes on: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+"""Progress of training on stderr: a bar on a terminal, else one line after each validation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 
 class Progress(Callback):
-    """Shows the step, and bits/dim after each validation; of processes that train together, one does.
+    """Shows the current step, and bits/dim after each validation; of distributed processes, only rank 0 does.
 
     Args:
-        steps: of the whole run.
-        start: steps that an earlier call did.
+        steps: steps of the whole run.
+        start: steps that were done before this process resumed the run.
     """
 
     def __init__(self, steps: int, start: int) -> None:
@@ -26,9 +26,9 @@ class Progress(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draws the bar."""
+        """Opens the bar."""
         if self._start:
-            print(f"going on from step {self._start}", file=sys.stderr)
+            print(f"resuming from step {self._start}", file=sys.stderr)
         self._bar = tqdm(total=self._steps, initial=self._start, desc="training", unit="step", disable=None)
 
     def on_train_batch_end(
@@ -39,13 +39,13 @@ class Progress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Moves the bar."""
+        """Advances the bar."""
         if self._bar is not None:
             self._bar.update()
 
     @rank_zero_only
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Tells bits/dim."""
+        """Shows bits/dim and the worst condition number."""
         figures = ", ".join(
             f"{name} {float(trainer.callback_metrics[f'{name}_bits_per_dim']):.3f}"
             for name in ("train", "validation", "test")
@@ -58,6 +58,6 @@ class Progress(Callback):
             print(f"step {step} of {self._steps}: bits/dim {figures}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Leaves the bar as it is, finished or interrupted."""
+        """Closes the bar, after the last step or an interruption."""
         if self._bar is not None:
             self._bar.close()

@@ -1,6 +1,6 @@
-"""A training run: from a data source to RUN_DIR/model.ckpt, with a picture of its way.
+"""A training run: from a data source to RUN_DIR/model.ckpt and a learning curve.
 
-Everything is a function of the configuration: the same seed gives the same weights on the same machine.
+The result is a function of the configuration: the same seed gives the same weights on the same hardware.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glowserve_training.directory import RunDirectory
 from glowserve_training.errors import DivergedError, RunError
 from glowserve_training.evaluation import EvaluatedGlow, measure_likelihood
 from glowserve_training.fit import fit
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.model import Glow
 from glowserve_training.module import GlowModule
 
@@ -31,51 +31,59 @@ def train(
     config: RunConfig,
     run_dir: Path,
     *,
-    machine: Machine | None = None,
+    hardware: Hardware | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Path:
-    """Trains a model, or goes on with training where an interrupted run stopped.
+    """Trains a model, or resumes an interrupted run. Does nothing if the run has finished.
 
     Args:
-        config: what to train.
+        config: the run's configuration.
         run_dir: the run's directory; made if needed.
-        machine: what to compute with; one device of whatever kind there is, if left out.
-        callbacks: of Lightning, in addition.
+        hardware: the devices to use; None for one device, a GPU if there is one.
+        callbacks: additional Lightning callbacks.
 
     Returns:
-        The checkpoint's path, RUN_DIR/model.ckpt. If the run had finished already, nothing is done. Of processes that
-        train together the first one writes it; the others return at once, before it is there.
+        The checkpoint's path, RUN_DIR/model.ckpt. Of distributed processes, rank 0 writes it; the others return
+        before it exists.
 
     Raises:
-        RunError: `run_dir` holds a run that was asked for differently.
+        RunError: `run_dir` has a run with another configuration, or `hardware` cannot be used.
         DataError: the images cannot be read, or are too few.
-        DivergedError: training went back to an earlier state too often, or ended badly.
-        KeyboardInterrupt: as Ctrl-C brings it; the same call goes on later.
+        DivergedError: training diverged.
+        KeyboardInterrupt: the user pressed Ctrl-C; the same call resumes.
     """
-    machine = machine or Machine()
-    if config.batch_size % machine.processes:
-        raise RunError(
-            f"batch_size is {config.batch_size}, which {machine.processes} processes cannot share equally; make it a "
-            f"multiple of {machine.processes}"
-        )
-    if machine.device == "cuda" and not torch.cuda.is_available():
-        raise RunError("device is 'cuda', and PyTorch finds no GPU that it can use; use 'cpu' or 'auto'")
+    hardware = hardware or Hardware()
+    _check_hardware(hardware, config)
     directory = RunDirectory(run_dir)
-    directory.compare(config)
+    directory.check(config)
     if directory.result.exists():
         return directory.result
-    images = load_images(config.data, spill=directory.images)
-    # Of processes that train together one claims the directory, and writes.
-    with directory.claimed(config, images) if leads() else nullcontext():
-        _train(config, images, directory, machine, callbacks)
+    images = load_images(config.data, cache=directory.images)
+    with directory.claim(config, images) if is_rank_zero() else nullcontext():
+        _train(config, images, directory, hardware, callbacks)
     return directory.result
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is rank 0 of distributed processes, or the only one."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
+
+
+def _check_hardware(hardware: Hardware, config: RunConfig) -> None:
+    if config.batch_size % hardware.processes:
+        raise RunError(
+            f"batch_size is {config.batch_size}, which {hardware.processes} processes cannot share equally; make it a "
+            f"multiple of {hardware.processes}"
+        )
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("device is 'cuda', and PyTorch finds no GPU that it can use; use 'cpu' or 'auto'")
 
 
 def _train(
     config: RunConfig,
     images: ImageData,
     directory: RunDirectory,
-    machine: Machine,
+    hardware: Hardware,
     callbacks: Sequence[Callback],
 ) -> None:
     torch.manual_seed(config.seed)
@@ -86,32 +94,32 @@ def _train(
         config,
         resume=directory.resume,
         logs=directory.logs,
-        machine=machine,
+        hardware=hardware,
         callbacks=callbacks,
     )
-    if not leads():
+    if not is_rank_zero():
         return
     model = module.model.cpu().eval()
+    record = TrainingRecord(
+        steps=config.steps,
+        images_seen=config.steps * config.batch_size,
+        seed=config.seed,
+        held_out_digest=images.digest,
+        metrics=_final_metrics(model, images, config),
+    )
+    save_checkpoint(Checkpoint(model, config.data, record), directory.result)
+    draw_curve(directory.logs, config.batch_size, directory.curve)
+
+
+def _final_metrics(model: Glow, images: ImageData, config: RunConfig) -> dict[str, float]:
+    """Bits/dim of all validation and test images."""
     metrics = {
         f"{name}_bits_per_dim": measure_likelihood(EvaluatedGlow(model), split).bits_per_dim
         for name, split in (("validation", images.validation), ("test", images.test))
     }
     if not all(map(math.isfinite, metrics.values())):
         raise DivergedError(
-            f"training ended with {metrics['validation_bits_per_dim']} bits/dim on validation images: it diverged. "
-            f"Start again in an empty run directory with a learning rate below {config.learning_rate}"
+            f"the trained model has {metrics['validation_bits_per_dim']} bits/dim on validation images: training "
+            f"diverged. Start again in another run directory with a learning rate below {config.learning_rate}"
         )
-    record = TrainingRecord(
-        steps=config.steps,
-        images_seen=config.steps * config.batch_size,
-        seed=config.seed,
-        held_out_digest=images.digest,
-        metrics=metrics,
-    )
-    save_checkpoint(Checkpoint(model, config.data, record), directory.result)
-    draw_curve(directory.logs, config.batch_size, directory.curve)
-
-
-def leads() -> bool:
-    """Whether this process is the first, or the only one, of those that train together."""
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
+    return metrics

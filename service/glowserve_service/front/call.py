@@ -1,20 +1,22 @@
-"""The call that is being answered: what its log lines, metrics and spans tell. It knows no gRPC."""
+"""A call that is being answered: what its log line, its metrics and its span say.
+
+The middleware makes it and passes it to the servicer in place of gRPC's context.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 import re
+import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from glowserve_service.observability.traces import CallSpan
+from glowserve_service.scheduling.submission import StageTime
+from glowserve_service.scheduling.ticket import Ticket
 
-PREPARATION, QUEUE, EXECUTION, SERIALIZATION = "preparation", "queue", "execution", "serialization"
-"""The stages of a call, as metrics, logs and spans name them."""
-
-# Begun by the system's. Asking for those at each call would let other threads have the interpreter's lock.
+# Seeded by the system's generator. To ask that for each id would let other threads take the interpreter's lock.
 _RANDOM = random.Random()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -23,23 +25,23 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 class Call:
     """Grows while the call is answered. For the event loop's thread alone."""
 
-    method: str = ""
-    request_id: str = ""
-    span: CallSpan | None = None
+    method: str
+    request_id: str
+    began: float = field(default_factory=time.monotonic)
+    """On the clock of `time.monotonic`, like the deadline."""
     deadline: float = math.inf
-    """When the caller stops waiting, on the clock of `time.monotonic`."""
+    """When the caller stops waiting."""
+    span: CallSpan | None = None
     images: int = 0
     """Images that it brought or asked for."""
     models: set[tuple[str, int]] = field(default_factory=set)
-    """The models that it found, and their versions; a stream may have several."""
-    releases: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be called when it has ended."""
+    """The names and versions of the models that it used; a stream may use several."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage, added up: parts of a call may go through a stage side by side."""
 
     @property
     def model(self) -> str:
-        """The name of the model that it found; "" if that is none, or several."""
+        """The name of the model that it used; "" if that is none, or several."""
         names = {name for name, _ in self.models}
         return names.pop() if len(names) == 1 else ""
 
@@ -49,24 +51,35 @@ class Call:
         versions = {version for _, version in self.models}
         return versions.pop() if self.model and len(versions) == 1 else 0
 
-    def spent(self, stage: str, seconds: float, ago: float = 0.0) -> None:
-        """Adds to a stage, of which a part ended `ago` seconds before now."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+    @property
+    def ticket(self) -> Ticket:
+        """For its first piece of work."""
+        return Ticket(self.deadline)
+
+    def record(self, time_in_stage: StageTime) -> None:
+        """Adds to a stage."""
+        stage, began, ended = time_in_stage
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + ended - began
         if self.span:
-            self.span.stage(stage, seconds, ago)
+            self.span.stage(stage, ended - began, ago=time.monotonic() - ended)
+
+    def timed(self, stage: str) -> Timed:
+        """Adds the time inside `with` to a stage."""
+        return Timed(self.record, stage)
 
 
-_current: ContextVar[Call | None] = ContextVar("call", default=None)
+class Timed:
+    """Tells `record` how long the body of `with` took."""
 
+    def __init__(self, record: Callable[[StageTime], None], stage: str) -> None:
+        self._record = record
+        self._stage = stage
 
-def begin(call: Call) -> None:
-    """Makes it the current call of this task, and of those that the task starts."""
-    _current.set(call)
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
 
-
-def current() -> Call:
-    """The call that is being answered; outside of calls one that nobody hears of."""
-    return _current.get() or Call()
+    def __exit__(self, *_: object) -> None:
+        self._record(StageTime(self._stage, self._began, time.monotonic()))
 
 
 def request_id(given: object) -> str:

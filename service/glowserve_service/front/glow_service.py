@@ -1,282 +1,163 @@
-"""GlowService: translates between messages and arrays. What it promises is in glow_service.proto."""
+"""GlowService: leases models for calls. `glowserve.runtime.glow_service` answers them.
+
+What the calls promise is in glow_service.proto.
+"""
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import aclosing
 
-import grpc
 import numpy as np
 
-from glowserve import messages
-from glowserve.images import UInt8Array, encode_png
-from glowserve.runtime import inputs, scoring
-from glowserve.runtime.engine import Float32Array, Reverse
-from glowserve.runtime.errors import GlowserveError, InvalidRequestError, NotFiniteError
-from glowserve.runtime.interpolation import interpolate
-from glowserve.runtime.randomness import latents
+from glowserve.runtime import glow_service
+from glowserve.runtime.errors import GlowserveError
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 from glowserve_service.config import ServiceConfig
-from glowserve_service.front.call import SERIALIZATION, current
-from glowserve_service.front.score_path import score
-from glowserve_service.front.streams import Entrance, in_order
-from glowserve_service.models.manager import ModelManager, Unserved
-from glowserve_service.models.models import Models, ServedModel
-from glowserve_service.scheduling.cpu_pool import Preparer
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from glowserve_service.front.call import Call
+from glowserve_service.front.call_runner import CallRunner
+from glowserve_service.front.ordered import in_order
+from glowserve_service.models.manager import ModelManager
+from glowserve_service.models.registry import ModelRegistry
+from glowserve_service.models.served_model import ServedModel
+from glowserve_service.models.unserved import Unserved
+from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 
 
 class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
-    """Answers calls.
+    """Answers calls; the middleware passes a `Call` in place of gRPC's context.
 
     Args:
         models: what is served.
-        manager: what decides that.
+        manager: loads and unloads models.
         config: the service's.
-        preparer: where pictures are decoded and noise is drawn.
+        pool: where pictures are decoded and noise is drawn.
     """
 
     def __init__(
-        self,
-        models: Models,
-        manager: ModelManager,
-        config: ServiceConfig,
-        preparer: Preparer,
+        self, models: ModelRegistry, manager: ModelManager, config: ServiceConfig, pool: CpuPool
     ) -> None:
         self._models = models
         self._manager = manager
         self._config = config
-        self._preparer = preparer
+        self._limits = config.limits
+        self._pool = pool
 
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
+    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:  # noqa: N802
         """See GlowService.Score."""
-        return await self._score(request, self._find(request.model))
+        return await self._score(request, call, call.ticket)
 
     async def ScoreStream(  # noqa: N802
-        self, request_iterator: AsyncIterator[pb.ScoreRequest], context: Context
+        self, requests: AsyncIterator[pb.ScoreRequest], call: Call
     ) -> AsyncIterator[pb.ScoreResponse]:
         """See GlowService.ScoreStream."""
-        begun, answered, entrance = itertools.count(), 0, Entrance()
+        tickets, answered = _tickets(call, long=True), 0
 
         async def answer(request: pb.ScoreRequest) -> pb.ScoreResponse:
-            admitted = next(begun) > 0
-            # Held for this request alone: a stream may outlive many versions.
-            with ExitStack() as stack:
-                model = self._models.find(request.model.name, request.model.version)
-                stack.callback(model.hold())
-                return await self._score(request, model, admitted=admitted, long=True, entrance=entrance)
+            # The model is leased for this request alone: a stream may outlive many versions.
+            return await self._score(request, call, next(tickets))
 
         try:
-            async for response in in_order(request_iterator, answer, 1, self._part_of_a_call):
-                yield response
-                answered += 1
+            async with aclosing(in_order(requests, answer, 1, self._share_of_a_call)) as responses:
+                async for response in responses:
+                    yield response
+                    answered += 1
         except GlowserveError as error:
             error.place(f"requests[{answered}]")
             raise
 
-    async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> AsyncIterator[pb.SampleResponse]:  # noqa: N802
         """See GlowService.Sample."""
-        model = self._find(request.model)
-        inputs.check_samples(request.n, self._config.max_samples_per_call)
-        current().images = request.n
-        temperature = request.temperature if request.HasField("temperature") else 1.0
-        inputs.check_temperature(temperature)
-        _check_format(request.format)
-        seed = request.seed if request.HasField("seed") else secrets.randbits(64)
+        async with self._runner(request.model, call, call.ticket) as runner:
+            sample = glow_service.SampleCall(runner, request)
+            tickets = _tickets(call, long=request.n > self._limits.max_batch_size)
 
-        entrance = Entrance()
+            async def answer(part: range) -> pb.SampleResponse:
+                return await sample.answer(runner.part(next(tickets)), part)
 
-        async def draw(first: int) -> pb.SampleResponse:
-            n = min(self._config.max_batch_size, request.n - first)
-            size = model.manifest.image.latent_size
-            latent = await self._preparer.run(
-                latents, seed, first, n, size, temperature, images=n, size=4 * n * size, admitted=first > 0
-            )
-            long = request.n > self._config.max_batch_size
-            await entrance.turn(first=first == 0)
-            decoded = await model.reverse(latent, admitted=first > 0, long=long)
-            self._require_finite(decoded, model, first=first, what="temperature: sample")
-            images = await self._write_images(decoded.image, request.format)
-            return pb.SampleResponse(model=_version(model), seed=seed, first_index=first, images=images)
+            async def parts() -> AsyncIterator[range]:
+                for part in sample.parts():
+                    yield part
 
-        async def firsts() -> AsyncIterator[int]:
-            for first in range(0, request.n, self._config.max_batch_size):
-                yield first
+            # As many batches are under way as run side by side, and none begins before the caller has room.
+            async with aclosing(in_order(parts(), answer, runner.model.instances)) as responses:
+                async for response in responses:
+                    yield response
 
-        # As many batches are under way as can run side by side, and none is drawn before the caller has room.
-        async for response in in_order(firsts(), draw, model.instances):
-            yield response
-
-    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:  # noqa: N802
+    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """See GlowService.Encode."""
-        model = self._find(request.model)
-        images = await self._read_images(request.images, model)
-        latent = await self._encode(images, model)
-        decoded = await model.reverse(latent, admitted=True)
-        mismatched = scoring.mismatched_values(images, decoded, model.manifest.image.n_bits)
-        model.inexact_encodings.inc(int((mismatched > 0).sum()))
-        return pb.EncodeResponse(
-            model=_version(model),
-            latents=messages.latent_tensor(latent),
-            mismatched_values=mismatched.tolist(),
-        )
+        async with self._runner(request.model, call, call.ticket) as runner:
+            response = await glow_service.encode(runner, request)
+            runner.model.inexact_encodings.inc(int(np.count_nonzero(response.mismatched_values)))
+            return response
 
-    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:  # noqa: N802
         """See GlowService.Decode."""
-        model = self._find(request.model)
-        _check_format(request.format)
-        latent = inputs.read_latents(
-            request.latents, model.bundle, max_images=self._config.max_images_per_call
-        )
-        current().images = len(latent)
-        decoded = await model.reverse(latent)
-        self._require_finite(decoded, model)
-        return pb.DecodeResponse(
-            model=_version(model), images=await self._write_images(decoded.image, request.format)
-        )
+        async with self._runner(request.model, call, call.ticket) as runner:
+            return await glow_service.decode(runner, request)
 
-    async def Interpolate(  # noqa: N802
-        self, request: pb.InterpolateRequest, context: Context
-    ) -> pb.InterpolateResponse:
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:  # noqa: N802
         """See GlowService.Interpolate."""
-        model = self._find(request.model)
-        inputs.check_steps(request.steps, self._config.max_images_per_call)
-        _check_format(request.format)
-        inputs.check_pair(request.images)
-        images = await self._read_images(request.images, model)
-        current().images += request.steps
-        first, last = await self._encode(images, model)
-        decoded = await model.reverse(interpolate(first, last, request.steps), admitted=True)
-        self._require_finite(decoded, model, what="images: step")
-        return pb.InterpolateResponse(
-            model=_version(model), images=await self._write_images(decoded.image, request.format)
-        )
+        async with self._runner(request.model, call, call.ticket) as runner:
+            return await glow_service.interpolate(runner, request)
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # noqa: N802
         """See GlowService.ListModels."""
         return pb.ListModelsResponse(
             models=map(_summary, self._models), not_served=map(_unserved, self._manager.unserved())
         )
 
-    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
+    async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:  # noqa: N802
         """See GlowService.LoadModel."""
         return pb.LoadModelResponse(models=map(_summary, await self._manager.load(request.name)))
 
-    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
+    async def UnloadModel(self, request: pb.UnloadModelRequest, call: Call) -> pb.UnloadModelResponse:  # noqa: N802
         """See GlowService.UnloadModel."""
         await self._manager.unload(request.name)
         return pb.UnloadModelResponse()
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
         """See GlowService.GetModel."""
-        model = self._find(request.model)
-        graphs = [
-            pb.GraphPlacement(graph=placed.graph, provider=placed.provider, nodes=placed.nodes)
-            for placed in model.placements
-        ]
-        return pb.GetModelResponse(manifest=model.manifest, graphs=graphs)
+        async with self._runner(request.model, call, call.ticket) as runner:
+            return glow_service.get_model(runner.model.manifest, runner.model.placements)
 
-    def _find(self, spec: pb.ModelSpec) -> ServedModel:
-        model = self._models.find(spec.name, spec.version)
-        current().releases.append(model.hold())
-        return model
+    def _runner(self, spec: pb.ModelSpec, call: Call, ticket: Ticket) -> CallRunner:
+        return CallRunner(self._models.lease(spec.name, spec.version), call, ticket, self._pool, self._limits)
 
-    def _part_of_a_call(self, request: pb.ScoreRequest) -> float:
+    async def _score(self, request: pb.ScoreRequest, call: Call, ticket: Ticket) -> pb.ScoreResponse:
+        async with self._runner(request.model, call, ticket) as runner:
+            response = await glow_service.score(runner, request)
+            runner.count_not_finite(sum(not score.finite for score in response.scores))
+            return response
+
+    def _share_of_a_call(self, request: pb.ScoreRequest) -> float:
         images = request.images
         n = images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
         return self._config.share_of_a_call(n, request.ByteSize())
 
-    async def _score(
-        self, request: pb.ScoreRequest, model: ServedModel, *, admitted: bool = False, **part: Any
-    ) -> pb.ScoreResponse:
-        seed = request.seed if request.HasField("seed") else scoring.DEFAULT_SEED
-        images = await self._read_images(request.images, model, admitted=admitted)
-        scores = await score(
-            images,
-            seed,
-            model,
-            self._preparer,
-            prepared=request.images.HasField("encoded"),
-            admitted=admitted,
-            **part,
-        )
-        return messages.scores_message(scores)
 
-    async def _encode(self, images: UInt8Array, model: ServedModel) -> Float32Array:
-        _, latent = await model.forward(images, np.full(images.shape, scoring.ENCODING_NOISE, np.float32))
-        with self._counting_not_finite(model):
-            scoring.require_finite_latents(latent)
-        return latent
-
-    async def _read_images(
-        self, images: pb.Images, model: ServedModel, *, admitted: bool = False
-    ) -> UInt8Array:
-        def read() -> UInt8Array:
-            return inputs.read_images(
-                images,
-                model.bundle,
-                max_images=self._config.max_images_per_call,
-                max_pixels=self._config.max_pixels_per_call,
-            )
-
-        if images.HasField("tensor"):  # it is only looked at
-            array = read()
-            current().images += len(array)
-            return array
-        n = min(len(images.encoded.data), self._config.max_images_per_call)
-        current().images += n
-        # A picture may take long to decode, whatever its length in bytes.
-        return await self._preparer.run(
-            read, images=n, size=self._config.max_pixels_per_call, admitted=admitted
-        )
-
-    async def _write_images(self, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
-        if form == pb.IMAGE_FORMAT_RAW:
-            return messages.images_message(images)
-        files = await self._preparer.run(
-            lambda: [encode_png(image) for image in images],
-            images=len(images),
-            size=images.nbytes,
-            admitted=True,
-            stage=SERIALIZATION,
-        )
-        return messages.images_message(files)
-
-    def _require_finite(self, decoded: Reverse, model: ServedModel, **names: Any) -> None:
-        with self._counting_not_finite(model):
-            scoring.require_finite_images(decoded, **names)
-
-    @contextmanager
-    def _counting_not_finite(self, model: ServedModel) -> Iterator[None]:
-        try:
-            yield
-        except NotFiniteError as error:
-            model.not_finite(current().method).inc(error.images)
-            raise
-
-
-def _version(model: ServedModel) -> pb.ModelVersion:
-    return pb.ModelVersion(name=model.name, version=model.manifest.version)
+def _tickets(call: Call, *, long: bool) -> Iterator[Ticket]:
+    """One for each piece of work of a call that has several under way at once."""
+    gate = AdmissionGate()
+    yield Ticket(call.deadline, first=True, long=long, gate=gate)
+    later = Ticket(call.deadline, first=False, long=long, gate=gate)
+    while True:
+        yield later
 
 
 def _summary(model: ServedModel) -> pb.ModelSummary:
-    failure = model.condition.failure
-    state = pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING
-    return pb.ModelSummary(model=_version(model), image=model.manifest.image, state=state, reason=failure)
+    failure = model.health.failure
+    return pb.ModelSummary(
+        model=pb.ModelVersion(name=model.name, version=model.version),
+        image=model.manifest.image,
+        state=pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING,
+        reason=failure,
+    )
 
 
 def _unserved(version: Unserved) -> pb.ModelSummary:
     state = pb.MODEL_STATE_REFUSED if version.refused else pb.MODEL_STATE_LOADING
     model = pb.ModelVersion(name=version.name, version=version.version)
     return pb.ModelSummary(model=model, state=state, reason=version.reason)
-
-
-def _check_format(form: int) -> None:
-    if form not in pb.ImageFormat.values():
-        known = ", ".join(pb.ImageFormat.keys())
-        raise InvalidRequestError(f"format is {form}; it must be one of {known}", "format")

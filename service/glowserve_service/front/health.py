@@ -1,7 +1,7 @@
-"""grpc.health.v1.Health: whether the service takes calls, and whether each of its models answers them right.
+"""grpc.health.v1.Health: whether the service accepts calls, and whether each of its models answers them right.
 
-gRPC's own asyncio servicer keeps watches open for good, and a drain waits for every open call; also, the first watch
-to end leaves the others on its service unheard. Here watches end with the service's last word, NOT_SERVING.
+gRPC's own asyncio servicer keeps watches open for good, and a drain waits for every open call; also, when a watch ends,
+other watches of the same service are no longer notified. Here watches end after a last NOT_SERVING.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no stubs
-    """Says of each service and model whether it takes calls: not yet, then what it is told, at last no longer.
+    """The status of each service and model: NOT_SERVING at first, then what `set` says, NOT_SERVING at last.
 
     Args:
         services: their names; "" stands for all of them.
@@ -31,28 +31,28 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._changed = asyncio.Event()
         self._open = self._stopping = False
 
-    def tell(self, ready: bool, models: Mapping[str, bool]) -> None:
-        """Is told what is true from now on.
+    def set(self, ready: bool, models: Mapping[str, bool]) -> None:
+        """Sets whether the service and its models are ready.
 
         Args:
             ready: of the services.
-            models: of each model, by its name. A model that is called as a service is goes unheard.
+            models: of each model, by its name. A model whose name is a service's is left out.
         """
         self._ready = {**models, **dict.fromkeys(self._services, ready)}
         self._wake()
 
     def serve(self) -> None:
-        """Says what it is told, from now on."""
+        """From now on, the status is what `set` says."""
         self._open = True
         self._wake()
 
     def stop(self) -> None:
-        """Says NOT_SERVING for good, and ends the watches."""
+        """From now on, every status is NOT_SERVING; watches end."""
         self._stopping = True
         self._wake()
 
     def is_serving(self, name: str) -> bool:
-        """Whether it says SERVING."""
+        """Whether the status is SERVING."""
         return self._open and not self._stopping and self._ready.get(name, False)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -63,11 +63,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The status of a service or model, now and whenever it changes."""
-        said = None
+        sent = None
         while True:
             changed = self._changed
-            if (status := self._status(request.service)) != said:
-                said = status
+            if (status := self._status(request.service)) != sent:
+                sent = status
                 yield _Status(status=status)
             if self._stopping and changed is self._changed:
                 return
@@ -88,7 +88,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
 
 
 def add_to_server(health: Health, server: Any) -> None:
-    """Makes a server, or what stands before one, answer for it."""
+    """Adds the health service to a server, or to a middleware before one."""
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if not hasattr(health_pb2, "HealthListResponse"):
         handler: Any = grpc.unary_unary_rpc_method_handler(

@@ -1,48 +1,53 @@
-"""The edge: every call has an id, is counted, timed, logged and traced, and every error becomes a status.
+"""The middleware: gives every call an id, counts, times, logs and traces it, and turns every error into a status.
 
-It stands between gRPC and the services, which are added to it as to a server. An interceptor would be one more
-coroutine for each call.
+It lies between gRPC and the servicers, which are added to it as to a server. Our servicers get a `Call` in place of
+gRPC's context. A gRPC interceptor would be one more coroutine for each call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from glowserve.runtime.errors import GlowserveError, InvalidRequestError
+from glowserve.runtime.runner import PREPARATION, SERIALIZATION
 from glowserve_service.errors import UnavailableError
-from glowserve_service.front import call as calls
-from glowserve_service.front.call import PREPARATION, SERIALIZATION, Call
+from glowserve_service.front.call import Call, request_id
 from glowserve_service.front.status import status_of, trailing_metadata
+from glowserve_service.observability import log_context
+from glowserve_service.observability.log_context import LogContext
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traces import Traces
-from glowserve_service.security.security import Tokens, refusal
+from glowserve_service.scheduling.deadlines import is_late
+from glowserve_service.security.access import refusal
+from glowserve_service.security.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "internal error; it is in the server's log"
 REQUEST_ID = "x-request-id"
-"""The metadata in which a caller may send an id of its own, and is told the one that is in the log."""
+"""The metadata in which a caller may send an id of its own, and gets back the one that is in the log."""
 
 # Bytes. It is in the metadata three times, escaped or in base64, and clients take 8 KiB of those.
 _LONGEST_MESSAGE = 1280
 
 
-class Edge(grpc.GenericRpcHandler):
+class CallMiddleware(grpc.GenericRpcHandler):
     """Wraps the methods of the gRPC services that are added to it, and is itself added to a server.
 
     Args:
-        services: the full names of ours; of others it wraps no more than the messages.
+        services: the full names of our services; calls of other ones get no more than errors for malformed messages.
         metrics: where calls are counted.
-        always: methods that are let in even before `accept` and after `refuse`.
+        always: methods that are accepted even before `accept` and after `refuse`.
         traces: where calls are traced.
     """
 
@@ -56,7 +61,7 @@ class Edge(grpc.GenericRpcHandler):
         self._services = services
         self._metrics = metrics
         metrics.ready.set_function(lambda: float(self.accepts))
-        metrics.requests_in_flight.set_function(lambda: float(self._unended))
+        metrics.requests_in_flight.set_function(lambda: float(self._in_flight))
         self._always = always
         self._traces = traces
         self._services_added: list[Any] = []
@@ -70,21 +75,20 @@ class Edge(grpc.GenericRpcHandler):
         }
         self._stopping = asyncio.Event()
         self._refusal = "the server is starting; try again"
+        self._open_calls = 0
+        # A call is counted as ended before its caller learns of the end, and is closed a little later.
         self._in_flight = 0
-        # Of those, the ones whose end is not counted yet, which is before their callers hear of it.
-        self._unended = 0
-        self.arrived = 0
-        """Calls that were handed to us."""
+        self._arrival, self._end = asyncio.Event(), asyncio.Event()
         self.tokens: Tokens | None = None
-        """What a caller must show one of; None: whoever calls is let in."""
+        """Callers must present one of these; None: every call is accepted."""
 
     @property
     def accepts(self) -> bool:
-        """Whether calls are let in."""
+        """Whether calls are accepted."""
         return not self._refusal
 
     def accept(self) -> None:
-        """Lets calls in; until then they are answered UNAVAILABLE."""
+        """Accepts calls; until then they are answered UNAVAILABLE."""
         self._refusal = ""
 
     def refuse(self) -> None:
@@ -93,9 +97,26 @@ class Edge(grpc.GenericRpcHandler):
         self._stopping.set()
 
     async def idle(self) -> None:
-        """Until no call is under way."""
-        while self._in_flight:
-            await asyncio.sleep(0.01)
+        """Until no call is open."""
+        while self._open_calls:
+            self._end.clear()
+            await self._end.wait()
+
+    async def quiet(self, seconds: float, *, at_most: float) -> None:
+        """Until no call has arrived for so many seconds, or `at_most` seconds have passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most):
+                while await self._arrives_within(seconds):
+                    pass
+
+    async def _arrives_within(self, seconds: float) -> bool:
+        self._arrival.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrival.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Adds services, as a server does."""
@@ -122,56 +143,37 @@ class Edge(grpc.GenericRpcHandler):
         if service not in self._services:
             return _of_another_service(handler, method)
 
-        def read(request: bytes) -> Any:
-            began = time.monotonic()
-            try:
-                return handler.request_deserializer(request)
-            except DecodeError as error:
-                raise InvalidRequestError(_no_message(method, error)) from error
-            finally:
-                calls.current().spent(PREPARATION, time.monotonic() - began)
+        def read(request: bytes, call: Call) -> Any:
+            with call.timed(PREPARATION):
+                try:
+                    return handler.request_deserializer(request)
+                except DecodeError as error:
+                    raise InvalidRequestError(_no_message(method, error)) from error
 
-        def write(response: Any) -> bytes:
-            began = time.monotonic()
-            try:
+        def write(response: Any, call: Call) -> bytes:
+            with call.timed(SERIALIZATION):
                 return cast("bytes", handler.response_serializer(response))
-            finally:
-                calls.current().spent(SERIALIZATION, time.monotonic() - began)
 
         async def unary(request: bytes, context: Any) -> bytes:
-            async with self._call(service, method, context):
-                return write(await handler.unary_unary(read(request), context))
+            async with self._call(service, method, context) as call:
+                return write(await handler.unary_unary(read(request, call), call), call)
 
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            async with self._call(service, method, context):
-                async for response in handler.unary_stream(read(request), context):
-                    yield write(response)
+            async with (
+                self._call(service, method, context) as call,
+                aclosing(handler.unary_stream(read(request, call), call)) as responses,
+            ):
+                async for response in responses:
+                    yield write(response, call)
 
         async def both(_: Any, context: Any) -> AsyncIterator[bytes]:
-            cut_short = False
-
-            async def requests() -> AsyncIterator[Any]:
-                nonlocal cut_short
-                stopping = asyncio.create_task(self._stopping.wait())
-                arrival = asyncio.ensure_future(context.read())
-                try:
-                    while True:
-                        await asyncio.wait({arrival, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                        if not arrival.done():
-                            cut_short = True
-                            return
-                        if (request := arrival.result()) is grpc.aio.EOF:
-                            return
-                        yield read(request)
-                        arrival = asyncio.ensure_future(context.read())
-                finally:
-                    arrival.cancel()
-                    stopping.cancel()
-
-            async with self._call(service, method, context):
-                async for response in handler.stream_stream(requests(), context):
-                    yield write(response)
-                if cut_short:
+            requests = _Requests(context, self._stopping)
+            async with self._call(service, method, context) as call:
+                messages = (read(request, call) async for request in requests)
+                async with aclosing(handler.stream_stream(messages, call)) as responses:
+                    async for response in responses:
+                        yield write(response, call)
+                if requests.cut_short:
                     raise UnavailableError(self._refusal)
 
         # Bytes come and go: gRPC would answer UNKNOWN to those that are no message, and nobody would count the call.
@@ -193,75 +195,103 @@ class Edge(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     @asynccontextmanager
-    async def _call(self, service: str, method: str, context: Any) -> AsyncIterator[None]:
-        began = time.monotonic()
+    async def _call(self, service: str, method: str, context: Any) -> AsyncIterator[Call]:
         call = self._begin(service, method, context)
-
-        def end(code: grpc.StatusCode, message: str = "") -> None:
-            self._end(call, code, time.monotonic() - began, context.peer(), message)
-
-        self._in_flight += 1
-        self.arrived += 1
         try:
             if self._refusal and method not in self._always:
                 raise UnavailableError(self._refusal)
-            yield
+            yield call
         except GlowserveError as error:
-            end(status_of(error), str(error))
+            self._finish(call, status_of(error), context, str(error))
             await _abort(context, error, str(error))
         except (asyncio.CancelledError, GeneratorExit):
-            left = context.time_remaining()
-            # gRPC rounds a deadline up by as much as a hundredth to send it: the caller ends the call before.
-            late = left is not None and left <= 0.02 * (left + time.monotonic() - began)
-            end(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+            late = is_late(call.deadline, call.began)
+            self._finish(
+                call, grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, context
+            )
             raise
         except Exception as error:
             log.exception("%s failed", method)
-            end(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+            self._finish(call, grpc.StatusCode.INTERNAL, context, INTERNAL_ERROR)
             await _abort(context, error, INTERNAL_ERROR)
         else:
-            end(grpc.StatusCode.OK)
+            self._finish(call, grpc.StatusCode.OK, context)
         finally:
-            self._in_flight -= 1
+            self._open_calls -= 1
+            self._end.set()
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
-        call = Call(method, calls.request_id(metadata.get(REQUEST_ID)))
+        call = Call(method, request_id(metadata.get(REQUEST_ID)))
         if self._traces:
             call.span = self._traces.begin(f"{service}/{method}", metadata)
-        # gRPC tells by the wall clock how much is left, which is nothing if that has just jumped forth. It ends calls
+        # gRPC tells by the wall clock how much is left, which is nothing if that has just jumped forward. It ends calls
         # that are late by a clock that does not jump.
         if left := context.time_remaining():
-            call.deadline = time.monotonic() + left
-        calls.begin(call)
+            call.deadline = call.began + left
+        log_context.bind(LogContext(call.request_id, call.span.trace_id if call.span else ""))
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-        self._unended += 1
+        self._open_calls += 1
+        self._in_flight += 1
+        self._arrival.set()
         return call
 
-    def _end(self, call: Call, code: grpc.StatusCode, seconds: float, peer: str, message: str) -> None:
-        """Counts, logs and traces a call, before its caller hears of its end."""
+    def _finish(self, call: Call, code: grpc.StatusCode, context: Any, message: str = "") -> None:
+        """Counts, logs and traces a call, before its caller learns of its end."""
+        seconds = time.monotonic() - call.began
         model, ok = call.model, code is grpc.StatusCode.OK
-        for release in call.releases:
-            release()
-        self._unended -= 1
+        self._in_flight -= 1
         self._requests(call.method, model, code.name).inc()
         self._request_seconds(call.method).observe(seconds)
         if ok and call.images:
             for stage, histogram in self._stages.items():
                 histogram(model, call.method).observe(call.seconds[stage])
-        what = {"model": model, "version": call.version, "images": call.images}
+        facts = {"model": model, "version": call.version, "images": call.images}
         if call.span:
-            call.span.end(code.name, message, what | {"request_id": call.request_id})
+            call.span.end(code.name, message, facts | {"request_id": call.request_id})
         level = logging.WARNING
         if ok or code is grpc.StatusCode.CANCELLED:
             level = logging.DEBUG if call.method in self._always else logging.INFO
         if log.isEnabledFor(level):
-            fields = {"method": call.method, **what, "code": code.name, "seconds": round(seconds, 6)}
+            peer = context.peer()
+            fields = {"method": call.method, **facts, "code": code.name, "seconds": round(seconds, 6)}
             fields |= {f"{stage}_seconds": round(spent, 6) for stage, spent in call.seconds.items()}
             text = f"{call.method} of {model}" if model else call.method
             text += f": {code.name}, {call.images} images in {seconds:.4f} s for {peer}"
             text += f": {message}" if message else ""
             log.log(level, "%s", text, extra={"fields": fields | {"peer": peer}})
+
+
+class _Requests:
+    """The requests of a stream, as bytes, until its end or until the server stops.
+
+    Args:
+        context: gRPC's.
+        stopping: set when the server stops.
+    """
+
+    def __init__(self, context: Any, stopping: asyncio.Event) -> None:
+        self._context = context
+        self._stopping = stopping
+        self.cut_short = False
+        """Whether the server stopped before the caller had ended the stream."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        stopping = asyncio.create_task(self._stopping.wait())
+        arrival = asyncio.ensure_future(self._context.read())
+        try:
+            while True:
+                await asyncio.wait({arrival, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not arrival.done():
+                    self.cut_short = True
+                    return
+                if (request := arrival.result()) is grpc.aio.EOF:
+                    return
+                yield request
+                arrival = asyncio.ensure_future(self._context.read())
+        finally:
+            arrival.cancel()
+            stopping.cancel()
 
 
 def _names(path: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Hears what a batcher does, and tells metrics, statistics and callers."""
+"""The metrics and statistics of the batches of one direction of a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from contextlib import contextmanager
 
 from glowserve.runtime.errors import GlowserveError
 from glowserve_service.errors import QueueFullError, UnavailableError, WaitTooLongError
-from glowserve_service.front.call import EXECUTION, QUEUE
 from glowserve_service.observability.metrics import Metrics
-from glowserve_service.observability.statistics import Counts
-from glowserve_service.scheduling.batcher import CANCELLED, DEADLINE, Run
+from glowserve_service.observability.statistics import InferenceStatistics
+from glowserve_service.scheduling.batcher import CANCELLED, DEADLINE, BatchRun
 
 _REASONS = ("full", "worker_free", "delay")
 _REFUSALS: dict[type[GlowserveError], str] = {
@@ -20,24 +19,24 @@ _REFUSALS: dict[type[GlowserveError], str] = {
 }
 
 
-class Observer:
-    """Of one way through a model. For the event loop's thread alone.
+class BatchMetrics:
+    """Counts requests and batches. For the event loop's thread alone.
 
     Args:
         metrics: the service's.
-        model: its name.
+        model: the model's name.
         direction: forward or reverse.
-        counts: what the way has done.
+        statistics: counted beside the metrics.
     """
 
-    def __init__(self, metrics: Metrics, model: str, direction: str, counts: Counts) -> None:
+    def __init__(self, metrics: Metrics, model: str, direction: str, statistics: InferenceStatistics) -> None:
         labels = (model, direction)
-        self._counts = counts
+        self._statistics = statistics
         self._size = metrics.batch_size.labels(*labels)
         self._queue = metrics.queue_seconds.labels(*labels)
         self._execution = metrics.execution_seconds.labels(*labels)
         self._padding = metrics.padding.labels(*labels)
-        # All of them from the start: a rate over a series that begins with 1 is 0.
+        # All of them from the start: Prometheus takes no increase from a series that begins with 1.
         self._batches = {reason: metrics.batches.labels(*labels, reason) for reason in _REASONS}
         self._dropped = {
             cause: metrics.dropped.labels(*labels, cause)
@@ -46,31 +45,28 @@ class Observer:
 
     @contextmanager
     def request(self, rows: int) -> Iterator[None]:
-        """Counts what happens inside as a request, and its rows as dropped if it is refused."""
+        """Counts its body as a request, and the rows as dropped if the request is refused."""
         try:
-            with self._counts.request():
+            with self._statistics.request():
                 yield
         except GlowserveError as error:
             if cause := _REFUSALS.get(type(error)):
                 self.dropped(cause, rows)
             raise
 
-    def sent(self, rows: int, reason: str) -> None:
-        """A batch goes to a worker."""
+    def dispatched(self, rows: int, reason: str) -> None:
+        """Counts a batch that goes to a worker."""
         self._size.observe(rows)
         self._batches[reason].inc()
 
     def dropped(self, cause: str, rows: int) -> None:
-        """Rows will not run."""
+        """Counts rows that will not run."""
         self._dropped[cause].inc(rows)
 
-    def ran(self, run: Run) -> None:
-        """A batch has run."""
-        self._counts.add(run)
+    def ran(self, run: BatchRun) -> None:
+        """Counts a batch that has run."""
+        self._statistics.add(run)
         self._padding.inc(run.padding)
         self._execution.observe(run.run_seconds)
-        after = run.join_seconds + run.run_seconds + run.part_seconds
-        for waited, call in zip(run.waited, run.calls, strict=True):
+        for waited in run.waited:
             self._queue.observe(waited)
-            call.spent(QUEUE, waited, ago=after)
-            call.spent(EXECUTION, run.run_seconds, ago=run.part_seconds)

@@ -1,82 +1,106 @@
-"""What the service logs: lines for people, or JSON, one object a line. Each names the call that it belongs to."""
+"""What the log of a service looks like: text, or JSON with one object a line. Each line names the call it belongs to.
+
+The JSON is made by python-json-logger. `log_writer` writes the lines, `log_context` knows the call.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
+import sys
 import time
 import warnings
 from typing import Any
 
 import onnxruntime
+from pythonjsonlogger.json import JsonFormatter as LibraryJsonFormatter
 
-from glowserve_service.front import call
+from glowserve_service.observability.log_writer import LogWriter
+from glowserve_service.observability.standard_streams import STDERR, LogStream
 
 
-def set_up(form: str, level: str) -> None:
-    """Sends the log of this process to its standard error.
+def set_up(form: str, level: str) -> LogWriter:
+    """Sends the log of this process to its standard error, and all else that Python writes there.
 
     Args:
         form: text or json.
-        level: the least that is logged.
+        level: the least severe level that is logged.
+
+    Returns:
+        The writer; close it when the service has stopped.
     """
-    # What no line of ours tells need not be found out for each: logging's documentation, "Optimization".
+    # Facts about the process, the thread and the source line cost time and are in no line of ours: logging's
+    # documentation, "Optimization".
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # nor the place in the source
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    # What ONNX Runtime writes there by itself has another form. What it says of a model is raised, too; the rest are
-    # complaints of cuDNN about ways of computing that it then does without. gRPC's lines are kept out by a variable
-    # that it reads when it is imported: GRPC_VERBOSITY=NONE.
+    logging._srcfile = None
+    descriptor = None if sys.stderr is None else STDERR  # None: closed when Python started
+    writer = LogWriter(descriptor, JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[writer])
+    sys.stderr = LogStream(writer)
+    _silence_libraries()
+    return writer
+
+
+def dropped_lines() -> int:
+    """Lines of this process's log that were dropped since the start; 0 before `set_up`."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogWriter))
+
+
+def _silence_libraries() -> None:
+    # ONNX Runtime writes to stderr in a form of its own. Errors about a model are raised as well; the rest are cuDNN's
+    # complaints about algorithms that it then does not use. gRPC reads the variable GRPC_VERBOSITY when it is imported.
     onnxruntime.set_default_logger_severity(4)
-    # How strangers' pictures are made is no news, and Python keeps every sentence that it has warned with.
+    # Oddities of images that callers send. Python would also remember each message forever.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_fault)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not so what gRPC has a traceback for: a method whose name is no UTF-8, a caller that is gone before its answer.
+def _is_fault(record: logging.LogRecord) -> bool:
+    """False for two tracebacks of gRPC's: a method's name is not UTF-8, or the caller left before its answer.
 
-    The line of such a call says CANCELLED.
+    The log line of the latter's call says CANCELLED.
     """
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, UnicodeDecodeError) or type(error).__name__ == "ExecuteBatchError")
 
 
 class TextFormatter(logging.Formatter):
-    """TIME LEVEL LOGGER: [REQUEST ID] MESSAGE."""
+    """TIME LEVEL LOGGER: [REQUEST ID] MESSAGE; an exception's traceback follows in further lines."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(request)s%(message)s")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(bracketed_id)s%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and an exception's lines."""
-        request_id = call.current().request_id
-        record.request = f"[{request_id}] " if request_id else ""
+        """The line of a record to which LogWriter has added the ids."""
+        request_id = getattr(record, "request_id", "")
+        record.bracketed_id = f"[{request_id}] " if request_id else ""
         return super().format(record)
 
 
-class JsonFormatter(logging.Formatter):
-    """A JSON object: time, level, logger, message; in a call request_id, and trace_id if it is traced.
+class JsonFormatter(LibraryJsonFormatter):
+    """A JSON object: time (UTC), level, logger, message; in a call request_id, and trace_id if it is traced.
 
-    A record's attribute `fields`, a dict, is added to them.
+    The members of a record's attribute `fields`, a dict, are added to them. `exception` is a traceback.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
-        """The line; an exception's lines are its field `exception`."""
-        now = call.current()
-        line: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if now.request_id:
-            line["request_id"] = now.request_id
-        if now.span:
-            line["trace_id"] = now.span.trace_id
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["asctime", "levelname", "name", "message"],
+            rename_fields={
+                "asctime": "time",
+                "levelname": "level",
+                "name": "logger",
+                "exc_info": "exception",
+            },
+            json_default=str,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Puts `fields` in place of the dict, and the traceback last."""
+        log_data |= log_data.pop("fields", {})
+        if "exception" in log_data:
+            log_data["exception"] = log_data.pop("exception")
+        return log_data

@@ -1,12 +1,13 @@
-"""What Prometheus scrapes. docs/operations.md lists it, and a test holds the two together.
+"""The metrics that Prometheus scrapes. docs/operations.md has a table of them, which `make docs` renews.
 
-Labels take few values: names of models that were found, methods, status codes, and words that stand here. A caller
-cannot make a series.
+Labels take few values: names of models that were found, methods, status codes, and fixed words. A caller cannot create
+a series.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,12 +17,27 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
-# A call may have a deadline of a minute; one of a small model takes two milliseconds.
+from glowserve_service.observability import logs
+
+# A call may have a deadline of a minute; a call to a small model takes two milliseconds.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# Its parts are shorter: a tensor is written in a tenth of a millisecond.
+# Stages of a call are shorter: writing a tensor takes a tenth of a millisecond.
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS[:-2])
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Description(NamedTuple):
+    """What the table of metrics says about one metric."""
+
+    name: str
+    """As it is scraped: counters end in _total."""
+    kind: str
+    """counter, gauge or histogram."""
+    labels: tuple[str, ...]
+    text: str
 
 
 class Metrics:
@@ -29,89 +45,121 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.descriptions: list[Description] = []
+        """Of every metric but those of the process and of Python."""
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._add_calls()
+        self._add_stages()
+        self._add_batches()
+        self._add_images()
+        self._add_models()
+        self._add_log()
+
+    def _add_calls(self) -> None:
+        self.ready = self._gauge("ready", "1 while the service accepts calls, else 0.", [])
         self.requests = self._counter(
             "requests",
-            "Calls that ended; model is empty where none was found, or several.",
+            "Finished calls. model is empty if the call found no model, or several.",
             ["method", "model", "code"],
         )
         self.request_seconds = self._histogram(
-            "request_duration_seconds", "From a call's arrival to its end.", ["method"], _SECONDS
+            "request_duration_seconds", "Time from the arrival of a call to its end.", ["method"], _SECONDS
         )
-        self.requests_in_flight = self._gauge(
-            "requests_in_flight", "Calls that have arrived and not ended.", []
-        )
+        self.requests_in_flight = self._gauge("requests_in_flight", "Unfinished calls.", [])
+
+    def _add_stages(self) -> None:
+        by_method, by_direction = ["model", "method"], ["model", "direction"]
         self.preparation_seconds = self._histogram(
             "preparation_seconds",
-            "Reading a request, decoding its pictures, drawing noise and latents; of calls that ended well.",
-            ["model", "method"],
+            "Time per successful call for parsing requests, decoding images, and drawing noise and latents.",
+            by_method,
             _STAGE_SECONDS,
         )
         self.queue_seconds = self._histogram(
             "queue_seconds",
-            "How long a caller's images waited for the batch that they were in.",
-            ["model", "direction"],
+            "Time that a call's images in one batch waited in the queue.",
+            by_direction,
             _STAGE_SECONDS,
         )
         self.execution_seconds = self._histogram(
-            "execution_seconds", "How long a batch ran.", ["model", "direction"], _STAGE_SECONDS
+            "execution_seconds",
+            "Time that ONNX Runtime took for a batch.",
+            by_direction,
+            _STAGE_SECONDS,
         )
         self.serialization_seconds = self._histogram(
             "serialization_seconds",
-            "Writing pictures and responses; of calls that ended well.",
-            ["model", "method"],
+            "Time per successful call for encoding images and serializing responses.",
+            by_method,
             _STAGE_SECONDS,
         )
-        self.batches = self._counter(
-            "batches",
-            "Batches that were sent because they were full, a worker_free, or the delay over.",
-            ["model", "direction", "reason"],
-        )
-        self.batch_size = self._histogram("batch_size", "Images in a batch.", ["model", "direction"], _ROWS)
-        self.padding = self._counter(
-            "padded_rows", "Rows of zeros that batches were padded with.", ["model", "direction"]
-        )
-        self.queue_length = self._gauge("queue_length", "Images that wait.", ["model", "direction"])
+
+    def _add_batches(self) -> None:
+        labels = ["model", "direction"]
+        self.batches = self._counter("batches", "Batches dispatched, by reason.", [*labels, "reason"])
+        self.batch_size = self._histogram("batch_size", "Images per batch.", labels, _ROWS)
+        self.padding = self._counter("padded_rows", "Rows of zeros that batches were padded with.", labels)
+        self.queue_length = self._gauge("queue_length", "Images waiting in the queue.", labels)
         self.dropped = self._counter(
-            "dropped_images",
-            "Images that did not run: queue_full, wait_too_long, stopping, cancelled, deadline.",
-            ["model", "direction", "cause"],
+            "dropped_images", "Images that left the queue without running, by cause.", [*labels, "cause"]
         )
+
+    def _add_images(self) -> None:
         self.not_finite = self._counter(
-            "not_finite_images",
-            "Images whose score, encoding or decoding was not finite.",
-            ["model", "method"],
+            "not_finite_images", "Images with a NaN or infinite result.", ["model", "method"]
         )
         self.inexact_encodings = self._counter(
-            "inexact_encodings", "Encoded images that do not decode to themselves.", ["model"]
+            "inexact_encodings", "Encoded images that do not decode to the same image.", ["model"]
         )
-        self.ready = self._gauge("ready", "1 while calls are let in, else 0.", [])
+
+    def _add_models(self) -> None:
         self.model_loads = self._counter(
-            "model_loads", "Versions of models that were loaded, or refused.", ["model", "outcome"]
+            "model_loads", "Attempts to load a version of a model, by outcome.", ["model", "outcome"]
         )
         self.model_ready = self._gauge(
             "model_ready", "1 while a version works, 0 after its engine failed.", ["model", "version"]
         )
         self.canary_checks = self._counter(
-            "canary_checks", "Canaries that were drawn and scored again, ok or failed.", ["model", "outcome"]
+            "canary_checks", "Canary checks, by outcome: ok or failed.", ["model", "outcome"]
         )
         self.model_info = self._gauge(
             "model_info",
-            "1 for each model that is served.",
+            "1 for every model that is served.",
             ["model", "version", "device", "provider", "precision"],
         )
         self.graph_nodes = self._gauge(
             "graph_nodes",
-            "Nodes of a graph that an execution provider of ONNX Runtime runs.",
+            "Nodes of a graph, by the ONNX Runtime execution provider that runs them.",
             ["model", "version", "graph", "provider"],
         )
 
+    def _add_log(self) -> None:
+        name, text = "glowserve_dropped_log_lines", "Log lines dropped because standard error was not read."
+        self.descriptions.append(Description(f"{name}_total", "counter", (), text))
+        self.registry.register(_DroppedLogLines(name, text))
+
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
+        self._describe(f"{name}_total", "counter", text, labels)
         return Counter(f"glowserve_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
+        self._describe(name, "gauge", text, labels)
         return Gauge(f"glowserve_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
+        self._describe(name, "histogram", text, labels)
         return Histogram(f"glowserve_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _describe(self, name: str, kind: str, text: str, labels: Sequence[str]) -> None:
+        self.descriptions.append(Description(f"glowserve_{name}", kind, tuple(labels), text))
+
+
+class _DroppedLogLines(Collector):
+    """The log's own count, read at every scrape: the log is the process's and older than any service in it."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = name, text
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._text, value=logs.dropped_lines())

@@ -1,4 +1,4 @@
-"""Prometheus metrics over HTTP, or HTTPS where the service has a certificate."""
+"""The HTTP server that Prometheus scrapes; HTTPS if the service has a certificate."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from prometheus_client.exposition import choose_encoder
 
 from glowserve.runtime.errors import GlowserveError
 from glowserve_service.errors import ForbiddenError
-from glowserve_service.security.security import Certificates, Tokens
+from glowserve_service.security.certificates import Certificates
+from glowserve_service.security.tokens import Tokens
 
-# How long a connection may take with its handshake and its request.
+# For each read and write of a connection: the handshake, the request, the answer.
 _TIMEOUT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class MetricsServer(ThreadingMixIn, WSGIServer):
-    """Answers scrapes from threads of its own, from when it is made until `close`.
+    """Answers scrapes from its own threads, from construction until `close`.
 
-    prometheus_client's own server does handshakes in the thread that accepts: one silent client would stop it.
+    prometheus_client's server does TLS handshakes in the accepting thread, so that one silent client stops it. This one
+    does them in a thread for each connection.
 
     Args:
         host: address to listen on.
-        port: 0 for any that is free; `server_port` says which.
+        port: 0 for any free port; `server_port` is the port that was taken.
         registry: the metrics.
-        certificates: encrypts with these.
-        tokens: asks for one that has the right to `metrics`, if there is one that has.
+        certificates: for TLS; None for plain HTTP.
+        tokens: if one of them has the right `metrics`, scrapes must carry such a token.
 
     Raises:
-        OSError: the port cannot be listened on.
+        OSError: the server cannot listen on the port.
     """
 
     daemon_threads = True
@@ -64,7 +66,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
         self._thread.join()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of the connection's own: the handshake, and the answer."""
+        """Does the handshake and answers the request, in the connection's own thread."""
         request.settimeout(_TIMEOUT_SECONDS)
         if self._certificates is None:
             return super().finish_request(request, client_address)
@@ -72,13 +74,13 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
             return super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that failed is the other side's affair."""
+        """Logs a failed connection at debug level: most are the client's doing."""
         log.debug("a scrape failed", exc_info=True)
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Nothing: there is a scrape every few seconds."""
+        """Logs nothing: there is a scrape every few seconds."""
 
 
 def _guarded(app: Callable[..., Iterable[bytes]], tokens: Tokens | None) -> Callable[..., Iterable[bytes]]:
@@ -92,9 +94,9 @@ def _guarded(app: Callable[..., Iterable[bytes]], tokens: Tokens | None) -> Call
             return [f"{error}\n".encode()]
         try:
             choose_encoder(environ.get("HTTP_ACCEPT", ""))
-        except TypeError:  # which prometheus_client raises of a version that is no number
+        except TypeError:  # prometheus_client's, for a version that is not a number
             start_response("400 Bad Request", [("Content-Type", "text/plain")])
-            return [b"the version in the header Accept is no number; leave it out, or ask for 1.0.0\n"]
+            return [b"the version in the header Accept is not a number; leave it out, or ask for 1.0.0\n"]
         return app(environ, start_response)
 
     return answer

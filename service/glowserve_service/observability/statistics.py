@@ -1,4 +1,7 @@
-"""What one way through a model has done since it was loaded. For the event loop's thread alone."""
+"""What one direction of a model has done since it was loaded, as the Open Inference Protocol reports it.
+
+For the event loop's thread alone.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from glowserve_service.scheduling.batcher import Run
+from glowserve_service.scheduling.batcher import BatchRun
 
 
 @dataclass
 class Duration:
-    """How often something happened, and the seconds that it took together."""
+    """How often something happened, and the seconds that it took in all."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Once more."""
+        """Counts it once more."""
         self.count += 1
         self.seconds += seconds
 
@@ -30,17 +33,17 @@ class Compute:
 
     join: Duration = field(default_factory=Duration)
     run: Duration = field(default_factory=Duration)
-    part: Duration = field(default_factory=Duration)
+    split: Duration = field(default_factory=Duration)
 
-    def add(self, run: Run) -> None:
-        """A batch once more."""
+    def add(self, run: BatchRun) -> None:
+        """Counts a batch once more."""
         self.join.add(run.join_seconds)
         self.run.add(run.run_seconds)
-        self.part.add(run.part_seconds)
+        self.split.add(run.split_seconds)
 
 
 @dataclass
-class Counts:
+class InferenceStatistics:
     """Requests, and the batches that they were in."""
 
     success: Duration = field(default_factory=Duration)
@@ -60,7 +63,7 @@ class Counts:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Counts what happens inside as a request."""
+        """Counts its body as a request."""
         began = time.monotonic()
         try:
             yield
@@ -69,7 +72,7 @@ class Counts:
             raise
         self.success.add(time.monotonic() - began)
 
-    def add(self, run: Run) -> None:
+    def add(self, run: BatchRun) -> None:
         """Counts a batch."""
         for seconds in run.waited:
             self.queue.add(seconds)

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans of the calls, sent to a collector where one is configured.
+"""OpenTelemetry spans of calls, sent to a collector if one is configured.
 
-The variables are OpenTelemetry's own (its specification, "OpenTelemetry Protocol Exporter"). Attributes are named as in
-its semantic conventions for RPC.
+The environment variables are OpenTelemetry's own (specification, "OpenTelemetry Protocol Exporter"). Attributes are
+named as in its semantic conventions for RPC.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-# A drained service waits no longer than this for a collector.
+# A stopping service waits no longer than this for the collector.
 _LAST_SPANS_SECONDS = 3.0
-# Those that the conventions call errors of a server.
+# Status codes that the conventions call errors of the server.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
 
@@ -36,17 +36,23 @@ class CallSpan:
         self._tracer, self._span = tracer, span
         self._context = trace.set_span_in_context(span)
         self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
-        """As W3C writes it."""
+        """32 hexadecimal digits, as in W3C's traceparent."""
 
     def stage(self, name: str, seconds: float, ago: float) -> None:
-        """A span inside it, which took so long and ended `ago` seconds before now."""
+        """Adds a child span that took `seconds` and ended `ago` seconds before now."""
         if self._span.is_recording():
             end = time.time_ns() - round(1e9 * ago)
             span = self._tracer.start_span(name, self._context, start_time=end - round(1e9 * seconds))
             span.end(end)
 
     def end(self, code: str, message: str, attributes: Mapping[str, Any]) -> None:
-        """Ends it, with the status code that the caller was given."""
+        """Ends the span.
+
+        Args:
+            code: the name of the status code that the caller gets.
+            message: the status message, kept if the code is an error of the server.
+            attributes: set under the prefix `glowserve.`.
+        """
         from opentelemetry.trace import Status, StatusCode
 
         self._span.set_attribute("rpc.response.status_code", code)
@@ -60,7 +66,7 @@ class Traces:
     """Spans for the calls of a service.
 
     Args:
-        provider: where they go.
+        provider: exports the spans.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -68,18 +74,18 @@ class Traces:
 
         self._provider = provider
         self._tracer = provider.get_tracer("glowserve", importlib.metadata.version("glowserve"))
-        self._callers = TraceContextTextMapPropagator()
+        self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, method: str, metadata: Mapping[str, Any]) -> CallSpan:
-        """A span inside the caller's, if `metadata` has W3C's traceparent.
+        """Starts the span of a call; a child of the caller's span if `metadata` has W3C's traceparent.
 
         Args:
             method: PACKAGE.SERVICE/METHOD.
-            metadata: the call's.
+            metadata: what the caller sent.
         """
         from opentelemetry.trace import SpanKind
 
-        context = self._callers.extract(metadata)
+        context = self._propagator.extract(metadata)
         attributes = {"rpc.system.name": "grpc", "rpc.method": method}
         return CallSpan(
             self._tracer,
@@ -87,17 +93,17 @@ class Traces:
         )
 
     def close(self) -> None:
-        """Sends what is left, unless the collector is away."""
+        """Sends the spans that are left; gives up after three seconds."""
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(_LAST_SPANS_SECONDS)
 
 
 def from_environment() -> Traces | None:
-    """Traces as the environment says; None if it names no endpoint.
+    """Traces as the environment configures them; None if it names no endpoint, or disables the SDK.
 
     Raises:
-        TracingError: what it asks for is not installed.
+        TracingError: OpenTelemetry is not installed, or the variables ask for another protocol than gRPC.
     """
     endpoint = next((name for name in ENDPOINTS if os.environ.get(name)), "")
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -114,7 +120,7 @@ def from_environment() -> Traces | None:
     protocol = next((name for name in _PROTOCOLS if os.environ.get(name)), "")
     if protocol and os.environ[protocol] != "grpc":
         raise TracingError(
-            f"${protocol} is {os.environ[protocol]!r}; traces are sent by grpc alone, so set that"
+            f"${protocol} is {os.environ[protocol]!r}; traces can be sent by grpc only: set it to grpc"
         )
     own = {"service.name": "glowserve", "service.version": importlib.metadata.version("glowserve")}
     resource = Resource.create(own).merge(OTELResourceDetector().detect())

@@ -1,12 +1,12 @@
 """Batches as a pure function of seed and step.
 
-The images and the dequantization noise of training step t depend on (seed, t) and the place in the batch, and on
-nothing that ran before. So a position in the data is one number, a resumed run sees what an undisturbed one sees,
-and no generator's state needs saving.
+The images and the dequantization noise of training step t depend only on the seed, t, and the position in the batch.
+So the step number is the whole state of the data: a resumed run gets the same batches as an uninterrupted one, and no
+generator's state has to be saved.
 
-Nor does it matter who makes them: of R ranks, each makes its own B / R places of the batch, and together they are
-what one alone would make. Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) is a function
-of key and counter, so the noise of a place is found without that of the places before.
+Each of R ranks makes its own B / R positions of the batch; together they equal the batch of a single process. Philox
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) is a function of key and counter, so that the noise
+of a position can be computed without the noise of the positions before it.
 
 Shapes: B images in a batch, H W C, D = H * W * C.
 """
@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from glowserve.images import UInt8Array
 
-# What a stream of random numbers is for; streams of different use never overlap.
+# Uses of random streams; streams of different uses never overlap.
 _ORDER, _NOISE, _EVALUATION = range(3)
-# A count of Philox yields 4 numbers of 64 bits, of which NumPy makes 8 float32.
-_FLOATS_A_COUNT = 8
+# Philox yields four 64-bit numbers for each counter value, from which NumPy makes eight float32.
+_FLOATS_PER_COUNTER = 8
 
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 [B, H, W, C], and dequantization noise in [0, 1), float32 [B, H, W, C]."""
@@ -37,21 +37,21 @@ Batch = tuple[Tensor, Tensor]
 class StepLoader(DataLoader[Batch]):
     """The batches of steps `start` to `steps` - 1.
 
-    Its length is the full number of steps even when it starts later: Lightning takes it for the length of the
-    epoch that it resumes in the middle of.
+    Its length is `steps` even when `start` is not 0, because Lightning takes it for the length of the epoch that it
+    resumes in the middle of.
 
     Args:
         images: uint8 [N, H, W, C].
         batch_size: B, over all ranks.
-        steps: of the whole run.
-        seed: of order and noise.
-        start: the first step that is still to do.
+        steps: steps of the whole run.
+        seed: seed of order and noise.
+        start: the first step, counted from 0.
         rank: which part of each batch is yielded, images and noise [B / R, H, W, C].
-        world_size: R, the number of parts.
-        pin_memory: whether batches lie where a GPU can fetch them by itself, without the host's waiting.
+        world_size: R, the number of ranks.
+        pin_memory: whether batches are in pinned memory, from which copies to a GPU are asynchronous.
 
     Raises:
-        ValueError: `batch_size` cannot be divided by `world_size`, or there is no such rank.
+        ValueError: `batch_size` is not a multiple of `world_size`, or `rank` is out of range.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class StepLoader(DataLoader[Batch]):
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        dataset = _StepDataset(images, batch_size, seed, _places(batch_size, rank, world_size))
+        dataset = _StepDataset(images, batch_size, seed, _positions(batch_size, rank, world_size))
         super().__init__(dataset, batch_size=None, sampler=_Steps(start, steps), pin_memory=pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the step, which the trainer keeps."""
+        """Nothing: the trainer saves the step."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do; its presence tells Lightning that resuming inside an epoch is sound."""
+        """Does nothing; Lightning requires it to resume in the middle of an epoch."""
 
 
 class _Steps(Sampler[int]):
@@ -88,8 +88,8 @@ class _Steps(Sampler[int]):
         return self._steps
 
 
-def _places(batch_size: int, rank: int, world_size: int) -> range:
-    """The places of a rank in a batch."""
+def _positions(batch_size: int, rank: int, world_size: int) -> range:
+    """The positions of a rank in a batch."""
     if world_size < 1:
         raise ValueError(f"world_size is {world_size}; it must be 1 or more")
     if not 0 <= rank < world_size:
@@ -105,29 +105,29 @@ def _places(batch_size: int, rank: int, world_size: int) -> range:
 
 
 class _StepDataset(Dataset[Batch]):
-    """Item t is what lies at some places of the batch of step t."""
+    """Item t is a rank's part of the batch of step t."""
 
-    def __init__(self, images: UInt8Array, batch_size: int, seed: int, places: range) -> None:
-        self._images, self._batch_size, self._seed, self._places = images, batch_size, seed, places
+    def __init__(self, images: UInt8Array, batch_size: int, seed: int, positions: range) -> None:
+        self._images, self._batch_size, self._seed, self._positions = images, batch_size, seed, positions
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, step: int) -> Batch:
         n = len(self._images)
-        places = step * self._batch_size + np.asarray(self._places)
-        epochs = places // n
-        indices = np.empty_like(places)
+        positions = step * self._batch_size + np.asarray(self._positions)
+        epochs = positions // n
+        indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            indices[here] = self._order(int(epoch))[places[here] % n]
+            in_epoch = epochs == epoch
+            indices[in_epoch] = self._order(int(epoch))[positions[in_epoch] % n]
         images = self._images[indices]
         return torch.from_numpy(images), torch.from_numpy(self._noise(step, images.shape))
 
     def _noise(self, step: int, shape: tuple[int, ...]) -> np.ndarray:
-        """float32 [B / R, H, W, C]. Each place has whole counts of its own, the last of which may go to waste."""
+        """float32 [B / R, H, W, C]. Each position starts at a counter value of its own; surplus numbers are dropped."""
         dimensions = math.prod(shape[1:])
-        counts = -(-dimensions // _FLOATS_A_COUNT)
-        generator = _generator(self._seed, _NOISE, step, first=self._places.start * counts)
-        noise = generator.random((shape[0], counts * _FLOATS_A_COUNT), dtype=np.float32)
+        counters = -(-dimensions // _FLOATS_PER_COUNTER)
+        generator = _generator(self._seed, _NOISE, step, first=self._positions.start * counters)
+        noise = generator.random((shape[0], counters * _FLOATS_PER_COUNTER), dtype=np.float32)
         return noise[:, :dimensions].reshape(shape)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
@@ -135,13 +135,13 @@ class _StepDataset(Dataset[Batch]):
 
 
 def evaluation_batches(images: UInt8Array, batch_size: int, seed: int = 0, *, draw: int = 0) -> list[Batch]:
-    """All images in order, each with noise that depends on seed, draw and batch alone: comparable between runs.
+    """All images in order, with noise that depends only on seed, draw and batch, so that runs are comparable.
 
     Args:
         images: uint8 [N, H, W, C].
         batch_size: B.
-        seed: of the noise.
-        draw: which of many independent noises; several of them are samples of the same images' dequantization.
+        seed: seed of the noise.
+        draw: index of one of many independent draws of the noise.
 
     Raises:
         ValueError: `draw` is negative.
@@ -150,15 +150,14 @@ def evaluation_batches(images: UInt8Array, batch_size: int, seed: int = 0, *, dr
         raise ValueError(f"draw is {draw}; it must be 0 or more")
     batches = []
     for first in range(0, len(images), batch_size):
-        part = np.require(images[first : first + batch_size], requirements="W")  # as torch wants it
+        part = np.require(
+            images[first : first + batch_size], requirements="W"
+        )  # torch warns about read-only arrays
         noise = _generator(seed, _EVALUATION, first, draw=draw).random(part.shape, dtype=np.float32)
         batches.append((torch.from_numpy(part), torch.from_numpy(noise)))
     return batches
 
 
 def _generator(seed: int, use: int, index: int, *, draw: int = 0, first: int = 0) -> np.random.Generator:
-    """A stream of its own for each (seed, use, index, draw): Philox is keyed with the first two, counts from the rest.
-
-    `first` is how many counts of the stream are passed over.
-    """
+    """A separate stream for each (seed, use, index, draw), which skips the first `first` counter values."""
     return np.random.Generator(np.random.Philox(key=[seed, use], counter=[first, 0, draw, index]))

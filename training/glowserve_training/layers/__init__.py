@@ -1,9 +1,9 @@
-"""The layers of Glow, each a bijector that knows its log-determinant."""
+"""The layers of Glow: bijectors with log-determinants."""
 
 from glowserve_training.layers.actnorm import ActNorm
 from glowserve_training.layers.base import Bijector
 from glowserve_training.layers.conv1x1 import (
-    PARAMETRIZATIONS,
+    CONV1X1_CLASSES,
     InvertibleConv1x1,
     LUConv1x1,
     OrthogonalConv1x1,
@@ -11,27 +11,31 @@ from glowserve_training.layers.conv1x1 import (
     invertible_conv1x1,
 )
 from glowserve_training.layers.coupling import (
-    COUPLINGS,
+    COUPLING_CLASSES,
     AdditiveCoupling,
     AffineCoupling,
     Coupling,
     HiddenConv2d,
     ZeroConv2d,
 )
+from glowserve_training.layers.level import Level
 from glowserve_training.layers.prior import Split, TopPrior
 from glowserve_training.layers.squeeze import Squeeze
+from glowserve_training.layers.step import FlowStep
 
 __all__ = [
-    "COUPLINGS",
-    "PARAMETRIZATIONS",
+    "CONV1X1_CLASSES",
+    "COUPLING_CLASSES",
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
     "Bijector",
     "Coupling",
+    "FlowStep",
     "HiddenConv2d",
     "InvertibleConv1x1",
     "LUConv1x1",
+    "Level",
     "OrthogonalConv1x1",
     "PlainConv1x1",
     "Split",

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from glowserve_training.layers.base import Bijector
 
-# A channel with a standard deviation below this is constant, and keeps scale 1: whatever comes with the next
-# batch, a scale that made its variance 1 would blow it up.
+# A channel with a smaller standard deviation counts as constant and keeps scale 1: a scale that made its variance 1
+# would magnify any change in the next batch beyond measure.
 _SMALLEST_STD = 1e-6
 
 
 class ActNorm(Bijector):
-    """y = (x + bias) * exp(log_scale), a bias and a scale for each channel.
+    """y = (x + bias) * exp(log_scale), with one bias and one scale for each channel.
 
-    The first batch that is seen in training mode sets both, so that it comes out with mean 0 and
-    variance 1 in each channel; from then on they are ordinary parameters. Processes that train together look at
-    all their batches, and set the same.
+    The first batch in training mode initializes both, so that each channel of y has mean 0 and variance 1; from then
+    on they are ordinary parameters. Distributed processes use the statistics of all their batches together, and
+    initialize alike.
 
     Args:
         channels: C.
@@ -33,12 +33,12 @@ class ActNorm(Bijector):
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
         self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
         self.register_buffer("initialized", torch.tensor(False))
-        # The same fact on the host: asking the buffer would stall an accelerator at every step.
-        self._needs_data = True
+        # The same on the host: reading the buffer would make the host wait for the device at every step.
+        self._initialized = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Bijector`; sets bias and scale on the first call in training mode."""
-        self.see(x)
+        """See `Bijector`; initializes bias and scale on the first call in training mode."""
+        self.initialize(x)
         return (x + self.bias) * self.log_scale.exp(), self._log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,16 +49,16 @@ class ActNorm(Bijector):
         return (x.shape[2] * x.shape[3] * self.log_scale.sum()).expand(x.shape[0])
 
     @property
-    def waits(self) -> bool:
-        """Whether the next batch will set bias and scale."""
-        return self._needs_data and self.training
+    def needs_initialization(self) -> bool:
+        """Whether the next batch will set bias and scale: in training mode, and none has before."""
+        return self.training and not self._initialized
 
     @torch.no_grad()
-    def see(self, x: Tensor) -> None:
-        """Sets bias and scale, if x [N, C, H, W] is the first batch that is seen in training mode."""
-        if not self.waits:
+    def initialize(self, x: Tensor) -> None:
+        """Sets bias and scale from x [N, C, H, W] if `needs_initialization`; else does nothing."""
+        if not self.needs_initialization:
             return
-        # Over batch and space together, without Bessel's correction: right for a batch of one, too.
+        # Over batch and space together, and without Bessel's correction, so that a batch of one image works.
         mean = _mean_over_processes(x.mean((0, 2, 3), keepdim=True))
         variance = _mean_over_processes((x - mean).square().mean((0, 2, 3), keepdim=True))
         std = variance.sqrt()
@@ -66,15 +66,15 @@ class ActNorm(Bijector):
         self.bias.copy_(-mean[0])
         self.log_scale.copy_(-std.log()[0])
         self.initialized.fill_(True)
-        self._needs_data = False
+        self._initialized = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._needs_data = not bool(self.initialized)
+        self._initialized = bool(self.initialized)
 
 
 def _mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a figure of batches that are equally large."""
+    """The mean of x over all distributed processes, whose batches have equal size."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
         x /= dist.get_world_size()

@@ -1,4 +1,4 @@
-"""What every layer of the flow promises.
+"""The interface of all layers of the flow.
 
 Shapes, here and in all layers: N images in the batch, C channels, H rows, W columns; x and y are [N, C, H, W],
 a log-determinant is [N], in nats.
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class Bijector(nn.Module, abc.ABC):
-    """An invertible map with a tractable Jacobian.
+    """An invertible map whose Jacobian determinant is cheap to compute.
 
-    `inverse(forward(x)[0])[0]` is x, and the two log-determinants are each other's negative.
+    `inverse(forward(x)[0])[0]` is x, and the log-determinant of one is the negative of the other's.
     """
 
     @abc.abstractmethod

@@ -1,6 +1,6 @@
 """The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations.
 
-Each begins as a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
+Each is initialized with a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
 log|det dy/dx| = H * W * log|det W|.
 """
 
@@ -16,13 +16,13 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from glowserve_training.layers.base import Bijector
 
-# log|s| stays within this of zero, that is, each |s| within 1/148 to 148. The diagonals of U that come
-# from the QR start lie well inside: within -1.9 to 3.2 in 400 draws for each C from 2 to 192.
+# |log|s|| stays below this, so that each |s| lies within 1/148 to 148. Initial values of log|s|, from the LU
+# decomposition, lie well inside: within -1.9 to 3.2 in 400 draws for each C from 2 to 192.
 LOG_S_BOUND = 5.0
 
 
 class InvertibleConv1x1(Bijector):
-    """A 1x1 convolution with a square, invertible matrix; subclasses say how the matrix is parametrized."""
+    """A 1x1 convolution with an invertible matrix W; subclasses define its parametrization."""
 
     @abc.abstractmethod
     def weight(self) -> Tensor:
@@ -34,11 +34,11 @@ class InvertibleConv1x1(Bijector):
 
     @abc.abstractmethod
     def apply_inverse(self, y: Tensor) -> Tensor:
-        """W^-1 y for the columns of y, [C, M]."""
+        """W^-1 y, [C, M], for y [C, M]."""
 
     @staticmethod
     def stacked(layers: Sequence[InvertibleConv1x1]) -> tuple[Tensor, Tensor]:
-        """W [K, C, C] and log|det W| [K] of layers of one class and one C."""
+        """W [K, C, C] and log|det W| [K] of K layers of the same class and C."""
         return torch.stack([layer.weight() for layer in layers]), torch.stack(
             [layer.log_abs_det() for layer in layers]
         )
@@ -59,7 +59,7 @@ class InvertibleConv1x1(Bijector):
 
 
 class PlainConv1x1(InvertibleConv1x1):
-    """W itself is the parameter. Nothing keeps training from making it singular.
+    """W itself is the parameter; training can make it singular.
 
     Args:
         channels: C.
@@ -79,7 +79,7 @@ class PlainConv1x1(InvertibleConv1x1):
         return log_abs_det
 
     def apply_inverse(self, y: Tensor) -> Tensor:
-        """See `InvertibleConv1x1`; inverts W at every call."""
+        """See `InvertibleConv1x1`; inverts W in every call."""
         x: Tensor = torch.linalg.inv(self.matrix) @ y
         return x
 
@@ -87,8 +87,8 @@ class PlainConv1x1(InvertibleConv1x1):
 class LUConv1x1(InvertibleConv1x1):
     """W = P L (U + diag(s)) with log|s| = B tanh(t / B): det W cannot reach zero.
 
-    P, a permutation, and the signs of s are fixed at the start; L (unit lower triangular), U (strictly
-    upper triangular) and t are learned; B is `LOG_S_BOUND`. Equation 10 of the paper, with the bound added.
+    P, a permutation, and the signs of s are fixed at initialization; L (unit lower triangular), U (strictly upper
+    triangular) and t are learned; B is `LOG_S_BOUND`. This is equation 10 of the paper with the bound added.
 
     Args:
         channels: C.
@@ -119,7 +119,7 @@ class LUConv1x1(InvertibleConv1x1):
 
     @staticmethod
     def stacked(layers: Sequence[InvertibleConv1x1]) -> tuple[Tensor, Tensor]:
-        """See `InvertibleConv1x1`; all at once, since one is too little work to pay for the calls."""
+        """See `InvertibleConv1x1`; batched, since for one small matrix the overhead of the calls dominates."""
         names = ("permutation", "lower", "upper", "sign_s", "unbounded_log_s")
         parts = (torch.stack([getattr(layer, name) for layer in layers]) for name in names)
         permutation, lower, upper, sign_s, unbounded_log_s = parts
@@ -144,7 +144,7 @@ def _bounded(unbounded_log_s: Tensor) -> Tensor:
 
 
 def _triangles(lower: Tensor, upper: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """L with its ones and U with its s, each [..., C, C]."""
+    """L with ones on its diagonal and U with s on its diagonal, each [..., C, C]."""
     identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
     return lower.tril(-1) + identity, upper.triu(1) + torch.diag_embed(s)
 
@@ -152,8 +152,7 @@ def _triangles(lower: Tensor, upper: Tensor, s: Tensor) -> tuple[Tensor, Tensor]
 class OrthogonalConv1x1(InvertibleConv1x1):
     """W = exp(A) Q with A skew-symmetric: condition number 1, inverse W^T, log-determinant 0.
 
-    A is learned and begins as 0; Q is the random orthogonal start. Whatever W could stretch is left to actnorm,
-    channel by channel.
+    A is learned, starting at 0; Q is a fixed random orthogonal matrix. Only actnorm scales, channel by channel.
 
     Args:
         channels: C.
@@ -179,16 +178,17 @@ class OrthogonalConv1x1(InvertibleConv1x1):
         return self.matrix.T @ y
 
 
-PARAMETRIZATIONS: dict[str, type[PlainConv1x1 | LUConv1x1 | OrthogonalConv1x1]] = {
+CONV1X1_CLASSES: dict[str, type[LUConv1x1 | OrthogonalConv1x1 | PlainConv1x1]] = {
     "lu": LUConv1x1,
-    "plain": PlainConv1x1,
     "orthogonal": OrthogonalConv1x1,
+    "plain": PlainConv1x1,
 }
+"""By `GlowConfig.parametrization`."""
 
 
 def invertible_conv1x1(channels: int, parametrization: str) -> InvertibleConv1x1:
-    """The 1x1 convolution in one of `PARAMETRIZATIONS`."""
-    return PARAMETRIZATIONS[parametrization](channels)
+    """A 1x1 convolution with `GlowConfig.parametrization`."""
+    return CONV1X1_CLASSES[parametrization](channels)
 
 
 def _random_orthogonal(channels: int) -> Tensor:

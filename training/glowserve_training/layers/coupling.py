@@ -1,6 +1,6 @@
 """Coupling layers (Dinh et al. 2014, 2017) with the network of Glow (section 3.3 and appendix B).
 
-The first half of the channels passes and steers what happens to the second half.
+The first half of the channels passes unchanged and conditions an elementwise map of the second half.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from glowserve_training.layers.actnorm import ActNorm
 from glowserve_training.layers.base import Bijector
 
-# The factor on ZeroConv2d's log-scale: it learns that much faster than the weights.
+# Multiplies ZeroConv2d's log-scale, which makes it learn that much faster than the weights.
 LOG_SCALE_FACTOR = 3.0
-# sigmoid(0 + this) = 0.88: at the start an affine coupling is nearly, but not exactly, the identity.
+# sigmoid(0 + 2) = 0.88: an affine coupling is initialized close to the identity.
 SCALE_SHIFT = 2.0
 
 
 class ZeroConv2d(nn.Module):
-    """A 3x3 convolution that begins as zero, its output times exp(3 * log_scale) for each channel.
+    """A zero-initialized 3x3 convolution whose output is multiplied by exp(3 * log_scale) in each channel.
 
     Args:
-        in_channels: channels of x.
-        out_channels: channels of the result.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -42,19 +42,19 @@ class ZeroConv2d(nn.Module):
         return F.conv2d(x, weight, bias, padding=1)
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor]:
-        """With the scale in them: [out_channels, in_channels, 3, 3] and [out_channels]."""
+        """With the scale folded in: [out_channels, in_channels, 3, 3] and [out_channels]."""
         scale = (LOG_SCALE_FACTOR * self.log_scale).exp()
         return self.conv.weight * scale[:, None], cast("Tensor", self.conv.bias) * scale.flatten()
 
 
 class HiddenConv2d(nn.Module):
-    """A convolution that keeps the size, with a bias or, instead, an actnorm behind it.
+    """A convolution that keeps height and width, with a bias or, instead, an actnorm after it.
 
     Args:
-        in_channels: channels of x.
-        out_channels: channels of the result.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         kernel_size: 1 or 3.
-        actnorm: whether an actnorm takes the place of the bias.
+        actnorm: whether an actnorm replaces the bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, actnorm: bool) -> None:
@@ -72,14 +72,14 @@ class HiddenConv2d(nn.Module):
         if self.actnorm is None:
             y: Tensor = self.conv(x)
             return y
-        if self.actnorm.waits:
+        if self.actnorm.needs_initialization:
             with torch.no_grad():
-                self.actnorm.see(self.conv(x))
+                self.actnorm.initialize(self.conv(x))
         weight, bias = self.weight_and_bias()
         return F.conv2d(x, weight, bias, padding=self.conv.padding)
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor]:
-        """Of the one convolution that both are: [out_channels, in_channels, k, k] and [out_channels]."""
+        """Convolution and actnorm as one convolution: [out_channels, in_channels, k, k] and [out_channels]."""
         if self.actnorm is None:
             return self.conv.weight, cast("Tensor", self.conv.bias)
         scale = self.actnorm.log_scale.exp()
@@ -87,11 +87,11 @@ class HiddenConv2d(nn.Module):
 
 
 class CouplingNetwork(nn.Sequential):
-    """3x3, ReLU, 1x1, ReLU, zero-initialized 3x3: any map would do, for a coupling never inverts it.
+    """3x3, ReLU, 1x1, ReLU, zero-initialized 3x3. A coupling never inverts its network, so it can be any map.
 
     Args:
-        in_channels: channels that steer.
-        out_channels: numbers that they yield at each place.
+        in_channels: channels of the conditioning input.
+        out_channels: channels of the output.
         width: hidden channels.
         actnorm: whether the hidden convolutions have actnorms instead of biases.
     """
@@ -107,19 +107,21 @@ class CouplingNetwork(nn.Sequential):
 
 
 class Coupling(Bijector):
-    """The frame of both couplings.
+    """The common base of both couplings.
 
     Args:
         channels: C, at least 2.
         width: hidden channels of the network.
-        outputs: numbers that the network yields for each channel that it changes.
+        outputs: outputs of the network for each transformed channel.
         actnorm: see `CouplingNetwork`.
     """
 
     def __init__(self, channels: int, width: int, outputs: int, *, actnorm: bool = False) -> None:
         super().__init__()
         if channels < 2:
-            raise ValueError(f"a coupling splits its channels in two and got {channels}; give it 2 or more")
+            raise ValueError(
+                f"a coupling splits its channels in two; channels is {channels} and must be 2 or more"
+            )
         self.passive = channels // 2
         self.active = channels - self.passive
         self.network = CouplingNetwork(self.passive, outputs * self.active, width, actnorm=actnorm)
@@ -127,26 +129,26 @@ class Coupling(Bijector):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
         passive, active = x.split((self.passive, self.active), dim=1)
-        changed, log_det = self.couple(active, self.network(passive).to(x.dtype))
-        return torch.cat((passive, changed), dim=1), log_det
+        transformed, log_det = self.couple(active, self.network(passive).to(x.dtype))
+        return torch.cat((passive, transformed), dim=1), log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
-        passive, changed = y.split((self.passive, self.active), dim=1)
-        active, log_det = self.uncouple(changed, self.network(passive).to(y.dtype))
+        passive, transformed = y.split((self.passive, self.active), dim=1)
+        active, log_det = self.uncouple(transformed, self.network(passive).to(y.dtype))
         return torch.cat((passive, active), dim=1), log_det
 
     @abc.abstractmethod
     def scale_range(self, h: Tensor) -> Tensor:
-        """The smallest and the largest scale that the network's output h stands for, [2]."""
+        """The smallest and the largest scale among those that the network's output h encodes, [2]."""
 
     @abc.abstractmethod
     def couple(self, active: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The changed half and its log-determinant [N], from the active half and the network's output."""
+        """The transformed half and the log-determinant [N], from the active half and the network's output."""
 
     @abc.abstractmethod
-    def uncouple(self, changed: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What `couple` undoes."""
+    def uncouple(self, transformed: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `couple`: the active half and the inverse's log-determinant [N]."""
 
 
 class AdditiveCoupling(Coupling):
@@ -162,16 +164,16 @@ class AdditiveCoupling(Coupling):
         super().__init__(channels, width, outputs=1, actnorm=actnorm)
 
     def scale_range(self, h: Tensor) -> Tensor:
-        """See `Coupling`; nothing is scaled."""
+        """See `Coupling`; both are 1."""
         return h.new_ones(2)
 
     def couple(self, active: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Coupling`."""
         return active + h, active.new_zeros(active.shape[0])
 
-    def uncouple(self, changed: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def uncouple(self, transformed: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Coupling`."""
-        return changed - h, changed.new_zeros(changed.shape[0])
+        return transformed - h, transformed.new_zeros(transformed.shape[0])
 
 
 class AffineCoupling(Coupling):
@@ -195,10 +197,10 @@ class AffineCoupling(Coupling):
         shift, log_scale = self._shift_and_log_scale(h)
         return (active + shift) * log_scale.exp(), log_scale.sum((1, 2, 3))
 
-    def uncouple(self, changed: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def uncouple(self, transformed: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Coupling`."""
         shift, log_scale = self._shift_and_log_scale(h)
-        return changed * (-log_scale).exp() - shift, -log_scale.sum((1, 2, 3))
+        return transformed * (-log_scale).exp() - shift, -log_scale.sum((1, 2, 3))
 
     @staticmethod
     def _shift_and_log_scale(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +208,8 @@ class AffineCoupling(Coupling):
         return shift, F.logsigmoid(raw + SCALE_SHIFT)
 
 
-COUPLINGS: dict[str, type[AffineCoupling] | type[AdditiveCoupling]] = {
+COUPLING_CLASSES: dict[str, type[AffineCoupling] | type[AdditiveCoupling]] = {
     "affine": AffineCoupling,
     "additive": AdditiveCoupling,
 }
+"""By `GlowConfig.coupling`."""

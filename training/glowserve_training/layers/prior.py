@@ -1,7 +1,7 @@
-"""The learned priors, written as bijectors onto standard normal latents.
+"""The learned priors, written as bijectors to standard normal latents.
 
-A Gaussian with mean m and log-scale l is a standard normal e under z = m + e * exp(l). Seen so, every prior is
-one more affine layer, and the density of the whole flow is that of a standard normal.
+z = m + e * exp(l) with standard normal e is Gaussian with mean m and log-scale l. So every prior is one more affine
+layer, and the prior of the whole flow is a standard normal.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from glowserve_training.layers.coupling import ZeroConv2d
 
 
 class Split(Bijector):
-    """Half of the channels becomes latent, given the other half, which goes on to the next level.
+    """Makes the second half of the channels latent, with a prior conditional on the first half.
 
-    The conditional prior (Kingma and Dhariwal 2018, appendix B): mean and log-scale of the latent half
-    are a zero-initialized convolution of the half that goes on.
+    Kingma and Dhariwal (2018), appendix B: a zero-initialized convolution of the first half predicts mean and
+    log-scale of the second. The first half continues to the next level.
 
     Args:
         channels: C, even.
@@ -28,22 +28,22 @@ class Split(Bijector):
         self.network = ZeroConv2d(channels // 2, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, C, H, W] to the same shape: what goes on in the first half, standard normal in the second."""
-        onward, z = x.chunk(2, dim=1)
-        mean, log_scale = self.network(onward).to(onward.dtype).chunk(2, dim=1)
+        """[N, C, H, W] to the same shape: the first half unchanged, the second half standard normal."""
+        continuing, z = x.chunk(2, dim=1)
+        mean, log_scale = self.network(continuing).to(continuing.dtype).chunk(2, dim=1)
         latent = (z - mean) * (-log_scale).exp()
-        return torch.cat((onward, latent), dim=1), -log_scale.sum((1, 2, 3))
+        return torch.cat((continuing, latent), dim=1), -log_scale.sum((1, 2, 3))
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` undoes."""
-        onward, latent = y.chunk(2, dim=1)
-        mean, log_scale = self.network(onward).to(onward.dtype).chunk(2, dim=1)
+        """See `Bijector`."""
+        continuing, latent = y.chunk(2, dim=1)
+        mean, log_scale = self.network(continuing).to(continuing.dtype).chunk(2, dim=1)
         z = mean + latent * log_scale.exp()
-        return torch.cat((onward, z), dim=1), log_scale.sum((1, 2, 3))
+        return torch.cat((continuing, z), dim=1), log_scale.sum((1, 2, 3))
 
 
 class TopPrior(Bijector):
-    """The prior of the top level: a mean and a log-scale for each channel.
+    """The prior of the top level: one mean and one log-scale for each channel.
 
     Args:
         channels: C.
@@ -59,7 +59,7 @@ class TopPrior(Bijector):
         return (x - self.mean) * (-self.log_scale).exp(), -self._log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` undoes."""
+        """See `Bijector`."""
         return self.mean + y * self.log_scale.exp(), self._log_det(y)
 
     def _log_det(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Squeeze (Dinh et al. 2017, section 3.6): space into channels."""
+"""Squeeze (Dinh et al. 2017, section 3.6): moves space into channels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from glowserve_training.layers.base import Bijector
 
 
 class Squeeze(Bijector):
-    """Each 2x2 block of places becomes one place with four times the channels.
+    """Turns each 2x2 block of positions into one position with four times the channels.
 
-    The order is that of ONNX's SpaceToDepth: channel (2 * row + column) * C + c of the result is channel c of
-    the block's (row, column). H and W must be even. The results lie channels last in memory, which is the order that
-    convolutions are fastest in.
+    Channels are ordered as by ONNX's SpaceToDepth, unlike `torch.pixel_unshuffle`: channel (2 * row + column) * C + c
+    of the result is channel c at (row, column) of the block. H and W must be even. The results are in channels_last
+    memory format, in which convolutions are fastest.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,10 @@
+"""Turns a FoldedGlow into the two ONNX graphs of a bundle.
+
+`protos/glowserve/v1/manifest.proto` defines the inputs and outputs of both graphs. The size of the batch is free. The
+graphs contain neither matrix inverses nor determinants, triangular solves or random operators.
+"""
+
+from glowserve_export.graphs.forward import DEQUANTIZED, forward_graph
+from glowserve_export.graphs.reverse import reverse_graph
+
+__all__ = ["DEQUANTIZED", "forward_graph", "reverse_graph"]

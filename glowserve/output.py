@@ -1,0 +1,73 @@
+"""Writing to a descriptor whose reader may be slow, absent or gone, without waiting for it longer than is wanted."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import time
+from typing import TextIO
+
+# POSIX: a pipe takes that many bytes as a whole or not at all. Linux calls a pipe writable when so many fit, so that
+# a write of no more does not block, although the descriptor is a blocking one.
+PIPE_BUF = getattr(select, "PIPE_BUF", 512)
+
+
+def write(descriptor: int, data: bytes, seconds: float) -> int:
+    """Writes until everything is written or the time is up.
+
+    Args:
+        descriptor: a pipe, file, socket or terminal; blocking or not.
+        data: what to write.
+        seconds: how long to wait for a reader at most; infinity is allowed.
+
+    Returns:
+        How many bytes were written.
+
+    Raises:
+        OSError: the descriptor is closed (EBADF), its reader is gone (EPIPE), or the disk is full (ENOSPC).
+    """
+    end = time.monotonic() + seconds
+    written = 0
+    while written < len(data):
+        left = end - time.monotonic()
+        if not _writable(descriptor, max(left, 0)):
+            return written
+        try:
+            written += os.write(descriptor, data[written : written + PIPE_BUF])
+        except BlockingIOError:  # another process filled the pipe first
+            if left <= 0:
+                return written
+    return written
+
+
+def _writable(descriptor: int, seconds: float) -> bool:
+    """Whether a write would not block; also true where it would fail."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(None if math.isinf(seconds) else math.ceil(1000 * seconds)))
+
+
+def say(stream: TextIO | None, text: str, seconds: float = 1.0) -> None:
+    """Writes a text to sys.stderr or sys.stdout; gives up after some time, and where the stream is closed.
+
+    Nothing is left in the stream's own buffer, which Python would wait for when it ends.
+
+    Args:
+        stream: None if Python found it closed when it started.
+        text: whole lines.
+        seconds: how long to wait for a reader at most.
+    """
+    if stream is None:
+        return
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # in memory, or closed
+        descriptor = -1
+    try:
+        if descriptor < 0 or not hasattr(select, "poll"):  # Windows has none
+            stream.write(text)
+        else:
+            write(descriptor, text.encode(errors="backslashreplace"), seconds)
+    except (OSError, ValueError):
+        pass

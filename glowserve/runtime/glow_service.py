@@ -1,0 +1,132 @@
+"""The calls of GlowService, from request message to response message, over any runner.
+
+A service and a client's embedded transport answer through these functions. protos/glowserve/v1/glow_service.proto says
+what each call means.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+
+from glowserve import messages
+from glowserve.images import UInt8Array, encode_png
+from glowserve.runtime import inputs, operations
+from glowserve.runtime.engine import Placement
+from glowserve.runtime.operations import Draw
+from glowserve.runtime.randomness import DEFAULT_SEED
+from glowserve.runtime.runner import SERIALIZATION, Runner, Work
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1.manifest_pb2 import Manifest
+
+
+async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
+    """GlowService.Score.
+
+    Raises:
+        GlowserveError: the request is malformed, or the runner does not run it.
+    """
+    seed = request.seed if request.HasField("seed") else DEFAULT_SEED
+    images = inputs.image_source(request.images, runner.bundle, runner.limits)
+    runner.expect(images.count)
+    return messages.scores_message(await operations.score(runner, images, seed))
+
+
+class SampleCall:
+    """A request of GlowService.Sample, in parts of one batch each.
+
+    Args:
+        runner: what runs it.
+        request: it.
+
+    Raises:
+        InvalidRequestError: it is malformed.
+    """
+
+    def __init__(self, runner: Runner, request: pb.SampleRequest) -> None:
+        inputs.check_samples(request.n, runner.limits.max_samples)
+        runner.expect(request.n)
+        self._temperature = request.temperature if request.HasField("temperature") else 1.0
+        inputs.check_temperature(self._temperature)
+        inputs.check_format(request.format)
+        self._seed = request.seed if request.HasField("seed") else secrets.randbits(64)
+        self._n, self._format = request.n, request.format
+        self._part_size = runner.limits.max_batch_size
+
+    def parts(self) -> Iterator[range]:
+        """The indices of the samples of each part."""
+        for first in range(0, self._n, self._part_size):
+            yield range(first, min(first + self._part_size, self._n))
+
+    async def answer(self, runner: Runner, part: range) -> pb.SampleResponse:
+        """The response with the samples of a part.
+
+        Raises:
+            NotFiniteError: the model makes no finite image of a latent.
+            GlowserveError: the runner does not run it.
+        """
+        draws = [Draw(self._seed, index, self._temperature) for index in part]
+        images = await operations.sample(runner, draws, first=part.start)
+        return pb.SampleResponse(
+            model=_version(runner),
+            seed=self._seed,
+            first_index=part.start,
+            images=await _written(runner, images, self._format),
+        )
+
+
+async def encode(runner: Runner, request: pb.EncodeRequest) -> pb.EncodeResponse:
+    """GlowService.Encode; raises as `score`, and NotFiniteError."""
+    images = inputs.image_source(request.images, runner.bundle, runner.limits)
+    runner.expect(images.count)
+    encoded = await operations.encode(runner, images)
+    return pb.EncodeResponse(
+        model=_version(runner),
+        latents=messages.latent_tensor(encoded.latents),
+        mismatched_values=encoded.mismatched_values.tolist(),
+    )
+
+
+async def decode(runner: Runner, request: pb.DecodeRequest) -> pb.DecodeResponse:
+    """GlowService.Decode; raises as `score`, and NotFiniteError."""
+    inputs.check_format(request.format)
+    latents = inputs.read_latents(request.latents, runner.bundle, max_images=runner.limits.max_images)
+    runner.expect(len(latents))
+    images = await operations.decode(runner, latents)
+    return pb.DecodeResponse(model=_version(runner), images=await _written(runner, images, request.format))
+
+
+async def interpolate(runner: Runner, request: pb.InterpolateRequest) -> pb.InterpolateResponse:
+    """GlowService.Interpolate; raises as `score`, and NotFiniteError."""
+    inputs.check_steps(request.steps, runner.limits.max_images)
+    inputs.check_format(request.format)
+    inputs.check_pair(request.images)
+    pair = inputs.image_source(request.images, runner.bundle, runner.limits)
+    runner.expect(pair.count + request.steps)
+    images = await operations.interpolate(runner, pair, request.steps)
+    return pb.InterpolateResponse(
+        model=_version(runner), images=await _written(runner, images, request.format)
+    )
+
+
+def get_model(manifest: Manifest, placements: Iterable[Placement]) -> pb.GetModelResponse:
+    """GlowService.GetModel: a bundle's manifest, and the execution providers that run its graphs."""
+    graphs = [
+        pb.GraphPlacement(graph=each.graph, provider=each.provider, nodes=each.nodes) for each in placements
+    ]
+    return pb.GetModelResponse(manifest=manifest, graphs=graphs)
+
+
+async def _written(runner: Runner, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
+    """Images as a message, in the format that was asked for."""
+    if form == pb.IMAGE_FORMAT_RAW:
+        return messages.images_message(images)
+    files = await runner.compute(
+        Work(lambda: [encode_png(image) for image in images], len(images), images.nbytes, SERIALIZATION)
+    )
+    return messages.images_message(files)
+
+
+def _version(runner: Runner) -> pb.ModelVersion:
+    manifest = runner.bundle.manifest
+    return pb.ModelVersion(name=manifest.model, version=manifest.version)

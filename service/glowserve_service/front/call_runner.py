@@ -1,0 +1,103 @@
+"""Runs the rows of one request of a call in a model's lanes: a service's `Runner`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import TracebackType
+from typing import TypeVar
+
+from glowserve.images import UInt8Array
+from glowserve.runtime.config import Limits
+from glowserve.runtime.engine import Float32Array, Forward, Reverse
+from glowserve.runtime.errors import NotFiniteError
+from glowserve.runtime.repository import Bundle
+from glowserve.runtime.runner import Work
+from glowserve.scores import Scorer
+from glowserve_service.front.call import Call
+from glowserve_service.models.lane import Lane
+from glowserve_service.models.served_model import Lease, ServedModel
+from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.ticket import Ticket
+from glowserve_service.scheduling.workers import Array, Rows
+
+T = TypeVar("T")
+
+
+class CallRunner:
+    """Leases a model and runs rows in it: `async with CallRunner(...) as runner`.
+
+    Args:
+        lease: of the model.
+        call: to which times, images and the model are added.
+        ticket: of the request's first piece of work.
+        pool: where CPU work is done.
+        limits: how much the request may bring or ask for.
+    """
+
+    def __init__(self, lease: Lease, call: Call, ticket: Ticket, pool: CpuPool, limits: Limits) -> None:
+        self._lease = lease
+        self._call = call
+        self._pool_ticket = self._lane_ticket = ticket
+        self._pool = pool
+        self.limits = limits
+
+    async def __aenter__(self) -> CallRunner:
+        self.model: ServedModel = await self._lease.__aenter__()
+        self._call.models.add((self.model.name, self.model.version))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._lease.__aexit__(kind, error, trace)
+        if isinstance(error, NotFiniteError):
+            self.count_not_finite(error.images)
+
+    def part(self, ticket: Ticket) -> CallRunner:
+        """A runner for another piece of work of the same call, under the same lease."""
+        runner = CallRunner(self._lease, self._call, ticket, self._pool, self.limits)
+        runner.model = self.model
+        return runner
+
+    @property
+    def bundle(self) -> Bundle:
+        """See Runner."""
+        return self.model.bundle
+
+    @property
+    def scorer(self) -> Scorer:
+        """See Runner."""
+        return self.model.scorer
+
+    def expect(self, images: int) -> None:
+        """See Runner: adds to the images of the call."""
+        self._call.images += images
+
+    def count_not_finite(self, images: int) -> None:
+        """Counts images that had a score, an encoding or a decoding that was not finite."""
+        self.model.not_finite(self._call.method).inc(images)
+
+    async def compute(self, work: Work[T]) -> T:
+        """See Runner; raises QueueFullError."""
+        with self._call.timed(work.stage):
+            result = await self._pool.run(
+                work.function, self._pool_ticket, images=work.images, size=work.size
+            )
+        self._pool_ticket = replace(self._pool_ticket, first=False)
+        return result
+
+    async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
+        """See Runner; raises as `Batcher.submit`."""
+        return Forward(*await self._run(self.model.forward, images, noise))
+
+    async def reverse(self, latents: Float32Array) -> Reverse:
+        """See Runner; raises as `Batcher.submit`."""
+        return Reverse(*await self._run(self.model.reverse, latents))
+
+    async def _run(self, lane: Lane, *rows: Array) -> Rows:
+        answer = await lane.run(*rows, ticket=self._lane_ticket)
+        for time_in_stage in answer.times:
+            self._call.record(time_in_stage)
+        # What was done would be lost if the rest of the call were refused.
+        self._pool_ticket = self._lane_ticket = replace(self._lane_ticket, first=False)
+        return answer.rows

@@ -1,0 +1,117 @@
+"""The models of the Open Inference Protocol: each of ours is two, NAME that scores and NAME.sample that samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from glowserve.oip import grpc_service_pb2 as pb
+from glowserve.runtime import inputs, operations
+from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError
+from glowserve.runtime.inputs import ImageSource
+from glowserve.runtime.operations import Draw
+from glowserve.runtime.randomness import DEFAULT_SEED
+from glowserve.scores import COLUMNS
+from glowserve_service.front.call_runner import CallRunner
+from glowserve_service.front.open_inference import tensors
+from glowserve_service.front.open_inference.tensors import Inputs, Tensor
+from glowserve_service.models.lane import Lane
+from glowserve_service.models.registry import ModelRegistry
+from glowserve_service.models.served_model import ServedModel
+from glowserve_service.scheduling.workers import Array
+
+_SAMPLE = ".sample"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_SCORES = tuple(Tensor(name, "FP64", ()) for name, dtype in COLUMNS.items() if dtype is np.float64)
+
+Arrays = Mapping[str, Array]
+Infer = Callable[[CallRunner, pb.ModelInferRequest, Inputs], Awaitable[Arrays]]
+
+
+@dataclass(frozen=True)
+class View:
+    """One of the protocol's models: one direction of one of ours."""
+
+    name: str
+    model: ServedModel
+    lane: Lane
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    infer: Infer
+    """From inputs to arrays by the names of `outputs`."""
+
+    @property
+    def version(self) -> str:
+        """The model's, as the protocol writes it."""
+        return str(self.model.version)
+
+
+class Views:
+    """Finds the protocol's models among those that are served.
+
+    Args:
+        models: what is served.
+    """
+
+    def __init__(self, models: ModelRegistry) -> None:
+        self._models = models
+
+    def __iter__(self) -> Iterator[View]:
+        names = self._models.names()
+        for model in self._models:
+            yield _scoring(model)
+            if model.name + _SAMPLE not in names:
+                yield _sampling(model)
+
+    def find(self, name: str, version: str) -> View:
+        """The model of a request: its name, and its version, empty for the newest.
+
+        Raises:
+            InvalidRequestError: the version is no number.
+            ModelNotFoundError: there is no such model or version.
+        """
+        if version and not _VERSION.fullmatch(version):
+            raise InvalidRequestError(
+                f"the model's version is {version[:128]!r}; it must be a number, or empty for the newest",
+                "model_version",
+            )
+        names = self._models.names()
+        base = name if name in names else name.removesuffix(_SAMPLE)
+        if base not in names:
+            served = ", ".join(view.name for view in self)
+            raise ModelNotFoundError(f"the model {name[:128]!r} is not served; served are {served}")
+        model = self._models.find(base, int(version or 0))
+        return _scoring(model) if base == name else _sampling(model)
+
+
+def _scoring(model: ServedModel) -> View:
+    image = Tensor("image", "UINT8", model.bundle.shape)
+    return View(model.name, model, model.forward, (image,), _SCORES, _score)
+
+
+def _sampling(model: ServedModel) -> View:
+    rows = Tensor("seed", "UINT64", (1,)), Tensor("temperature", "FP32", (1,))
+    image = Tensor("image", "UINT8", model.bundle.shape)
+    return View(model.name + _SAMPLE, model, model.reverse, rows, (image,), _sample)
+
+
+async def _score(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
+    """As GlowService.Score."""
+    seed = tensors.read_seed(request, DEFAULT_SEED)
+    images = ImageSource(given.rows, given.size, lambda: given.read()[0])
+    scores = await operations.score(runner, images, seed)
+    runner.count_not_finite(len(scores) - int(np.count_nonzero(scores.finite)))
+    return {tensor.name: getattr(scores, tensor.name) for tensor in _SCORES}
+
+
+async def _sample(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
+    """The first image of GlowService.Sample for each row."""
+    field = f"inputs[{[tensor.name for tensor in request.inputs].index('temperature')}]"
+    seeds, temperatures = (array[:, 0].tolist() for array in given.read())
+    for temperature in temperatures:
+        inputs.check_temperature(temperature, field)
+    draws = [Draw(seed, 0, temperature) for seed, temperature in zip(seeds, temperatures, strict=True)]
+    return {"image": await operations.sample(runner, draws, what="input 'temperature': row")}

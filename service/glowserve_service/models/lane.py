@@ -1,0 +1,71 @@
+"""One direction of a served model: a batcher with its metrics and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from glowserve_service.config import ServiceConfig
+from glowserve_service.observability.batch_metrics import BatchMetrics
+from glowserve_service.observability.metrics import Metrics
+from glowserve_service.observability.statistics import InferenceStatistics
+from glowserve_service.scheduling.batcher import Batcher
+from glowserve_service.scheduling.submission import Answer
+from glowserve_service.scheduling.ticket import Ticket
+from glowserve_service.scheduling.workers import Array, Rows, Workers
+
+FORWARD, REVERSE = "forward", "reverse"
+"""The directions, as metrics name them."""
+
+
+class Lane:
+    """Runs rows of concurrent calls in batches.
+
+    Args:
+        function: runs a batch, in a thread.
+        model: the model's name.
+        direction: FORWARD or REVERSE.
+        workers: where batches run.
+        config: the service's.
+        metrics: the service's.
+        buckets: the sizes that batches are padded to; none: no padding.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Rows],
+        model: str,
+        direction: str,
+        *,
+        workers: Workers,
+        config: ServiceConfig,
+        metrics: Metrics,
+        buckets: Sequence[int],
+    ) -> None:
+        self.statistics = InferenceStatistics()
+        """What the lane has done."""
+        self._metrics = BatchMetrics(metrics, model, direction, self.statistics)
+        self._batcher = Batcher(
+            function,
+            workers,
+            max_batch_size=config.max_batch_size,
+            max_queue_size=config.max_queue_size,
+            max_delay_seconds=config.max_queue_delay_ms / 1000,
+            buckets=buckets,
+            on_batch=self._metrics.dispatched,
+            on_drop=self._metrics.dropped,
+            on_run=self._metrics.ran,
+        )
+
+    @property
+    def queue_length(self) -> int:
+        """Images that wait. From any thread."""
+        return self._batcher.queue_length
+
+    async def run(self, *rows: Array, ticket: Ticket) -> Answer:
+        """Runs a caller's rows; see `Batcher.submit`, also for the errors."""
+        with self._metrics.request(len(rows[0])):
+            return await self._batcher.submit(*rows, ticket=ticket)
+
+    async def close(self) -> None:
+        """Refuses new rows, and waits for the accepted ones."""
+        await self._batcher.close()

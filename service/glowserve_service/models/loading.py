@@ -1,0 +1,72 @@
+"""Loads a version: opens its bundle in an engine, and shows that it runs and computes what it did at export."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from glowserve.runtime.canary import check_canary
+from glowserve.runtime.config import bucket_sizes
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.randomness import ENCODING_NOISE
+from glowserve.runtime.repository import Bundle, fingerprint, open_bundle
+from glowserve_service.config import ServiceConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A bundle in an engine, whose canary has passed."""
+
+    bundle: Bundle
+    engine: Engine
+    fingerprint: tuple[object, ...]
+    """Of the files, before they were read."""
+
+
+def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
+    """Loads the bundle in a VERSION folder, runs it at every batch size that it will meet, and tries its canary.
+
+    Raises:
+        BundleError: it is damaged, or does not compute what it did when it was exported.
+        DeviceError: the device cannot be used.
+    """
+    began = time.monotonic()
+    state = fingerprint(path)
+    bundle = open_bundle(path)
+    engine = Engine(bundle, config.runtime)
+    try:
+        for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
+            _warm_up(engine, bundle, size)
+        check_canary(engine, bundle)
+    except BaseException:
+        engine.close()
+        raise
+    placed = ", ".join(f"{p.nodes} nodes of {p.graph} by {p.provider}" for p in engine.placements)
+    log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
+    return LoadedModel(bundle, engine, state)
+
+
+def padded_sizes(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:
+    """The sizes that batches are padded to. A GPU pays once for every new size, a CPU for every row."""
+    return () if engine.device == "cpu" else bucket_sizes(config.max_batch_size)
+
+
+def public_sentence(sentence: str, path: Path) -> str:
+    """What callers may read of an error of the bundle in a VERSION folder: one line, without the folder's place."""
+    return " ".join(sentence.replace(str(path), f"{path.parent.name}/{path.name}").split())
+
+
+def _warm_up(engine: Engine, bundle: Bundle, size: int) -> None:
+    images = np.zeros((size, *bundle.shape), np.uint8)
+    noise = np.full(images.shape, ENCODING_NOISE, np.float32)
+    try:
+        engine.reverse(engine.forward(images, noise).latent)
+    except Exception as error:  # ONNX Runtime has no public base class of its errors
+        raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error

@@ -1,0 +1,170 @@
+"""A model that is served: an engine, a lane each way, a scorer, and the leases of the calls that use it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+from types import TracebackType
+
+from prometheus_client import Counter, Gauge
+
+from glowserve.images import UInt8Array
+from glowserve.runtime.canary import check_canary
+from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.errors import BundleError
+from glowserve.scores import Scorer
+from glowserve_service.config import ServiceConfig
+from glowserve_service.models.engine_health import EngineHealth
+from glowserve_service.models.lane import FORWARD, REVERSE, Lane
+from glowserve_service.models.loading import LoadedModel, padded_sizes, public_sentence
+from glowserve_service.observability.metrics import Metrics
+from glowserve_service.scheduling.workers import Rows, Workers
+
+# A canary takes milliseconds. An engine that has not answered by then hangs.
+_CANARY_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """Answers the calls for one version of a model.
+
+    Args:
+        loaded: the version.
+        workers: where its batches run.
+        config: the service's.
+        metrics: the service's.
+        on_change: called when its engine fails, and when it works again.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        workers: Workers,
+        config: ServiceConfig,
+        metrics: Metrics,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.bundle = loaded.bundle
+        self.manifest = loaded.bundle.manifest
+        self.name, self.version = self.manifest.model, self.manifest.version
+        self.fingerprint = loaded.fingerprint
+        self.health = EngineHealth(f"{self.name} version {self.version}", on_change)
+        self.scorer = Scorer(self.manifest)
+        self.instances = workers.instances
+        """Batches that run side by side."""
+        engine = self._engine = loaded.engine
+        self.device = engine.device
+        """"cpu", "cuda" or "tensorrt"."""
+        self.placements = engine.placements
+        """Which providers run its graphs."""
+        self.not_finite: Callable[[str], Counter] = cache(partial(metrics.not_finite.labels, self.name))
+        """By method: how many images had a score, an encoding or a decoding that was not finite."""
+        self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
+        """How many encodings did not decode to their image."""
+        self._metrics = metrics
+        self._leases = 0
+        self._unleased = asyncio.Event()
+
+        def forward(images: UInt8Array, noise: Float32Array) -> Rows:
+            result = engine.forward(images, noise)
+            return result.log_likelihood, result.latent, result.log_prior, result.log_det
+
+        def reverse(latent: Float32Array) -> Rows:
+            result = engine.reverse(latent)
+            return result.image, result.pixels
+
+        lane = partial(
+            Lane, workers=workers, config=config, metrics=metrics, buckets=padded_sizes(engine, config)
+        )
+        self.forward = lane(self.health.watched(forward), self.name, FORWARD)
+        """From images [N, H, W, C] and noise to the four arrays of `Forward`, in its order."""
+        self.reverse = lane(self.health.watched(reverse), self.name, REVERSE)
+        """From latents [N, D] to the two arrays of `Reverse`, in its order."""
+        metrics.model_loads.labels(self.name, "loaded").inc()
+        metrics.canary_checks.labels(self.name, "ok").inc()
+        # From the start at 0: Prometheus takes no increase from a series that begins with 1.
+        metrics.model_loads.labels(self.name, "refused")
+        metrics.canary_checks.labels(self.name, "failed")
+
+    def show(self) -> None:
+        """Adds it to the metrics of the models that are served."""
+        for gauge, labels, value in self._gauges():
+            gauge.labels(*labels).set(value)
+        ready = self._metrics.model_ready.labels(*self._key)
+        ready.set_function(lambda: float(not self.health.failure))
+
+    def hide(self) -> None:
+        """Removes it from them."""
+        for gauge, labels, _ in self._gauges():
+            gauge.remove(*labels)
+        self._metrics.model_ready.remove(*self._key)
+
+    @property
+    def _key(self) -> tuple[str, str]:
+        return self.name, str(self.version)
+
+    def _gauges(self) -> list[tuple[Gauge, tuple[str, ...], float]]:
+        kind = self.device, self.placements[0].provider, self.manifest.flow.precision or "fp32"
+        return [
+            (self._metrics.model_info, (*self._key, *kind), 1),
+            *(
+                (self._metrics.graph_nodes, (*self._key, placed.graph, placed.provider), placed.nodes)
+                for placed in self.placements
+            ),
+        ]
+
+    def lease(self) -> Lease:
+        """Keeps it open for a call: `async with model.lease()`."""
+        return Lease(self)
+
+    async def try_canary(self) -> None:
+        """Runs the canary beside the batches, and sets the engine's health by its result."""
+        try:
+            # Not wait_for: if the canary ends as this task is cancelled, that forgets the cancellation.
+            async with self.lease(), asyncio.timeout(_CANARY_SECONDS):
+                await asyncio.to_thread(check_canary, self._engine, self.bundle)
+        except TimeoutError:
+            failure = f"its canary has taken {_CANARY_SECONDS:g} s: the engine hangs"
+        except BundleError as error:
+            failure = public_sentence(str(error), self.bundle.path)
+        except Exception:  # ONNX Runtime has no public base class of its errors
+            log.exception("the canary of %s version %d failed", self.name, self.version)
+            failure = "its engine failed on the canary; the error is in the server's log"
+        else:
+            failure = ""
+        self._metrics.canary_checks.labels(self.name, "failed" if failure else "ok").inc()
+        self.health.set(failure)
+
+    async def retire(self) -> None:
+        """Waits until no call has a lease, and closes it."""
+        while self._leases:
+            self._unleased.clear()
+            await self._unleased.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """Refuses new work, waits for the accepted, and gives back what the engine holds of a GPU."""
+        await self.forward.close()
+        await self.reverse.close()
+        await asyncio.to_thread(self._engine.close)
+
+
+class Lease:
+    """A model that stays open as long as somebody is inside `async with`."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+
+    async def __aenter__(self) -> ServedModel:
+        self._model._leases += 1
+        return self._model
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._model._leases -= 1
+        if not self._model._leases:
+            self._model._unleased.set()

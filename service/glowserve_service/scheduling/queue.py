@@ -1,0 +1,97 @@
+"""The rows that wait, and which of them make the next batch.
+
+Submissions that fit into a batch are short. They are never divided, and go first, in the order of arrival. Long ones
+fill the rest of each batch, in turns. A batch that short ones fill is followed by one of which half is kept for the
+long: neither kind starves the other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from glowserve_service.errors import DeadlineError
+from glowserve_service.scheduling.submission import Part, Submission
+
+
+class RowQueue:
+    """Submissions in the order in which they run.
+
+    Args:
+        max_batch_size: most rows in a batch.
+        on_late: called with the number of rows that are dropped because their deadline has passed.
+    """
+
+    def __init__(self, max_batch_size: int, on_late: Callable[[int], None]) -> None:
+        self._max_batch_size = max_batch_size
+        self._on_late = on_late
+        self._short: deque[Submission] = deque()
+        self._long: deque[Submission] = deque()
+        self._long_was_left_out = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no submission, be it one that is cancelled or late."""
+        return not (self._short or self._long)
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows whose caller still waits. From any thread."""
+        # Copies: metrics are scraped while calls come and go.
+        return sum(submission.waiting for submission in (*tuple(self._short), *tuple(self._long)))
+
+    def add(self, submission: Submission, *, long: bool) -> None:
+        """Puts a submission at the end of its kind."""
+        (self._long if long else self._short).append(submission)
+
+    def rows_ahead(self, size: int, *, long: bool) -> int:
+        """Rows that run before the last of `size` new ones."""
+        ahead = sum(submission.waiting for submission in self._short)
+        if long:  # the other long ones take turns with them
+            ahead += sum(min(submission.waiting, size) for submission in self._long)
+        return ahead
+
+    def oldest_arrival(self) -> float:
+        """When the oldest row that waits arrived; infinity if none waits."""
+        return min((each.arrived for each in (*self._short, *self._long) if each.waiting), default=math.inf)
+
+    def take(self) -> list[Part]:
+        """The next batch. Submissions that are cancelled or late leave the queue on the way."""
+        batch: list[Part] = []
+        kept = 0
+        if self._head(self._long) and self._long_was_left_out:
+            kept = math.ceil(self._max_batch_size / 2)
+        room = self._take_short(batch, self._max_batch_size - kept) + kept
+        self._long_was_left_out = bool(self._long) and not room
+        while room and (submission := self._head(self._long)):
+            batch.append(submission.take(room))
+            room -= batch[-1].size
+            self._long.rotate(-1)  # the next turn is another one's
+        self._take_short(batch, room)
+        return batch
+
+    def _take_short(self, batch: list[Part], room: int) -> int:
+        """Adds the oldest short submissions as long as they fit; returns the room that is left."""
+        while (submission := self._head(self._short)) and submission.size <= room:
+            batch.append(submission.take(room))
+            room -= submission.size
+        return room
+
+    def _head(self, queue: deque[Submission]) -> Submission | None:
+        """The first submission that waits and is not late; the cancelled and late ones before it leave the queue."""
+        while queue:
+            submission = queue[0]
+            if submission.waiting and submission.ticket.deadline > time.monotonic():
+                return submission
+            if submission.waiting:
+                self._on_late(submission.waiting)
+                submission.fail(late(submission.waiting))
+            queue.popleft()
+        return None
+
+
+def late(size: int) -> DeadlineError:
+    """The error of so many images whose deadline has passed."""
+    return DeadlineError(f"the deadline passed before {size} images were run; allow more time")

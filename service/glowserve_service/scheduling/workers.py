@@ -1,0 +1,35 @@
+"""The threads that run batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Rows = tuple[Array, ...]
+"""Arrays with the same number of rows, the first axis."""
+
+
+class Workers:
+    """Threads that run batches, shared by all batchers of a service.
+
+    Args:
+        instances: how many batches run side by side.
+    """
+
+    def __init__(self, instances: int) -> None:
+        self.instances = instances
+        self.free = asyncio.Semaphore(instances)
+        self._pool = ThreadPoolExecutor(instances, thread_name_prefix="engine")
+
+    async def run(self, function: Callable[..., Rows], rows: Rows) -> Rows:
+        """Runs a function in a thread. The caller holds one permit of `free`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*rows))
+
+    def close(self) -> None:
+        """Waits for the batches that run."""
+        self._pool.shutdown()

@@ -1,0 +1,66 @@
+"""The service's certificate and key, and the authority of its clients."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from glowserve.credentials import read_authority, read_pair
+from glowserve_service.security.reloaded_files import ReloadedFiles
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    context: ssl.SSLContext
+    pair: tuple[bytes, bytes]
+    client_ca: bytes | None
+
+
+class Certificates:
+    """The service's certificate, its key, and the authority of its clients, if they need certificates.
+
+    Args:
+        certificate: PEM, with the chain.
+        key: PEM.
+        client_ca: PEM; with it a client must show a certificate that this authority has signed.
+
+    Raises:
+        ValueError: a file cannot be used.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        def read() -> _Loaded:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            pair = read_pair(context, certificate, key)
+            if client_ca is None:
+                return _Loaded(context, pair, None)
+            context.verify_mode = ssl.CERT_REQUIRED
+            return _Loaded(context, pair, read_authority(context, client_ca))
+
+        self._with_clients = client_ca is not None
+        self._files = ReloadedFiles([path for path in (certificate, key, client_ca) if path], read)
+
+    def context(self) -> ssl.SSLContext:
+        """For a connection that has arrived at another port than gRPC's."""
+        return self._files.current().context
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For gRPC's port; it asks for each connection whether the files have changed."""
+        given = self._files.current()
+
+        def configuration(loaded: _Loaded) -> grpc.ServerCertificateConfiguration:
+            chain, key = loaded.pair
+            return grpc.ssl_server_certificate_configuration([(key, chain)], loaded.client_ca)
+
+        def changed() -> Any:
+            nonlocal given
+            if (loaded := self._files.current()) is given:
+                return None
+            given = loaded
+            return configuration(loaded)
+
+        return grpc.dynamic_ssl_server_credentials(configuration(given), changed, self._with_clients)

@@ -1,0 +1,102 @@
+"""The tokens of callers, and the groups of calls that each has a right to."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glowserve_service.errors import ForbiddenError, UnauthenticatedError
+from glowserve_service.security.reloaded_files import ReloadedFiles
+
+GROUPS = ("infer", "admin", "metrics")
+# A token of letters and digits that is as long cannot be guessed.
+_SHORTEST_TOKEN = 20
+
+
+@dataclass(frozen=True)
+class _Token:
+    digest: bytes
+    name: str
+    groups: frozenset[str]
+
+
+class Tokens:
+    """The tokens that a file lists, and what each may do.
+
+    A line is NAME TOKEN, or NAME TOKEN GROUPS with some of infer,admin,metrics; infer alone if left out. Empty lines
+    and those that begin with # are comments.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: it cannot be read, or a line is not as above; tokens are not in the message.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = ReloadedFiles([path], lambda: _read_tokens(path))
+
+    def check(self, authorization: str, group: str) -> None:
+        """Lets a call pass that says "Bearer TOKEN".
+
+        Raises:
+            UnauthenticatedError: there is no token, or a wrong one.
+            ForbiddenError: it has no right to calls of that group.
+        """
+        scheme, _, presented = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not presented:
+            raise UnauthenticatedError('a token is needed here: send "authorization: Bearer TOKEN"')
+        digest = _digest(presented.strip())
+        # All are compared, each in constant time: how long it takes tells nothing.
+        found = [token for token in self._file.current() if hmac.compare_digest(token.digest, digest)]
+        if not found:
+            raise UnauthenticatedError("the token is not one that this service knows")
+        if group not in found[0].groups:
+            raise ForbiddenError(f"the token of {found[0].name!r} has no right to {group} calls")
+
+    def has(self, group: str) -> bool:
+        """Whether a token has the right to that group."""
+        return any(group in token.groups for token in self._file.current())
+
+
+def _read_tokens(path: Path) -> list[_Token]:
+    try:
+        lines = path.read_text("ascii").splitlines()
+    except OSError as error:
+        raise ValueError(f"tokens {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"tokens {path} has characters that are not ASCII") from None
+    entries = ((number, line.split()) for number, line in enumerate(lines, 1))
+    tokens = [
+        _token(f"tokens {path}, line {number}", words)
+        for number, words in entries
+        if words and not words[0].startswith("#")
+    ]
+    if not tokens:
+        raise ValueError(f"tokens {path} is empty; write a line NAME TOKEN for each caller")
+    for what in ("name", "digest"):
+        if len({getattr(token, what) for token in tokens}) < len(tokens):
+            raise ValueError(f"tokens {path} has the same {'name' if what == 'name' else 'token'} twice")
+    return tokens
+
+
+def _token(where: str, words: Sequence[str]) -> _Token:
+    if len(words) not in (2, 3):
+        raise ValueError(f"{where} has {len(words)} words; write NAME TOKEN, or NAME TOKEN GROUPS")
+    name, token, *rest = words
+    groups = rest[0].split(",") if rest else ["infer"]
+    # Words are not repeated: whichever is out of place may be the token.
+    if len(token) < _SHORTEST_TOKEN:
+        raise ValueError(
+            f"{where}: the token has {len(token)} characters; it needs {_SHORTEST_TOKEN} or more"
+        )
+    if not set(groups) <= set(GROUPS):
+        raise ValueError(f"{where}: the third word must be one or more of {','.join(GROUPS)}")
+    return _Token(_digest(token), name, frozenset(groups))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
