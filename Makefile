@@ -67,8 +67,8 @@ test: $(INSTALLED)  ## run every test but those that need Docker
 
 test-gpu-wheel: $(INSTALLED) $(GPU_INSTALLED)  ## the engine's tests with onnxruntime-gpu, which needs no GPU but 2.6 GB: .venv-gpu/
 	rm -rf $(GPU_VENV)/test-files
-	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(BIN)/pytest -q tests/service/test_engine.py
-	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(GPU_VENV)/bin/pytest tests/service/test_engine*.py
+	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(BIN)/pytest -q tests/runtime/test_engine.py
+	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(GPU_VENV)/bin/pytest tests/runtime/test_engine*.py tests/runtime/test_buffers.py
 
 $(GPU_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)

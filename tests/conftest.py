@@ -20,6 +20,8 @@ from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
 from glowserve.runtime.repository import Bundle, newest_bundle
 
 RunServer = Callable[..., AbstractContextManager[Server]]
@@ -38,12 +40,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a small model, trained on the digits for some seconds."""
-    from glowserve_training.hardware import Machine
+    from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
 
     config = run_config("digits", steps_per_level=4, width=32, steps=200, batch_size=32)
-    return train(config, tmp_path_factory.mktemp("run"), machine=Machine(device="cpu"))
+    return train(config, tmp_path_factory.mktemp("run"), hardware=Hardware(device="cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +73,12 @@ def repository(files: Path, request: pytest.FixtureRequest) -> Path:
 def bundle(repository: Path) -> Bundle:
     """That model's bundle."""
     return newest_bundle(repository / "digits")
+
+
+@pytest.fixture(scope="session")
+def engine(bundle: Bundle) -> Engine:
+    """As a service runs that model: several runs of one thread each, side by side."""
+    return Engine(bundle, RuntimeConfig(device="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,12 @@ from google.protobuf import json_format
 
 from glowserve.files import atomic_write, sync_directory
 from glowserve.images import UInt8Array
+from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.randomness import dequantization_noise
+from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import (
     CHECKSUM,
     FORMAT_VERSION,
@@ -37,8 +38,6 @@ from glowserve.runtime.repository import (
     manifest_checksum,
     open_bundle,
 )
-from glowserve.runtime.randomness import DEFAULT_SEED
-from glowserve.likelihood import bits_per_dim
 from glowserve.v1 import manifest_pb2
 from glowserve_export.baked import BakedGlow
 from glowserve_export.calibration import calibrated

@@ -19,9 +19,9 @@ from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve_export.errors import ExportError
-from glowserve_export.folded import FoldedConv, FoldedGlow, Float64Array, per_channel
+from glowserve_export.folded import Float64Array, FoldedConv, FoldedGlow, per_channel
 from glowserve_export.graphs import forward_graph
-from glowserve_export.graphs.builder import float_info
+from glowserve_export.graphs.builder import add_outputs
 from glowserve_export.precision import FP32, PRECISIONS, Precision, Ranges
 
 # The mean loss in bits per dimension that int8 may cause. Calibration aims lower: verification uses other images.
@@ -57,7 +57,9 @@ def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
     if name != "int8":
         return Precision(name)
     if not len(images):
-        raise ExportError("there are no images to calibrate int8 on; give some, or export with precision fp32")
+        raise ExportError(
+            "there are no images to calibrate int8 on; give some, or export with precision fp32"
+        )
     ranges = _measure_ranges(glow, images[:_RANGE_IMAGES])
     return Precision(name, _choose(glow, ranges, images[:_LOSS_IMAGES]))
 
@@ -83,7 +85,7 @@ def _choose(glow: FoldedGlow, ranges: dict[str, Ranges], images: UInt8Array) -> 
 def _measure_ranges(glow: FoldedGlow, images: UInt8Array) -> dict[str, Ranges]:
     names = [f"{step}.{activation}" for step, _ in glow.named_steps() for activation in _ACTIVATIONS]
     model = forward_graph(glow)
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    add_outputs(model, names)
     session = _session(model)
     ranges: dict[str, Ranges] = {}
     for inputs in _batches(images):
@@ -115,9 +117,7 @@ def _check_finite(name: str, values: npt.NDArray[Any]) -> None:
         )
 
 
-def _loss(
-    glow: FoldedGlow, ranges: Mapping[str, Ranges], images: UInt8Array, fp32: Float64Array
-) -> float:
+def _loss(glow: FoldedGlow, ranges: Mapping[str, Ranges], images: UInt8Array, fp32: Float64Array) -> float:
     """The mean bits per dimension that int8 adds to `fp32`. A gain is chance, and counts as 0."""
     loss = float((_bits_per_dim(glow, Precision("int8", ranges), images) - fp32).mean())
     return max(loss, 0.0) if np.isfinite(loss) else np.inf

@@ -1,4 +1,4 @@
-"""Which layer of a graph departs from the exact flow: every step's output beside that of the other."""
+"""Finds the layer at which a graph diverges from the reference, by comparing the output of every layer."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ import onnxruntime
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
-from glowserve_export.reference import Exact, Layers
+from glowserve_export.graphs.builder import add_outputs
+from glowserve_export.reference import Layers, Reference
 
-# Relative errors below this are rounding.
+# Smaller relative errors are rounding.
 _ROUNDING = 1e-6
+# An error that grows by a smaller factor from one layer to the next is not attributed to a layer.
+_MIN_GROWTH = 1e2
 
 
 def diverging_layer_forward(
-    exact: Exact, bundle: Bundle, images: UInt8Array, noise: Float32Array
+    reference: Reference, bundle: Bundle, images: UInt8Array, noise: Float32Array
 ) -> str | None:
-    """The layer of forward.onnx at which the error against the exact flow grows most; None: at none."""
-    layers = exact.forward_layers(images, noise)
-    return _diverging(bundle, FORWARD, {"image": images, "noise": noise}, layers)
+    """The layer of forward.onnx at which the relative error grows most; None if it grows little everywhere."""
+    layers = reference.forward_layers(images, noise)
+    return _diverging_layer(bundle, FORWARD, {"image": images, "noise": noise}, layers)
 
 
-def diverging_layer_reverse(exact: Exact, bundle: Bundle, latent: Float32Array) -> str | None:
-    """The layer of reverse.onnx at which the error against the exact flow grows most; None: at none."""
-    return _diverging(bundle, REVERSE, {"latent": latent}, exact.reverse_layers(latent))
+def diverging_layer_reverse(reference: Reference, bundle: Bundle, latent: Float32Array) -> str | None:
+    """The layer of reverse.onnx at which the relative error grows most; None if it grows little everywhere."""
+    return _diverging_layer(bundle, REVERSE, {"latent": latent}, reference.reverse_layers(latent))
 
 
-def _diverging(bundle: Bundle, graph: str, inputs: dict[str, Any], layers: Layers) -> str | None:
-    expected = list(layers)
+def _diverging_layer(bundle: Bundle, graph: str, inputs: dict[str, Any], layers: Layers) -> str | None:
+    expected = {name: output.numpy() for name, output in layers}
     model = onnx.load_from_string(bundle.read(graph))
     produced = {output for node in model.graph.node for output in node.output}
-    for name, _ in expected:
+    for name in expected:
         if name not in produced:
             return f"{name} of {graph}"
-    present = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name, _ in expected
-        if name not in present
-    )
+    add_outputs(model, expected)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [name for name, _ in expected]
-    worst, growth, before = None, 1e2, _ROUNDING
-    for name, array, (_, exact) in zip(names, session.run(names, inputs), expected, strict=True):
-        error = float(np.abs(array - exact.numpy()).max() / (np.abs(exact.numpy()).max() + 1e-30))
-        if not np.isfinite(error):  # and so is all that follows: it says nothing of the layers there
+    outputs = session.run(list(expected), inputs)
+    worst, growth, before = None, _MIN_GROWTH, _ROUNDING
+    for (name, reference), output in zip(expected.items(), outputs, strict=True):
+        error = float(np.abs(output - reference).max() / (np.abs(reference).max() + 1e-30))
+        if not np.isfinite(
+            error
+        ):  # then all later layers are not finite either, and their errors mean nothing
             worst = worst or name
             break
         if error > growth * before:

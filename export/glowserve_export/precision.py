@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve_export.errors import ExportError
-from glowserve_export.folded import FoldedConv, FoldedNetwork, Float64Array, per_channel
+from glowserve_export.folded import Float64Array, FoldedConv, FoldedNetwork, per_channel
 
 PRECISIONS = ("fp32", "fp16", "int8")
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.engine import Engine, Float32Array
-from glowserve.runtime.randomness import dequantization_noise, latents
-from glowserve.runtime.repository import FORWARD, Bundle
-from glowserve.runtime.randomness import DEFAULT_SEED, ENCODING_NOISE
 from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.checks import mismatched_values
+from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.randomness import DEFAULT_SEED, ENCODING_NOISE, dequantization_noise, latents
+from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export.baked import BakedGlow, condition_number, inversion_residual
 from glowserve_export.calibration import INT8_BOUND

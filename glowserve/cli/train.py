@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         config = run_config(
-            args.data,
             size=args.size,
-            split_seed=args.split_seed,
+            **_given(args, DataConfig),
             **_given(args, GlowConfig),
             **_given(args, RunConfig),
         )

@@ -30,7 +30,7 @@ from glowserve_training.evaluation import (
     evaluate,
     measure_round_trip,
 )
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.model import Glow, GlowConfig
 from glowserve_training.presets import run_config
 from glowserve_training.run import train
@@ -186,7 +186,7 @@ def variational_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coupling_actnorm=True,
         dequantization="variational",
     )
-    path = train(config, tmp_path_factory.mktemp("variational"), machine=Machine(device="cpu"))
+    path = train(config, tmp_path_factory.mktemp("variational"), hardware=Hardware(device="cpu"))
     trained = load_checkpoint(path)
     generator = torch.Generator().manual_seed(0)
     for name, weight in trained.model.state_dict().items():

@@ -139,12 +139,12 @@ def serve(repository: Path, tmp_path: Path) -> Serve:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model so small that a call is hardly more than the way there and back."""
-    from glowserve_training.hardware import Machine
+    from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
 
     config = run_config("digits", steps_per_level=2, width=8, steps=100, batch_size=32)
-    return train(config, tmp_path_factory.mktemp("run"), machine=Machine(device="cpu"))
+    return train(config, tmp_path_factory.mktemp("run"), hardware=Hardware(device="cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import torch
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.data import evaluation_batches, load_images
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.model import Glow
-from glowserve_training.quantization import bits_per_dim
+from glowserve.likelihood import bits_per_dim
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -52,7 +52,7 @@ class Killed(Callback):
 
 
 def run(config: RunConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    return train(config, run_dir, machine=Machine(device="cpu"), callbacks=callbacks)
+    return train(config, run_dir, hardware=Hardware(device="cpu"), callbacks=callbacks)
 
 
 def copied(module: torch.nn.Module) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.errors import RunError
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -59,7 +59,7 @@ def room() -> Iterator[None]:
 
 
 def run(config: RunConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    return train(config, run_dir, machine=Machine(device="cpu"), callbacks=callbacks)
+    return train(config, run_dir, hardware=Hardware(device="cpu"), callbacks=callbacks)
 
 
 def weights(path: Path) -> dict[str, Tensor]:

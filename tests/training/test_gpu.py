@@ -13,7 +13,7 @@ import pytest
 import torch
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.model import Glow, GlowConfig
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 def run(config: RunConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    return train(config, run_dir, machine=Machine(device="cuda"), callbacks=callbacks)
+    return train(config, run_dir, hardware=Hardware(device="cuda"), callbacks=callbacks)
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def test_a_model_computes_on_the_gpu_what_it_does_on_the_cpu(perturb: Perturb) -
 
 def test_a_run_is_as_good_as_one_on_the_cpu(tiny_run: TinyRun, tmp_path: Path) -> None:
     config = tiny_run(steps=100)
-    on_cpu = train(config, tmp_path / "cpu", machine=Machine(device="cpu"))
+    on_cpu = train(config, tmp_path / "cpu", hardware=Hardware(device="cpu"))
     bits = [
         load_checkpoint(path).training.metrics["test_bits_per_dim"]
         for path in (on_cpu, run(config, tmp_path / "gpu"))

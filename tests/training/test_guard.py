@@ -17,9 +17,9 @@ import torch
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.data import StepLoader, load_images
-from glowserve_training.ema import Average
+from glowserve_training.ema import EMA
 from glowserve_training.errors import DivergedError
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.layers import AffineCoupling
 from glowserve_training.model import Glow
 from glowserve_training.run import train
@@ -94,7 +94,7 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
         step = trainer.global_step
-        average = next(callback for callback in trainer.callbacks if isinstance(callback, Average))
+        average = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
         self.weights[step] = [p.detach().clone() for p in module.parameters()]
         self.average[step] = [weight.clone() for weight in average.weights]
         self.optimizer[step] = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
@@ -123,7 +123,7 @@ class Killed(Callback):
 
 
 def run(config: RunConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    return train(config, run_dir, machine=Machine(device="cpu"), callbacks=callbacks)
+    return train(config, run_dir, hardware=Hardware(device="cpu"), callbacks=callbacks)
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -331,12 +331,12 @@ def test_a_fault_before_any_state_was_saved_goes_back_to_the_start(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     start, recorder = Start(), Recorder()
-    machine = Machine(device="cpu", checkpoint_activations=checkpoint_activations)
+    hardware = Hardware(device="cpu", checkpoint_activations=checkpoint_activations)
 
     result = train(
         tiny_run(coupling_actnorm=True),
         tmp_path,
-        machine=machine,
+        hardware=hardware,
         callbacks=[NoiseIsNaN(step), start, recorder],
     )
 
@@ -383,7 +383,7 @@ def test_a_fault_that_does_not_go_away_ends_the_run_with_the_fault_and_the_remed
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    config = tiny_run(parametrization=parametrization, max_returns=2)
+    config = tiny_run(parametrization=parametrization, max_rollbacks=2)
     fault = NoiseIsNaN(*range(1, 43))
 
     for returns in (2, 0):  # the state tells the same command that training went back twice already
@@ -401,7 +401,7 @@ def test_a_fault_that_does_not_go_away_ends_the_run_with_the_fault_and_the_remed
 
 def test_without_any_return_the_first_fault_ends_the_run(tiny_run: TinyRun, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="not finite at step 3, after training had gone back 0 times"):
-        run(tiny_run(max_returns=0), tmp_path, [NoiseIsNaN(3)])
+        run(tiny_run(max_rollbacks=0), tmp_path, [NoiseIsNaN(3)])
 
 
 # Killed

@@ -12,7 +12,7 @@ import pytest
 import torch
 from glowserve_training.layers import AffineCoupling, Bijector
 from glowserve_training.model import Glow, GlowConfig
-from glowserve_training.quantization import bits_per_dim, from_bins, to_bins
+from glowserve_training.quantization import from_bins, to_bins
 from torch import Tensor
 
 Perturb = Callable[..., None]

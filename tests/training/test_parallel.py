@@ -24,7 +24,7 @@ from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.data import StepLoader
 from glowserve_training.errors import RunError
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -53,7 +53,7 @@ SCRIPT = """
 import os, sys, torch
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.presets import run_config
 from glowserve_training.run import train
 
@@ -77,7 +77,7 @@ class Recorder(Callback):
 
 data, run_dir, records, killed_after, sizes = sys.argv[1:4] + [int(sys.argv[4]), eval(sys.argv[5])]
 torch.set_num_threads(1)
-train(run_config(data, **sizes), Path(run_dir), machine=Machine(device="cpu", devices=2), callbacks=[Recorder()])
+train(run_config(data, **sizes), Path(run_dir), hardware=Hardware(device="cpu", devices=2), callbacks=[Recorder()])
 """
 
 
@@ -164,7 +164,7 @@ def two(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Two:
 
 def train_alone(config: RunConfig, run_dir: Path, *callbacks: Callback) -> Tensors:
     """The weights that one process ends with."""
-    result = train(config, run_dir, machine=Machine(device="cpu"), callbacks=callbacks)
+    result = train(config, run_dir, hardware=Hardware(device="cpu"), callbacks=callbacks)
     return weights(result)
 
 
@@ -248,7 +248,7 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
     with pytest.raises(
         RunError, match="batch_size is 15, which 2 processes cannot share equally; make it a multiple of 2"
     ):
-        train(tiny_run(batch_size=15), tmp_path / "run", machine=Machine(device="cpu", devices=2))
+        train(tiny_run(batch_size=15), tmp_path / "run", hardware=Hardware(device="cpu", devices=2))
     assert not (tmp_path / "run").exists()
 
 
@@ -262,8 +262,8 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
 )
 def test_an_impossible_machine_is_refused_with_the_value(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Machine(**changes)
+        Hardware(**changes)
 
 
 def test_the_processes_of_several_nodes_are_counted_together() -> None:
-    assert Machine(devices=4, nodes=2).processes == 8
+    assert Hardware(devices=4, nodes=2).processes == 8

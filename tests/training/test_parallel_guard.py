@@ -25,7 +25,7 @@ import math, sys, torch
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.presets import run_config
 from glowserve_training.run import train
 
@@ -47,7 +47,7 @@ class Faults(Callback):
 
 data, run_dir, records, sizes = sys.argv[1:4] + [eval(sys.argv[4])]
 torch.set_num_threads(1)
-train(run_config(data, **sizes), Path(run_dir), machine=Machine(device="cpu", devices=2), callbacks=[Faults()])
+train(run_config(data, **sizes), Path(run_dir), hardware=Hardware(device="cpu", devices=2), callbacks=[Faults()])
 """
 
 

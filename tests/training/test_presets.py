@@ -99,7 +99,7 @@ def test_what_is_said_holds() -> None:
         "average_decay": 0.5,
         "precision": "bf16-mixed",
         "condition_limit": 9.0,
-        "max_returns": 2,
+        "max_rollbacks": 2,
         "seed": 17,
     }
     model = {name: said[name] for name in inspect.signature(GlowConfig).parameters}

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import pytest
 from glowserve_training.config import RunConfig
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 
@@ -25,7 +25,7 @@ class Interruption(Callback):
 def test_without_a_terminal_each_validation_is_a_line_on_stderr(
     tiny_run: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny_run(steps=3), tmp_path, machine=Machine(device="cpu"))
+    train(tiny_run(steps=3), tmp_path, hardware=Hardware(device="cpu"))
 
     out, err = capsys.readouterr()
     assert out == ""
@@ -38,10 +38,10 @@ def test_a_resumed_run_says_where_it_goes_on(
     tiny_run: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        train(tiny_run(steps=4), tmp_path, machine=Machine(device="cpu"), callbacks=[Interruption()])
+        train(tiny_run(steps=4), tmp_path, hardware=Hardware(device="cpu"), callbacks=[Interruption()])
     capsys.readouterr()
 
-    train(tiny_run(steps=4), tmp_path, machine=Machine(device="cpu"))
+    train(tiny_run(steps=4), tmp_path, hardware=Hardware(device="cpu"))
 
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "going on from step 2"

@@ -22,7 +22,7 @@ from filelock import FileLock
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.errors import DataError, DivergedError, RunError
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,7 +54,7 @@ class Gamble(Callback):
 
 
 def run(config: RunConfig, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Path:
-    return train(config, run_dir, machine=Machine(device="cpu"), callbacks=callbacks)
+    return train(config, run_dir, hardware=Hardware(device="cpu"), callbacks=callbacks)
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -362,12 +362,12 @@ def test_a_run_is_not_gone_on_with_when_its_data_has_changed(tmp_path: Path, tin
     config = tiny_run()
     config = replace(config, data=replace(config.data, data=str(tmp_path / "a.npz")))
     with pytest.raises(RuntimeError, match="enough"):
-        train(config, tmp_path / "run", machine=Machine(device="cpu"), callbacks=[_Interrupts()])
+        train(config, tmp_path / "run", hardware=Hardware(device="cpu"), callbacks=[_Interrupts()])
     np.savez(tmp_path / "a.npz", images=rng.integers(0, 256, (130, 8, 8, 1), dtype=np.uint8))
     with pytest.raises(
         RunError, match=r"its data has changed: images\.held_out_sha256 was .* images\.train was 80"
     ):
-        train(config, tmp_path / "run", machine=Machine(device="cpu"))
+        train(config, tmp_path / "run", hardware=Hardware(device="cpu"))
 
 
 class _Interrupts(Callback):
@@ -380,7 +380,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path, tiny_run: T
         FileLock(tmp_path / ".lock"),
         pytest.raises(RunError, match="another process trains in"),
     ):
-        train(tiny_run(), tmp_path, machine=Machine(device="cpu"))
+        train(tiny_run(), tmp_path, hardware=Hardware(device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -388,5 +388,5 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(
     tmp_path: Path, tiny_run: TinyRun
 ) -> None:
     with pytest.raises(RunError, match="PyTorch finds no GPU"):
-        train(tiny_run(), tmp_path / "run", machine=Machine(device="cuda"))
+        train(tiny_run(), tmp_path / "run", hardware=Hardware(device="cuda"))
     assert not (tmp_path / "run").exists()

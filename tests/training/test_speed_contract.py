@@ -13,7 +13,7 @@ from typing import Any
 import lightning
 import pytest
 from glowserve_training.config import RunConfig
-from glowserve_training.hardware import Machine
+from glowserve_training.hardware import Hardware
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,10 +73,10 @@ def test_a_step_does_not_wait_for_the_device(
     checkpoint_activations: bool, changes: dict[str, Any], tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     watcher = Watcher(LOOK - 7, LOOK + 9)
-    machine = Machine(device="cpu", checkpoint_activations=checkpoint_activations)
+    hardware = Hardware(device="cpu", checkpoint_activations=checkpoint_activations)
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_run(steps=STEPS, **changes), tmp_path, machine=machine, callbacks=[watcher])
+        train(tiny_run(steps=STEPS, **changes), tmp_path, hardware=hardware, callbacks=[watcher])
 
     between = {step: places for step, places in watcher.by_step.items() if step % LOGGED}
     assert len(between) == 16

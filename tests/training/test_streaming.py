@@ -23,7 +23,7 @@ from glowserve_training.data import (
     images,
     load_images,
 )
-from glowserve_training.data.imagefile import ImageFile
+from glowserve_training.data.image_file import ImageFile
 from glowserve_training.errors import DataError
 from PIL import Image
 
@@ -65,7 +65,7 @@ def config(folder: Path, **changes: Any) -> DataConfig:
 
 
 def spilled(folder: Path, spill: Path | None, **changes: Any) -> ImageData:
-    return load_images(config(folder, **changes), spill=spill, memory_limit=0)
+    return load_images(config(folder, **changes), cache=spill, memory_limit=0)
 
 
 def equal(one: ImageData, other: ImageData) -> bool:
@@ -91,11 +91,11 @@ needs_maps = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="ne
 def test_images_beyond_the_limit_lie_in_the_file_and_others_in_memory(folder: Path, tmp_path: Path) -> None:
     size = 48 * 8 * 8
 
-    kept = load_images(config(folder), spill=tmp_path / "spill", memory_limit=size)
+    kept = load_images(config(folder), cache=tmp_path / "spill", memory_limit=size)
     assert not isinstance(kept.train, np.memmap)
     assert not (tmp_path / "spill").exists()
 
-    streamed = load_images(config(folder), spill=tmp_path / "spill", memory_limit=size - 1)
+    streamed = load_images(config(folder), cache=tmp_path / "spill", memory_limit=size - 1)
     assert isinstance(streamed.train, np.memmap)
     assert Path(str(streamed.train.filename)) == tmp_path / "spill" / "train.npy"
     assert not streamed.train.flags.writeable

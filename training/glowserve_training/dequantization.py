@@ -1,8 +1,8 @@
 """Variational dequantization (Ho et al. 2019, section 3.1), written as a bijector of the noise.
 
-Uniform noise u becomes noise v = sigmoid(flow(logit(u))), where the flow is conditional on the image; v is more probable
-where the model finds the image more likely. Then -log q(v) is the log-determinant of this map, which is added to the
-log-likelihood like any other, and uniform noise remains the only random input.
+Uniform noise u becomes noise v = sigmoid(flow(logit(u))), where the flow is conditional on the image; v is more
+probable where the model finds the image more likely. Then -log q(v) is the log-determinant of this map, which is added
+to the log-likelihood like any other, and uniform noise remains the only random input.
 """
 
 from __future__ import annotations

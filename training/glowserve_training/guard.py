@@ -1,8 +1,8 @@
 """The guard: undoes steps that are not finite or that make a 1x1 convolution ill-conditioned.
 
-`GlowModule` masks an update on the device when its loss or gradient is not finite. Every n steps the guard reads whether
-one was masked, and the condition number of each 1x1 convolution. If all is well, it keeps a copy of the whole state in
-memory; if not, it restores the last copy and lowers the learning rate. The data continue: no batch is repeated.
+`GlowModule` masks an update on the device when its loss or gradient is not finite. Every n steps the guard reads
+whether one was masked, and the condition number of each 1x1 convolution. If all is well, it keeps a copy of the whole
+state in memory; if not, it restores the last copy and lowers the learning rate. The data continue with the next batch.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ DERIVED_DEFAULTS = {
 
 
 def run_config(
-    data: str, *, size: str = DEFAULT_SIZE, split_seed: int | None = None, **given: Any
+    data: str, *, size: str = DEFAULT_SIZE, split_seed: int = DataConfig.split_seed, **given: Any
 ) -> RunConfig:
     """Makes a complete configuration from a data source and any fields that the caller wants to set.
 
@@ -57,7 +57,7 @@ def run_config(
     Args:
         data: see `DataConfig`.
         size: one of `SIZES`.
-        split_seed: see `DataConfig`; None for its default.
+        split_seed: see `DataConfig`.
         **given: fields of `GlowConfig` and `RunConfig`; None for the default.
 
     Raises:
@@ -79,8 +79,9 @@ def run_config(
         **{field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
     )
     values.setdefault("warmup_steps", max(1, min(RunConfig.warmup_steps, values["steps"] // 10)))
-    split = {} if split_seed is None else {"split_seed": split_seed}
-    images = DataConfig(data=data, image_size=model.image_size, channels=model.channels, **split)
+    images = DataConfig(
+        data=data, image_size=model.image_size, channels=model.channels, split_seed=split_seed
+    )
     return RunConfig(model=model, data=images, **values)
 
 

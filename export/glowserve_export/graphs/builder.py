@@ -5,7 +5,7 @@ Shapes: N images; C H W of a level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,9 @@ class GraphBuilder:
         """A convolution with constant weights of type `dtype`."""
         weight = self.constant(f"{output}.weight", conv.weight.astype(dtype))
         bias = self.constant(f"{output}.bias", conv.bias.astype(dtype))
-        return self.biased_conv(x, weight, bias, output, kernel=conv.weight.shape[2], per_position=conv.bias.ndim == 3)
+        return self.biased_conv(
+            x, weight, bias, output, kernel=conv.weight.shape[2], per_position=conv.bias.ndim == 3
+        )
 
     def biased_conv(
         self, x: str, weight: str, bias: str, output: str, *, kernel: int, per_position: bool
@@ -69,7 +71,9 @@ class GraphBuilder:
         """Minus the sum over [C, H, W], `size` values in all, [N, 1]."""
         x = self.add("Flatten", [x], f"{name}.flat", axis=1)
         x = self.padded_rows(x, size, name)
-        x = self.add("ReduceSum", [x, self.constant(f"{name}.axis", np.array([1]))], f"{name}.sum", keepdims=1)
+        x = self.add(
+            "ReduceSum", [x, self.constant(f"{name}.axis", np.array([1]))], f"{name}.sum", keepdims=1
+        )
         return self.add("Neg", [x], name)
 
     def padded_rows(self, x: str, size: int, name: str) -> str:
@@ -93,6 +97,14 @@ class GraphBuilder:
         )
         model.ir_version = _IR_VERSION
         return model
+
+
+def add_outputs(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Makes float32 tensors inside a model outputs of it."""
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present
+    )
 
 
 def float_info(name: str, *shape: str | int) -> onnx.ValueInfoProto:

@@ -23,7 +23,7 @@ def standardized_split(
 
 
 def unstandardized_split(g: GraphBuilder, continuing: str, latent: str, prior: FoldedConv, name: str) -> str:
-    """z = mean + latent * exp(log_scale), concatenated to the half of the channels that it depends on."""
+    """Z = mean + latent * exp(log_scale), concatenated to the half of the channels that it depends on."""
     mean, log_scale = _mean_and_log_scale(g, continuing, prior, name)
     scale = g.add("Exp", [log_scale], f"{name}.scale")
     scaled = g.add("Mul", [latent, scale], f"{name}.scaled")

@@ -9,7 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -136,14 +136,11 @@ class _Reader:
         if len(self._splits["train"][1]) * math.prod(self._shape) <= memory_limit:
             return self._in_memory("train")
         key = asdict(self._config) | {"pictures": self._total, "held_out_sha256": held_out.digest}
-        folder: AbstractContextManager[str | Path]
-        if cache is None:
-            # The file has lost its name when this method returns, and is deleted when it is no longer mapped.
-            folder = tempfile.TemporaryDirectory(prefix="glowserve-")
-        else:
-            folder = nullcontext(cache)
-        with folder as path:
-            return self._in_file("train", ImageFile(Path(path), key))
+        if cache is not None:
+            return self._in_file("train", ImageFile(cache, key))
+        # Without a name the file is still mapped, and deleted with the array.
+        with tempfile.TemporaryDirectory(prefix="glowserve-") as folder:
+            return self._in_file("train", ImageFile(Path(folder), key))
 
     def _in_memory(self, name: str) -> UInt8Array:
         images = np.empty((len(self._splits[name][1]), *self._shape), np.uint8)
