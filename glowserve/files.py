@@ -59,7 +59,7 @@ def staging_directory(parent: Path) -> Iterator[Path]:
 
 
 def publish_directory(staged: Path, target: Path) -> None:
-    """Fsyncs a folder, with all that is in it, and renames it.
+    """Makes a folder and its content readable by all users, fsyncs it, and renames it.
 
     Args:
         staged: the folder of a `staging_directory`, or a folder in it.
@@ -71,7 +71,9 @@ def publish_directory(staged: Path, target: Path) -> None:
     """
     for folder, _, names in os.walk(staged):
         for name in names:
+            Path(folder, name).chmod(0o644)
             sync(Path(folder, name))
+        Path(folder).chmod(0o755)
         sync(Path(folder))
     try:
         os.rename(staged, target)  # noqa: PTH104  # Path.rename does not promise to refuse a full folder

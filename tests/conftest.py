@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from glowserve_service.config import ServiceConfig
 from glowserve_service.server import Server
 
 import glowserve
@@ -23,9 +16,8 @@ from glowserve.images import UInt8Array
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.repository import Bundle, newest_bundle
-
-RunServer = Callable[..., AbstractContextManager[Server]]
-StartServer = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str, str]]]
+from tests import servers
+from tests.servers import RunServer, StartServer
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +55,9 @@ def repository(files: Path, request: pytest.FixtureRequest) -> Path:
     path = files / "models"
     if not path.is_dir():
         from glowserve_export.bundle import export
-        from glowserve_export.source import trained_here
+        from glowserve_export.source import load_glowserve_checkpoint
 
-        export(trained_here(request.getfixturevalue("checkpoint")), path / "digits")
+        export(load_glowserve_checkpoint(request.getfixturevalue("checkpoint")), path / "digits")
     return path
 
 
@@ -101,40 +93,8 @@ def embedded(repository: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def run_server(repository: Path) -> RunServer:
-    """Runs a server in a thread of this process: `with run_server(max_queue_size=...) as server`."""
-
-    @contextmanager
-    def run(**settings: Any) -> Iterator[Server]:
-        settings = {"repository": repository, "port": 0, "metrics_port": 0, "device": "cpu"} | settings
-        started: Future[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-        async def live() -> None:
-            server = Server(ServiceConfig(**settings))
-            try:
-                await server.start()
-            except BaseException as error:
-                started.set_exception(error)
-                return
-            ended = asyncio.Event()
-            started.set_result((server, asyncio.get_running_loop(), ended))
-            await ended.wait()
-            await server.stop()
-
-        thread = threading.Thread(target=lambda: asyncio.run(live()))
-        thread.start()
-        try:
-            server, loop, ended = started.result(60)
-            yield server
-            loop.call_soon_threadsafe(ended.set)
-        except BaseException:
-            if started.done() and not started.exception():
-                loop.call_soon_threadsafe(ended.set)
-            raise
-        finally:
-            thread.join(60)
-            assert not thread.is_alive(), "the server did not stop"
-
-    return run
+    """Runs a server in a thread of this process: see tests/servers.py."""
+    return partial(servers.run_server, repository)
 
 
 @pytest.fixture(scope="session")
@@ -153,34 +113,8 @@ def client(server: Server) -> Iterator[glowserve.Client]:
 
 @pytest.fixture(scope="session")
 def start_server(repository: Path) -> StartServer:
-    """Runs `glowserve serve` as a process of its own, for tests that send it signals.
-
-    `with start_server("--drain-seconds", "5") as (process, target, metrics_url)`; killed at the end at the latest.
-    """
-
-    @contextmanager
-    def start(*flags: str, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-        command = [sys.executable, "-m", "glowserve", "serve", "--repository", str(repository)]
-        command += ["--port", "0", "--metrics-port", "0", "--device", "cpu", *flags]
-        with ExitStack() as stack:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    command,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    pipesize=2**20,  # nobody reads the log until the end, and each call adds a line
-                    **options,
-                )
-            )
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            line = process.stdout.readline()  # "glowserve: serving gRPC on HOST:PORT, metrics on URL"
-            assert line.startswith("glowserve: serving"), line or process.communicate()
-            _, target, url = line.strip().split(" on ")
-            yield process, target.split(",")[0], url
-
-    return start
+    """Runs `glowserve serve` as a process of its own: see tests/servers.py."""
+    return partial(servers.start_server, repository)
 
 
 @pytest.fixture

@@ -93,14 +93,14 @@ def _measure_ranges(glow: FoldedGlow, images: UInt8Array) -> dict[str, Ranges]:
         for name in names:
             _check_finite(name, values[name])
         for step, folded in glow.named_steps():
-            own = _ranges(*(values[f"{step}.{activation}"] for activation in _ACTIVATIONS), folded.network[2])
+            activations = {name: values[f"{step}.{name}"] for name in _ACTIVATIONS}
+            own = _ranges(activations, folded.network[2])
             ranges[step] = ranges[step].union(own) if step in ranges else own
     return ranges
 
 
-def _ranges(
-    x: Float32Array, hidden1: Float32Array, hidden2: Float32Array, output: Float32Array, last: FoldedConv
-) -> Ranges:
+def _ranges(activations: Mapping[str, Float32Array], last: FoldedConv) -> Ranges:
+    x, hidden1, hidden2, output = (activations[name] for name in _ACTIVATIONS)
     unbiased = output - per_channel(last.bias)
     return Ranges(
         input=np.abs(x).max(axis=(0, 2, 3)).astype(np.float64),

@@ -1,6 +1,6 @@
-"""A bundle as `glowserve_training.evaluation` measures it: its graphs, in the engine that serves them.
+"""Makes a bundle measurable by `glowserve_training.evaluation`, with the engine that also serves it.
 
-Shapes: N images, H W C, D = H * W * C.
+Shapes: N images, H W C of an image, D = H * W * C.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from glowserve_export.graphs import DEQUANTIZED
 
 
 class EvaluatedBundle:
-    """A bundle's graphs.
+    """A bundle to measure; see `glowserve_training.evaluation.Evaluated`.
 
     Args:
-        bundle: what to run.
+        bundle: the bundle.
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        glowserve_service.errors.GlowserveError: the bundle is damaged, or the device cannot be used.
+        glowserve.runtime.errors.GlowserveError: the bundle is damaged, or the device cannot be used.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
@@ -51,13 +51,13 @@ class EvaluatedBundle:
         )
 
     def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
-        """See `glowserve_training.evaluation.Evaluated`; computed on the CPU."""
+        """See `glowserve_training.evaluation.Evaluated`; runs on the CPU."""
         (pixels,) = self._dequantization.run([DEQUANTIZED], {"image": images, "noise": noise})
         return np.asarray(pixels)
 
     @cached_property
     def _dequantization(self) -> Any:
-        """A session of what comes before the flow in forward.onnx."""
+        """A session of the nodes of forward.onnx up to the flow's input."""
         forward = onnx.shape_inference.infer_shapes(onnx.load_from_string(self._bundle.read(FORWARD)))
         head = onnx.utils.Extractor(forward).extract_model(["image", "noise"], [DEQUANTIZED])
         return onnxruntime.InferenceSession(head.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -72,8 +72,8 @@ class EvaluatedBundle:
         return Decoded(reverse.image, reverse.pixels)
 
 
-def data_of(bundle: Bundle) -> DataConfig:
-    """The data that a bundle's model was trained on."""
+def training_data(bundle: Bundle) -> DataConfig:
+    """The data that the bundle's model was trained on."""
     manifest = bundle.manifest
     return DataConfig(
         data=manifest.training.data,

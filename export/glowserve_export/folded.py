@@ -51,7 +51,7 @@ class FoldedDequantization:
     """The distance that is kept from 0 and from 1."""
 
     networks: tuple[FoldedNetwork, ...]
-    """One for each coupling: [hidden, 6C, 3, 3], [hidden, hidden, 1, 1], [4C, hidden, 3, 3]; C channels of the image."""
+    """One for each coupling: [hidden, 6C, 3, 3], [hidden, hidden, 1, 1], [4C, hidden, 3, 3] with C of an image."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is exported: a model of ours or of a public implementation, as constants, and what measures their graphs."""
+"""Loads a model to export, of glowserve or of a public implementation."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.data import DataConfig
 
 from glowserve.v1 import manifest_pb2
-from glowserve_export.baked import BakedGlow
-from glowserve_export.frontends.glowserve import bake
+from glowserve_export.folded import FoldedGlow
+from glowserve_export.folded_reference import FoldedReference
+from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.frontends.public import IMPLEMENTATIONS, import_public
-from glowserve_export.reference import Exact, ExactBaked, ExactModel
+from glowserve_export.reference import Reference, TorchReference
 
 
 @dataclass(frozen=True)
 class Source:
     """A model to export."""
 
-    glow: BakedGlow
-    """Its constants."""
+    glow: FoldedGlow
+    """The folded model."""
 
-    exact: Exact
-    """What its graphs are measured by."""
+    reference: Reference
+    """The model in float64, to verify the graphs against."""
 
     flow: manifest_pb2.Flow
-    """Its architecture, as the manifest states it."""
+    """The architecture, for the manifest."""
 
     training: manifest_pb2.Training
-    """How it was trained, as the manifest states it."""
+    """How the model was trained, for the manifest."""
 
     data: DataConfig | None
-    """What it was trained on, if that is known."""
+    """The training data; None if unknown."""
 
     held_out_digest: str
-    """Of the images that were held out in training; "" if unknown."""
+    """The digest of the images that were held out in training; "" if unknown."""
 
 
-def trained_here(checkpoint_path: Path) -> Source:
-    """What `glowserve train` left.
+def load_glowserve_checkpoint(path: Path) -> Source:
+    """Loads a checkpoint of `glowserve train`.
 
     Raises:
         glowserve_training.errors.CheckpointError: it cannot be read.
         glowserve_export.errors.NotInvertibleError: a weight is not finite, or a 1x1 convolution cannot be inverted.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_checkpoint(path)
     config, record = checkpoint.model.config, checkpoint.training
     return Source(
-        glow=bake(checkpoint.model),
-        exact=ExactModel(checkpoint.model),
+        glow=fold_glow(checkpoint.model),
+        reference=TorchReference(checkpoint.model),
         flow=manifest_pb2.Flow(
             levels=config.levels,
             steps_per_level=config.steps_per_level,
@@ -74,21 +75,21 @@ def trained_here(checkpoint_path: Path) -> Source:
     )
 
 
-def trained_elsewhere(implementation: str, checkpoint_path: Path, arguments: Path) -> Source:
-    """What a public implementation saved.
+def load_public_checkpoint(implementation: str, path: Path, arguments: Path) -> Source:
+    """Loads a checkpoint of a public implementation.
 
     Args:
-        implementation: see `glowserve_export.frontends.public.import_public`.
-        checkpoint_path: its state_dict.
-        arguments: JSON of what its model was built with.
+        implementation: see `glowserve_export.frontends.public.IMPLEMENTATIONS`.
+        path: the model's state_dict.
+        arguments: JSON with the arguments of the model's constructor.
 
     Raises:
-        glowserve_export.errors.ExportError: see `import_public`.
+        glowserve_export.errors.ExportError: see `glowserve_export.frontends.public.import_public`.
     """
-    model = import_public(implementation, checkpoint_path, arguments)
+    model = import_public(implementation, path, arguments)
     return Source(
         glow=model.glow,
-        exact=ExactBaked(model.glow),
+        reference=FoldedReference(model.glow),
         flow=manifest_pb2.Flow(
             levels=len(model.glow.levels),
             steps_per_level=model.steps_per_level,

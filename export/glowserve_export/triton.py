@@ -1,43 +1,39 @@
-"""A bundle laid out for NVIDIA's Triton Inference Server: two models of its ONNX Runtime backend.
+"""Lays a bundle out for NVIDIA's Triton Inference Server, as two models of its ONNX Runtime backend.
 
     TRITON_REPOSITORY/
-      NAME_forward/config.pbtxt, VERSION/model.onnx     what forward.onnx is in the bundle
-      NAME_reverse/config.pbtxt, VERSION/model.onnx     what reverse.onnx is
+      NAME_forward/config.pbtxt, VERSION/model.onnx     forward.onnx of the bundle
+      NAME_reverse/config.pbtxt, VERSION/model.onnx     reverse.onnx of the bundle
 
-The graphs are the bundle's, byte for byte, and go through the same runtime. What a client has to do by itself there is
-in docs/triton.md. The configuration is Triton's `ModelConfig` as protobuf text; a model has one for all of its
-versions, so that it names the one version that it describes, and Triton serves that one.
+docs/triton.md says what a client of Triton has to do itself. A model has one config.pbtxt, Triton's `ModelConfig` as
+protobuf text, for all of its versions. It names the version that it describes, and Triton serves that version only.
 
-Shapes: Triton's `dims` leave out N, the images in a batch.
+Shapes: Triton's `dims` do not include N, the size of a batch.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
-from glowserve.files import atomic_write, sync_directory
+from glowserve.files import atomic_write, publish_directory, staging_directory
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
 from glowserve_export.errors import ExportError
 
 _CONFIG, _GRAPH = "config.pbtxt", "model.onnx"
-# Triton takes what follows a dot in a name for a backend; hence the underscore.
-_ENDINGS = {FORWARD: "forward", REVERSE: "reverse"}
+# An underscore, since Triton takes a part of the name after a dot for the name of a backend.
+_SUFFIXES = {FORWARD: "_forward", REVERSE: "_reverse"}
 _TYPES = {"UINT8": "TYPE_UINT8", "FLOAT": "TYPE_FP32"}
 _MAX_BATCH_SIZE = 32
-# From 8 images on, a larger batch gains little.
+# Beyond 8 images, a larger batch gains little.
 _PREFERRED_BATCH_SIZES = (8, _MAX_BATCH_SIZE)
 _MAX_QUEUE_DELAY_MICROSECONDS = 1000
 
-# Without a GPU, accelerators do not count. TF32 keeps too little of a likelihood; TensorRT's use of it can only be
-# switched off from outside (docs/triton.md). TensorRT's engine cache stays off: it would have to be cleared whenever
-# a model changes.
+# Triton ignores GPU accelerators where there is no GPU. TF32 loses too much precision for likelihoods; for TensorRT it
+# can only be turned off in the environment (docs/triton.md). TensorRT's engine cache is off: it would have to be
+# cleared whenever the model changes.
 _TENSORRT = """\
       {
         name: "tensorrt"
@@ -73,37 +69,52 @@ optimization {{
 def write_triton(bundle: Bundle, repository: Path) -> list[Path]:
     """Writes a bundle's graphs into a Triton model repository, as NAME_forward and NAME_reverse.
 
-    Other versions that are there stay, but from now on Triton serves this one. Nothing half-written is ever seen.
+    Other versions in the repository are kept, and Triton serves this one from now on. Triton never sees an incomplete
+    version.
 
     Args:
-        bundle: what to write.
-        repository: the folder that Triton is to read; made if needed.
+        bundle: the bundle.
+        repository: Triton's model repository; made if needed.
 
     Returns:
         The two VERSION folders.
 
     Raises:
-        glowserve_service.errors.BundleError: a graph is missing or damaged; nothing was written.
-        ExportError: this version is there already, and is another model; nothing was written.
+        glowserve.runtime.errors.BundleError: a graph is missing or damaged; nothing was written.
+        ExportError: the repository has another model under this version; nothing was written.
     """
     version = bundle.manifest.version
-    graphs = {f"{bundle.manifest.model}_{ending}": bundle.read(file) for file, ending in _ENDINGS.items()}
+    graphs = {f"{bundle.manifest.model}{suffix}": bundle.read(file) for file, suffix in _SUFFIXES.items()}
     for name, graph in graphs.items():
-        _refuse_another(repository / name / str(version), graph)
+        _check_same_model(repository / name / str(version), graph)
     repository.mkdir(parents=True, exist_ok=True)
-    with _staging(repository) as staging:
+    with staging_directory(repository) as staging:
         for name, graph in graphs.items():
-            _write_model(staging / name, version, graph, _configuration(name, bundle, graph))
+            folder = staging / name / str(version)
+            folder.mkdir(parents=True)
+            (folder / _GRAPH).write_bytes(graph)
+            (staging / name / _CONFIG).write_text(_configuration(name, bundle, graph))
         for name in graphs:
             _publish(staging / name, version, repository / name)
     return [repository / name / str(version) for name in graphs]
 
 
-def _refuse_another(folder: Path, graph: bytes) -> None:
+def _check_same_model(folder: Path, graph: bytes) -> None:
     if folder.exists() and not ((folder / _GRAPH).is_file() and (folder / _GRAPH).read_bytes() == graph):
         raise ExportError(
-            f"{folder} is there already, and is not this model; remove it, or write to another Triton repository"
+            f"{folder} exists and contains another model; remove it, or write to another Triton repository"
         )
+
+
+def _publish(staged: Path, version: int, model: Path) -> None:
+    """Publishes a new model as a whole; of a known model first the version, then the configuration that names it."""
+    if not model.exists():
+        publish_directory(staged, model)
+        return
+    if not (model / str(version)).exists():
+        publish_directory(staged / str(version), model / str(version))
+    with atomic_write(model / _CONFIG) as file:
+        file.write((staged / _CONFIG).read_bytes())
 
 
 def _configuration(name: str, bundle: Bundle, graph: bytes) -> str:
@@ -111,8 +122,8 @@ def _configuration(name: str, bundle: Bundle, graph: bytes) -> str:
     described = onnx.load_model_from_string(graph).graph
     manifest = bundle.manifest
     parameters = {
-        # HEURISTIC, since an exhaustive search is paid again for every batch size; said here, since the backend
-        # does not listen to what the accelerator says of it.
+        # HEURISTIC: the exhaustive search would run again for every batch size. It is a parameter of the model because
+        # the backend ignores it among those of the accelerator.
         "cudnn_conv_algo_search": "1",
         "model": manifest.model,
         "version": str(manifest.version),
@@ -127,7 +138,7 @@ def _configuration(name: str, bundle: Bundle, graph: bytes) -> str:
         tensors=_tensors("input", described.input) + "\n" + _tensors("output", described.output),
         preferred_batch_sizes=", ".join(map(str, _PREFERRED_BATCH_SIZES)),
         max_queue_delay_microseconds=_MAX_QUEUE_DELAY_MICROSECONDS,
-        # Its lower precisions are for all of a graph, and a bundle's are for the coupling networks alone.
+        # TensorRT would lower the precision of the whole graph, and the bundle lowers that of the networks only.
         tensorrt=_TENSORRT if parameters["precision"] == "fp32" else "",
         warmups="\n".join(_warmup(size, described.input) for size in (1, _MAX_BATCH_SIZE)),
         parameters="\n".join(
@@ -138,7 +149,7 @@ def _configuration(name: str, bundle: Bundle, graph: bytes) -> str:
 
 
 def _tensors(kind: str, tensors: Sequence[onnx.ValueInfoProto]) -> str:
-    """Inputs or outputs. Triton has no tensor of [N] alone: it becomes [N, 1]."""
+    """Inputs or outputs. Triton has no tensors of shape [N]; they become [N, 1]."""
     lines = []
     for tensor in tensors:
         dims = _dims(tensor)
@@ -148,7 +159,7 @@ def _tensors(kind: str, tensors: Sequence[onnx.ValueInfoProto]) -> str:
 
 
 def _warmup(batch_size: int, inputs: Sequence[onnx.ValueInfoProto]) -> str:
-    """A batch of zeros before the first request: TensorRT builds its engine for all sizes that it has seen."""
+    """A batch of zeros that runs before the first request: TensorRT's engine covers the sizes between its warm-ups."""
     tensors = "\n".join(
         f'  inputs {{ key: "{tensor.name}" '
         f"value {{ data_type: {_type(tensor)} dims: [ {_dims(tensor)} ] zero_data: true }} }}"
@@ -163,36 +174,3 @@ def _type(tensor: onnx.ValueInfoProto) -> str:
 
 def _dims(tensor: onnx.ValueInfoProto) -> str:
     return ", ".join(str(dim.dim_value) for dim in tensor.type.tensor_type.shape.dim[1:])
-
-
-@contextmanager
-def _staging(repository: Path) -> Iterator[Path]:
-    """A folder in the repository that is gone at the end."""
-    path = Path(tempfile.mkdtemp(prefix=".staging-", dir=repository))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_model(model: Path, version: int, graph: bytes, configuration: str) -> None:
-    (model / str(version)).mkdir(parents=True)
-    for path, data in (
-        (model / str(version) / _GRAPH, graph),
-        (model / _CONFIG, configuration.encode()),
-    ):
-        with atomic_write(path) as file:
-            file.write(data)
-
-
-def _publish(staged: Path, version: int, model: Path) -> None:
-    """All at once where the model is new; else first the version, which Triton only reads once it is configured."""
-    if not model.exists():
-        staged.rename(model)
-    else:
-        if not (model / str(version)).exists():
-            (staged / str(version)).rename(model / str(version))
-        sync_directory(model)
-        (staged / _CONFIG).replace(model / _CONFIG)
-        sync_directory(model)
-    sync_directory(model.parent)

@@ -21,34 +21,35 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds the command's arguments."""
     parser.add_argument(
         "source",
         type=Path,
         metavar="CHECKPOINT_OR_BUNDLE",
-        help="what `glowserve train` left, or REPOSITORY/MODEL/VERSION; of REPOSITORY/MODEL, the newest version",
+        help="model.ckpt of `glowserve train`, REPOSITORY/MODEL/VERSION, or REPOSITORY/MODEL for its newest version",
     )
-    parser.add_argument("--data", help="where images come from, if not from where they came in training")
+    parser.add_argument("--data", help="data to take held-out images from (default: the training data)")
     parser.add_argument(
-        "--split", default="test", choices=["test", "validation"], help="which held-out images; default: test"
+        "--split",
+        default="test",
+        choices=["test", "validation"],
+        help="which held-out images to measure (default: test)",
     )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="how many, from the first on; all unless given"
-    )
+    parser.add_argument("--images", type=int, metavar="N", help="measure the first N images (default: all)")
     parser.add_argument(
         "--importance-samples",
         type=int,
         default=1,
         metavar="M",
-        help="draws of dequantization noise for each image: more take longer and bound the likelihood more tightly; "
-        "default: 1",
+        help="draws of dequantization noise for each image; more take longer and tighten the bound on the likelihood "
+        "(default: 1)",
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates a checkpoint or a bundle; a likelihood that is not finite makes the exit code 1."""
+    """Measures a checkpoint or a bundle. The exit code is 1 if a likelihood is not finite."""
     from glowserve_training.errors import TrainingError
     from glowserve_training.evaluation import evaluate
 
@@ -72,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
         print(_table(evaluation))
     if evaluation.non_finite:
         print(
-            f"glowserve: {evaluation.non_finite} of {evaluation.images} images have no finite likelihood; the model "
-            "diverges on them: train longer, or with less --learning-rate",
+            f"glowserve: {evaluation.non_finite} of {evaluation.images} images have no finite likelihood: the model "
+            "diverges on them; train longer, or with a lower --learning-rate",
             file=sys.stderr,
         )
     return 1 if evaluation.non_finite else 0
 
 
 def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
-    """The model, its data, and the digest of its held-out images, empty where it is not known."""
+    """The model, its training data, and the digest of the images held out in training ("" if unknown)."""
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
         from glowserve_training.checkpoint import load_checkpoint
         from glowserve_training.evaluation import EvaluatedGlow
@@ -89,7 +90,7 @@ def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataC
         model = checkpoint.model.to(_torch_device(device))
         return EvaluatedGlow(model), checkpoint.data, checkpoint.training.held_out_digest
 
-    from glowserve_export.evaluation import EvaluatedBundle, data_of
+    from glowserve_export.evaluation import EvaluatedBundle, training_data
 
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.repository import MANIFEST, newest_bundle, versions
@@ -105,9 +106,10 @@ def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataC
         bundle = newest_bundle(source)
         if not (data or bundle.manifest.training.data):
             raise Failure(
-                f"{source} was imported, and does not say what it was trained on: name images with --data", 2
+                f"{source} was trained by a public implementation and does not say on what data: give --data",
+                2,
             )
-        return EvaluatedBundle(bundle, device=device), data_of(bundle), ""
+        return EvaluatedBundle(bundle, device=device), training_data(bundle), ""
     except GlowserveError as error:
         raise Failure(error, 2) from error
 
@@ -116,42 +118,42 @@ def _torch_device(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise Failure("device is 'cuda', and PyTorch finds no GPU that it can use; use 'cpu' or 'auto'", 2)
+        raise Failure("device is 'cuda', and PyTorch finds no usable GPU; use 'cpu' or 'auto'", 2)
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _images(data: DataConfig, split: str, n: int | None, digest: str) -> UInt8Array:
-    """uint8 [N, H, W, C], the first n of a split."""
+    """The first n images of a split, uint8 [N, H, W, C]."""
     from glowserve_training.data import load_held_out
 
     held_out = load_held_out(data)
     if digest and held_out.digest != digest:
         print(
-            f"glowserve: warning: {data.data!r} does not yield the images that were held out in training; the figures "
-            "are only worth something if the model was trained on none of it",
+            f"glowserve: warning: {data.data!r} does not yield the images that were held out in training; the results "
+            "are meaningless if the model was trained on any of these images",
             file=sys.stderr,
         )
     images: UInt8Array = getattr(held_out, split)
     if n is not None and n > len(images):
         raise Failure(
-            f"images is {n}, and data {data.data!r} has {len(images)} {split} images; give at most as many, or leave "
-            "--images out",
+            f"images is {n}, and data {data.data!r} has {len(images)} {split} images; give at most {len(images)}, or "
+            "leave --images out",
             2,
         )
     return images[:n]
 
 
 def _table(evaluation: Evaluation) -> str:
-    """What was measured, as lines of text."""
+    """The results as lines of text."""
     m, trip = evaluation.importance_samples, evaluation.round_trip
     draws = "1 draw" if m == 1 else f"{m} draws"
     figures = {
         "bits/dim": f"{evaluation.bits_per_dim:.4f}",
         "standard error": f"{evaluation.standard_error:.4f}",
-        "of noise": f"{draws} for each image",
+        "noise": f"{draws} for each image",
         "not finite": f"{evaluation.non_finite} of {evaluation.images} images",
         "round trip": f"{trip.images_exact} of {evaluation.images} images exact, {trip.values_changed} values changed",
-        "largest error": f"{trip.largest_error:.2g} bins; at 0.5 a value changes",
+        "largest error": f"{trip.largest_error:.2g} bins; 0.5 changes a value",
     }
     lines = [f"{name:<16}{text}" for name, text in figures.items()]
     lines += ["", f"{'bits/dim':<16}{'log prior':>10}{'log det':>10}"]
@@ -165,7 +167,7 @@ def _table(evaluation: Evaluation) -> str:
 
 
 def _without_infinity(value: Any) -> Any:
-    """JSON has neither infinity nor NaN: they become null."""
+    """Replaces infinity and NaN, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _without_infinity(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -9,12 +9,12 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.proof import proof_table, steps_table
+from glowserve.cli.verification import steps_table, verification_table
 from glowserve.v1.manifest_pb2 import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds the command's arguments."""
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="REPOSITORY/MODEL (the newest version), or .../VERSION"
     )
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows a bundle's manifest."""
+    """Prints a bundle's manifest."""
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.repository import newest_bundle
 
@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
     for name, text in _facts(manifest):
         print(f"{name:<14}{text}")
     print()
-    print(f"{'graph':<16}{'nodes':>7}{'MB':>9}{'million operations an image':>30}  sha256")
+    print(f"{'graph':<16}{'nodes':>7}{'MB':>9}{'million operations per image':>30}  sha256")
     for file in manifest.files:
         size, operations = file.size / 1e6, file.operations / 1e6
         print(f"{file.name:<16}{file.nodes:>7}{size:>9.2f}{operations:>30.1f}  {file.sha256[:16]}...")
     print()
-    print(proof_table(manifest))
+    print(verification_table(manifest))
     print()
     print(steps_table(manifest))
     return 0

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says was proved, as text and as JSON."""
+"""What a bundle's manifest states about its verification, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Any
 
 from glowserve.v1.manifest_pb2 import Manifest
 
+_COLUMNS = """\
+Every value is within its bound, or the export would have failed. "-": reported, without a bound. worst layer: the
+layer with the largest value, where the value belongs to one."""
+_OUT_OF_DISTRIBUTION_COLUMNS = """\
+finite: images with a finite likelihood and latent. lossless: images that decode to the same pixels. Low counts are no
+fault of the export: far from its training data, a flow can overflow or become non-invertible in float32."""
 
-def proof_table(manifest: Manifest) -> str:
-    """What was measured, as lines of text."""
+
+def verification_table(manifest: Manifest) -> str:
+    """The measured values as lines of text, and what the columns mean."""
     verification = manifest.verification
-    lines = [
-        f"{f'proof on {verification.images} held-out images':<58}{'figure':>10}{'bound':>10}  worst layer"
-    ]
+    title = f"verification on {verification.images} held-out images"
+    lines = [f"{title:<58}{'value':>10}{'bound':>10}  worst layer"]
     for check in verification.checks:
-        bound = f"{check.bound:g}" if check.HasField("bound") else "stated"
+        bound = f"{check.bound:g}" if check.HasField("bound") else "-"
         lines.append(f"{check.name:<58}{check.value:>10.3g}{bound:>10}  {check.layer}".rstrip())
-    lines.append(f"{'images that it never saw (stated)':<58}{'finite':>10}{'returned':>10}")
+    lines += [_COLUMNS, "", f"{'out-of-distribution images':<58}{'finite':>10}{'lossless':>10}"]
     for unseen in verification.unseen:
-        finite, returned = (f"{count}/{unseen.images}" for count in (unseen.finite, unseen.returned))
-        lines.append(f"{unseen.kind:<58}{finite:>10}{returned:>10}")
-    return "\n".join(lines)
+        finite, lossless = (f"{count}/{unseen.images}" for count in (unseen.finite, unseen.returned))
+        lines.append(f"{unseen.kind:<58}{finite:>10}{lossless:>10}")
+    return "\n".join([*lines, _OUT_OF_DISTRIBUTION_COLUMNS])
 
 
 def steps_table(manifest: Manifest) -> str:
-    """How well each matrix is inverted, as lines of text."""
+    """The condition number and the inversion error of each matrix, as lines of text."""
     lines = [f"{'1x1 convolution with its actnorm':<58}{'condition':>10}{'|WW^-1-I|':>10}"]
     lines += [
         f"{step.step:<58}{step.condition_number:>10.3g}{step.residual:>10.1e}"
@@ -34,8 +40,8 @@ def steps_table(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def proof_json(manifest: Manifest) -> dict[str, Any]:
-    """The same; a figure that is not finite, which JSON cannot say, is null."""
+def verification_json(manifest: Manifest) -> dict[str, Any]:
+    """The measured values for JSON; a value that is not finite becomes null."""
     verification = manifest.verification
     return {
         "checks": {

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.proof import proof_json, proof_table
+from glowserve.cli.verification import verification_json, verification_table
 from glowserve.runtime.config import RuntimeConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds the command's arguments."""
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="REPOSITORY/MODEL (the newest version), or .../VERSION"
     )
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads every file of a bundle, loads its graphs, and tries its canary."""
+    """Checks every file of a bundle against its hash, loads the graphs, and checks the canary."""
     from glowserve.runtime.canary import check_canary
     from glowserve.runtime.engine import Engine
     from glowserve.runtime.errors import GlowserveError
@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(error, 1) from error
     manifest = bundle.manifest
     if args.json:
-        print(json.dumps({"bundle": str(bundle.path), "device": engine.device} | proof_json(manifest)))
+        print(json.dumps({"bundle": str(bundle.path), "device": engine.device} | verification_json(manifest)))
         return 0
     print(
-        f"{bundle.path}: every file is the one that was exported, and on {engine.device} the graphs draw and"
+        f"{bundle.path}: no file has changed since the export, and on {engine.device} the graphs reproduce their"
     )
-    print("score their canary as they did then. What was proved then:")
-    print(proof_table(manifest))
+    print("canary, a sample and its log-likelihood. The verification at the export measured:\n")
+    print(verification_table(manifest))
     return 0

@@ -1,1 +1,1 @@
-"""The whole way in one go: trains on handwritten digits, exports, serves, and asks the service."""
+"""The demo: trains a model of handwritten digits, exports it, serves it, and calls the service."""

@@ -1,4 +1,4 @@
-"""Images that are not handwritten digits, of the digits' size."""
+"""Out-of-distribution images for a model of handwritten digits, of the same size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glowserve.images import Preparation, UInt8Array, prepare
 
-# Pillow's own font at this size fills a canvas of as many pixels about as a digit fills its own.
-_FONT_PIXELS = 64
+# A capital in Pillow's own font fills about as much of a canvas of this size as a digit fills of its image.
+_CANVAS_PIXELS = 64
 
 
-def strangers(digits: UInt8Array) -> dict[str, UInt8Array]:
-    """Groups of images, each uint8 [N, H, W, 1], by what they are.
+def out_of_distribution_images(digits: UInt8Array) -> dict[str, UInt8Array]:
+    """Images of each kind, uint8 [N, H, W, 1], by the name of the kind.
 
     Args:
         digits: uint8 [N, H, W, 1].
@@ -30,12 +30,12 @@ def strangers(digits: UInt8Array) -> dict[str, UInt8Array]:
 
 
 def letters(height: int, width: int) -> UInt8Array:
-    """The capitals that are no digits either (so without I, O, S and Z), drawn white on black."""
+    """Capital letters, white on black, without I, O, S and Z, which look like digits."""
     drawn = []
     for letter in sorted(set(string.ascii_uppercase) - set("IOSZ")):
-        canvas = Image.new("L", (_FONT_PIXELS, _FONT_PIXELS))
+        canvas = Image.new("L", (_CANVAS_PIXELS, _CANVAS_PIXELS))
         draw = ImageDraw.Draw(canvas)
-        font = ImageFont.load_default(_FONT_PIXELS * 1.2)
-        draw.text((_FONT_PIXELS / 2, _FONT_PIXELS / 2), letter, 255, font, anchor="mm")
+        font = ImageFont.load_default(_CANVAS_PIXELS * 1.2)
+        draw.text((_CANVAS_PIXELS / 2, _CANVAS_PIXELS / 2), letter, 255, font, anchor="mm")
         drawn.append(prepare(canvas, height, width, 1, Preparation()))
     return np.stack(drawn)

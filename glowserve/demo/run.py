@@ -1,4 +1,4 @@
-"""The demo, from top to bottom: train, export, serve, score, sample, encode and decode, stop."""
+"""The demo from start to end: trains, exports, serves, scores, and samples, encodes and decodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from glowserve_export.bundle import export
-from glowserve_export.source import trained_here
+from glowserve_export.source import load_glowserve_checkpoint
 from glowserve_training.data import load_held_out
 from glowserve_training.directory import RunDirectory
 from glowserve_training.presets import run_config
@@ -16,43 +16,45 @@ from glowserve_training.run import train
 from sklearn.metrics import roc_auc_score
 
 import glowserve
-from glowserve.cli.proof import proof_table
+from glowserve.cli.verification import verification_table
+from glowserve.demo.out_of_distribution import out_of_distribution_images
 from glowserve.demo.pictures import draw_scores
 from glowserve.demo.service import running_service
-from glowserve.demo.strangers import strangers
 from glowserve.images import UInt8Array, grid
 
 _MODEL = "digits"
-# Digits are few: with more, held-out ones get no likelier.
+# There are few training images: more steps do not make held-out digits likelier.
 _STEPS = 600
 _TEMPERATURE = 0.7
 _SAMPLES = 64
-_STRIP = 9  # images in a row of interpolation.png
-_ROWS = 4
+# The images in a row of interpolation.png, and its rows.
+_INTERPOLATION_STEPS = 9
+_INTERPOLATIONS = 4
 
 
 def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] = print) -> None:
     """Runs the demo.
 
     Args:
-        out: where the run, the bundle and the pictures are left.
-        steps: of training.
-        say: told of each stage and its results.
+        out: the folder for the run, the bundle and the pictures.
+        steps: of training; None for enough to draw good digits.
+        say: called with the text of each stage.
     """
     began = time.monotonic()
     config = run_config("digits", steps=steps or _STEPS)
     model = config.model
     say(f"[1/5] training Glow on scikit-learn's handwritten digits, 8 x 8 grey in {model.n_bits} bits")
     say(
-        f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} steps of training"
+        f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} training steps"
     )
     if RunDirectory(out / "run").result.exists():
-        say(f"      {out / 'run'} holds a finished run: nothing to do")
+        say(f"      {out / 'run'} contains a finished run; training is skipped")
     checkpoint = train(config, out / "run")
 
     say("\n[2/5] exporting to ONNX")
-    bundle = export(trained_here(checkpoint), out / "models" / _MODEL, say=lambda text: say(f"      {text}"))
-    say(proof_table(bundle.manifest))
+    source = load_glowserve_checkpoint(checkpoint)
+    bundle = export(source, out / "models" / _MODEL, say=lambda text: say(f"      {text}"))
+    say(verification_table(bundle.manifest))
 
     say("\n[3/5] starting the service")
     digits = load_held_out(config.data).test
@@ -61,7 +63,7 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
         glowserve.Client(address) as client,
     ):
         say(f"      {address} serves {', '.join(model.name for model in client.models())}")
-        say("\n[4/5] scoring held-out digits, and things that are no digits")
+        say("\n[4/5] scoring held-out digits and out-of-distribution images")
         _score(client, digits, out / "scores.png", say)
         say("\n[5/5] sampling, encoding and decoding")
         _sample(client, out / "samples.png", say)
@@ -71,27 +73,30 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
 
 
 def _score(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Callable[[str], None]) -> None:
-    """A table: how likely each group is, and how well bits/dim alone tells it from digits."""
-    groups = {"held-out digits": digits, **strangers(digits)}
+    """Prints how likely each group of images is, and how well bits/dim alone separates it from digits."""
+    in_distribution = "held-out digits"
+    groups = {in_distribution: digits, **out_of_distribution_images(digits)}
     scores = {name: client.score(images) for name, images in groups.items()}
-    familiar = scores["held-out digits"].bits_per_dim
+    digits_bits = scores[in_distribution].bits_per_dim
     say(f"      {'':<16}{'images':>7}{'bits/dim':>10}{'percentile':>12}{'flagged':>9}{'AUROC':>7}")
     for name, score in scores.items():
         bits = score.bits_per_dim
         flagged = 100 * (score.percentile < 1).mean()
-        area = "" if bits is familiar else f"{_auroc(familiar, bits):.3f}"
+        auroc = "" if name == in_distribution else f"{_auroc(digits_bits, bits):.3f}"
         say(
             f"      {name:<16}{len(score):>7}{np.median(bits):>10.2f}{np.median(score.percentile):>12.1f}"
-            f"{flagged:>8.0f}%{area:>7}"
+            f"{flagged:>8.0f}%{auroc:>7}"
         )
-    say("      bits/dim and percentile are medians. Flagged: less likely than 99 of 100 held-out digits.")
-    say("      AUROC: how often a digit is likelier than one of these; 1 is always, 0.5 is chance.")
+    say("      All groups but the first are out-of-distribution. bits/dim and percentile are medians.")
+    say("      flagged: images that are less likely than 99 of 100 held-out digits.")
+    say("      AUROC: the probability that a digit is likelier than an image of the group; 0.5 is chance.")
     draw_scores({name: score.bits_per_dim for name, score in scores.items()}, picture)
 
 
-def _auroc(familiar: np.ndarray, strange: np.ndarray) -> float:
-    bits = np.minimum(np.concatenate((familiar, strange)), np.finfo(np.float64).max)
-    return float(roc_auc_score(np.repeat([0, 1], [len(familiar), len(strange)]), bits))
+def _auroc(in_distribution: np.ndarray, out_of_distribution: np.ndarray) -> float:
+    bits = np.minimum(np.concatenate((in_distribution, out_of_distribution)), np.finfo(np.float64).max)
+    labels = np.repeat([0, 1], [len(in_distribution), len(out_of_distribution)])
+    return float(roc_auc_score(labels, bits))
 
 
 def _sample(client: glowserve.Client, picture: Path, say: Callable[[str], None]) -> None:
@@ -101,23 +106,27 @@ def _sample(client: glowserve.Client, picture: Path, say: Callable[[str], None])
 
 
 def _encode(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Callable[[str], None]) -> None:
-    """Encodes and decodes all digits, and draws the way from some to others through the latents."""
+    """Encodes and decodes all digits, and draws interpolations between some of them."""
     encoded = client.encode(digits)
-    exact = int((encoded.mismatched_values == 0).sum())
+    lossless = int((encoded.mismatched_values == 0).sum())
     same = int((client.decode(encoded.latents) == digits).all(axis=(1, 2, 3)).sum())
     say(
-        f"      {exact} of {len(digits)} digits decode from their latents to the same pixels ({same} compared here)"
+        f"      {lossless} of {len(digits)} digits decode from their latents to the same pixels, says the service; "
+        f"{same} when compared here"
     )
-    strips = [client.interpolate(digits[i], digits[_ROWS + i], steps=_STRIP) for i in range(_ROWS)]
-    grid(np.concatenate(strips), _STRIP, scale=6).save(picture)
+    rows = [
+        client.interpolate(digits[i], digits[_INTERPOLATIONS + i], steps=_INTERPOLATION_STEPS)
+        for i in range(_INTERPOLATIONS)
+    ]
+    grid(np.concatenate(rows), _INTERPOLATION_STEPS, scale=6).save(picture)
 
 
 def _closing(out: Path) -> str:
-    return f"""Look at
-  {out}/samples.png        what the model thinks digits look like
-  {out}/scores.png         bits/dim of digits and of the rest
-  {out}/interpolation.png  from one digit to another, through the latents
-  {out}/run/curve.png      bits/dim as training went on
+    return f"""Pictures
+  {out}/samples.png        samples of the model
+  {out}/scores.png         bits/dim of digits and of out-of-distribution images
+  {out}/interpolation.png  interpolations between digits, through their latents
+  {out}/run/curve.png      bits/dim during training
 
 Try next (in a shell where .venv/bin is on the PATH)
   glowserve serve --repository {out}/models

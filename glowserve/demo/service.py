@@ -1,4 +1,4 @@
-"""A service of the demo's own, which never outlives it."""
+"""Runs the demo's service as a child process, which never outlives the demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STOP_SECONDS = 20
 
 
 class ServiceDiedError(Exception):
-    """The service did not come up; its log says why."""
+    """The service ended before it was ready; its log says why."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def running_service(repository: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-P", "-m", "glowserve", "serve", "--repository", str(repository)]
     command += ["--port", "0", "--metrics-port", "0"]
     with log.open("w") as file:
-        # In our process group: Ctrl-C on a terminal reaches it, too, whatever we are at.
+        # In our process group, so that Ctrl-C on a terminal ends the service too.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
     try:
         assert process.stdout is not None

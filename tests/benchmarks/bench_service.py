@@ -216,7 +216,7 @@ def _model(name: str) -> Path:
 
 def _export(name: str, folder: Path) -> None:
     from glowserve_export.bundle import export
-    from glowserve_export.source import trained_here
+    from glowserve_export.source import load_glowserve_checkpoint
     from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
@@ -228,7 +228,7 @@ def _export(name: str, folder: Path) -> None:
     np.savez(images, images=np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     config = run_config(str(images), **size, steps=2, batch_size=16, learning_rate=1e-4)
     checkpoint = train(config, folder / "run", hardware=Hardware(device="cpu"))
-    export(trained_here(checkpoint), folder / name)
+    export(load_glowserve_checkpoint(checkpoint), folder / name)
 
 
 def _bare_settings(device: str) -> list[tuple[int, int, int]]:

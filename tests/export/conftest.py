@@ -1,4 +1,4 @@
-"""What tests of the export share: models with random weights, and an interpreter of BakedGlow to measure graphs by."""
+"""What tests of the export share: models with random weights, and an interpreter of FoldedGlow to measure graphs by."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
-from glowserve_export.baked import (
-    BakedConv,
-    BakedDequantization,
-    BakedGlow,
-    BakedNetwork,
-    BakedStep,
+from glowserve_export.folded import (
+    FoldedConv,
+    FoldedDequantization,
+    FoldedGlow,
+    FoldedNetwork,
+    FoldedStep,
 )
 from glowserve_training.model import Glow, GlowConfig
 
@@ -73,9 +73,9 @@ class Terms:
 
 
 class Interpreter:
-    """Runs a BakedGlow in NumPy and float64, by the letter of the description in the manifest's contract."""
+    """Runs a FoldedGlow in NumPy and float64, by the letter of the description in the manifest's contract."""
 
-    def forward(self, glow: BakedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[Any]) -> Terms:
+    def forward(self, glow: FoldedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[Any]) -> Terms:
         """Images and noise [N, H, W, C]."""
         bins = np.floor(images / 2.0 ** (8 - glow.n_bits))
         noise, noise_log_det = _dequantization_noise(glow, bins, noise)
@@ -104,7 +104,7 @@ class Interpreter:
             total, np.concatenate(latents, axis=1), np.stack(log_prior, axis=1), np.stack(log_det, axis=1)
         )
 
-    def reverse(self, glow: BakedGlow, latent: npt.NDArray[Any]) -> Array:
+    def reverse(self, glow: FoldedGlow, latent: npt.NDArray[Any]) -> Array:
         """Latents [N, D] to pixels in bins, [N, H, W, C]."""
         latent = latent.astype(np.float64)
         ends = np.cumsum([math.prod(shape) for shape in glow.latent_shapes()])
@@ -128,7 +128,7 @@ class Interpreter:
         return (x.transpose(0, 2, 3, 1) + 0.5) * 2.0**glow.n_bits
 
 
-def _dequantization_noise(glow: BakedGlow, bins: Array, noise: npt.NDArray[Any]) -> tuple[Array, Array]:
+def _dequantization_noise(glow: FoldedGlow, bins: Array, noise: npt.NDArray[Any]) -> tuple[Array, Array]:
     """The noise v [N, H, W, C] that uniform noise becomes, and the log-determinant [N]."""
     noise = noise.astype(np.float64)
     if glow.dequantization is None:
@@ -136,7 +136,7 @@ def _dequantization_noise(glow: BakedGlow, bins: Array, noise: npt.NDArray[Any])
     return _learned_noise(glow.dequantization, (bins + 0.5) / 2.0**glow.n_bits - 0.5, noise)
 
 
-def _learned_noise(dequantization: BakedDequantization, middles: Array, noise: Array) -> tuple[Array, Array]:
+def _learned_noise(dequantization: FoldedDequantization, middles: Array, noise: Array) -> tuple[Array, Array]:
     margin = dequantization.margin
     u = margin + (1 - 2 * margin) * noise
     log_det = math.log(1 - 2 * margin) * noise[0].size - _sum(np.log(u)) - _sum(np.log(1 - u))
@@ -169,7 +169,7 @@ def _places() -> Iterator[tuple[int, int]]:
     return ((row, column) for row in (0, 1) for column in (0, 1))
 
 
-def _conv(x: Array, conv: BakedConv) -> Array:
+def _conv(x: Array, conv: FoldedConv) -> Array:
     kernel = conv.weight.shape[2]
     border = ((0, 0), (0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, border), (kernel, kernel), axis=(2, 3))
@@ -180,7 +180,7 @@ def _at_places(values: Array) -> Array:
     return values if values.ndim == 3 else values[:, None, None]
 
 
-def _shift_and_log_scale(step: BakedStep, passive: Array) -> tuple[Array, Array]:
+def _shift_and_log_scale(step: FoldedStep, passive: Array) -> tuple[Array, Array]:
     outputs = _outputs(passive, step.network)
     if not step.affine:
         return outputs, np.zeros_like(outputs)
@@ -188,7 +188,7 @@ def _shift_and_log_scale(step: BakedStep, passive: Array) -> tuple[Array, Array]
     return shift, -np.logaddexp(0, -logit)
 
 
-def _outputs(x: Array, network: BakedNetwork) -> Array:
+def _outputs(x: Array, network: FoldedNetwork) -> Array:
     first, second, last = network
     hidden = np.maximum(_conv(x, first), 0)
     hidden = np.maximum(_conv(hidden, second), 0)

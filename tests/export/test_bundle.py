@@ -22,9 +22,9 @@ from glowserve_export.errors import (
     DataChangedError,
     ExportError,
     NotInvertibleError,
-    ProofError,
+    VerificationError,
 )
-from glowserve_export.source import trained_here
+from glowserve_export.source import load_glowserve_checkpoint
 from glowserve_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glowserve_training.data import ImageData, load_images
 from glowserve_training.errors import TrainingError
@@ -40,7 +40,7 @@ from glowserve.v1 import manifest_pb2
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
     """Exports what `glowserve train` left."""
-    return export_source(trained_here(checkpoint), model_dir, **options)
+    return export_source(load_glowserve_checkpoint(checkpoint), model_dir, **options)
 
 
 SaveChanged = Callable[..., Path]
@@ -200,7 +200,7 @@ def test_a_held_out_image_without_a_finite_likelihood_ends_the_export(
             return replace(result, log_likelihood=np.where(lost, -np.inf, result.log_likelihood))
 
     monkeypatch.setattr(glowserve_export.bundle, "Engine", Overflowing)
-    with pytest.raises(ProofError, match="1 of 179 held-out images have no finite likelihood"):
+    with pytest.raises(VerificationError, match="1 of 179 held-out images have no finite likelihood"):
         export_checkpoint(checkpoint, tmp_path / "digits")
     assert _entries(tmp_path / "digits") == set()
 

@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from glowserve_export.baked import BakedDequantization, BakedGlow
+from glowserve_export.folded import FoldedDequantization, FoldedGlow
 from glowserve_export.bundle import export as export_source
-from glowserve_export.errors import NotInvertibleError, ProofError
+from glowserve_export.errors import NotInvertibleError, VerificationError
 from glowserve_export.evaluation import EvaluatedBundle
-from glowserve_export.frontends.glowserve import bake
+from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import Precision
-from glowserve_export.source import trained_here
+from glowserve_export.source import load_glowserve_checkpoint
 from glowserve_training.checkpoint import load_checkpoint, save_checkpoint
 from glowserve_training.evaluation import (
     Decoded,
@@ -43,7 +43,7 @@ from glowserve.runtime.repository import Bundle, newest_bundle
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
     """Exports what `glowserve train` left."""
-    return export_source(trained_here(checkpoint), model_dir, **options)
+    return export_source(load_glowserve_checkpoint(checkpoint), model_dir, **options)
 
 
 RandomGlow = Callable[..., Glow]
@@ -98,7 +98,7 @@ def test_likelihoods_and_terms_are_those_of_pytorch_in_float64(
     images, noise = _inputs(rng, model, 5)
     terms, v = _exact(model, images, noise)
     assert np.abs(v - noise).max() > 0.05, "the noise must change, or this test says nothing"
-    ours = run_graph(_with_output(forward_graph(bake(model)), "dequantization"), image=images, noise=noise)
+    ours = run_graph(_with_output(forward_graph(fold_glow(model)), "dequantization"), image=images, noise=noise)
     np.testing.assert_allclose(ours["log_likelihood"], terms.total().numpy(), rtol=1e-6)
     np.testing.assert_allclose(ours["log_prior"], terms.log_prior.numpy(), rtol=1e-5)
     np.testing.assert_allclose(ours["log_det"], terms.log_det.numpy(), rtol=1e-5, atol=1e-3)
@@ -113,7 +113,7 @@ def test_noise_at_the_ends_of_its_range_keeps_its_digits(
     images, noise = _inputs(rng, model, 3)
     noise[:] = value
     terms, _ = _exact(model, images, noise)
-    ours = run_graph(forward_graph(bake(model)), image=images, noise=noise)
+    ours = run_graph(forward_graph(fold_glow(model)), image=images, noise=noise)
     # 1 - u in float32 would be off by 5 % here, and so would each of the 64 logarithms by 0.05.
     np.testing.assert_allclose(ours["log_det"], terms.log_det.numpy(), rtol=1e-6, atol=2e-3)
 
@@ -126,15 +126,15 @@ def test_what_has_learned_nothing_yet_leaves_noise_and_likelihood_as_they_are(
     model.load_state_dict(model.state_dict() | uniform.state_dict())
     images, noise = _inputs(rng, model, 4)
     noise = noise.clip(0.01, 0.99)
-    ours = run_graph(_with_output(forward_graph(bake(model)), "dequantization"), image=images, noise=noise)
-    theirs = run_graph(forward_graph(bake(uniform)), image=images, noise=noise)
+    ours = run_graph(_with_output(forward_graph(fold_glow(model)), "dequantization"), image=images, noise=noise)
+    theirs = run_graph(forward_graph(fold_glow(uniform)), image=images, noise=noise)
     np.testing.assert_allclose(ours["dequantization"], noise, atol=2e-6)
     np.testing.assert_allclose(ours["log_det"], theirs["log_det"], atol=2e-4)
     np.testing.assert_allclose(ours["log_likelihood"], theirs["log_likelihood"], rtol=1e-5)
 
 
 def test_a_coupling_of_the_noise_is_thirteen_nodes_and_the_rest_thirty(random_glow: RandomGlow) -> None:
-    glow = bake(_variational(random_glow, levels=2))
+    glow = fold_glow(_variational(random_glow, levels=2))
     learned = glow.dequantization
     assert learned is not None
     nodes = []
@@ -146,12 +146,12 @@ def test_a_coupling_of_the_noise_is_thirteen_nodes_and_the_rest_thirty(random_gl
 
 
 def test_the_way_back_does_not_know_of_it(random_glow: RandomGlow) -> None:
-    glow = bake(_variational(random_glow, levels=2))
+    glow = fold_glow(_variational(random_glow, levels=2))
     assert reverse_graph(glow) == reverse_graph(replace(glow, dequantization=None))
 
 
 def test_uniform_noise_is_added_as_it_comes(random_glow: RandomGlow) -> None:
-    graph = forward_graph(bake(random_glow(levels=2))).graph
+    graph = forward_graph(fold_glow(random_glow(levels=2))).graph
     (node,) = [node for node in graph.node if "noise" in node.input]
     assert (node.op_type, list(node.input)) == ("Add", ["image.float", "noise"])
     names = {name for node in graph.node for name in (*node.input, *node.output)}
@@ -164,7 +164,7 @@ def test_a_weight_of_it_that_is_not_finite_is_refused_by_name(value: float, rand
     name = "dequantization.networks.2.4.conv.bias"
     model.state_dict()[name].view(-1)[0] = value
     with pytest.raises(NotInvertibleError, match=f"weight {name} is not finite"):
-        bake(model)
+        fold_glow(model)
 
 
 # From training to serving
@@ -304,10 +304,10 @@ def test_it_is_served_with_the_likelihoods_of_pytorch_and_images_that_come_back(
 
 @pytest.fixture
 def message(variational_checkpoint: Path, tmp_path: Path) -> Callable[[], str]:
-    """Exports, and returns what the ProofError says; nothing may be left."""
+    """Exports, and returns what the VerificationError says; nothing may be left."""
 
     def fail() -> str:
-        with pytest.raises(ProofError) as raised:
+        with pytest.raises(VerificationError) as raised:
             export_checkpoint(variational_checkpoint, tmp_path / "digits")
         assert list(tmp_path.iterdir()) == []
         return str(raised.value)
@@ -335,7 +335,7 @@ def test_a_wrong_number_is_found_in_its_layer(
     message: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def write(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
+    def write(glow: FoldedGlow, precision: Precision) -> onnx.ModelProto:
         model = forward_graph(glow, precision)
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == constant)
         array = numpy_helper.to_array(tensor).copy()
@@ -349,30 +349,30 @@ def test_a_wrong_number_is_found_in_its_layer(
     assert f"the layer to look at is {layer} of forward.onnx." in text
 
 
-def _without(_: BakedDequantization) -> None:
+def _without(_: FoldedDequantization) -> None:
     return None
 
 
-def _with_other_halves(learned: BakedDequantization) -> BakedDequantization:
+def _with_other_halves(learned: FoldedDequantization) -> FoldedDequantization:
     return replace(learned, networks=learned.networks[::-1])
 
 
-def _not_drawn_in(learned: BakedDequantization) -> BakedDequantization:
+def _not_drawn_in(learned: FoldedDequantization) -> FoldedDequantization:
     return replace(learned, margin=1e-3)
 
 
 @pytest.mark.parametrize("change", [_without, _with_other_halves, _not_drawn_in])
 def test_what_is_baked_wrongly_is_found(
-    change: Callable[[BakedDequantization], BakedDequantization | None],
+    change: Callable[[FoldedDequantization], FoldedDequantization | None],
     message: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def changed(model: Glow) -> BakedGlow:
-        glow = bake(model)
+    def changed(model: Glow) -> FoldedGlow:
+        glow = fold_glow(model)
         assert glow.dequantization is not None
         return replace(glow, dequantization=change(glow.dequantization))
 
-    monkeypatch.setattr(glowserve_export.source, "bake", changed)
+    monkeypatch.setattr(glowserve_export.source, "fold_glow", changed)
     text = message()
     assert text.startswith("log-likelihood, relative error is ")
     assert "the layer to look at is dequantization of forward.onnx." in text

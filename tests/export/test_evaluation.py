@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from glowserve_export.evaluation import EvaluatedBundle, data_of
+from glowserve_export.evaluation import EvaluatedBundle, training_data
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.evaluation import EvaluatedGlow, evaluate
 
@@ -40,10 +40,10 @@ def test_a_bundle_and_its_checkpoint_are_measured_alike(
     assert ours.round_trip.images_exact == theirs.round_trip.images_exact == len(digits)
 
 
-def test_a_bundle_names_the_data_of_its_training(bundle: Bundle, checkpoint: Path) -> None:
-    assert data_of(bundle) == load_checkpoint(checkpoint).data
+def test_a_bundle_names_the_training_data_its_training(bundle: Bundle, checkpoint: Path) -> None:
+    assert training_data(bundle) == load_checkpoint(checkpoint).data
     manifest = type(bundle.manifest)()
     manifest.CopyFrom(bundle.manifest)
     manifest.training.split_seed, manifest.preparation.background = 5, 7
-    other = data_of(replace(bundle, manifest=manifest))
+    other = training_data(replace(bundle, manifest=manifest))
     assert (other.split_seed, other.preparation.background) == (5, 7)

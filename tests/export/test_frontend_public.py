@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from glowserve_export.baked import BakedGlow
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.errors import ArgumentsError, ForeignCheckpointError, NotInvertibleError
 from glowserve_export.frontends.public import import_public
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.reference import ExactBaked
+from glowserve_export.folded_reference import FoldedReference
 
 from tests.export.public_models import PublicModel
 
@@ -49,12 +49,12 @@ def model(request: pytest.FixtureRequest, public_model: MakePublic) -> PublicMod
 
 
 @pytest.fixture
-def glow(model: PublicModel, write_public: WritePublic) -> BakedGlow:
+def glow(model: PublicModel, write_public: WritePublic) -> FoldedGlow:
     """Its constants."""
     return import_public(model.kind, *write_public(model)).glow
 
 
-def _given(glow: BakedGlow, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def _given(glow: FoldedGlow, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (n, glow.image_size, glow.image_size, glow.channels)
     return rng.integers(0, 256, shape, dtype=np.uint8), rng.random(shape, dtype=np.float32)
@@ -68,10 +68,10 @@ def _in_bins(y: torch.Tensor, n_bits: int) -> np.ndarray:
     return (y.permute(0, 2, 3, 1).numpy() + 0.5) * 2**n_bits
 
 
-def _z(glow: BakedGlow, latent: np.ndarray) -> list[np.ndarray]:
+def _z(glow: FoldedGlow, latent: np.ndarray) -> list[np.ndarray]:
     """What latents are before they are made standard normal, by level."""
     z = {}
-    for name, x in ExactBaked(glow).reverse_layers(latent):
+    for name, x in FoldedReference(glow).reverse_layers(latent):
         if name == "top.z":
             z[len(glow.levels)] = x.numpy()
         elif name.endswith(".prior.joined"):
@@ -83,29 +83,29 @@ def _z(glow: BakedGlow, latent: np.ndarray) -> list[np.ndarray]:
 
 
 def test_constants_give_the_likelihoods_and_latents_of_the_model(
-    model: PublicModel, glow: BakedGlow, interpreter: Any
+    model: PublicModel, glow: FoldedGlow, interpreter: Any
 ) -> None:
     images, noise = _given(glow)
     theirs = model.flowed(images, noise, glow.n_bits)
     ours = interpreter.forward(glow, images, noise)
     np.testing.assert_allclose(ours.log_likelihood, theirs.log_density.numpy(), rtol=1e-11)
     np.testing.assert_allclose(ours.latent, _flat(theirs.eps), rtol=1e-9, atol=1e-9)
-    exact = ExactBaked(glow).log_likelihood(images, noise)
+    exact = FoldedReference(glow).log_likelihood(images, noise)
     np.testing.assert_allclose(exact, theirs.log_density.numpy(), rtol=1e-11)
     for level, z in enumerate(_z(glow, ours.latent)):
         np.testing.assert_allclose(z, theirs.z[level].numpy(), rtol=1e-9, atol=1e-9)
 
 
-def test_constants_decode_as_the_model_does(model: PublicModel, glow: BakedGlow, interpreter: Any) -> None:
+def test_constants_decode_as_the_model_does(model: PublicModel, glow: FoldedGlow, interpreter: Any) -> None:
     rng = np.random.default_rng(0)
     eps = [torch.from_numpy(rng.standard_normal((3, *shape))) for shape in glow.latent_shapes()]
     theirs = _in_bins(model.inverse(eps), glow.n_bits)
     np.testing.assert_allclose(interpreter.reverse(glow, _flat(eps)), theirs, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(ExactBaked(glow).pixels(_flat(eps)), theirs, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(FoldedReference(glow).pixels(_flat(eps)), theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_graphs_compute_what_the_model_does(
-    model: PublicModel, glow: BakedGlow, run_graph: Callable[..., dict[str, np.ndarray]]
+    model: PublicModel, glow: FoldedGlow, run_graph: Callable[..., dict[str, np.ndarray]]
 ) -> None:
     images, noise = _given(glow)
     theirs = model.flowed(images, noise, glow.n_bits)
@@ -119,7 +119,7 @@ def test_graphs_compute_what_the_model_does(
 
 
 def test_the_constant_is_what_does_not_depend_on_the_image(
-    model: PublicModel, glow: BakedGlow, interpreter: Any
+    model: PublicModel, glow: FoldedGlow, interpreter: Any
 ) -> None:
     images, noise = _given(glow)
     ours = interpreter.forward(glow, images, noise)
@@ -146,7 +146,7 @@ def test_a_sample_of_an_implementation_is_computed_as_there(
     glow = import_public(kind, folder / f"{name}.pt", folder / f"{name}.json").glow
     images, noise, nats = expected["image"], expected["noise"], expected["log_likelihood"]
 
-    exact, ours = ExactBaked(glow), interpreter.forward(glow, images, noise)
+    exact, ours = FoldedReference(glow), interpreter.forward(glow, images, noise)
     np.testing.assert_allclose(ours.log_likelihood, nats, rtol=1e-8)
     np.testing.assert_allclose(exact.log_likelihood(images, noise), nats, rtol=1e-8)
     bits = -ours.log_likelihood / (glow.dimensions * math.log(2))
@@ -248,7 +248,7 @@ def test_a_state_dict_is_found_however_it_was_saved(
     images, noise = _given(import_public(small.kind, checkpoint, arguments).glow)
     _rewrite(checkpoint, wrap)
     glow = import_public(small.kind, checkpoint, arguments).glow
-    nats = ExactBaked(glow).log_likelihood(images, noise)
+    nats = FoldedReference(glow).log_likelihood(images, noise)
     np.testing.assert_allclose(nats, small.flowed(images, noise, 8).log_density.numpy(), rtol=1e-11)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from glowserve_export.errors import ArgumentsError, ForeignCheckpointError, NotInvertibleError
 from glowserve_export.frontends.public import import_public
-from glowserve_export.reference import ExactBaked
+from glowserve_export.folded_reference import FoldedReference
 
 from tests.export.public_models import PublicModel
 
@@ -33,7 +33,7 @@ def test_the_last_block_is_read_whether_or_not_it_heeds_the_flag(
         public = import_public("rosinality", *write_public(model))
         images = np.full((1, 8, 8, 3), 77, np.uint8)
         noise = np.full(images.shape, 0.25, np.float32)
-        ours = ExactBaked(public.glow).log_likelihood(images, noise)
+        ours = FoldedReference(public.glow).log_likelihood(images, noise)
         np.testing.assert_allclose(ours, model.flowed(images, noise, 8).log_density.numpy(), rtol=1e-11)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from glowserve_export.errors import ArgumentsError, ForeignCheckpointError, NotInvertibleError
 from glowserve_export.frontends.public import import_public
-from glowserve_export.reference import ExactBaked
+from glowserve_export.folded_reference import FoldedReference
 
 from tests.export.public_models import PublicModel
 
@@ -79,7 +79,7 @@ def test_the_scale_that_actnorms_began_with_and_the_classes_make_no_difference(
     images, noise = np.full((1, 8, 8, 3), 77, np.uint8), np.full((1, 8, 8, 3), 0.25, np.float32)
     for arguments in ({}, {"actnorm_scale": 2, "y_classes": 40}):
         glow = import_public("y0ast", *write_public(model, **arguments)).glow
-        ours = ExactBaked(glow).log_likelihood(images, noise)
+        ours = FoldedReference(glow).log_likelihood(images, noise)
         np.testing.assert_allclose(ours, model.flowed(images, noise, 8).log_density.numpy(), rtol=1e-11)
 
 
@@ -91,7 +91,7 @@ def test_the_top_prior_begins_at_what_the_checkpoint_holds(
     model.get_buffer("prior_h").copy_(torch.linspace(-0.5, 0.5, 192).reshape(1, 48, 2, 2))
     glow = import_public("y0ast", *write_public(model)).glow
     images, noise = np.full((1, 8, 8, 3), 77, np.uint8), np.full((1, 8, 8, 3), 0.25, np.float32)
-    ours = ExactBaked(glow).log_likelihood(images, noise)
+    ours = FoldedReference(glow).log_likelihood(images, noise)
     theirs = model.flowed(images, noise, 8).log_density.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=1e-7)  # the file holds float32
 

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from glowserve_export.baked import (
-    BakedConv,
-    BakedGlow,
-    BakedLevel,
-    BakedStep,
+from glowserve_export.folded import (
+    FoldedConv,
+    FoldedGlow,
+    FoldedLevel,
+    FoldedStep,
 )
-from glowserve_export.frontends.glowserve import bake
+from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_training.model import Glow
 from onnx import numpy_helper
@@ -52,11 +52,11 @@ OPERATORS = {
 }
 
 
-def _graphs(glow: BakedGlow) -> dict[str, onnx.ModelProto]:
+def _graphs(glow: FoldedGlow) -> dict[str, onnx.ModelProto]:
     return {"forward": forward_graph(glow), "reverse": reverse_graph(glow)}
 
 
-def _images(rng: np.random.Generator, glow: BakedGlow, n: int) -> np.ndarray:
+def _images(rng: np.random.Generator, glow: FoldedGlow, n: int) -> np.ndarray:
     return rng.integers(0, 256, (n, glow.image_size, glow.image_size, glow.channels), np.uint8)
 
 
@@ -81,7 +81,7 @@ def test_the_forward_graph_computes_what_the_interpreter_does(
     run_graph: RunGraph,
     rng: np.random.Generator,
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     images = _images(rng, glow, n)
     noise = _noise(rng, images)
     expected = interpreter.forward(glow, images, noise)
@@ -96,7 +96,7 @@ def test_the_forward_graph_computes_what_the_interpreter_does(
 def test_the_log_likelihood_is_the_sum_of_its_terms_and_the_constant(
     case: dict[str, Any], random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     images = _images(rng, glow, 3)
     ours = run_graph(forward_graph(glow), image=images, noise=_noise(rng, images))
     terms = ours["log_prior"].astype(np.float64).sum(axis=1) + ours["log_det"].astype(np.float64).sum(axis=1)
@@ -112,7 +112,7 @@ def test_the_reverse_graph_computes_what_the_interpreter_does(
     run_graph: RunGraph,
     rng: np.random.Generator,
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     latent = (0.5 * rng.standard_normal((n, glow.dimensions))).astype(np.float32)
     ours = run_graph(reverse_graph(glow), latent=latent)
     assert set(ours) == {"image", "pixels"}
@@ -122,7 +122,7 @@ def test_the_reverse_graph_computes_what_the_interpreter_does(
 def test_the_image_is_the_grey_value_of_the_bin_that_the_pixels_lie_in(
     case: dict[str, Any], random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     # Values of an image lie within 0.5 of zero, so that many of these must be clipped, at either end.
     latent = rng.standard_normal((3, glow.dimensions)).astype(np.float32)
     ours = run_graph(reverse_graph(glow), latent=latent)
@@ -134,7 +134,7 @@ def test_the_image_is_the_grey_value_of_the_bin_that_the_pixels_lie_in(
 def test_encoding_with_noise_one_half_and_decoding_is_lossless(
     case: dict[str, Any], random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     images = _images(rng, glow, 4)
     encoded = run_graph(forward_graph(glow), image=images, noise=np.full(images.shape, 0.5, np.float32))
     decoded = run_graph(reverse_graph(glow), latent=encoded["latent"])
@@ -169,20 +169,20 @@ def test_noise_stays_inside_the_bin(run_graph: RunGraph) -> None:
     np.testing.assert_allclose(latent[0], expected, atol=1e-7)
 
 
-def _identity(*, image_size: int, channels: int, levels: int, n_bits: int) -> BakedGlow:
+def _identity(*, image_size: int, channels: int, levels: int, n_bits: int) -> FoldedGlow:
     """A flow that only moves values: additive couplings by zero, priors of mean 0 and scale 1."""
 
-    def conv(out: int, into: int, kernel: int) -> BakedConv:
-        return BakedConv(np.zeros((out, into, kernel, kernel)), np.zeros(out))
+    def conv(out: int, into: int, kernel: int) -> FoldedConv:
+        return FoldedConv(np.zeros((out, into, kernel, kernel)), np.zeros(out))
 
     baked = []
     for i in range(levels):
         c = channels * 2 ** (i + 2)
         network = (conv(1, c // 2, 3), conv(1, 1, 1), conv(c // 2, 1, 3))
-        step = BakedStep(np.eye(c), np.zeros(c), np.eye(c), np.zeros(c), network, affine=False)
-        baked.append(BakedLevel((step,), None if i == levels - 1 else conv(c, c // 2, 3)))
+        step = FoldedStep(np.eye(c), np.zeros(c), np.eye(c), np.zeros(c), network, affine=False)
+        baked.append(FoldedLevel((step,), None if i == levels - 1 else conv(c, c // 2, 3)))
     top = channels * 2 ** (levels + 1)
-    return BakedGlow(
+    return FoldedGlow(
         image_size=image_size,
         channels=channels,
         n_bits=n_bits,
@@ -238,7 +238,7 @@ def test_the_likelihood_of_a_flow_that_does_nothing_is_that_of_a_standard_normal
 def test_a_graph_holds_none_but_a_few_plain_operators(
     case: dict[str, Any], direction: str, random_glow: RandomGlow
 ) -> None:
-    model = _graphs(bake(random_glow(**case)))[direction]
+    model = _graphs(fold_glow(random_glow(**case)))[direction]
     used = Counter((node.domain, node.op_type) for node in model.graph.node)
     assert {domain for domain, _ in used} == {""}
     assert {operator for _, operator in used} <= OPERATORS[direction]
@@ -250,7 +250,7 @@ def test_a_graph_holds_none_but_a_few_plain_operators(
 def test_a_graph_passes_the_checker_with_the_shapes_of_the_contract(
     case: dict[str, Any], direction: str, random_glow: RandomGlow
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     model = _graphs(glow)[direction]
     onnx.checker.check_model(model, full_check=True)
     image = ["N", glow.image_size, glow.image_size, glow.channels]
@@ -298,7 +298,7 @@ def test_a_step_of_an_affine_flow_is_twelve_nodes(
 ) -> None:
     nodes = {}
     for steps in (2, 3, 4):
-        graph = _graphs(bake(random_glow(levels=levels, steps_per_level=steps, **options)))[direction].graph
+        graph = _graphs(fold_glow(random_glow(levels=levels, steps_per_level=steps, **options)))[direction].graph
         # Some sums, one a level, are padded first.
         nodes[steps] = sum(node.op_type != "Pad" for node in graph.node)
     assert nodes[3] - nodes[2] == 12 * levels
@@ -309,7 +309,7 @@ def test_a_step_of_an_affine_flow_is_twelve_nodes(
 def test_actnorm_and_its_1x1_convolution_are_one_convolution_with_constant_weights(
     case: dict[str, Any], direction: str, random_glow: RandomGlow
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     graph = _graphs(glow)[direction].graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
@@ -334,7 +334,7 @@ def test_actnorm_and_its_1x1_convolution_are_one_convolution_with_constant_weigh
 
 
 def test_constants_are_stored_in_single_precision(random_glow: RandomGlow) -> None:
-    for model in _graphs(bake(random_glow(levels=2))).values():
+    for model in _graphs(fold_glow(random_glow(levels=2))).values():
         types = {tensor.data_type for tensor in model.graph.initializer}
         assert types == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
 
@@ -348,7 +348,7 @@ def test_the_batch_is_free_and_rows_do_not_depend_on_it(
     run_graph: RunGraph,
     rng: np.random.Generator,
 ) -> None:
-    glow = bake(random_glow(levels=2, channels=3, coupling=coupling, dequantization=dequantization))
+    glow = fold_glow(random_glow(levels=2, channels=3, coupling=coupling, dequantization=dequantization))
     images = _images(rng, glow, 7)
     noise = _noise(rng, images)
     forward, reverse = forward_graph(glow), reverse_graph(glow)
@@ -363,16 +363,16 @@ def test_the_batch_is_free_and_rows_do_not_depend_on_it(
 
 
 def test_the_same_model_makes_the_same_bytes(case: dict[str, Any], random_glow: RandomGlow) -> None:
-    first, second = (_graphs(bake(random_glow(**case))) for _ in range(2))
+    first, second = (_graphs(fold_glow(random_glow(**case))) for _ in range(2))
     for direction, model in first.items():
         data = model.SerializeToString(deterministic=True)
         assert data == second[direction].SerializeToString(deterministic=True)
-    other = _graphs(bake(random_glow(seed=1, **case)))
+    other = _graphs(fold_glow(random_glow(seed=1, **case)))
     assert other["forward"].SerializeToString() != first["forward"].SerializeToString()
 
 
 def test_every_value_in_a_graph_is_named_after_its_layer(random_glow: RandomGlow) -> None:
-    glow = bake(random_glow(levels=2))
+    glow = fold_glow(random_glow(levels=2))
     for model in _graphs(glow).values():
         produced = [name for node in model.graph.node for name in node.output]
         assert len(produced) == len(set(produced))
@@ -392,7 +392,7 @@ def test_a_score_does_not_depend_on_its_place_in_the_batch(
     shape: dict[str, int],
     dequantization: str,
 ) -> None:
-    model = forward_graph(bake(random_glow(**shape, dequantization=dequantization)))
+    model = forward_graph(fold_glow(random_glow(**shape, dequantization=dequantization)))
     size = (1, shape["image_size"], shape["image_size"], shape["channels"])
     image, noise = rng.integers(0, 256, size, dtype=np.uint8), rng.random(size, dtype=np.float32)
     alone = run_graph(model, image=image, noise=noise)

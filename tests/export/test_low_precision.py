@@ -8,11 +8,11 @@ from typing import Any
 import glowserve_export.bundle
 import numpy as np
 import pytest
-from glowserve_export.baked import BakedGlow
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.bundle import export as export_source
-from glowserve_export.errors import ProofError
+from glowserve_export.errors import VerificationError
 from glowserve_export.precision import Precision
-from glowserve_export.source import trained_here
+from glowserve_export.source import load_glowserve_checkpoint
 
 import glowserve
 from glowserve.images import UInt8Array
@@ -26,7 +26,7 @@ from glowserve.runtime.repository import Bundle
 def test_a_low_precision_bundle_states_what_it_lost_and_is_served(
     precision: str, checkpoint: Path, bundle: Bundle, digits: UInt8Array, tmp_path: Path
 ) -> None:
-    low = export_source(trained_here(checkpoint), tmp_path / "digits", precision=precision)
+    low = export_source(load_glowserve_checkpoint(checkpoint), tmp_path / "digits", precision=precision)
     assert low.manifest.flow.precision == precision
     checks = {check.name: check for check in low.manifest.verification.checks}
     lost = checks[f"bits/dim lost in {precision}"]
@@ -49,7 +49,7 @@ def test_a_low_precision_that_loses_too_much_is_refused(
 ) -> None:
     write = glowserve_export.bundle.forward_graph
 
-    def worse(glow: BakedGlow, precision: Precision) -> Any:
+    def worse(glow: FoldedGlow, precision: Precision) -> Any:
         model = write(glow, precision)
         (bias,) = [t for t in model.graph.initializer if t.name == "log_det_constant"]
         array = np.frombuffer(bias.raw_data, np.float32) - np.float32(64 * np.log(2) * 0.05)
@@ -57,8 +57,8 @@ def test_a_low_precision_that_loses_too_much_is_refused(
         return model
 
     monkeypatch.setattr(glowserve_export.bundle, "forward_graph", worse)
-    with pytest.raises(ProofError, match=r"bits/dim lost in fp16 is 0\.05 and must be at most 0\.001"):
-        export_source(trained_here(checkpoint), tmp_path / "digits", precision="fp16")
+    with pytest.raises(VerificationError, match=r"bits/dim lost in fp16 is 0\.05 and must be at most 0\.001"):
+        export_source(load_glowserve_checkpoint(checkpoint), tmp_path / "digits", precision="fp16")
     assert not (tmp_path / "digits").exists()
 
 
@@ -66,4 +66,4 @@ def test_an_unknown_precision_is_refused(checkpoint: Path, tmp_path: Path) -> No
     with pytest.raises(
         glowserve_export.bundle.ExportError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"
     ):
-        export_source(trained_here(checkpoint), tmp_path / "digits", precision="fp8")
+        export_source(load_glowserve_checkpoint(checkpoint), tmp_path / "digits", precision="fp8")

@@ -13,19 +13,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from glowserve_export.baked import (
+from glowserve_export.folded import (
     DEQUANTIZATION,
-    BakedConv,
-    BakedGlow,
-    BakedLevel,
-    BakedNetwork,
-    BakedStep,
+    FoldedConv,
+    FoldedGlow,
+    FoldedLevel,
+    FoldedNetwork,
+    FoldedStep,
 )
-from glowserve_export.calibration import INT8_BOUND, calibrated
+from glowserve_export.calibration import INT8_BOUND, calibrate
 from glowserve_export.errors import ExportError
-from glowserve_export.frontends.glowserve import bake
+from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.onnx_graph import Graph, coupling_network
+from glowserve_export.graphs.builder import GraphBuilder
+from glowserve_export.graphs.networks import coupling_network
 from glowserve_export.precision import (
     FP16,
     FP32,
@@ -52,9 +53,9 @@ REVERSE_DIGEST = "9dfb9014937ac916e6c6650e937b8e3a5c95c683546cd9a60b3fbb1c4f23c9
 
 
 @pytest.fixture(scope="module")
-def trained(checkpoint: Path) -> BakedGlow:
+def trained(checkpoint: Path) -> FoldedGlow:
     """The small model of digits."""
-    return bake(load_checkpoint(checkpoint).model)
+    return fold_glow(load_checkpoint(checkpoint).model)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,12 @@ def validation(checkpoint: Path) -> UInt8Array:
 
 
 @pytest.fixture(scope="module")
-def int8(trained: BakedGlow, validation: UInt8Array) -> Precision:
+def int8(trained: FoldedGlow, validation: UInt8Array) -> Precision:
     """That model's."""
-    return calibrated("int8", trained, validation)
+    return calibrate("int8", trained, validation)
 
 
-def _plain_glow() -> BakedGlow:
+def _plain_glow() -> FoldedGlow:
     """A flow of numbers that are the same on every machine."""
 
     def numbers(*shape: int) -> Array:
@@ -77,13 +78,13 @@ def _plain_glow() -> BakedGlow:
 
     eye = np.eye(4)
     network = (
-        BakedConv(numbers(3, 2, 3, 3), numbers(3)),
-        BakedConv(numbers(3, 3, 1, 1), numbers(3)),
-        BakedConv(numbers(4, 3, 3, 3), numbers(4)),
+        FoldedConv(numbers(3, 2, 3, 3), numbers(3)),
+        FoldedConv(numbers(3, 3, 1, 1), numbers(3)),
+        FoldedConv(numbers(4, 3, 3, 3), numbers(4)),
     )
-    step = BakedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, network, affine=True)
-    level = BakedLevel((step, step), None)
-    return BakedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
+    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, network, affine=True)
+    level = FoldedLevel((step, step), None)
+    return FoldedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
 
 
 def _network_nodes(model: onnx.ModelProto, step: str) -> list[onnx.NodeProto]:
@@ -113,7 +114,7 @@ def _optimized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return onnx.load(path)
 
 
-def _bits(run: RunGraph, glow: BakedGlow, precision: Precision, images: UInt8Array) -> Array:
+def _bits(run: RunGraph, glow: FoldedGlow, precision: Precision, images: UInt8Array) -> Array:
     noise = dequantization_noise(0, images)
     nats = run(forward_graph(glow, precision), image=images, noise=noise)["log_likelihood"]
     return -nats.astype(np.float64) / (glow.dimensions * np.log(2))
@@ -133,7 +134,7 @@ def test_float32_graphs_are_what_they_were() -> None:
 # Both graphs
 
 
-def test_both_graphs_hold_the_same_networks(trained: BakedGlow, int8: Precision) -> None:
+def test_both_graphs_hold_the_same_networks(trained: FoldedGlow, int8: Precision) -> None:
     for precision in (FP16, int8):
         forward, reverse = forward_graph(trained, precision), reverse_graph(trained, precision)
         for step, _ in trained.named_steps():
@@ -144,7 +145,7 @@ def test_both_graphs_hold_the_same_networks(trained: BakedGlow, int8: Precision)
                 assert _constants(forward)[name] == _constants(reverse)[name]
 
 
-def test_only_the_networks_know_float16(trained: BakedGlow) -> None:
+def test_only_the_networks_know_float16(trained: FoldedGlow) -> None:
     for model in (forward_graph(trained, FP16), reverse_graph(trained, FP16)):
         graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         inside = {
@@ -161,19 +162,19 @@ def test_only_the_networks_know_float16(trained: BakedGlow) -> None:
 
 
 def test_the_same_images_give_the_same_bytes(
-    trained: BakedGlow, validation: UInt8Array, int8: Precision
+    trained: FoldedGlow, validation: UInt8Array, int8: Precision
 ) -> None:
-    again = calibrated("int8", trained, validation)
+    again = calibrate("int8", trained, validation)
     for graph in (forward_graph, reverse_graph):
         first, second = (graph(trained, precision).SerializeToString() for precision in (int8, again))
         assert first == second
 
 
 def test_learned_noise_stays_float32(random_glow: RandomGlow, rng: np.random.Generator) -> None:
-    glow = bake(random_glow(dequantization="variational"))
+    glow = fold_glow(random_glow(dequantization="variational"))
     images = rng.integers(0, 256, (8, 8, 8, 1), np.uint8)
     usual = _constants(forward_graph(glow))
-    for precision in (FP16, calibrated("int8", glow, images)):
+    for precision in (FP16, calibrate("int8", glow, images)):
         constants = _constants(forward_graph(glow, precision))
         of_noise = {name for name in usual if name.startswith(DEQUANTIZATION)}
         assert of_noise
@@ -186,9 +187,9 @@ def test_learned_noise_stays_float32(random_glow: RandomGlow, rng: np.random.Gen
 def test_every_kind_of_flow_runs_and_comes_back(
     name: str, case: dict[str, Any], random_glow: RandomGlow, run_graph: RunGraph, rng: np.random.Generator
 ) -> None:
-    glow = bake(random_glow(**case))
+    glow = fold_glow(random_glow(**case))
     images = rng.integers(0, 256, (8, glow.image_size, glow.image_size, glow.channels), np.uint8)
-    precision = calibrated(name, glow, images)
+    precision = calibrate(name, glow, images)
     forward, reverse = forward_graph(glow, precision), reverse_graph(glow, precision)
     for model in (forward, reverse):
         onnx.checker.check_model(model, full_check=True)
@@ -203,7 +204,7 @@ def test_every_kind_of_flow_runs_and_comes_back(
 
 
 def test_a_trained_model_loses_little_and_its_images_return(
-    trained: BakedGlow, int8: Precision, digits: UInt8Array, run_graph: RunGraph
+    trained: FoldedGlow, int8: Precision, digits: UInt8Array, run_graph: RunGraph
 ) -> None:
     usual = _bits(run_graph, trained, FP32, digits)
     for precision, bound in ((FP16, 1e-3), (int8, INT8_BOUND)):
@@ -218,7 +219,7 @@ def test_a_trained_model_loses_little_and_its_images_return(
 
 
 def test_every_convolution_of_a_network_is_one_of_integers(
-    trained: BakedGlow, int8: Precision, tmp_path: Path
+    trained: FoldedGlow, int8: Precision, tmp_path: Path
 ) -> None:
     steps = len(list(trained.named_steps()))
     assert len(int8.ranges) == steps
@@ -233,10 +234,10 @@ def test_every_convolution_of_a_network_is_one_of_integers(
 
 
 def test_a_network_that_costs_too_much_stays_float32(
-    trained: BakedGlow, validation: UInt8Array, run_graph: RunGraph
+    trained: FoldedGlow, validation: UInt8Array, run_graph: RunGraph
 ) -> None:
     glow = _with_network(trained, _sensitive, "level1.step2")
-    precision = calibrated("int8", glow, validation)
+    precision = calibrate("int8", glow, validation)
     assert set(dict(glow.named_steps())) - set(precision.ranges) == {"level1.step2"}
     usual = _bits(run_graph, glow, FP32, validation)
     assert (_bits(run_graph, glow, precision, validation) - usual).mean() <= INT8_BOUND
@@ -246,7 +247,7 @@ def test_a_network_that_costs_too_much_stays_float32(
     assert operators == {"Conv": 3, "Relu": 2, "Split": 1}
 
 
-def _sensitive(network: BakedNetwork) -> BakedNetwork:
+def _sensitive(network: FoldedNetwork) -> FoldedNetwork:
     """A hidden channel that does nothing is so large that a byte of it is more than all others."""
     first, second, last = network
     bias, weight = second.bias.copy(), last.weight.copy()
@@ -255,8 +256,8 @@ def _sensitive(network: BakedNetwork) -> BakedNetwork:
 
 
 def _with_network(
-    glow: BakedGlow, change: Callable[[BakedNetwork], BakedNetwork], *changed: str
-) -> BakedGlow:
+    glow: FoldedGlow, change: Callable[[FoldedNetwork], FoldedNetwork], *changed: str
+) -> FoldedGlow:
     """With other networks in these steps."""
     steps = {
         name: replace(step, network=change(step.network)) if name in changed else step
@@ -272,18 +273,18 @@ def _with_network(
 # What the networks compute
 
 
-def _random_network(rng: np.random.Generator, maps: tuple[int, ...] = ()) -> BakedNetwork:
+def _random_network(rng: np.random.Generator, maps: tuple[int, ...] = ()) -> FoldedNetwork:
     """2 channels to 6, with biases that differ from place to place in the convolutions `maps`."""
     convs = []
     for i, (out, in_, kernel) in enumerate(((8, 2, 3), (8, 8, 1), (6, 8, 3))):
         weight = rng.standard_normal((out, in_, kernel, kernel)) * 0.3
         weight[0] = 0  # a channel of the bias alone
-        convs.append(BakedConv(weight, rng.standard_normal((out, 5, 5) if i in maps else out)))
+        convs.append(FoldedConv(weight, rng.standard_normal((out, 5, 5) if i in maps else out)))
     return convs[0], convs[1], convs[2]
 
 
-def _run_network(network: BakedNetwork, x: Array, precision: Precision, run: RunGraph) -> Array:
-    g = Graph()
+def _run_network(network: FoldedNetwork, x: Array, precision: Precision, run: RunGraph) -> Array:
+    g = GraphBuilder()
     (output,) = coupling_network(g, "x", network, 6, "network", affine=False, precision=precision)
     value = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", c, 5, 5])
@@ -304,7 +305,7 @@ def _planes(values: Array) -> Array:
     return values if values.ndim == 3 else values[:, None, None]
 
 
-def _as_written(network: BakedNetwork, x: Array) -> tuple[Array, Array, Array]:
+def _as_written(network: FoldedNetwork, x: Array) -> tuple[Array, Array, Array]:
     """Behind either ReLU, and the output, in float64."""
     first, second, last = network
     hidden1 = np.maximum(_conv(x, first.weight) + _planes(first.bias), 0)
@@ -312,7 +313,7 @@ def _as_written(network: BakedNetwork, x: Array) -> tuple[Array, Array, Array]:
     return hidden1, hidden2, _conv(hidden2, last.weight) + _planes(last.bias)
 
 
-def _ranges(network: BakedNetwork, x: Array) -> Ranges:
+def _ranges(network: FoldedNetwork, x: Array) -> Ranges:
     hidden1, hidden2, y = _as_written(network, x)
     unbiased = y - _planes(network[2].bias)
     return Ranges(
@@ -323,20 +324,20 @@ def _ranges(network: BakedNetwork, x: Array) -> Ranges:
     )
 
 
-def _in_bytes(network: BakedNetwork, ranges: Ranges, x: Array) -> Array:
+def _in_bytes(network: FoldedNetwork, ranges: Ranges, x: Array) -> Array:
     """What int8 is meant to compute, in float64: rounding where it is, and nothing else."""
     first, second, last = network
     weights = []
-    for conv, scaled_in in ((first, ranges.read), (second, np.ones(8)), (last, np.ones(8))):
+    for conv, scaled_in in ((first, ranges.input), (second, np.ones(8)), (last, np.ones(8))):
         by_read = conv.weight * scaled_in[None, :, None, None]
         step = np.abs(by_read).max(axis=(1, 2, 3), keepdims=True) / 127
         step[step == 0] = 1
         weights.append(np.rint(by_read / step) * step)
-    x = np.clip(np.rint(x / _planes(ranges.read) * 255), -255, 255) / 255
+    x = np.clip(np.rint(x / _planes(ranges.input) * 255), -255, 255) / 255
     for weight, conv, reach in zip(weights[:2], (first, second), ranges.hidden, strict=True):
         x = _conv(x, weight) + _planes(conv.bias)
         x = np.clip(np.rint(x / reach * 255), 0, 255) / 255 * reach
-    middle, reach3 = (ranges.lowest + ranges.highest) / 2, (ranges.highest - ranges.lowest) / 2
+    middle, reach3 = (ranges.output_min + ranges.output_max) / 2, (ranges.output_max - ranges.output_min) / 2
     reach3 = np.where(reach3 > 0, reach3, 1)
     y = (_conv(x, weights[2]) - _planes(middle)) / _planes(reach3)
     y = np.clip(np.rint(y * 255), -255, 255) / 255
@@ -355,7 +356,7 @@ def test_int8_computes_what_its_description_says(
     expected = _in_bytes(network, ranges, x.astype(np.float64))
     bias = np.broadcast_to(_planes(network[2].bias), ours.shape)
     np.testing.assert_allclose(ours[:, 0], bias[:, 0], atol=1e-5)
-    steps = np.abs(ours - expected)[:, 1:] / _planes((ranges.highest - ranges.lowest)[1:] / 510)
+    steps = np.abs(ours - expected)[:, 1:] / _planes((ranges.output_max - ranges.output_min)[1:] / 510)
     # A value may lie so near the middle of two bytes that float32 goes the other way, here and there.
     assert (steps < 0.01).mean() > 0.97
     assert steps.max() < 5
@@ -369,7 +370,7 @@ def test_a_bias_that_is_vast_beside_its_weights_fits(run_graph: RunGraph, rng: n
     first, second, last = _random_network(rng)
     weight = first.weight.copy()
     weight[1] *= 1e-12
-    network = (BakedConv(weight, first.bias), second, last)
+    network = (FoldedConv(weight, first.bias), second, last)
     x = rng.standard_normal((16, 2, 5, 5)).astype(np.float32)
     precision = Precision("int8", {"network": _ranges(network, x.astype(np.float64))})
     exact = _as_written(network, x.astype(np.float64))[2]
@@ -382,7 +383,7 @@ def test_a_network_that_never_yields_anything_can_be_quantized(
     run_graph: RunGraph, rng: np.random.Generator
 ) -> None:
     first, second, last = _random_network(rng)
-    dead = (first, BakedConv(second.weight * 0, second.bias * 0), BakedConv(last.weight * 0, last.bias))
+    dead = (first, FoldedConv(second.weight * 0, second.bias * 0), FoldedConv(last.weight * 0, last.bias))
     x = rng.standard_normal((4, 2, 5, 5)).astype(np.float32)
     precision = Precision("int8", {"network": _ranges(dead, 0 * x.astype(np.float64))})
     y = _run_network(dead, x, precision, run_graph)
@@ -396,7 +397,7 @@ def test_float16_computes_with_rounded_weights(
     network = _random_network(rng, maps)
     x = rng.standard_normal((16, 2, 5, 5)).astype(np.float32)
     rounded = tuple(
-        BakedConv(conv.weight.astype(np.float16).astype(np.float64), conv.bias.astype(np.float16))
+        FoldedConv(conv.weight.astype(np.float16).astype(np.float64), conv.bias.astype(np.float16))
         for conv in network
     )
     expected = _as_written((rounded[0], rounded[1], rounded[2]), x.astype(np.float64))[2]
@@ -404,7 +405,7 @@ def test_float16_computes_with_rounded_weights(
     assert ours.dtype == np.float32
     # A processor without float16 rounds weights and less often what they are multiplied with.
     np.testing.assert_allclose(ours, expected, atol=3e-3 * np.abs(expected).max())
-    g = Graph()
+    g = GraphBuilder()
     coupling_network(g, "x", network, 6, "network", affine=False, precision=FP16)
     for tensor in g.model("network", [], []).graph.initializer:
         conv = network[int(tensor.name[len("network.conv")]) - 1]
@@ -417,12 +418,12 @@ def test_float16_computes_with_rounded_weights(
 
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_what_float16_cannot_hold_is_refused(kind: str, random_glow: RandomGlow) -> None:
-    def enlarge(network: BakedNetwork) -> BakedNetwork:
+    def enlarge(network: FoldedNetwork) -> FoldedNetwork:
         values = getattr(network[1], kind).copy()
         values.flat[3] = -7e4
         return network[0], replace(network[1], **{kind: values}), network[2]
 
-    glow = _with_network(bake(random_glow()), enlarge, "level1.step2")
+    glow = _with_network(fold_glow(random_glow()), enlarge, "level1.step2")
     for graph in (forward_graph, reverse_graph):
         with pytest.raises(
             ExportError, match=f"^level1.step2.conv2 has a {kind} of 7e.04, .* 65504; .*fp32$"
@@ -430,26 +431,26 @@ def test_what_float16_cannot_hold_is_refused(kind: str, random_glow: RandomGlow)
             graph(glow, FP16)
 
 
-def test_an_unknown_precision_is_refused(trained: BakedGlow, validation: UInt8Array) -> None:
+def test_an_unknown_precision_is_refused(trained: FoldedGlow, validation: UInt8Array) -> None:
     with pytest.raises(ExportError, match="'int4'; it must be one of fp32, fp16, int8"):
-        calibrated("int4", trained, validation)
+        calibrate("int4", trained, validation)
 
 
-def test_int8_without_images_is_refused(trained: BakedGlow, validation: UInt8Array) -> None:
+def test_int8_without_images_is_refused(trained: FoldedGlow, validation: UInt8Array) -> None:
     with pytest.raises(ExportError, match="no images to calibrate"):
-        calibrated("int8", trained, validation[:0])
+        calibrate("int8", trained, validation[:0])
 
 
-def test_int8_of_a_model_that_diverges_is_refused(trained: BakedGlow, validation: UInt8Array) -> None:
-    def diverge(network: BakedNetwork) -> BakedNetwork:
+def test_int8_of_a_model_that_diverges_is_refused(trained: FoldedGlow, validation: UInt8Array) -> None:
+    def diverge(network: FoldedNetwork) -> FoldedNetwork:
         return network[0], network[1], replace(network[2], bias=np.full_like(network[2].bias, np.inf))
 
     glow = _with_network(trained, diverge, "level1.step2")
     with pytest.raises(ExportError, match=r"^level1\.step2\.conv3 is not finite"):
-        calibrated("int8", glow, validation)
+        calibrate("int8", glow, validation)
 
 
-def test_int8_that_costs_too_much_everywhere_is_refused(trained: BakedGlow, validation: UInt8Array) -> None:
+def test_int8_that_costs_too_much_everywhere_is_refused(trained: FoldedGlow, validation: UInt8Array) -> None:
     glow = _with_network(trained, _sensitive, *dict(trained.named_steps()))
     with pytest.raises(ExportError, match=r"int8 costs .* bits/dim in level\d.step\d, and more .*0.02"):
-        calibrated("int8", glow, validation)
+        calibrate("int8", glow, validation)

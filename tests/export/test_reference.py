@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from glowserve_export.baked import BakedConv, BakedGlow
-from glowserve_export.frontends.glowserve import bake
+from glowserve_export.folded import FoldedConv, FoldedGlow
+from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.reference import Exact, ExactBaked, ExactModel
+from glowserve_export.folded_reference import FoldedReference
+from glowserve_export.reference import Reference, TorchReference
 from glowserve_training.model import Glow
 
 from glowserve.images import UInt8Array
@@ -28,7 +29,7 @@ def model(case: dict[str, Any], random_glow: RandomGlow) -> Glow:
     return random_glow(**case)
 
 
-def _given(glow: BakedGlow, n: int = 3) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
+def _given(glow: FoldedGlow, n: int = 3) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     shape = (n, glow.image_size, glow.image_size, glow.channels)
     return rng.integers(0, 256, shape, dtype=np.uint8), rng.random(shape, dtype=np.float32)
@@ -39,9 +40,9 @@ def _close(ours: npt.NDArray[Any], theirs: npt.NDArray[Any], name: str = "", tol
 
 
 def test_constants_and_model_yield_the_same_layer_by_layer(model: Glow) -> None:
-    glow = bake(model)
+    glow = fold_glow(model)
     images, noise = _given(glow)
-    one, other = ExactBaked(glow), ExactModel(model)
+    one, other = FoldedReference(glow), TorchReference(model)
 
     _close(one.log_likelihood(images, noise), other.log_likelihood(images, noise))
     _close(one.dequantized(images, noise), other.dequantized(images, noise))
@@ -59,12 +60,12 @@ def test_constants_and_model_yield_the_same_layer_by_layer(model: Glow) -> None:
 
 
 @pytest.fixture
-def by_place(random_glow: RandomGlow) -> BakedGlow:
+def by_place(random_glow: RandomGlow) -> FoldedGlow:
     """Constants of which every bias and the top prior differ from place to place."""
     rng = np.random.default_rng(1)
-    glow = bake(random_glow(levels=2, channels=3))
+    glow = fold_glow(random_glow(levels=2, channels=3))
 
-    def spread(conv: BakedConv, size: int) -> BakedConv:
+    def spread(conv: FoldedConv, size: int) -> FoldedConv:
         return replace(conv, bias=conv.bias[:, None, None] + 0.1 * rng.standard_normal((1, size, size)))
 
     levels = []
@@ -85,10 +86,10 @@ def by_place(random_glow: RandomGlow) -> BakedGlow:
 
 
 def test_what_differs_from_place_to_place_does_so_everywhere(
-    by_place: BakedGlow, interpreter: Any, run_graph: Callable[..., dict[str, Any]]
+    by_place: FoldedGlow, interpreter: Any, run_graph: Callable[..., dict[str, Any]]
 ) -> None:
     images, noise = _given(by_place)
-    exact: Exact = ExactBaked(by_place)
+    exact: Reference = FoldedReference(by_place)
     oracle = interpreter.forward(by_place, images, noise)
     latent = oracle.latent.astype(np.float32)
 
@@ -103,4 +104,4 @@ def test_what_differs_from_place_to_place_does_so_everywhere(
 
 def test_a_learned_dequantization_has_no_exact_flow_of_constants(random_glow: RandomGlow) -> None:
     with pytest.raises(ValueError, match="its own model"):
-        ExactBaked(bake(random_glow(dequantization="variational")))
+        FoldedReference(fold_glow(random_glow(dequantization="variational")))

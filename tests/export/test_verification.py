@@ -16,11 +16,11 @@ import glowserve_export.source
 import numpy as np
 import onnx
 import pytest
-from glowserve_export.baked import BakedGlow, BakedStep
+from glowserve_export.folded import FoldedGlow, FoldedStep
 from glowserve_export.bundle import export as export_source
-from glowserve_export.errors import ProofError
+from glowserve_export.errors import VerificationError
 from glowserve_export.precision import Precision
-from glowserve_export.source import trained_here
+from glowserve_export.source import load_glowserve_checkpoint
 from onnx import numpy_helper
 
 from glowserve.runtime.repository import Bundle
@@ -28,7 +28,7 @@ from glowserve.runtime.repository import Bundle
 
 def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
     """Exports what `glowserve train` left."""
-    return export_source(trained_here(checkpoint), model_dir, **options)
+    return export_source(load_glowserve_checkpoint(checkpoint), model_dir, **options)
 
 
 Fails = Callable[[], str]
@@ -38,10 +38,10 @@ HALF, NAN, HUGE = 0.5, np.nan, 1e30
 
 @pytest.fixture
 def message(checkpoint: Path, tmp_path: Path) -> Fails:
-    """Exports, and returns what the ProofError says; nothing may be left."""
+    """Exports, and returns what the VerificationError says; nothing may be left."""
 
     def fail() -> str:
-        with pytest.raises(ProofError) as raised:
+        with pytest.raises(VerificationError) as raised:
             export_checkpoint(checkpoint, tmp_path / "digits")
         assert list(tmp_path.iterdir()) == []
         return str(raised.value)
@@ -53,7 +53,7 @@ def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str
     """Makes `writer`, of glowserve_export.bundle, add `amount` to the middle element of a constant of the graph."""
     write = getattr(glowserve_export.bundle, writer)
 
-    def write_changed(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
+    def write_changed(glow: FoldedGlow, precision: Precision) -> onnx.ModelProto:
         model: onnx.ModelProto = write(glow, precision)
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == constant)
         array = numpy_helper.to_array(tensor).copy()
@@ -64,16 +64,16 @@ def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str
     monkeypatch.setattr(glowserve_export.bundle, writer, write_changed)
 
 
-def _change_baked(monkeypatch: pytest.MonkeyPatch, change: Callable[[BakedGlow], BakedGlow]) -> None:
+def _change_baked(monkeypatch: pytest.MonkeyPatch, change: Callable[[FoldedGlow], FoldedGlow]) -> None:
     """Makes `bake`, of glowserve_export.source, return something else."""
-    bake = glowserve_export.source.bake
-    monkeypatch.setattr(glowserve_export.source, "bake", lambda model: change(bake(model)))
+    bake = glowserve_export.source.fold_glow
+    monkeypatch.setattr(glowserve_export.source, "fold_glow", lambda model: change(fold_glow(model)))
 
 
 def _change_step(
-    monkeypatch: pytest.MonkeyPatch, level: int, step: int, change: Callable[[BakedStep], BakedStep]
+    monkeypatch: pytest.MonkeyPatch, level: int, step: int, change: Callable[[FoldedStep], FoldedStep]
 ) -> None:
-    def changed(glow: BakedGlow) -> BakedGlow:
+    def changed(glow: FoldedGlow) -> FoldedGlow:
         levels = list(glow.levels)
         steps = list(levels[level - 1].steps)
         steps[step - 1] = change(steps[step - 1])
@@ -149,7 +149,7 @@ def test_an_error_that_moves_pixels_inside_their_bins_is_found_too(
 def test_latents_in_another_order_are_found(message: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     write = glowserve_export.bundle.forward_graph
 
-    def write_swapped(glow: BakedGlow, precision: Precision) -> onnx.ModelProto:
+    def write_swapped(glow: FoldedGlow, precision: Precision) -> onnx.ModelProto:
         model = write(glow, precision)
         node = next(node for node in model.graph.node if list(node.output) == ["latent"])
         node.input.reverse()
@@ -165,7 +165,7 @@ def test_latents_in_another_order_are_found(message: Fails, monkeypatch: pytest.
 def test_a_network_that_is_wrong_in_both_graphs_is_found_although_they_undo_each_other(
     message: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(step: BakedStep) -> BakedStep:
+    def change(step: FoldedStep) -> FoldedStep:
         first, second, last = step.network
         return replace(step, network=(first, replace(second, bias=second.bias + 0.1), last))
 
@@ -187,7 +187,7 @@ def test_an_inverse_that_is_none_is_found_before_anything_is_run(
 def test_a_matrix_made_singular_by_its_actnorm_is_found(
     message: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(step: BakedStep) -> BakedStep:
+    def change(step: FoldedStep) -> FoldedStep:
         scale = np.ones(step.channels)
         scale[1] = 1e-8
         return replace(step, matrix=step.matrix * scale, inverse_matrix=step.inverse_matrix / scale[:, None])

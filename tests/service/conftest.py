@@ -9,10 +9,17 @@ import pytest
 from glowserve_service.server import Server
 
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.service.stubs import address
 
 
-@pytest.fixture
-def stub(server: Server) -> Iterator[GlowServiceStub]:
-    """Calls `server` by hand."""
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield GlowServiceStub(channel)
+@pytest.fixture(scope="module")
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    """A connection to `server`."""
+    with grpc.insecure_channel(address(server)) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def stub(channel: grpc.Channel) -> GlowServiceStub:
+    """Calls GlowService of `server`."""
+    return GlowServiceStub(channel)

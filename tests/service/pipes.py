@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -34,6 +35,7 @@ def lines_until(read: int, last: str) -> list[str]:
     """Reads lines until one has that in it, without those of `fill`."""
     text = b""
     while last.encode() not in text or not text.endswith(b"\n"):
+        assert select.select([read], [], [], 60)[0], text.decode()
         data = os.read(read, 1 << 16)
         assert data, text.decode()
         text += data

@@ -1,7 +1,7 @@
-"""The wall clock jumps by a day, forth and back, under load: nobody notices but the log.
+"""The wall clock jumps by a day, forwards and backwards, under load: only the log shows it.
 
-libfaketime, which `make soak` installs, gives the service a clock of its own. The monotonic clock is left alone, as a
-real jump leaves it.
+libfaketime, which `make soak` installs, gives the service a wall clock of its own. The monotonic clock stays right, as
+it does in a real jump.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import random
 import shutil
 import time
 from pathlib import Path
@@ -19,19 +18,24 @@ import pytest
 
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from tests.soak.callers import NO_RETRIES, WELL_BEHAVED, Caller, Known
-from tests.soak.conftest import MakeVersion, Serve, Service, known_of, table, total, wait_for
+from tests.soak.background_load import closed_load
+from tests.soak.callers import NO_RETRIES
+from tests.soak.conftest import MakeVersion, Serve
+from tests.soak.known_answers import KnownAnswers
+from tests.soak.report import print_table
+from tests.soak.service import Service
+from tests.soak.waiting import until
 
-# One after the other, from the true time.
 JUMPS = ("+1d", "-1d", "+0")
+"""One after the other; each is the difference from the true time."""
 CALLERS = 16
-SECONDS = 3.0
-DEADLINE = 1.0
+CALLS_PER_JUMP = 200
+DEADLINE_SECONDS = 1.0
 
 
 @pytest.fixture
 def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A file that says by how much the clock is wrong, and the environment in which it is."""
+    """The file that says how wrong the clock is, and the environment of a process with that clock."""
     package = importlib.util.find_spec("libfaketime")
     if package is None or package.origin is None:
         pytest.skip("libfaketime is not installed; `make soak` installs it")
@@ -47,84 +51,64 @@ def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return path, os.environ | ours
 
 
-def test_a_clock_that_jumps_by_a_day_disturbs_no_call(
+async def test_a_clock_that_jumps_by_a_day_fails_no_call_and_delays_no_background_work(
     serve: Serve,
     clock: tuple[Path, dict[str, str]],
-    repository: Path,
-    tmp_path: Path,
-    known: Known,
+    models: Path,
+    known: KnownAnswers,
     make_version: MakeVersion,
 ) -> None:
     path, environment = clock
-    folder = tmp_path / "models" / "digits"
-    shutil.copytree(repository / "digits" / "1", folder / "1")
-    versions = {1: known} | {n: known_of(make_version(n), known.images) for n in range(2, 2 + len(JUMPS))}
+    new = range(2, 2 + len(JUMPS))
+    versions = {1: known} | {n: KnownAnswers.of_version(make_version(n), known.images) for n in new}
     flags = ("--poll-seconds", "0.2", "--canary-seconds", "0.5")
     rows = list[tuple[str, object]]()
-
-    async def jump_often(service: Service) -> int:
-        count, running = 0, True
-
-        async def work(caller: Caller, number: int) -> None:
-            nonlocal count
-            luck = random.Random(number)
-            while running:
-                assert await caller.call(luck.choice(WELL_BEHAVED), luck) == "OK"
-                count += 1
-
-        async with (
-            grpc.aio.insecure_channel(service.target, NO_RETRIES) as channel,
-            asyncio.TaskGroup() as group,
-        ):
-            caller = Caller(channel, versions)
-            for number in range(CALLERS):
-                group.create_task(work(caller, number))
-            await asyncio.sleep(SECONDS)
-            for version, jump in enumerate(JUMPS, 2):
-                calls = count
-                await asyncio.to_thread(path.write_text, jump)
-                await asyncio.sleep(SECONDS)
-                late = await overdue(GlowServiceStub(channel))
-                # What happens by itself goes on: canaries, and the look for new versions.
-                canaries = service.total("glowserve_canary_checks_total")
-                await asyncio.to_thread(
-                    wait_for,
-                    lambda least=canaries: service.total("glowserve_canary_checks_total") > least + 1,
-                )
-                began = time.monotonic()
-                await asyncio.to_thread(shutil.copytree, make_version(version), folder / f"{version}")
-                await asyncio.to_thread(wait_for, lambda version=version: loads(service) == version)
-                found = time.monotonic() - began
-                rows.append(
-                    (
-                        f"clock {jump}: calls, failed, deadline of {DEADLINE:g} s told after, version found after, s",
-                        f"{count - calls}, 0, {late:.2f}, {found:.2f}",
-                    )
-                )
-                assert DEADLINE - 0.05 < late < DEADLINE + 2
-            running = False
-        return count
-
-    with serve(*flags, models=tmp_path / "models", env=environment) as service:
-        calls = asyncio.run(jump_often(service))
-        failed = total(service.metrics(), "glowserve_canary_checks_total", outcome="failed")
-        days = {line["time"].partition("T")[0] for line in service.log_lines()}
-        text = service.log.read_text()
-    table(f"The wall clock jumps under load, {CALLERS} callers", [("calls", calls), *rows])
-    assert "Traceback" not in text
-    assert len(days) >= 3  # or it did not jump
+    with serve(*flags, models=models, env=environment) as service:
+        async with closed_load(service.target, versions, callers=CALLERS) as load:
+            await load.more(CALLS_PER_JUMP)
+            for version, jump in zip(new, JUMPS, strict=True):
+                first = len(load.ended)
+                path.write_text(jump)
+                await load.more(CALLS_PER_JUMP)
+                late = await seconds_to_deadline_exceeded(service.target)
+                await canaries_go_on(service)
+                found = await seconds_to_load(service, make_version(version), models / "digits" / f"{version}")
+                name = f"clock {jump}: calls, deadline of {DEADLINE_SECONDS:g} s after, version found after, s"
+                rows.append((name, f"{len(load.ended) - first}, {late:.2f}, {found:.2f}"))
+                assert DEADLINE_SECONDS - 0.05 < late < DEADLINE_SECONDS + 2
+        failed = service.total("glowserve_canary_checks_total", outcome="failed")
+    title = f"The wall clock jumps under load, {CALLERS} callers, no call failed"
+    print_table(title, [("calls", len(load.ended)), *rows])
+    days = {line["time"].partition("T")[0] for line in service.log_lines()}
+    assert "Traceback" not in service.log.read_text()
+    assert len(days) >= 3, "the clock of the service did not jump"
     assert failed == 0
 
 
-def loads(service: Service) -> float:
-    return service.total("glowserve_model_loads_total")
-
-
-async def overdue(stub: GlowServiceStub) -> float:
-    """After how many seconds a call that cannot be done in time is told so."""
+async def seconds_to_deadline_exceeded(target: str) -> float:
+    """After how many seconds a call that takes longer than its deadline ends."""
     began = time.monotonic()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in stub.Sample(pb.SampleRequest(n=100_000, seed=0), timeout=DEADLINE):
-            pass
+    async with grpc.aio.insecure_channel(target, NO_RETRIES) as channel:
+        request = pb.SampleRequest(n=100_000, seed=0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in GlowServiceStub(channel).Sample(request, timeout=DEADLINE_SECONDS):
+                pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return time.monotonic() - began
+
+
+async def canaries_go_on(service: Service) -> None:
+    """Waits for two more canaries."""
+    canaries = service.total("glowserve_canary_checks_total")
+    await until(lambda: service.total("glowserve_canary_checks_total") > canaries + 1, "canaries are tried")
+
+
+async def seconds_to_load(service: Service, source: Path, target: Path) -> float:
+    """How long it takes until a version that is copied to the repository is loaded."""
+    def loads() -> float:
+        return service.total("glowserve_model_loads_total", outcome="loaded")
+
+    before, began = loads(), time.monotonic()
+    await asyncio.to_thread(shutil.copytree, source, target)
+    await until(lambda: loads() > before, f"version {target.name} is loaded")
     return time.monotonic() - began

@@ -1,213 +1,182 @@
-"""A service is stopped, or killed, under load: what callers see of it."""
+"""A service is stopped or killed under load: what its callers see."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any
 
-import grpc
-
-from tests.soak.callers import NO_RETRIES, WELL_BEHAVED, Caller, Known, spread_options
-from tests.soak.conftest import Serve, Service, table, wait_for
+from tests.soak.background_load import EndedCall, Load, closed_load
+from tests.soak.callers import round_robin_options
+from tests.soak.conftest import Serve
+from tests.soak.known_answers import KnownAnswers
+from tests.soak.report import print_table
+from tests.soak.service import Service
+from tests.soak.waiting import until
 
 CALLERS = 64
 CONNECTIONS = 4
 ROUNDS = 5
-# A call that takes longer hangs: its deadline is in 60 s, and the longest drain is 30 s.
-LONGEST = 45.0
+LONGEST_SECONDS = 45.0
+"""A call that takes longer hangs: calls have a deadline of 60 s, and a service stops within 30 s."""
+RETURN_SECONDS = 45.0
+"""Within which callers reach a service that was started again."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A call that has ended."""
-
-    request_id: str
-    code: str
-    reason: str
-    began: float
-    ended: float
+def calls_before(number: int) -> int:
+    """How many calls end before a signal; each round differs, so that signals arrive at different moments."""
+    return 1000 + 37 * number
 
 
-@asynccontextmanager
-async def callers(
-    target: str,
-    known: Known,
-    *,
-    options: list[tuple[str, Any]],
-    name: str,
-    wait: bool = False,
-    once: bool = False,
-) -> AsyncIterator[list[Ended]]:
-    """Calls of all well-behaved kinds, `CALLERS` at a time, while the block runs; those that have ended.
-
-    Args:
-        target: of the servers.
-        known: of their model.
-        options: of the connections.
-        name: the request ids begin with it.
-        wait: whether calls wait for a connection.
-        once: whether a caller stops after its first call that is not OK; the block's end then waits for them all.
-    """
-    ends, stopping = list[Ended](), asyncio.Event()
-
-    async def work(number: int, caller: Caller) -> None:
-        luck, count = random.Random(f"{name}-{number}"), 0
-        while not stopping.is_set():
-            request_id = f"{name}-{number}-{count}"
-            began = time.monotonic()
-            code = await caller.call(luck.choice(WELL_BEHAVED), luck, request_id)
-            reason = "" if code == "OK" else caller.reasons.pop()
-            ends.append(Ended(request_id, code, reason, began, time.monotonic()))
-            if once and code != "OK":
-                return
-            count += 1
-
-    async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(target, options))
-            for _ in range(CONNECTIONS)
-        ]
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        for number in range(CALLERS):
-            channel = channels[number % CONNECTIONS]
-            group.create_task(work(number, Caller(channel, {known.version: known}, wait=wait)))
-        yield ends
-        if not once:
-            stopping.set()
-
-
-def test_sigterm_under_load_loses_no_call_that_was_accepted(serve: Serve, known: Known) -> None:
+async def test_sigterm_under_load_loses_no_accepted_call(serve: Serve, known: KnownAnswers) -> None:
     rows, longest = list[tuple[str, object]](), 0.0
-
-    async def stop_one(service: Service, name: str, delay: float) -> list[Ended]:
-        async with callers(service.target, known, options=NO_RETRIES, name=name, once=True) as ends:
-            await asyncio.sleep(delay)
-            service.process.send_signal(signal.SIGTERM)
-        return ends
-
     for number in range(ROUNDS):
         with serve() as service:
-            ends = asyncio.run(stop_one(service, f"{number}", 2 + 0.037 * number))
-            assert service.process.wait(60) == 0
-        logged = {line["request_id"]: line["code"] for line in service.calls_in_log()}
-        told = {end.request_id: end.code for end in ends}
-        assert "Traceback" not in service.log.read_text()
-        assert set(told.values()) == {"OK", "UNAVAILABLE"}
-        assert list(told.values()).count("UNAVAILABLE") == CALLERS  # each was refused once, and went home
-        # Whoever was let in was answered, and heard the answer.
-        lost = {request_id for request_id, code in logged.items() if told.get(request_id) != code}
-        assert not lost
-        assert set(logged.values()) == {"OK", "UNAVAILABLE"}
-        codes, longest = Counter(told.values()), max(longest, *(end.ended - end.began for end in ends))
+            async with closed_load(
+                service.target,
+                {known.version: known},
+                callers=CALLERS,
+                connections=CONNECTIONS,
+                name=f"{number}",
+                errors=True,
+                until_error=True,
+            ) as load:
+                await load.more(calls_before(number))
+                service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(service.process.wait, 60) == 0
+        codes = check_stop(service, load)
+        longest = max(longest, *(call.seconds for call in load.ended))
         rows.append((f"stop {number + 1}: OK, refused, lost", f"{codes['OK']}, {codes['UNAVAILABLE']}, 0"))
-    table(f"SIGTERM, {CALLERS} callers without retries", [*rows, ("longest call, s", f"{longest:.2f}")])
-    assert longest < LONGEST
+    print_table(f"SIGTERM, {CALLERS} callers without retries", [*rows, ("longest call, s", f"{longest:.2f}")])
+    assert longest < LONGEST_SECONDS
 
 
-def test_no_caller_that_retries_sees_one_of_two_servers_being_replaced(serve: Serve, known: Known) -> None:
+def check_stop(service: Service, load: Load) -> Counter[str]:
+    """Every caller was refused once; callers of accepted calls received the answers. Returns the codes."""
+    received = {call.request_id: call.code for call in load.ended}
+    logged = {line["request_id"]: line["code"] for line in service.call_log()}
+    assert "Traceback" not in service.log.read_text()
+    codes = Counter(received.values())
+    assert set(codes) == {"OK", "UNAVAILABLE"}
+    assert codes["UNAVAILABLE"] == CALLERS
+    lost = {request_id for request_id, code in logged.items() if received.get(request_id) != code}
+    assert not lost
+    assert set(logged.values()) == {"OK", "UNAVAILABLE"}
+    return codes
+
+
+async def test_callers_with_retries_do_not_notice_that_one_of_two_servers_is_replaced(
+    serve: Serve, known: KnownAnswers
+) -> None:
     ports = [free_port(), free_port()]
     target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-
-    async def replace_each(stack: ExitStack, services: list[Service]) -> list[Ended]:
-        async with callers(target, known, options=spread_options(), name="spread") as ends:
-            for number in range(ROUNDS):
-                # As when servers are replaced one by one: the next goes once all callers have found the one before.
-                for service in services:
-                    await asyncio.to_thread(
-                        wait_for, lambda one=service: one.total("glowserve_requests_total") > CALLERS
-                    )
-                await asyncio.sleep(2)
-                old, port = services[number % 2], ports[number % 2]
-                old.process.send_signal(signal.SIGTERM)
-                assert await asyncio.to_thread(old.process.wait, 60) == 0
-                await asyncio.sleep(1)
-                services[number % 2] = await asyncio.to_thread(
-                    lambda port=port: stack.enter_context(serve("--port", f"{port}"))
-                )
-            await asyncio.sleep(5)
-        return ends
-
     with ExitStack() as stack:
         services = [stack.enter_context(serve("--port", f"{port}")) for port in ports]
-        ends = asyncio.run(replace_each(stack, services))
-        by_server = [len(service.calls_in_log()) for service in services]
-    codes = Counter(end.code for end in ends)
-    longest = max(end.ended - end.began for end in ends)
-    table(
+        async with closed_load(
+            target,
+            {known.version: known},
+            callers=CALLERS,
+            connections=CONNECTIONS,
+            options=round_robin_options(),
+            errors=True,
+        ) as load:
+            for number in range(ROUNDS):
+                await both_answer(services, load)
+                old = services[number % 2]
+                old.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(old.process.wait, 60) == 0
+                await load.more(500)  # the other server answers them
+                start = serve("--port", f"{ports[number % 2]}")
+                services[number % 2] = await asyncio.to_thread(stack.enter_context, start)
+            await both_answer(services, load)
+        by_server = [len(service.call_log()) for service in services]
+    check_replacement(load, by_server)
+
+
+async def both_answer(services: list[Service], load: Load) -> None:
+    """Waits until all callers use both servers: as in a rolling update, the next server stops only then."""
+    for service in services:
+        await until(lambda one=service: one.total("glowserve_requests_total") > CALLERS, "both servers answer")
+    await load.more(1000)
+
+
+def check_replacement(load: Load, by_server: list[int]) -> None:
+    codes = Counter(call.code for call in load.ended)
+    longest = max(call.seconds for call in load.ended)
+    print_table(
         f"SIGTERM to one of two servers, {ROUNDS} times, {CALLERS} callers with retries",
         [
-            ("calls", len(ends)),
-            ("failed", len(ends) - codes["OK"]),
+            ("calls", len(load.ended)),
+            ("failed", len(load.ended) - codes["OK"]),
             ("longest call, s", f"{longest:.2f}"),
-            ("answered by the last server on each port", ", ".join(map(str, by_server))),
+            ("calls of the last server on each port", ", ".join(map(str, by_server))),
         ],
     )
-    assert set(codes) == {"OK"}, Counter(end.reason for end in ends)
-    assert longest < LONGEST
+    assert set(codes) == {"OK"}, Counter(call.message for call in load.ended)
+    assert longest < LONGEST_SECONDS
     assert min(by_server) > 0
 
 
-def test_sigkill_fails_calls_in_flight_alone_and_callers_come_back_by_themselves(
-    serve: Serve, known: Known
+async def test_sigkill_fails_only_calls_in_flight_and_callers_reconnect_by_themselves(
+    serve: Serve, known: KnownAnswers
 ) -> None:
-    port = free_port()
-    rows, failed = list[tuple[str, object]](), list[Ended]()
-
-    async def kill_often(start: Callable[[], Coroutine[Any, Any, Service]]) -> list[Ended]:
-        service = await start()
-        async with callers(service.target, known, options=NO_RETRIES, name="kill", wait=True) as ends:
-            for number in range(ROUNDS):
-                await asyncio.sleep(2 + 0.037 * number)
-                before = len(ends)
-                killed = time.monotonic()
-                service.process.kill()
-                await asyncio.to_thread(service.process.wait)
-                await asyncio.sleep(1)
-                dead = time.monotonic()
-                new = [end for end in ends[before:] if end.code != "OK"]
-                # They were under way, and heard of it at once.
-                assert {end.code for end in new} <= {"UNAVAILABLE"}
-                assert all(end.began <= killed + 0.5 and end.ended <= killed + 1 for end in new)
-                assert len(new) <= CALLERS
-                service = await start()
-                ready, count = time.monotonic(), len(ends)
-                while len(ends) < count + CALLERS:
-                    await asyncio.sleep(0.01)
-                    assert time.monotonic() < ready + LONGEST, "callers did not come back"
-                back = time.monotonic() - ready
-                failed.extend(new)
-                starting = [end for end in ends[before:] if end.code != "OK" and end.ended > dead]
-                # Those that came while it loaded were refused; that they may try again at once is part of the answer.
-                assert {end.code for end in starting} <= {"UNAVAILABLE"}
-                rows.append(
-                    (
-                        f"kill {number + 1}: failed in flight, refused while it loaded, back after s",
-                        f"{len(new)}, {len(starting)}, {back:.2f}",
-                    )
-                )
-        return ends
-
+    port, rows, in_flight = free_port(), list[tuple[str, object]](), list[EndedCall]()
     with ExitStack() as stack:
 
         async def start() -> Service:
-            return await asyncio.to_thread(lambda: stack.enter_context(serve("--port", f"{port}")))
+            return await asyncio.to_thread(stack.enter_context, serve("--port", f"{port}"))
 
-        ends = asyncio.run(kill_often(start))
-    longest = max(end.ended - end.began for end in ends)
-    table(
+        service = await start()
+        async with closed_load(
+            service.target,
+            {known.version: known},
+            callers=CALLERS,
+            connections=CONNECTIONS,
+            wait_for_ready=True,
+            errors=True,
+        ) as load:
+            for number in range(ROUNDS):
+                await load.more(calls_before(number))
+                service, failed, values = await kill_and_restart(service, start, load)
+                in_flight += failed
+                name = f"kill {number + 1}: failed in flight, refused while it loaded, back after s"
+                rows.append((name, values))
+    longest = max(call.seconds for call in load.ended)
+    print_table(
         f"SIGKILL and a new start, {CALLERS} callers without retries that wait for a connection",
-        [("calls", len(ends)), *rows, ("longest call, the way back included, s", f"{longest:.2f}")],
+        [("calls", len(load.ended)), *rows, ("longest call, reconnection included, s", f"{longest:.2f}")],
     )
-    assert failed  # or nothing was under way, and nothing was tested
-    assert longest < LONGEST
+    assert in_flight, "no call was in flight at any SIGKILL: the test shows nothing"
+    assert longest < LONGEST_SECONDS
+
+
+async def kill_and_restart(
+    service: Service, start: Callable[[], Coroutine[Any, Any, Service]], load: Load
+) -> tuple[Service, list[EndedCall], str]:
+    """Returns the new service, the calls that the SIGKILL failed, and a table's cell."""
+    first, killed = len(load.ended), time.monotonic()
+    service.process.kill()
+    await asyncio.to_thread(service.process.wait)
+    await asyncio.sleep(1)  # within which the calls in flight must fail
+    dead = time.monotonic()
+    failed = [call for call in load.ended[first:] if call.code != "OK"]
+    assert {call.code for call in failed} <= {"UNAVAILABLE"}
+    assert all(call.began <= killed + 0.5 and call.ended <= killed + 1 for call in failed)
+    assert len(failed) <= CALLERS
+    service = await start()
+    ready = time.monotonic()
+    async with asyncio.timeout(RETURN_SECONDS):
+        await load.more(CALLERS)
+    back = time.monotonic() - ready
+    refused = [call for call in load.ended[first:] if call.code != "OK" and call.ended > dead]
+    # A server that loads refuses calls, with the advice to retry.
+    assert {call.code for call in refused} <= {"UNAVAILABLE"}
+    return service, failed, f"{len(failed)}, {len(refused)}, {back:.2f}"
 
 
 def free_port() -> int:

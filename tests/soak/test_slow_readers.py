@@ -1,106 +1,121 @@
-"""Callers that open streams and do not read them cost little, and nothing once they are gone."""
+"""Streams that their callers do not read cost little memory, and none once their callers are gone."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import grpc
 import numpy as np
 
-from tests.soak.callers import NO_RETRIES, WELL_BEHAVED, Caller, Known, open_streams
-from tests.soak.conftest import Serve, Service, table, wait_for
+from tests.soak.background_load import closed_load
+from tests.soak.conftest import Serve
+from tests.soak.known_answers import KnownAnswers
+from tests.soak.report import mebibytes, print_table
+from tests.soak.service import Service, Snapshot
+from tests.soak.unread_streams import open_streams
+from tests.soak.waiting import wait_until
 
 PROCESSES = 4
 STREAMS = 100
 SAMPLES = 10_000
 ROUNDS = 3
+OTHER_CALLERS = 8
 SECONDS = 6.0
-# What fits into the buffers of gRPC and of the kernel on its way, and the call itself.
-MOST_KIB_A_STREAM = 512
-# Of the 99th percentile of other callers' times: nobody waits for a stream, but the machine has more to do.
-MOST_SLOWER = 3.0
+"""Over which the answer times of the other callers are measured."""
+MAX_KIB_PER_STREAM = 512
+"""The call itself, and the buffers of gRPC and of the kernel."""
+MAX_SLOWDOWN = 3.0
+"""Of the other callers' p99: they do not wait for a stream, but the machine has more to do."""
 
 
-def test_streams_that_nobody_reads_leave_memory_and_other_callers_alone(serve: Serve, known: Known) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, left, slower = list[float](), list[float](), list[float]()
+async def test_unread_streams_cost_little_memory_and_do_not_delay_other_callers(
+    serve: Serve, known: KnownAnswers
+) -> None:
+    held, left, slowdowns = list[int](), list[int](), list[float]()
     with serve() as service:
-        usual = p99(service, known)
-        before = service.seen()
+        usual = await p99_seconds(service, known)
+        before = service.snapshot()
         for _ in range(ROUNDS):
-            opened = context.Queue()
-            arguments = (service.target, known, STREAMS // PROCESSES, SAMPLES, opened)
-            readers = [context.Process(target=open_streams, args=arguments) for _ in range(PROCESSES)]
-            for reader in readers:
-                reader.start()
-            for _ in readers:
-                opened.get(timeout=120)
-            wait_for(lambda: service.total("glowserve_requests_in_flight") == STREAMS)
-            wait_for(lambda: is_at_rest(service), 300)
-            with service.watched() as sights:
-                slower.append(p99(service, known) / usual)
-            assert (
-                service.total("glowserve_requests_in_flight") == STREAMS
-            )  # none of them has come to its end
-            held.append(max(sight.rss for sight in sights))
-            threads = max(sight.threads for sight in sights)
-            for reader in readers:
-                reader.kill()
-                reader.join()
-            wait_for(lambda: service.total("glowserve_requests_in_flight") == 0)
-            wait_for(lambda: service.total("glowserve_queue_length") == 0)
-            wait_for(lambda: service.seen().files <= before.files)
-            left.append(service.seen().rss)
-        after = service.seen()
-        text = service.log.read_text()
+            with unread_streams(service, known), service.monitored() as snapshots:
+                slowdowns.append(await p99_seconds(service, known) / usual)
+                assert service.total("glowserve_requests_in_flight") == STREAMS, "a stream has ended"
+            held.append(max(each.rss for each in snapshots))
+            threads = max(each.threads for each in snapshots)
+            wait_until(lambda: service.total("glowserve_requests_in_flight") == 0, "no call is in flight")
+            wait_until(lambda: service.total("glowserve_queue_length") == 0, "no image waits")
+            wait_until(lambda: service.snapshot().files <= before.files, "no more files are open than before")
+            left.append(service.snapshot().rss)
+        after = service.snapshot()
+        log = service.log.read_text()
     kib = (max(held) - before.rss) / STREAMS / 2**10
-    table(
-        f"{STREAMS} streams that nobody reads, {ROUNDS} times: Sample of {SAMPLES}, and ModelStreamInfer",
-        [
-            ("RSS before, MiB", f"{before.rss / 2**20:.1f}"),
-            ("most while they are open, MiB, by round", ", ".join(f"{rss / 2**20:.1f}" for rss in held)),
-            ("after they are gone, MiB, by round", ", ".join(f"{rss / 2**20:.1f}" for rss in left)),
-            (f"KiB a stream, at most (the bound is {MOST_KIB_A_STREAM})", f"{kib:.0f}"),
-            ("p99 of 8 other callers before, ms", f"{1000 * usual:.1f}"),
-            ("times that while they are open, by round", ", ".join(f"{times:.2f}" for times in slower)),
-            ("threads before, while open, after", f"{before.threads}, {threads}, {after.threads}"),
-            ("open files before, after", f"{before.files}, {after.files}"),
-        ],
-    )
-    assert "Traceback" not in text
-    assert kib < MOST_KIB_A_STREAM
-    # A later round finds the memory of the first one. How much of it went back to the system in between is luck: the
-    # allocator gives back what lies at the end.
+    print_streams(before, after, threads, held, left, usual, slowdowns, kib)
+    assert "Traceback" not in log
+    assert kib < MAX_KIB_PER_STREAM
+    # Later rounds use the memory of the first one. How much of it the allocator returns to the system in between is
+    # chance: it returns what lies at the end of its pools.
     assert max(held) < 1.05 * held[0]
     assert after.threads <= threads
-    assert np.median(slower) < MOST_SLOWER
+    assert np.median(slowdowns) < MAX_SLOWDOWN
 
 
-def is_at_rest(service: Service) -> bool:
-    """Whether no batch runs for a second: the buffers on the way to all streams are full."""
+@contextmanager
+def unread_streams(service: Service, known: KnownAnswers) -> Iterator[None]:
+    """Streams that are open, and for which the service has filled all buffers; their processes are killed at the end."""
+    context = multiprocessing.get_context("spawn")
+    opened = context.Queue()
+    arguments = (service.target, known, STREAMS // PROCESSES, SAMPLES, opened)
+    readers = [context.Process(target=open_streams, args=arguments) for _ in range(PROCESSES)]
+    try:
+        for reader in readers:
+            reader.start()
+        for _ in readers:
+            opened.get(timeout=120)
+        wait_until(lambda: service.total("glowserve_requests_in_flight") == STREAMS, "all streams are open")
+        wait_until(lambda: runs_no_batch(service), "all buffers are full", 300)
+        yield
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.join()
+
+
+def runs_no_batch(service: Service) -> bool:
+    """Whether the service runs no batch for a second."""
     batches = service.total("glowserve_batches_total")
     time.sleep(1)
     return service.total("glowserve_batches_total") == batches
 
 
-def p99(service: Service, known: Known) -> float:
-    """Of the seconds that the calls of 8 callers take."""
+async def p99_seconds(service: Service, known: KnownAnswers) -> float:
+    """The 99th percentile of the answer times of the other callers."""
+    async with closed_load(service.target, {known.version: known}, callers=OTHER_CALLERS) as load:
+        await asyncio.sleep(SECONDS)
+    return float(np.quantile([call.seconds for call in load.ended], 0.99))
 
-    async def measure() -> list[float]:
-        took, end = list[float](), time.monotonic() + SECONDS
 
-        async def work(caller: Caller, number: int) -> None:
-            luck = random.Random(number)
-            while (began := time.monotonic()) < end:
-                assert await caller.call(luck.choice(WELL_BEHAVED), luck) == "OK"
-                took.append(time.monotonic() - began)
-
-        async with grpc.aio.insecure_channel(service.target, NO_RETRIES) as channel:
-            caller = Caller(channel, {known.version: known})
-            await asyncio.gather(*(work(caller, number) for number in range(8)))
-        return took
-
-    return float(np.quantile(asyncio.run(measure()), 0.99))
+def print_streams(
+    before: Snapshot,
+    after: Snapshot,
+    threads: int,
+    held: list[int],
+    left: list[int],
+    usual: float,
+    slowdowns: list[float],
+    kib: float,
+) -> None:
+    print_table(
+        f"{STREAMS} unread streams, {ROUNDS} times: Sample of {SAMPLES}, and ModelStreamInfer",
+        [
+            ("RSS before, MiB", mebibytes(before.rss)),
+            ("largest RSS while they are open, MiB, by round", mebibytes(*held)),
+            ("RSS after they have ended, MiB, by round", mebibytes(*left)),
+            (f"KiB a stream, at most (the bound is {MAX_KIB_PER_STREAM})", f"{kib:.0f}"),
+            (f"p99 of {OTHER_CALLERS} other callers before, ms", f"{1000 * usual:.1f}"),
+            ("ratio of that while streams are open, by round", ", ".join(f"{each:.2f}" for each in slowdowns)),
+            ("threads before, while open, after", f"{before.threads}, {threads}, {after.threads}"),
+            ("open files before, after", f"{before.files}, {after.files}"),
+        ],
+    )

@@ -1,28 +1,29 @@
-"""What the tests of the training room share."""
+"""Fixtures of the training tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import glowserve_training.run
 import numpy as np
 import pytest
 import torch
 from glowserve_training.config import RunConfig
+from glowserve_training.data import DataConfig, load_images
 from glowserve_training.layers import Bijector
 from glowserve_training.presets import run_config
 from torch import Tensor, nn
 
-from glowserve.images import UInt8Array
+from tests.training.runs import Recorder, TinyRun, Uninterrupted, run
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]
-TinyRun = Callable[..., RunConfig]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
+    """Models of this size are slower on two threads than on one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -31,8 +32,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The weights that a test begins with are the same in every run."""
+    """Each test initializes its models with the same weights in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no curve, which would take a quarter of their time; fixtures of modules and the session do."""
+    monkeypatch.setattr(glowserve_training.run, "draw_curve", lambda *_: None)
 
 
 @pytest.fixture
@@ -43,20 +50,20 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def perturb(generator: torch.Generator) -> Perturb:
-    """Moves every parameter of a module by a normal random number: nothing that began as zero or one stays so."""
+    """Adds a normal random number to every parameter, so that none keeps its initial 0 or 1."""
 
     @torch.no_grad()
-    def move(module: nn.Module, std: float = 0.2) -> None:
+    def add_noise(module: nn.Module, std: float = 0.2) -> None:
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(std * noise.to(parameter.dtype))
 
-    return move
+    return add_noise
 
 
 @pytest.fixture
 def jacobian_log_det() -> JacobianLogDet:
-    """log|det| of the Jacobian that autograd finds, image by image, [N]."""
+    """log|det| of the Jacobian by autograd, for each image, [N]."""
 
     def compute(bijector: Bijector, x: Tensor) -> Tensor:
         def one(image: Tensor) -> Tensor:
@@ -69,11 +76,9 @@ def jacobian_log_det() -> JacobianLogDet:
 
 
 @pytest.fixture(scope="session")
-def few_digits(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """An .npz file of 120 digits, so that a run reads it in no time."""
-    from glowserve_training.data import DataConfig, load_images
-
-    images: UInt8Array = load_images(DataConfig(data="digits", image_size=8, channels=1)).train[:120]
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz file of 120 digits, which loads fast."""
+    images = load_images(DataConfig(data="digits", image_size=8, channels=1)).train[:120]
     path = tmp_path_factory.mktemp("data") / "digits.npz"
     np.savez(path, images=images)
     return path
@@ -81,10 +86,19 @@ def few_digits(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pa
 
 @pytest.fixture(scope="session")
 def tiny_run(few_digits: Path) -> TinyRun:
-    """The configuration of a run of a second: 42 steps, validated and saved at every other."""
+    """The configuration of a run of a second: 42 steps, validated and saved after every second."""
 
     def configure(**changes: object) -> RunConfig:
         sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 42, "batch_size": 16}
         return run_config(str(few_digits), **(sizes | changes))
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    one_thread: None, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
+) -> Uninterrupted:
+    """The tiny run without any disturbance. Tests do not write to it."""
+    recorder = Recorder()
+    return Uninterrupted(run(tiny_run(), tmp_path_factory.mktemp("uninterrupted") / "run", [recorder]), recorder)

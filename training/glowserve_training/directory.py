@@ -24,7 +24,7 @@ from glowserve_training.config import RunConfig
 from glowserve_training.data import ImageData
 from glowserve_training.errors import RunError
 
-# Version 0.1.0 wrote this key to run.json.
+# Fields of RunConfig that have another key in run.json, the one that version 0.1.0 wrote.
 _STORED_KEYS = {"max_rollbacks": "max_returns"}
 
 
@@ -59,7 +59,9 @@ class RunDirectory:
             return
         stored = self._read()
         stored.pop("images", None)
-        self._refuse_differences("a run with other arguments", _to_json(config), stored)
+        for name, key in _STORED_KEYS.items():
+            stored[name] = stored.pop(key, None)
+        self._refuse_differences("a run with other arguments", _plain(asdict(config)), stored)
 
     @contextmanager
     def claim(self, config: RunConfig, images: ImageData) -> Iterator[None]:
@@ -85,7 +87,8 @@ class RunDirectory:
             self._refuse_differences("a run with other images, its data has changed", current, stored)
             return
         with atomic_write(self._record) as file:
-            file.write(json.dumps(_to_json(config) | current, indent=2).encode() + b"\n")
+            fields = {_STORED_KEYS.get(name, name): value for name, value in asdict(config).items()}
+            file.write(json.dumps(fields | current, indent=2).encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -104,10 +107,9 @@ class RunDirectory:
             )
 
 
-def _to_json(config: RunConfig) -> dict[str, Any]:
-    """The content of run.json, after a round trip through JSON, so that it compares equal to what was read."""
-    content = {_STORED_KEYS.get(name, name): value for name, value in asdict(config).items()}
-    return dict(json.loads(json.dumps(content)))
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as JSON yields them."""
+    return dict(json.loads(json.dumps(values)))
 
 
 def _differences(current: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,1 +1,1 @@
-"""What makes constants of a checkpoint: of ours, and of two public implementations of Glow."""
+"""Reads a checkpoint, of glowserve or of one of two public Glow implementations, and folds its model."""

@@ -1,4 +1,4 @@
-"""The arguments that a public Glow was built with, as JSON: the checkpoint alone does not say them all."""
+"""Reads the constructor arguments of a public implementation's model from JSON: no checkpoint contains them."""
 
 from __future__ import annotations
 
@@ -21,58 +21,60 @@ _KINDS = {
 def read_arguments(
     path: Path, implementation: str, required: Mapping[str, type], *, n_bits: int | None = None
 ) -> dict[str, Any]:
-    """Reads the arguments of a model's constructor.
+    """Reads and checks constructor arguments.
 
-    Besides them there is "n_bits", 1 to 8, of which the checkpoint says nothing, and there may be "implementation".
+    The JSON object also has "n_bits", 1 to 8, and optionally "implementation".
 
     Args:
         path: a JSON object.
-        implementation: what "implementation" must be, if it is there.
-        required: the other arguments, each with its type: int (1 or more), float, bool, str, or list (a shape).
-        n_bits: what "n_bits" is if it is left out; None if it may not be, since the implementation has it as a flag.
+        implementation: the only allowed value of "implementation".
+        required: the constructor arguments and their types: int (1 or more), float, bool, str, or list (a shape).
+        n_bits: the default of "n_bits"; None if it is required.
+
+    Returns:
+        The arguments and "n_bits".
 
     Raises:
-        ArgumentsError: one is missing, unknown, or not of its type.
+        ArgumentsError: an argument is missing, unknown, or has the wrong type.
     """
     arguments = _read_object(path)
     found = arguments.pop("implementation", implementation)
     if found != implementation:
         raise ArgumentsError(
-            f"{path}: these are the arguments of implementation {found!r} and the checkpoint is to be one of "
-            f"{implementation!r}; check --from and --config"
+            f"{path}: implementation is {found!r}, and --from says that the checkpoint is of {implementation!r}; check "
+            "--from and --config"
         )
     known = {**required, "n_bits": int}
     for name in arguments:
         if name not in known:
             raise ArgumentsError(
-                f"{path}: {name!r} is no argument of {implementation}; known are {_listed(known)}"
+                f"{path}: {implementation} has no argument {name!r}; its arguments are {_listed(known)}"
             )
     if n_bits is not None:
         arguments.setdefault("n_bits", n_bits)
     for name, kind in known.items():
         if name not in arguments:
             raise ArgumentsError(
-                f"{path}: argument {name!r} is missing; add it, {_KINDS[kind]}, as the model was built with"
+                f"{path}: argument {name!r} is missing; add the value that the model was built with, "
+                f"{_KINDS[kind]}"
             )
         if not _fits(arguments[name], kind):
             raise ArgumentsError(
                 f"{path}: {name} is {json.dumps(arguments[name])}; it must be {_KINDS[kind]}"
             )
     if arguments["n_bits"] > 8:
-        raise ArgumentsError(f"{path}: n_bits is {arguments['n_bits']}; it must lie in 1 to 8")
+        raise ArgumentsError(f"{path}: n_bits is {arguments['n_bits']}; it must be 1 to 8")
     return arguments
 
 
 def check_image(path: Path, image_size: int, channels: int, levels: int) -> None:
-    """Raises ArgumentsError unless images are grey or RGB and can be halved once a level."""
+    """Raises ArgumentsError unless images are grey or RGB and their size can be halved once for each level."""
     if channels not in (1, 3):
-        raise ArgumentsError(
-            f"{path}: the model is of images with {channels} channels; 1 (grey) and 3 (RGB) are supported"
-        )
+        raise ArgumentsError(f"{path}: images have {channels} channels; 1 (grey) and 3 (RGB) are supported")
     if image_size % 2**levels:
         raise ArgumentsError(
-            f"{path}: images of {image_size} x {image_size} pixels cannot be halved {levels} times; their size must "
-            f"be a multiple of {2**levels}: check image size and levels"
+            f"{path}: images of {image_size} x {image_size} pixels cannot be halved {levels} times, once for each "
+            f"level; the size must be a multiple of {2**levels}: check image size and levels"
         )
 
 
@@ -84,7 +86,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError as error:  # neither JSON nor Unicode
         raise ArgumentsError(f"arguments {path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ArgumentsError(f"arguments {path} hold no JSON object; write {{NAME: VALUE, ...}}")
+        raise ArgumentsError(f"arguments {path} are not a JSON object; write {{NAME: VALUE, ...}}")
     return content
 
 

@@ -1,4 +1,4 @@
-"""What no checkpoint may hold, whoever trained it: weights that are not finite, matrices that cannot be inverted."""
+"""Checks of every checkpoint, whichever implementation trained it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from glowserve_export.baked import Float64Array, condition_number
 from glowserve_export.errors import NotInvertibleError
+from glowserve_export.folded import Float64Array, condition_number
 
-# Beyond this a float32 inverse has no correct digit left.
+# A float32 inverse of a matrix with a larger condition number has no correct digit.
 CONDITION_LIMIT = 1e6
 
 
@@ -19,7 +19,7 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise NotInvertibleError(
-                f"weight {name} is not finite; go back to a checkpoint before training diverged"
+                f"weight {name} is not finite; export an earlier checkpoint, from before training diverged"
             )
 
 
@@ -28,8 +28,8 @@ def check_condition(matrix: Float64Array, what: str, remedy: str) -> None:
 
     Args:
         matrix: [C, C].
-        what: it is called in the message, with its step before it.
-        remedy: ends the message.
+        what: the step and the name of the matrix, which begin the message.
+        remedy: a sentence that ends the message.
     """
     condition = condition_number(matrix) if np.isfinite(matrix).all() else np.inf
     if not condition < CONDITION_LIMIT:

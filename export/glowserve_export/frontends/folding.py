@@ -1,10 +1,10 @@
-"""From the layers of a public Glow to the constants of ours.
+"""Folds a Glow of a public implementation into a FoldedGlow.
 
-The public implementations are alike but for names and the order of channels. Both squeeze into channel
-4 c + 2 row + column where SpaceToDepth yields (2 row + column) C + c. So the columns of each level's first matrix are
-permuted, and the rows of its inverse; all behind it, latents included, stays in the order of the checkpoint.
+Both public implementations order the channels of a squeeze as 4 c + 2 row + column; SpaceToDepth orders them as
+(2 row + column) C + c. Therefore the columns of each level's first matrix are permuted, and the rows of its inverse.
+All later channels, latents included, keep the order of the checkpoint.
 
-Shapes: at a level, C channels after the squeeze, H = W places a side.
+Shapes: C H W of a level after its squeeze.
 """
 
 from __future__ import annotations
@@ -14,54 +14,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from glowserve_training.names import step_name
 
-from glowserve_export.baked import (
-    BakedConv,
-    BakedGlow,
-    BakedLevel,
-    BakedNetwork,
-    BakedStep,
+from glowserve_export.folded import (
     Float64Array,
+    FoldedConv,
+    FoldedGlow,
+    FoldedLevel,
+    FoldedNetwork,
+    FoldedStep,
 )
 from glowserve_export.frontends.checks import check_condition
-
-# Of the original implementation, and so of both: the factor on a zero convolution's log-scale, and what is added to the
-# logit of a coupling's scale.
-_LOG_SCALE_FACTOR = 3.0
-_LOGIT_SHIFT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicGlow:
-    """A flow that a public implementation trained."""
+    """A model of a public implementation, folded, and what the manifest states about it."""
 
-    glow: BakedGlow
-    """Its constants."""
+    glow: FoldedGlow
+    """The folded flow."""
 
     width: int
     """Hidden channels of a coupling network."""
 
     steps_per_level: int
-    """Steps of flow in a level."""
+    """Steps of flow in each level."""
 
     coupling: str
     """"affine" or "additive"."""
 
     parametrization: str
-    """Of the 1x1 convolutions: "lu", "plain", or "reverse", which is no parameter but a fixed permutation."""
+    """Of the 1x1 convolutions: "lu" or "plain"; or "reverse", a fixed permutation in place of the convolutions."""
 
     coupling_actnorm: bool
-    """Whether the coupling networks' hidden convolutions have actnorms instead of biases."""
+    """Whether the hidden convolutions of the coupling networks have actnorms instead of biases."""
 
     parameters: int
-    """Numbers that training adjusted."""
+    """Number of trained parameters."""
 
 
 @dataclass(frozen=True)
 class PublicStep:
-    """y = mixing (scale * (x + offset)) at each place; then the coupling."""
+    """A step of flow before folding: y = mixing (scale * (x + offset)) at each position, then the coupling."""
 
     scale: Float64Array
     """Of the actnorm, [C]."""
@@ -70,28 +64,28 @@ class PublicStep:
     """Of the actnorm, [C]."""
 
     mixing: Float64Array
-    """The 1x1 convolution, or a permutation, [C, C]."""
+    """The 1x1 convolution or permutation, [C, C]."""
 
-    network: BakedNetwork
-    """As in `BakedStep`."""
+    network: FoldedNetwork
+    """As in `FoldedStep`."""
 
     def log_det(self) -> float:
-        """Of actnorm and mixing, at one place."""
+        """Of actnorm and mixing at one position."""
         return float(np.linalg.slogdet(self.mixing)[1] + np.log(np.abs(self.scale)).sum())
 
 
 @dataclass(frozen=True)
 class PublicLevel:
-    """Squeeze, steps, and the conditional prior of what splits off."""
+    """A squeeze, steps of flow, and a split."""
 
     steps: Sequence[PublicStep]
-    """Nearest to the pixels first."""
+    """In forward order."""
 
-    prior: BakedConv | None
-    """As in `BakedLevel`."""
+    prior: FoldedConv | None
+    """As in `FoldedLevel`."""
 
 
-def fold(
+def fold_public(
     levels: Sequence[PublicLevel],
     *,
     image_size: int,
@@ -99,45 +93,43 @@ def fold(
     n_bits: int,
     affine: bool,
     top: Float64Array,
-) -> BakedGlow:
-    """Folds a flow into constants.
+) -> FoldedGlow:
+    """Folds a flow.
 
     Args:
-        levels: nearest to the pixels first.
+        levels: in forward order.
         image_size: H = W of an image.
         channels: of an image.
-        n_bits: of a value.
-        affine: whether couplings are affine, or additive.
-        top: mean and, behind it, log-scale of the top level's prior, [2C, H, W].
+        n_bits: bits of each value of an image.
+        affine: whether couplings are affine; else they are additive.
+        top: mean and log-scale of the top level's prior, concatenated, [2C, H, W].
 
     Raises:
         NotInvertibleError: an actnorm or a 1x1 convolution is singular or nearly so.
     """
     mean, log_scale = np.split(top, 2)
     constant = -(image_size**2) * channels * n_bits * math.log(2) - float(log_scale.sum())
-    baked = []
+    folded = []
     for i, level in enumerate(levels, 1):
         steps = [_fold_step(step, step_name(i, k), affine) for k, step in enumerate(level.steps, 1)]
-        steps[0] = _behind_our_squeeze(steps[0])
+        steps[0] = _after_space_to_depth(steps[0])
         constant += (image_size >> i) ** 2 * sum(step.log_det() for step in level.steps)
-        baked.append(BakedLevel(tuple(steps), level.prior))
-    return BakedGlow(
+        folded.append(FoldedLevel(tuple(steps), level.prior))
+    return FoldedGlow(
         image_size=image_size,
         channels=channels,
         n_bits=n_bits,
-        levels=tuple(baked),
+        levels=tuple(folded),
         top_mean=mean,
         top_log_scale=log_scale,
         log_det_constant=constant,
     )
 
 
-def _fold_step(step: PublicStep, name: str, affine: bool) -> BakedStep:
+def _fold_step(step: PublicStep, name: str, affine: bool) -> FoldedStep:
     matrix = step.mixing * step.scale
-    check_condition(
-        matrix, f"{name}: the 1x1 convolution behind its actnorm", "Go back to an earlier checkpoint"
-    )
-    return BakedStep(
+    check_condition(matrix, f"{name}: the 1x1 convolution with its actnorm", "Export an earlier checkpoint")
+    return FoldedStep(
         matrix=matrix,
         bias=matrix @ step.offset,
         inverse_matrix=np.linalg.inv(step.mixing) / step.scale[:, None],
@@ -147,37 +139,12 @@ def _fold_step(step: PublicStep, name: str, affine: bool) -> BakedStep:
     )
 
 
-def _behind_our_squeeze(step: BakedStep) -> BakedStep:
-    """The step for channels in the order of SpaceToDepth."""
-    ours = np.arange(step.channels).reshape(-1, 4).T.flatten()
+def _after_space_to_depth(step: FoldedStep) -> FoldedStep:
+    """The step with its input channels in the order of SpaceToDepth."""
+    order = np.arange(step.channels).reshape(-1, 4).T.flatten()
     return replace(
         step,
-        matrix=step.matrix[:, ours],
-        inverse_matrix=step.inverse_matrix[ours],
-        inverse_bias=step.inverse_bias[ours],
+        matrix=step.matrix[:, order],
+        inverse_matrix=step.inverse_matrix[order],
+        inverse_bias=step.inverse_bias[order],
     )
-
-
-def scaled(conv: BakedConv, factor: Float64Array) -> BakedConv:
-    """A convolution with each output times its factor, [out]."""
-    return BakedConv(
-        conv.weight * factor[:, None, None, None],
-        conv.bias * (factor if conv.bias.ndim == 1 else factor[:, None, None]),
-    )
-
-
-def zero_conv(conv: BakedConv, log_scale: Float64Array) -> BakedConv:
-    """A convolution that began as zero, with its learned log-scale folded in."""
-    return scaled(conv, np.exp(_LOG_SCALE_FACTOR * log_scale.reshape(-1)))
-
-
-def reordered(conv: BakedConv, outputs: npt.NDArray[np.intp]) -> BakedConv:
-    """A convolution with its outputs in another order."""
-    return BakedConv(conv.weight[outputs], conv.bias[outputs])
-
-
-def shift_and_logit(conv: BakedConv) -> BakedConv:
-    """An affine coupling's last convolution, shifts first, with what is added to its logits."""
-    bias = conv.bias.copy()
-    bias[len(bias) // 2 :] += _LOGIT_SHIFT
-    return BakedConv(conv.weight, bias)

@@ -1,4 +1,4 @@
-"""Checkpoints of public Glow implementations, each by the name that --from has for it."""
+"""Reads a checkpoint of one of the public implementations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from glowserve_export.frontends.state_dict import read_state_dict
 from glowserve_export.frontends.y0ast import import_y0ast
 
 IMPLEMENTATIONS = {"rosinality": "rosinality/glow-pytorch", "y0ast": "y0ast/Glow-PyTorch"}
-"""Their repositories."""
+"""The GitHub repository of each implementation, by its name on the command line (--from)."""
 
 _IMPORTS = {"rosinality": import_rosinality, "y0ast": import_y0ast}
 
 
 def import_public(kind: str, checkpoint: Path, arguments: Path) -> PublicGlow:
-    """Reads a model of a public implementation.
+    """Reads and folds a model of a public implementation.
 
     Args:
-        kind: "rosinality" (rosinality/glow-pytorch) or "y0ast" (y0ast/Glow-PyTorch).
-        checkpoint: its state_dict.
-        arguments: JSON of the arguments that the model was built with.
+        kind: "rosinality" or "y0ast", see `IMPLEMENTATIONS`.
+        checkpoint: the model's state_dict.
+        arguments: JSON with the arguments of the model's constructor.
 
     Raises:
         ArgumentsError: the arguments cannot be read, or the model is not supported.
@@ -33,6 +33,6 @@ def import_public(kind: str, checkpoint: Path, arguments: Path) -> PublicGlow:
     """
     if kind not in _IMPORTS:
         raise ArgumentsError(f"implementation is {kind!r}; it must be one of {', '.join(_IMPORTS)}")
-    # A model that overflows ends in a sentence, not in warnings before it.
+    # Overflow is an error with a sentence of its own; NumPy's warnings would only come before it.
     with np.errstate(all="ignore"):
         return _IMPORTS[kind](read_state_dict(checkpoint), checkpoint, arguments)

@@ -1,8 +1,8 @@
-"""From a checkpoint of rosinality/glow-pytorch to constants.
+"""Reads and folds a checkpoint of rosinality/glow-pytorch.
 
-What differs from our flow: a coupling's logits come before its shifts, and the convolutions that began as zero pad with
-ones. Such a border is one of zeros and a bias that differs from place to place; and the top level's prior, such a
-convolution of zeros, differs from place to place, too.
+It differs from our flow in two ways. A coupling's logits come before its shifts. And its zero-initialized convolutions
+pad with ones: padding with ones equals padding with zeros and a bias that depends on the position. The top level's
+prior is such a convolution of a zero input, so that it depends on the position too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glowserve_export.baked import BakedConv, Float64Array
 from glowserve_export.errors import ForeignCheckpointError
+from glowserve_export.folded import Float64Array, FoldedConv
 from glowserve_export.frontends.arguments import check_image, read_arguments
-from glowserve_export.frontends.folding import (
-    PublicGlow,
-    PublicLevel,
-    PublicStep,
-    fold,
-    reordered,
-    shift_and_logit,
-    zero_conv,
-)
+from glowserve_export.frontends.convolutions import reordered, shift_and_logit, zero_conv
+from glowserve_export.frontends.folding import PublicGlow, PublicLevel, PublicStep, fold_public
 from glowserve_export.frontends.state_dict import match
 
 _ARGUMENTS = {
@@ -38,21 +31,21 @@ _ARGUMENTS = {
     "conv_lu": bool,
     "image_size": int,
 }
-# Hidden channels of a coupling network; no argument changes them.
+# Hidden channels of a coupling network, a constant of the implementation.
 _WIDTH = 512
 _BUFFERS = ("initialized", "w_p", "u_mask", "l_mask", "s_sign", "l_eye")
 
 
 def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path) -> PublicGlow:
-    """Folds a model into constants.
+    """Folds a model.
 
     Args:
-        found: its state_dict.
-        checkpoint: where that was read from.
-        arguments: JSON of what `Glow` was built with, and of the image's size.
+        found: the model's state_dict.
+        checkpoint: the file of the state_dict, for messages.
+        arguments: JSON with the arguments of `Glow`, and the size of an image.
 
     Raises:
-        ExportError: the two do not fit each other, or the model cannot be inverted.
+        ExportError: state_dict and arguments do not fit, or the model cannot be inverted.
     """
     given = read_arguments(arguments, "rosinality/glow-pytorch", _ARGUMENTS)
     check_image(arguments, given["image_size"], given["in_channel"], given["n_block"])
@@ -61,18 +54,18 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     for key, value in weights.items():
         if key.endswith(".initialized") and not value:
             raise ForeignCheckpointError(
-                f"checkpoint {checkpoint}: {key} is 0, so that this actnorm has seen no image yet; give the checkpoint "
+                f"checkpoint {checkpoint}: {key} is 0, so that this actnorm is not initialized; give the checkpoint "
                 "of a model that was trained"
             )
     blocks = [_block(weights, given, i) for i in range(given["n_block"])]
-    top = _zero_conv(weights, f"blocks.{given['n_block'] - 1}.prior", _places(given, given["n_block"] - 1))
-    glow = fold(
+    top = _zero_conv(weights, f"blocks.{given['n_block'] - 1}.prior", _size(given, given["n_block"] - 1))
+    glow = fold_public(
         blocks,
         image_size=given["image_size"],
         channels=given["in_channel"],
         n_bits=given["n_bits"],
         affine=given["affine"],
-        top=top.bias,  # what it yields where its input is zero
+        top=top.bias,  # the output of the convolution for a zero input
     )
     return PublicGlow(
         glow=glow,
@@ -86,10 +79,10 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
 
 
 def _shapes(given: Mapping[str, Any], found: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The keys that the arguments imply, in the model's order.
+    """Keys and shapes that the arguments imply, in the model's order.
 
-    Some versions differ in ways that no argument says: whether an actnorm saves that it was initialized, and whether
-    the last block heeds `conv_lu` or has LU decomposed convolutions always.
+    Versions of the implementation differ in two ways that no argument states: whether an actnorm saves that it was
+    initialized, and whether the last block obeys `conv_lu` or always has LU-decomposed convolutions.
     """
     saves_initialized = any(key.endswith(".initialized") for key in found)
     last = given["n_block"] - 1
@@ -126,20 +119,19 @@ def _zero_conv_shapes(name: str, outputs: int, inputs: int) -> Iterator[tuple[st
 
 
 def _block(weights: Mapping[str, Float64Array], given: Mapping[str, Any], i: int) -> PublicLevel:
-    places, top = _places(given, i), i == given["n_block"] - 1
+    size, top = _size(given, i), i == given["n_block"] - 1
     steps = [
-        _flow(weights, f"blocks.{i}.flows.{k}", places, affine=given["affine"])
-        for k in range(given["n_flow"])
+        _flow(weights, f"blocks.{i}.flows.{k}", size, affine=given["affine"]) for k in range(given["n_flow"])
     ]
-    return PublicLevel(steps, None if top else _zero_conv(weights, f"blocks.{i}.prior", places))
+    return PublicLevel(steps, None if top else _zero_conv(weights, f"blocks.{i}.prior", size))
 
 
-def _flow(weights: Mapping[str, Float64Array], name: str, places: int, *, affine: bool) -> PublicStep:
+def _flow(weights: Mapping[str, Float64Array], name: str, size: int, *, affine: bool) -> PublicStep:
     first, second = (
-        BakedConv(weights[f"{name}.coupling.net.{i}.weight"], weights[f"{name}.coupling.net.{i}.bias"])
+        FoldedConv(weights[f"{name}.coupling.net.{i}.weight"], weights[f"{name}.coupling.net.{i}.bias"])
         for i in (0, 2)
     )
-    last = _zero_conv(weights, f"{name}.coupling.net.4", places)
+    last = _zero_conv(weights, f"{name}.coupling.net.4", size)
     if affine:
         logits, shifts = np.split(np.arange(len(last.weight)), 2)
         last = shift_and_logit(reordered(last, np.concatenate((shifts, logits))))
@@ -161,15 +153,15 @@ def _mixing(weights: Mapping[str, Float64Array], name: str) -> Float64Array:
     return product
 
 
-def _zero_conv(weights: Mapping[str, Float64Array], name: str, places: int) -> BakedConv:
-    """With a border of ones made one of zeros, on places x places."""
+def _zero_conv(weights: Mapping[str, Float64Array], name: str, size: int) -> FoldedConv:
+    """A zero-initialized convolution of a size x size input, its padding with ones folded into the bias."""
     weight, bias = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
-    border = F.pad(torch.zeros(1, 1, places, places, dtype=torch.float64), (1, 1, 1, 1), value=1.0)
-    of_border = F.conv2d(border, torch.from_numpy(weight.sum(1, keepdims=True)))[0].numpy()
-    return zero_conv(BakedConv(weight, bias[:, None, None] + of_border), weights[f"{name}.scale"])
+    border = F.pad(torch.zeros(1, 1, size, size, dtype=torch.float64), (1, 1, 1, 1), value=1.0)
+    from_border = F.conv2d(border, torch.from_numpy(weight.sum(1, keepdims=True)))[0].numpy()
+    return zero_conv(FoldedConv(weight, bias[:, None, None] + from_border), weights[f"{name}.scale"])
 
 
-def _places(given: Mapping[str, Any], block: int) -> int:
-    """H = W of a block's flows."""
+def _size(given: Mapping[str, Any], block: int) -> int:
+    """H = W of a block after its squeeze."""
     size: int = given["image_size"] >> (block + 1)
     return size

@@ -1,7 +1,7 @@
-"""From a checkpoint of y0ast/Glow-PyTorch to constants.
+"""Reads and folds a checkpoint of y0ast/Glow-PyTorch.
 
-What differs from our flow: outputs of couplings and priors are interleaved (shift, logit, shift, ...; mean, log-scale,
-mean, ...), and instead of a 1x1 convolution there may be a fixed permutation.
+It differs from our flow in two ways. The outputs of couplings and priors are interleaved: shift, logit, shift, ...;
+mean, log-scale, mean, ... And a fixed permutation may take the place of the 1x1 convolution.
 """
 
 from __future__ import annotations
@@ -15,19 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glowserve_export.baked import BakedConv, Float64Array
 from glowserve_export.errors import ArgumentsError
+from glowserve_export.folded import Float64Array, FoldedConv
 from glowserve_export.frontends.arguments import check_image, read_arguments
-from glowserve_export.frontends.folding import (
-    PublicGlow,
-    PublicLevel,
-    PublicStep,
-    fold,
-    reordered,
-    scaled,
-    shift_and_logit,
-    zero_conv,
-)
+from glowserve_export.frontends.convolutions import reordered, scaled, shift_and_logit, zero_conv
+from glowserve_export.frontends.folding import PublicGlow, PublicLevel, PublicStep, fold_public
 from glowserve_export.frontends.state_dict import match
 
 _ARGUMENTS = {
@@ -47,21 +39,21 @@ _BUFFERS = ("invconv.p", "invconv.sign_s", "prior_h")
 
 
 def import_y0ast(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path) -> PublicGlow:
-    """Folds a model into constants.
+    """Folds a model.
 
     Args:
-        found: its state_dict.
-        checkpoint: where that was read from.
-        arguments: JSON of what `Glow` was built with.
+        found: the model's state_dict.
+        checkpoint: the file of the state_dict, for messages.
+        arguments: JSON with the arguments of `Glow`.
 
     Raises:
-        ExportError: the two do not fit each other, or the model cannot be inverted or is not supported.
+        ExportError: state_dict and arguments do not fit, or the model is not supported or cannot be inverted.
     """
     given = read_arguments(arguments, "y0ast/Glow-PyTorch", _ARGUMENTS, n_bits=8)
     _check(given, arguments)
     weights = match(found, dict(_shapes(given)), checkpoint)
     height, _, channels = given["image_shape"]
-    glow = fold(
+    glow = fold_public(
         [_level(weights, given, i) for i in range(given["L"])],
         image_size=height,
         channels=channels,
@@ -98,7 +90,7 @@ def _check(given: Mapping[str, Any], path: Path) -> None:
         )
     if given["flow_permutation"] == "shuffle":
         raise ArgumentsError(
-            f"{path}: flow_permutation is 'shuffle', and its random orders of channels are not saved in a checkpoint; "
+            f"{path}: flow_permutation is 'shuffle', and a checkpoint does not contain its random permutations; "
             "train a model with 'invconv' or 'reverse'"
         )
     if given["flow_permutation"] not in ("invconv", "reverse"):
@@ -114,11 +106,11 @@ def _parametrization(given: Mapping[str, Any]) -> str:
 
 
 def _shapes(given: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The keys that the arguments imply, in the model's order."""
+    """Keys and shapes that the arguments imply, in the model's order."""
     height, _, image_channels = given["image_shape"]
     levels, width = given["L"], given["hidden_channels"]
-    top, places = image_channels * 2 ** (levels + 1), height >> levels
-    yield "prior_h", (1, 2 * top, places, places)
+    top, size = image_channels * 2 ** (levels + 1), height >> levels
+    yield "prior_h", (1, 2 * top, size, size)
     for i in range(levels):
         channels = image_channels * 2 ** (i + 2)
         half = channels // 2
@@ -161,7 +153,7 @@ def _zero_conv_shapes(name: str, outputs: int, inputs: int) -> Iterator[tuple[st
 
 
 def _step_key(given: Mapping[str, Any], level: int, step: int) -> str:
-    """Layers are in one list: of each level the squeeze, the steps, the split."""
+    """The key of a step. All levels are in one list of layers, each level as squeeze, steps, split."""
     return f"flow.layers.{level * (given['K'] + 2) + 1 + step}"
 
 
@@ -176,13 +168,13 @@ def _level(weights: Mapping[str, Float64Array], given: Mapping[str, Any], i: int
     ]
     if i == given["L"] - 1:
         return PublicLevel(steps, None)
-    return PublicLevel(steps, _in_halves(_zero_conv(weights, _split_key(given, i))))
+    return PublicLevel(steps, _deinterleaved(_zero_conv(weights, _split_key(given, i))))
 
 
 def _step(weights: Mapping[str, Float64Array], name: str, *, affine: bool) -> PublicStep:
     last = _zero_conv(weights, f"{name}.block.4")
     if affine:
-        last = shift_and_logit(_in_halves(last))
+        last = shift_and_logit(_deinterleaved(last))
     return PublicStep(
         scale=np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1),
         offset=weights[f"{name}.actnorm.bias"].reshape(-1),
@@ -203,20 +195,20 @@ def _mixing(weights: Mapping[str, Float64Array], step: str) -> Float64Array:
     return product
 
 
-def _hidden_conv(weights: Mapping[str, Float64Array], name: str) -> BakedConv:
-    """With the actnorm behind it."""
-    conv = BakedConv(weights[f"{name}.conv.weight"], weights[f"{name}.actnorm.bias"].reshape(-1))
+def _hidden_conv(weights: Mapping[str, Float64Array], name: str) -> FoldedConv:
+    """A hidden convolution with its actnorm folded in."""
+    conv = FoldedConv(weights[f"{name}.conv.weight"], weights[f"{name}.actnorm.bias"].reshape(-1))
     return scaled(conv, np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1))
 
 
-def _zero_conv(weights: Mapping[str, Float64Array], name: str) -> BakedConv:
+def _zero_conv(weights: Mapping[str, Float64Array], name: str) -> FoldedConv:
     return zero_conv(
-        BakedConv(weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]), weights[f"{name}.logs"]
+        FoldedConv(weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]), weights[f"{name}.logs"]
     )
 
 
-def _in_halves(conv: BakedConv) -> BakedConv:
-    """With its outputs no longer interleaved."""
+def _deinterleaved(conv: FoldedConv) -> FoldedConv:
+    """Reorders interleaved outputs: the even ones, then the odd ones."""
     outputs = np.arange(len(conv.weight))
     return reordered(conv, np.concatenate((outputs[0::2], outputs[1::2])))
 

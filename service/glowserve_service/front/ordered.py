@@ -1,4 +1,4 @@
-"""Answers several parts of a stream at a time, in order; how many are under way is bounded."""
+"""Works on several items of a stream at a time and yields their results in order."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ T = TypeVar("T")
 async def in_order(
     arguments: AsyncIterator[A],
     function: Callable[[A], Awaitable[T]],
-    most: float,
+    max_load: float,
     size: Callable[[A], float] = lambda _: 1,
 ) -> AsyncGenerator[T, None]:
-    """The results for each argument, in order.
+    """Yields the function's result for each argument, in the order of the arguments.
 
-    While nobody takes results, no call begins, and at most one argument is read ahead of the calls. An error, of a call
-    or in place of an argument, is raised after the results of those before it. At the end, however it comes, what is
-    still under way is cancelled.
+    While the consumer takes no results, no call begins, and at most one argument is read ahead of the calls. An error
+    of a call, or of `arguments`, is raised after the results before it. When the generator ends or is closed, it
+    cancels the calls that have not ended.
 
     Args:
         arguments: read one at a time.
-        function: called in the order of the arguments, before the results of earlier calls are there.
-        most: another call begins while the sizes of those under way add up to less.
+        function: called in the order of the arguments, without waiting for the results of earlier calls.
+        max_load: the next call begins while the sizes of the open calls add up to less than this. A call may exceed it.
         size: of an argument.
     """
-    under_way: deque[tuple[asyncio.Future[Any], float]] = deque()
-    arrival, taken = _next(arguments), 0.0
+    open_calls: deque[tuple[asyncio.Future[Any], float]] = deque()
+    arrival, load = _next(arguments), 0.0
     ended = False
     try:
-        while not ended or under_way:
-            awaited = [under_way[0][0]] if under_way else []
-            if reads := not ended and (taken < most or not under_way):
+        while not ended or open_calls:
+            awaited = [open_calls[0][0]] if open_calls else []
+            if may_begin := not ended and (load < max_load or not open_calls):
                 awaited.append(arrival)
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-            if not (reads and arrival.done()):
-                result, freed = under_way.popleft()
-                taken -= freed
+            if not (may_begin and arrival.done()):
+                result, freed = open_calls.popleft()
+                load -= freed
                 yield result.result()
-            elif arrival.exception():  # to be raised when its turn comes
-                under_way.append((arrival, 0))
+            elif arrival.exception():  # raised when its turn comes
+                open_calls.append((arrival, 0))
                 ended = True
             elif (argument := arrival.result()) is None:
                 ended = True
             else:
-                under_way.append((asyncio.ensure_future(function(argument)), size(argument)))
-                taken += under_way[-1][1]
+                open_calls.append((asyncio.ensure_future(function(argument)), size(argument)))
+                load += open_calls[-1][1]
                 arrival = _next(arguments)
     finally:
-        open_ends = [arrival, *(future for future, _ in under_way)]
-        for future in open_ends:
+        futures = [arrival, *(future for future, _ in open_calls)]
+        for future in futures:
             future.cancel()
-        await asyncio.gather(*open_ends, return_exceptions=True)
+        await asyncio.gather(*futures, return_exceptions=True)
 
 
 def _next(arguments: AsyncIterator[A]) -> asyncio.Future[A | None]:

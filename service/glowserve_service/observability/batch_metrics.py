@@ -12,6 +12,7 @@ from glowserve_service.observability.statistics import InferenceStatistics
 from glowserve_service.scheduling.batcher import CANCELLED, DEADLINE, BatchRun
 
 _REASONS = ("full", "worker_free", "delay")
+# The errors that mean that nothing was done, and the cause that counts their rows.
 _REFUSALS: dict[type[GlowserveError], str] = {
     QueueFullError: "queue_full",
     WaitTooLongError: "wait_too_long",
@@ -20,13 +21,13 @@ _REFUSALS: dict[type[GlowserveError], str] = {
 
 
 class BatchMetrics:
-    """Counts requests and batches. For the event loop's thread alone.
+    """Counts requests and batches in metrics and statistics. For the event loop's thread alone.
 
     Args:
         metrics: the service's.
         model: the model's name.
-        direction: forward or reverse.
-        statistics: counted beside the metrics.
+        direction: "forward" or "reverse".
+        statistics: of that direction.
     """
 
     def __init__(self, metrics: Metrics, model: str, direction: str, statistics: InferenceStatistics) -> None:
@@ -36,7 +37,7 @@ class BatchMetrics:
         self._queue = metrics.queue_seconds.labels(*labels)
         self._execution = metrics.execution_seconds.labels(*labels)
         self._padding = metrics.padding.labels(*labels)
-        # All of them from the start: Prometheus takes no increase from a series that begins with 1.
+        # All series exist from the start. Prometheus would miss the first increase of a series that begins with 1.
         self._batches = {reason: metrics.batches.labels(*labels, reason) for reason in _REASONS}
         self._dropped = {
             cause: metrics.dropped.labels(*labels, cause)
@@ -45,7 +46,7 @@ class BatchMetrics:
 
     @contextmanager
     def request(self, rows: int) -> Iterator[None]:
-        """Counts its body as a request, and the rows as dropped if the request is refused."""
+        """Counts its body as a request; if the request is refused, counts its rows as dropped."""
         try:
             with self._statistics.request():
                 yield
@@ -60,7 +61,7 @@ class BatchMetrics:
         self._batches[reason].inc()
 
     def dropped(self, cause: str, rows: int) -> None:
-        """Counts rows that will not run."""
+        """Counts rows that will not run. The cause is CANCELLED, DEADLINE or one of `_REFUSALS`."""
         self._dropped[cause].inc(rows)
 
     def ran(self, run: BatchRun) -> None:

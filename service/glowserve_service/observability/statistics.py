@@ -16,27 +16,27 @@ from glowserve_service.scheduling.batcher import BatchRun
 
 @dataclass
 class Duration:
-    """How often something happened, and the seconds that it took in all."""
+    """How often something happened, and its total time in seconds."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts it once more."""
+        """Adds one occurrence."""
         self.count += 1
         self.seconds += seconds
 
 
 @dataclass
 class Compute:
-    """The three parts of a batch's time."""
+    """The time of batches: joining the rows, running them, splitting the results."""
 
     join: Duration = field(default_factory=Duration)
     run: Duration = field(default_factory=Duration)
     split: Duration = field(default_factory=Duration)
 
     def add(self, run: BatchRun) -> None:
-        """Counts a batch once more."""
+        """Adds one batch."""
         self.join.add(run.join_seconds)
         self.run.add(run.run_seconds)
         self.split.add(run.split_seconds)
@@ -47,17 +47,17 @@ class InferenceStatistics:
     """Requests, and the batches that they were in."""
 
     success: Duration = field(default_factory=Duration)
-    """Requests that were answered, with their time in the queue."""
+    """Requests that were answered, with the time from their submission to their answer."""
     fail: Duration = field(default_factory=Duration)
-    """Requests that were refused, cancelled, or failed."""
+    """Requests that were refused, were cancelled, or failed; the time likewise."""
     queue: Duration = field(default_factory=Duration)
-    """Waiting, by request; a request that is larger than a batch waits and runs in parts, and each counts."""
+    """The wait for a batch: once for each request in it. A request that is larger than a batch counts in several."""
     compute: Compute = field(default_factory=Compute)
-    """The batch that it was in, by request."""
+    """The time of a batch: once for each request in it."""
     images: int = 0
     """Images that have run."""
     batches: defaultdict[int, Compute] = field(default_factory=lambda: defaultdict(Compute))
-    """Batches that have run, by the number of images in them."""
+    """The time of batches, by the number of images in them: once for each batch."""
     last_run: float = 0.0
     """When the last batch ended, in seconds since 1970; 0 if there was none."""
 
@@ -73,7 +73,7 @@ class InferenceStatistics:
         self.success.add(time.monotonic() - began)
 
     def add(self, run: BatchRun) -> None:
-        """Counts a batch."""
+        """Counts a batch that has run."""
         for seconds in run.waited:
             self.queue.add(seconds)
             self.compute.add(run)

@@ -1,7 +1,7 @@
 """Joins the rows of concurrent callers into batches.
 
-A batch is formed when a worker is free to run it: while all are busy, arriving rows gather in the queue. So a lone
-caller never waits, and under load batches grow by themselves. `queue.py` says which rows go first.
+A batch is formed when a worker is free to run it. While all workers are busy, rows gather in the queue. So a lone
+caller never waits, and batches grow with the load. `queue.py` says which rows go first.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from glowserve_service.errors import QueueFullError, UnavailableError, WaitTooLongError
-from glowserve_service.scheduling.deadlines import is_late
+from glowserve_service.scheduling.deadlines import deadline_passed, is_late
 from glowserve_service.scheduling.pace import Pace
-from glowserve_service.scheduling.queue import RowQueue, late
+from glowserve_service.scheduling.queue import RowQueue
 from glowserve_service.scheduling.submission import (
     EXECUTION,
     QUEUE,
@@ -31,7 +31,7 @@ from glowserve_service.scheduling.workers import Array, Rows, Workers
 CANCELLED, DEADLINE = "cancelled", "deadline"
 """Why rows were dropped."""
 
-# Refused callers that came back sooner would only be refused again.
+# A refused caller that retried sooner would only be refused again.
 _LEAST_PAUSE_SECONDS = 0.05
 
 
@@ -40,8 +40,10 @@ class BatchRun:
     """A batch that has run."""
 
     rows: int
+    """Without padding."""
+
     waited: tuple[float, ...]
-    """Seconds in the queue, by submission."""
+    """How long each submission's part of the batch was in the queue, in seconds."""
 
     join_seconds: float
     run_seconds: float
@@ -62,10 +64,10 @@ class Batcher:
         max_queue_size: most rows that wait; a call that would exceed it is refused.
         max_delay_seconds: how long rows may wait for more although a worker is free.
         buckets: sizes, ascending to `max_batch_size`, that batches are padded to with zeros; none: no padding.
-        on_batch: called when a batch is dispatched, with its rows, padding excluded, and the reason: "full", "delay"
+        on_batch: called when a batch is dispatched, with its rows, without padding, and the reason: "full", "delay"
             (its oldest rows have waited `max_delay_seconds`) or "worker_free" (rows do not wait for more).
         on_run: called when a batch has run.
-        on_drop: called with the cause and the number of rows that were accepted and will not run.
+        on_drop: called with CANCELLED or DEADLINE, and the number of rows that will not run because of it.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Batcher:
 
     @property
     def queue_length(self) -> int:
-        """Rows that wait and whose caller still does. From any thread."""
+        """Rows that wait, without those of cancelled calls. From any thread."""
         return self._queue.waiting_rows
 
     async def submit(self, *rows: Array, ticket: Ticket = DEFAULT_TICKET) -> Answer:
@@ -119,14 +121,16 @@ class Batcher:
             DeadlineError: it has passed; rows that were in no batch yet were dropped.
             UnavailableError: the batcher is closing; nothing was done.
         """
-        if ticket.gate:
-            await ticket.gate.wait(first=ticket.first)
+        if ticket.gate and not ticket.first:
+            await ticket.gate.wait()
         size, now = len(rows[0]), time.monotonic()
         self._admit(size, ticket, now)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         submission = Submission(rows, size, now, ticket, answer)
-        self._queue.add(submission, long=self._is_long(size, ticket))
+        self._queue.add(submission)
         self._arrival.set()
+        if ticket.gate:
+            ticket.gate.open()
         self._unanswered += 1
         try:
             return await answer
@@ -150,32 +154,36 @@ class Batcher:
         with contextlib.suppress(asyncio.CancelledError):
             await self._dispatcher
 
-    def _is_long(self, size: int, ticket: Ticket) -> bool:
-        return ticket.long or size > self._max_batch_size
-
     def _admit(self, size: int, ticket: Ticket, now: float) -> None:
-        """Refuses rows that cannot run, for which there is no room, or that would still wait at their deadline."""
+        """Raises an error unless rows may enter the queue."""
         if self._closing:
             raise UnavailableError("the server is stopping; try another")
         left = ticket.deadline - now
         if left <= 0:
             self._on_drop(DEADLINE, size)
-            raise late(size)
-        if not ticket.first:
-            return
+            raise deadline_passed(size)
+        if ticket.first:
+            self._require_room(size)
+            self._require_time(self._queue.rows_ahead(size, long=ticket.long), left)
+
+    def _require_room(self, size: int) -> None:
         waiting = self._queue.waiting_rows
-        if (excess := waiting + size - self._max_queue_size) > 0:
-            message = (
-                f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
-                "try again later, with increasing pauses"
-            )
-            if pause := self._seconds(excess):
-                raise QueueFullError(message, max(pause, _LEAST_PAUSE_SECONDS))
-            raise QueueFullError(message)
-        ahead = self._queue.rows_ahead(size, long=self._is_long(size, ticket))
-        if (wait := self._seconds(ahead)) > left:
+        excess = waiting + size - self._max_queue_size
+        if excess <= 0:
+            return
+        message = (
+            f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
+            "try again later, with increasing pauses"
+        )
+        if pause := self._seconds(excess):
+            raise QueueFullError(message, max(pause, _LEAST_PAUSE_SECONDS))
+        raise QueueFullError(message)
+
+    def _require_time(self, ahead: int, left: float) -> None:
+        wait = self._seconds(ahead)
+        if wait > left:
             raise WaitTooLongError(
-                f"{ahead} images go before, which takes {wait:.3g} s, and the deadline is in {left:.3g} s; try again "
+                f"{ahead} images run first, which takes {wait:.3g} s, and the deadline is in {left:.3g} s; try again "
                 "later, or allow more time",
                 max(wait - left, _LEAST_PAUSE_SECONDS),
             )
@@ -198,12 +206,12 @@ class Batcher:
                 task = asyncio.create_task(self._execute(batch, self._reason(batch)))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
-                del batch  # its callers' requests would stay in memory until the next one
+                del batch  # would keep the callers' requests in memory until the next batch
             else:
                 self._workers.free.release()
 
     async def _wait_for_more(self) -> None:
-        """Until a batch is full, or its oldest row has waited long enough."""
+        """Returns when a batch is full, or its oldest row has waited long enough."""
         while self._max_delay_seconds and 0 < self.queue_length < self._max_batch_size:
             left = self._queue.oldest_arrival() + self._max_delay_seconds - time.monotonic()
             if left <= 0:
@@ -220,6 +228,7 @@ class Batcher:
         return "delay" if self._max_delay_seconds else "worker_free"
 
     async def _execute(self, batch: Sequence[Part], reason: str) -> None:
+        """Runs a batch, and releases its worker's permit."""
         began = time.monotonic()
         size = sum(part.size for part in batch)
         try:
@@ -235,13 +244,7 @@ class Batcher:
             self._workers.free.release()
         ran = time.monotonic()
         self._pace.add(size, ran - ready)
-        execution, first = StageTime(EXECUTION, ready, ran), 0
-        for part in batch:
-            times = (StageTime(QUEUE, part.submission.arrived, began), execution)
-            part.submission.add(
-                part.first, tuple(array[first : first + part.size] for array in results), times
-            )
-            first += part.size
+        _split(results, batch, began, StageTime(EXECUTION, ready, ran))
         waited = tuple(began - part.submission.arrived for part in batch)
         padding = len(rows[0]) - size
         self._on_run(BatchRun(size, waited, ready - began, ran - ready, time.monotonic() - ran, padding))
@@ -249,3 +252,13 @@ class Batcher:
     def _padded(self, size: int) -> int:
         """The size of the smallest bucket that has room."""
         return next((bucket for bucket in self._buckets if bucket >= size), size)
+
+
+def _split(results: Rows, batch: Sequence[Part], began: float, execution: StageTime) -> None:
+    """Adds a batch's results, and its times, to its submissions."""
+    first = 0
+    for part in batch:
+        rows = tuple(array[first : first + part.size] for array in results)
+        times = (StageTime(QUEUE, part.submission.arrived, began), execution)
+        part.submission.add(part.first, rows, times)
+        first += part.size

@@ -1,6 +1,6 @@
-"""Threads for the CPU work beside a run of the engine: decoding pictures, drawing noise, writing PNG. Bounded.
+"""Threads for the CPU work around a run of the engine: decoding pictures, drawing noise, writing PNG.
 
-An image that waits here waits with all of its request's bytes.
+The pool is bounded, because an image that waits in it keeps all bytes of its request in memory.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from glowserve_service.scheduling.ticket import Ticket
 
 T = TypeVar("T")
 
-# Up to here the work takes less time than the other callers would notice.
+# Less work than this is done on the event loop: other calls would not notice the delay.
 _FEW_IMAGES = 4
 _FEW_BYTES = 1 << 14
 
 
 class CpuPool:
-    """Runs functions beside the event loop.
+    """Runs functions in threads, so that the event loop goes on.
 
     Args:
-        threads: how many side by side.
-        max_images: most images that are here at a time; more are refused.
+        threads: how many functions run at the same time.
+        max_images: most images in the pool at a time; work that would exceed it is refused.
     """
 
     def __init__(self, threads: int, max_images: int) -> None:
@@ -35,16 +35,16 @@ class CpuPool:
         self._images = 0
 
     async def run(self, function: Callable[[], T], ticket: Ticket, *, images: int, size: int) -> T:
-        """Calls a function, in a thread unless the work is small.
+        """Calls a function: on the event loop if the work is small, else in a thread.
 
         Args:
             function: what to call.
             ticket: of the work. Later work of a call is not refused.
-            images: how many it is about.
-            size: about how many bytes it goes through.
+            images: how many images it works on.
+            size: about how many bytes it reads or writes.
 
         Raises:
-            QueueFullError: too many images are here already; nothing was done.
+            QueueFullError: too many images are in the pool; nothing was done.
         """
         if images <= _FEW_IMAGES and size < _FEW_BYTES:
             return function()
@@ -61,5 +61,5 @@ class CpuPool:
             self._images -= images
 
     def close(self) -> None:
-        """Waits for the functions that run."""
+        """Waits for the functions that run. Blocks."""
         self._pool.shutdown()

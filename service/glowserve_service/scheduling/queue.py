@@ -1,8 +1,8 @@
 """The rows that wait, and which of them make the next batch.
 
-Submissions that fit into a batch are short. They are never divided, and go first, in the order of arrival. Long ones
-fill the rest of each batch, in turns. A batch that short ones fill is followed by one of which half is kept for the
-long: neither kind starves the other.
+A submission that fits into a batch is short, unless its ticket says that it is a part of a long call. Short submissions
+are never split, and go first, in the order of arrival. Long ones fill the rest of each batch, in turns. When short ones
+fill a whole batch, half of the next is kept for the long ones. So neither kind starves the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from glowserve_service.errors import DeadlineError
+from glowserve_service.scheduling.deadlines import deadline_passed
 from glowserve_service.scheduling.submission import Part, Submission
 
 
@@ -33,23 +33,24 @@ class RowQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds no submission, be it one that is cancelled or late."""
+        """Whether it holds no submission at all, not even a cancelled or late one."""
         return not (self._short or self._long)
 
     @property
     def waiting_rows(self) -> int:
-        """Rows whose caller still waits. From any thread."""
+        """Rows that wait, without those of cancelled calls. From any thread."""
         # Copies: metrics are scraped while calls come and go.
         return sum(submission.waiting for submission in (*tuple(self._short), *tuple(self._long)))
 
-    def add(self, submission: Submission, *, long: bool) -> None:
-        """Puts a submission at the end of its kind."""
+    def add(self, submission: Submission) -> None:
+        """Puts a submission behind the others of its kind, short or long."""
+        long = self._is_long(submission.size, long=submission.ticket.long)
         (self._long if long else self._short).append(submission)
 
     def rows_ahead(self, size: int, *, long: bool) -> int:
-        """Rows that run before the last of `size` new ones."""
+        """How many rows run before the last of `size` new ones; `long` as in Ticket."""
         ahead = sum(submission.waiting for submission in self._short)
-        if long:  # the other long ones take turns with them
+        if self._is_long(size, long=long):  # the other long ones take turns with them
             ahead += sum(min(submission.waiting, size) for submission in self._long)
         return ahead
 
@@ -58,7 +59,7 @@ class RowQueue:
         return min((each.arrived for each in (*self._short, *self._long) if each.waiting), default=math.inf)
 
     def take(self) -> list[Part]:
-        """The next batch. Submissions that are cancelled or late leave the queue on the way."""
+        """The next batch; empty if no row waits. Removes the cancelled and late submissions that it comes across."""
         batch: list[Part] = []
         kept = 0
         if self._head(self._long) and self._long_was_left_out:
@@ -68,9 +69,12 @@ class RowQueue:
         while room and (submission := self._head(self._long)):
             batch.append(submission.take(room))
             room -= batch[-1].size
-            self._long.rotate(-1)  # the next turn is another one's
-        self._take_short(batch, room)
+            self._long.rotate(-1)  # the next turn is the next submission's
+        self._take_short(batch, room)  # what the long ones left of the half
         return batch
+
+    def _is_long(self, size: int, *, long: bool) -> bool:
+        return long or size > self._max_batch_size
 
     def _take_short(self, batch: list[Part], room: int) -> int:
         """Adds the oldest short submissions as long as they fit; returns the room that is left."""
@@ -80,18 +84,13 @@ class RowQueue:
         return room
 
     def _head(self, queue: deque[Submission]) -> Submission | None:
-        """The first submission that waits and is not late; the cancelled and late ones before it leave the queue."""
+        """The first submission that waits and is not late. Removes those before it, and counts the late ones."""
         while queue:
             submission = queue[0]
             if submission.waiting and submission.ticket.deadline > time.monotonic():
                 return submission
             if submission.waiting:
                 self._on_late(submission.waiting)
-                submission.fail(late(submission.waiting))
+                submission.fail(deadline_passed(submission.waiting))
             queue.popleft()
         return None
-
-
-def late(size: int) -> DeadlineError:
-    """The error of so many images whose deadline has passed."""
-    return DeadlineError(f"the deadline passed before {size} images were run; allow more time")

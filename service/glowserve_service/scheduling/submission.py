@@ -25,11 +25,11 @@ class StageTime(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a caller gets."""
+    """The results of all rows of a submission."""
 
     rows: Rows
     times: Sequence[StageTime]
-    """Of every batch that the rows were in: the wait for it, and its run."""
+    """For each batch that had some of the rows: the wait for it, and its run."""
 
 
 @dataclass(eq=False)
@@ -39,27 +39,28 @@ class Submission:
     rows: Rows
     size: int
     arrived: float
+    """On the clock of `time.monotonic`."""
     ticket: Ticket
     answer: asyncio.Future[Answer]
     taken: int = 0
-    """How many rows are in batches; these are the first ones."""
+    """Rows that are in batches; the first ones of `rows`."""
     results: list[tuple[int, Rows]] = field(default_factory=list)
-    """Of batches that have run, each with the index of its first row."""
+    """Of the batches that have run, each with the index of its first row."""
     times: list[StageTime] = field(default_factory=list)
 
     @property
     def waiting(self) -> int:
-        """Rows that are in no batch yet, and that the caller still wants."""
+        """Rows that are in no batch yet; 0 if the caller has its answer, or has cancelled."""
         return 0 if self.answer.done() else self.size - self.taken
 
-    def take(self, most: int) -> Part:
-        """The next rows, for a batch that has room for `most`."""
-        part = Part(self, self.taken, min(most, self.size - self.taken))
+    def take(self, room: int) -> Part:
+        """The next rows, as many as a batch has room for."""
+        part = Part(self, self.taken, min(room, self.size - self.taken))
         self.taken += part.size
         return part
 
     def add(self, first: int, rows: Rows, times: Sequence[StageTime]) -> None:
-        """Adds the results of a batch, which begin at row `first`; the last batch completes the answer."""
+        """Adds the results of a batch, which begin at row `first`. With the last results the answer is complete."""
         if self.answer.done():
             return
         self.results.append((first, rows))
@@ -69,7 +70,7 @@ class Submission:
             self.answer.set_result(Answer(joined([rows for _, rows in ordered]), self.times))
 
     def fail(self, error: Exception) -> None:
-        """Raises the error in the caller, unless it is gone."""
+        """Raises the error in the caller, unless it has its answer or has cancelled."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
@@ -80,16 +81,17 @@ class Part:
 
     submission: Submission
     first: int
+    """Index of its first row in the submission."""
     size: int
 
     @property
     def rows(self) -> Rows:
-        """Them."""
+        """These rows of the submission's arrays."""
         return tuple(array[self.first : self.first + self.size] for array in self.submission.rows)
 
 
 def joined(parts: Sequence[Rows], size: int = 0) -> Rows:
-    """The rows of all parts in order, and zeros up to a size."""
+    """The rows of all parts in order, padded with zeros to `size` rows if they are fewer."""
     missing = size - sum(len(part[0]) for part in parts)
     if missing > 0:
         parts = [*parts, tuple(np.zeros((missing, *array.shape[1:]), array.dtype) for array in parts[0])]

@@ -1,4 +1,4 @@
-"""What scheduling knows of a piece of work: the ticket that it carries through pools and queues."""
+"""A ticket: what pools and queues know about a piece of work."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from dataclasses import dataclass
 
 
 class AdmissionGate:
-    """Lets the first work of a call into a queue before the rest: it alone may be refused, and not for the rest."""
+    """Holds back a call's later work until its first work is in the queue.
+
+    The queue may refuse the first work only. Without the gate, later work that is ready sooner could fill the queue,
+    and the first work of the same call would be refused.
+    """
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
 
-    async def wait(self, *, first: bool) -> None:
-        """Returns when work may enter the queue, which it then does without waiting for anything else."""
-        if first:
-            self._opened.set()  # the rest runs on only once this work waits for something, in the queue
-        else:
-            await self._opened.wait()
+    def open(self) -> None:
+        """Lets later work in. Called when the first work is in the queue; never if it is refused."""
+        self._opened.set()
+
+    async def wait(self) -> None:
+        """Returns when later work may enter the queue."""
+        await self._opened.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Of one piece of work; immutable."""
+    """Belongs to one piece of work; immutable."""
 
     deadline: float = math.inf
-    """When the answer is of no more use, on the clock of `time.monotonic`."""
+    """When the caller stops waiting, on the clock of `time.monotonic`."""
 
     first: bool = True
-    """Whether it is the first work of its call. Later work is never refused: its caller would lose what was done."""
+    """Whether it is the first work of its call. Later work is never refused: the work before it would be lost."""
 
     long: bool = False
-    """Whether it is a part of more than a batch, and takes turns as the whole would."""
+    """Whether it is a part of a stream, or of a call that is larger than a batch. Long work, however small its parts,
+    takes turns with other long work."""
 
     gate: AdmissionGate | None = None
-    """Of its call, if that has several pieces of work under way at once."""
+    """Shared by the work of a call that has several pieces under way at once; None for other calls."""
 
 
 DEFAULT_TICKET = Ticket()

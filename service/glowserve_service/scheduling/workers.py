@@ -18,18 +18,19 @@ class Workers:
     """Threads that run batches, shared by all batchers of a service.
 
     Args:
-        instances: how many batches run side by side.
+        instances: how many batches run at the same time.
     """
 
     def __init__(self, instances: int) -> None:
         self.instances = instances
         self.free = asyncio.Semaphore(instances)
+        """One permit for each thread that runs nothing."""
         self._pool = ThreadPoolExecutor(instances, thread_name_prefix="engine")
 
     async def run(self, function: Callable[..., Rows], rows: Rows) -> Rows:
-        """Runs a function in a thread. The caller holds one permit of `free`."""
+        """Runs a function in a thread. The caller holds a permit of `free`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*rows))
 
     def close(self) -> None:
-        """Waits for the batches that run."""
+        """Waits for the batches that run. Blocks."""
         self._pool.shutdown()

@@ -1,0 +1,59 @@
+"""The held-out images of an export: to verify the graphs on, and to compute percentiles from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from glowserve_training.data import DataConfig, HeldOutImages, load_held_out
+
+from glowserve_export.errors import DataChangedError, ExportError
+from glowserve_export.source import Source
+
+
+def held_out_config(source: Source, data: str | None) -> DataConfig:
+    """The data to take held-out images from.
+
+    Args:
+        source: the model.
+        data: the user's choice; None for the training data.
+
+    Raises:
+        ExportError: the training data is unknown and `data` is None.
+    """
+    if source.data is not None:
+        return replace(source.data, data=data) if data else source.data
+    if data is None:
+        raise ExportError(
+            "the checkpoint does not say what data the model was trained on: give images that it was not trained on "
+            "with --data"
+        )
+    return DataConfig(data=data, image_size=source.glow.image_size, channels=source.glow.channels)
+
+
+def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
+    """Loads the images and compares them with those that were held out in training.
+
+    Args:
+        source: the model.
+        config: see `held_out_config`.
+        say: called with a warning if the images are others because the data is.
+
+    Raises:
+        DataChangedError: the training data no longer yields the same images.
+        glowserve_training.errors.TrainingError: the images cannot be read.
+    """
+    images = load_held_out(config)
+    if source.data is None or images.digest == source.held_out_digest:
+        return images
+    if config == source.data:
+        raise DataChangedError(
+            f"data {config.data!r} no longer yields the images that were held out in training: files were added, "
+            "removed or changed, or are decoded differently here. Give images that the model was not trained on with "
+            "--data"
+        )
+    say(
+        f"warning: {config.data!r} does not yield the images that were held out in training; verification and "
+        "percentiles are meaningless if the model was trained on any of these images"
+    )
+    return images

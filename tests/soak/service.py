@@ -1,0 +1,131 @@
+"""A `glowserve serve` process, with its metrics, its log, its memory, threads and open files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The resources of a service at one moment."""
+
+    ended_calls: float
+    """Since the service started."""
+    rss: int
+    """Resident memory, in bytes."""
+    threads: int
+    files: int
+    """Open files, sockets included."""
+
+
+class Service:
+    """A running service.
+
+    Args:
+        process: `glowserve serve`.
+        target: HOST:PORT of gRPC.
+        metrics_url: URL of the metrics page.
+        log: the file of its standard error.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], target: str, metrics_url: str, log: Path) -> None:
+        self.process, self.target, self.metrics_url, self.log = process, target, metrics_url, log
+        self._proc = Path(f"/proc/{process.pid}")
+
+    def metrics(self) -> dict[str, float]:
+        """All series, by name and labels as on the metrics page."""
+        with urllib.request.urlopen(self.metrics_url, timeout=60) as response:
+            lines = response.read().decode().splitlines()
+        series = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {key: float(value) for key, _, value in series}
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric's series that have these labels."""
+        return total(self.metrics(), name, **labels)
+
+    def snapshot(self) -> Snapshot:
+        """The service's resources now."""
+        return Snapshot(
+            self.total("glowserve_requests_total"),
+            int((self._proc / "statm").read_text().split()[1]) * _PAGE_BYTES,
+            len(list((self._proc / "task").iterdir())),
+            len(list((self._proc / "fd").iterdir())),
+        )
+
+    @contextmanager
+    def monitored(self, interval_seconds: float = 0.5) -> Iterator[list[Snapshot]]:
+        """Snapshots, taken at every interval until the block ends."""
+        snapshots, ended = [self.snapshot()], threading.Event()
+
+        def monitor() -> None:
+            while not ended.wait(interval_seconds):
+                snapshots.append(self.snapshot())
+
+        thread = threading.Thread(target=monitor)
+        thread.start()
+        try:
+            yield snapshots
+        finally:
+            ended.set()
+            thread.join()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """The lines of its JSON log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def call_log(self) -> list[dict[str, Any]]:
+        """The log lines of ended calls."""
+        return [line for line in self.log_lines() if "code" in line]
+
+
+@contextmanager
+def running_service(repository: Path, log: Path, *flags: str, **options: Any) -> Iterator[Service]:
+    """Runs a service until the block ends, and kills it then if it still runs.
+
+    Args:
+        repository: the models that it serves.
+        log: where its standard error goes.
+        flags: of `glowserve serve`, in addition to free ports and the CPU.
+        options: of `subprocess.Popen`.
+    """
+    command = [sys.executable, "-m", "glowserve", "serve", "--repository", str(repository)]
+    command += ["--port", "0", "--metrics-port", "0", "--device", "cpu", *flags]
+    with ExitStack() as stack:
+        errors = stack.enter_context(log.open("w"))
+        process = stack.enter_context(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **options)
+        )
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        line = process.stdout.readline()  # "glowserve: serving gRPC on HOST:PORT, metrics on URL"
+        assert line.startswith("glowserve: serving"), log.read_text()
+        _, target, url = line.strip().split(" on ")
+        yield Service(process, target.split(",")[0], url, log)
+
+
+def total(metrics: Mapping[str, float], name: str, **labels: str) -> float:
+    """The sum of a metric's series that have these labels.
+
+    Args:
+        metrics: as `Service.metrics` returns them.
+        name: the metric's.
+        labels: a series counts if it has all of them.
+    """
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(
+        value
+        for key, value in metrics.items()
+        if key.partition("{")[0] == name and all(label in key for label in wanted)
+    )

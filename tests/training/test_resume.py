@@ -1,0 +1,165 @@
+"""Interrupted runs resume from their last saved state and end with the weights of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from glowserve.cli import main
+from tests.training.runs import (
+    Interrupt,
+    NoiseIsNaN,
+    Recorder,
+    TinyRun,
+    Uninterrupted,
+    rollbacks_reported,
+    rollbacks_saved,
+    run,
+    same_weights,
+)
+
+
+class CtrlC(Callback):
+    """Sends SIGINT after step 9."""
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == 9:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, 0), (7, 6), (8, 6), (42, 40)])
+def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    step: int, saved: int, uninterrupted: Uninterrupted, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_run(), tmp_path, [Interrupt(step)])
+    assert not (tmp_path / "model.ckpt").exists()
+    assert (tmp_path / "resume" / "last.ckpt").exists() == (saved > 0)
+
+    recorder = Recorder()
+    result = run(tiny_run(), tmp_path, [recorder])
+
+    assert list(recorder.rates) == list(range(saved + 1, 43))
+    assert same_weights(result, uninterrupted.result)
+
+
+def test_a_run_that_is_interrupted_several_times_and_moved_ends_with_the_same_weights(
+    uninterrupted: Uninterrupted, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    for step in (5, 11, 30):
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_run(), tmp_path / "here", [Interrupt(step)])
+    (tmp_path / "here").rename(tmp_path / "there")
+
+    assert same_weights(run(tiny_run(), tmp_path / "there"), uninterrupted.result)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_run_that_was_interrupted_after_its_last_step_only_writes_its_result(
+    uninterrupted: Uninterrupted, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    run(tiny_run(), tmp_path).unlink()
+
+    recorder = Recorder()
+    result = run(tiny_run(), tmp_path, [recorder])
+
+    assert recorder.rates == {}
+    assert same_weights(result, uninterrupted.result)
+
+
+def test_ctrl_c_raises_keyboard_interrupt_and_restores_the_signal_handler(
+    uninterrupted: Uninterrupted, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_run(), tmp_path, [CtrlC()])
+
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert not (tmp_path / "model.ckpt").exists()
+    assert same_weights(run(tiny_run(), tmp_path), uninterrupted.result)
+
+
+def test_a_killed_command_resumes_to_the_weights_of_an_uninterrupted_run(
+    few_digits: Path, tiny_run: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 120, "batch_size": 16}
+    command = ["train", "--data", str(few_digits), "--device", "cpu", "--json"]
+    command += ["--out", str(tmp_path / "killed")]
+    command += [part for name, n in sizes.items() for part in (f"--{name.replace('_', '-')}", str(n))]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "glowserve", *command], env=one_thread, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        # Its second validation, after the first state was saved.
+        for line in process.stderr:
+            if line.startswith("step 12 of 120"):
+                break
+        process.kill()
+
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "resume" / "last.ckpt").exists()
+    assert not (tmp_path / "killed" / "model.ckpt").exists()
+    capfd.readouterr()
+    assert main(command) == 0
+    output = capfd.readouterr()
+    assert json.loads(output.out)["steps"] == 120
+    assert "resuming from step" in output.err
+    undisturbed = run(tiny_run(**sizes), tmp_path / "undisturbed")
+    assert same_weights(tmp_path / "killed" / "model.ckpt", undisturbed)
+
+
+# After rollbacks
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """A run with two rollbacks."""
+    recorder = Recorder()
+    path = tmp_path_factory.mktemp("rolled-back")
+    return Uninterrupted(run(tiny_run(), path, [NoiseIsNaN(7, 21), recorder]), recorder)
+
+
+@pytest.mark.parametrize("step", [8, 9, 12, 13])
+def test_a_run_that_is_interrupted_after_a_rollback_resumes_to_the_weights_of_one_that_was_not(
+    step: int,
+    rolled_back: Uninterrupted,
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_run(), tmp_path, [NoiseIsNaN(7, 21), Interrupt(step)])
+    capfd.readouterr()
+
+    result = run(tiny_run(), tmp_path, [NoiseIsNaN(7, 21), recorder])
+
+    last = rollbacks_reported(capfd.readouterr().err)[-1]
+    assert last.endswith("learning rate times 0.25 (rollback 2 of 5)")
+    assert rollbacks_saved(tmp_path) == 2
+    assert {step: rolled_back.record.rates[step] for step in recorder.rates} == recorder.rates
+    assert same_weights(result, rolled_back.result)
+
+
+def test_a_run_that_is_interrupted_after_its_rollback_to_the_initial_weights_resumes_to_the_same_weights(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    expected = run(tiny_run(), tmp_path / "uninterrupted", [NoiseIsNaN(1)])
+    with pytest.raises(KeyboardInterrupt):  # the state of step 2, equal to that of step 0, has been saved
+        run(tiny_run(), tmp_path / "interrupted", [NoiseIsNaN(1), Interrupt(3)])
+
+    result = run(tiny_run(), tmp_path / "interrupted")
+
+    assert same_weights(result, expected)
