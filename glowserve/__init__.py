@@ -1,7 +1,7 @@
-"""glowserve: a density service. Scores images under a Glow model, and samples from it.
+"""glowserve: a density service. Scores images under a Glow model, and draws samples from it.
 
-client = glowserve.Client("localhost:8001")            # a running service
-model = glowserve.open("out/demo/models/digits")       # or a bundle, without one
+client = glowserve.Client("localhost:8001")            # calls a running service
+client = glowserve.open("out/demo/models/digits")      # or runs a bundle in this process
 client.score("photo.jpg").bits_per_dim
 """
 
@@ -30,12 +30,10 @@ __all__ = [
 
 
 def open(model: str | PathLike[str], *, device: str = "auto") -> Client:  # noqa: A001  # as in PIL
-    """Opens a bundle in this process: a client that needs no service.
-
-    Needs the extra `cpu` or `gpu`.
+    """Opens a bundle in this process: a client that needs no service. Requires the extra `cpu` or `gpu`.
 
     Args:
-        model: REPOSITORY/MODEL, of which the newest version counts, or REPOSITORY/MODEL/VERSION.
+        model: REPOSITORY/MODEL, which opens the newest version, or REPOSITORY/MODEL/VERSION.
         device: "cpu", "cuda", "tensorrt", or "auto": CUDA if it works, else the CPU.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Certificates and tokens: read from files, checked, and made into what gRPC takes."""
+"""Reads and checks certificates, keys and tokens, and converts them to gRPC's credentials and metadata."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from pathlib import Path
 import grpc
 
 FilePath = str | PathLike[str]
+"""The path of a file."""
 
 
 def read_pair(context: ssl.SSLContext, certificate: FilePath, key: FilePath) -> tuple[bytes, bytes]:
-    """A chain of certificates and the key of its first, both PEM; the context gets them, too.
+    """Reads a certificate chain and the key of its first certificate, both PEM, and loads them into a context.
+
+    Args:
+        context: gets the certificates and the key, which checks them.
+        certificate: the file of the chain.
+        key: the file of the key, without a password.
+
+    Returns:
+        The contents of both files.
 
     Raises:
-        ValueError: a file cannot be read, is not PEM, or the two do not belong together.
+        ValueError: a file cannot be read or is not PEM, or the key is not the certificate's.
     """
     pair = _read("certificate", certificate), _read("key", key)
     try:
-        # Without a password at hand, OpenSSL would ask for one on the terminal.
+        # Without a `password`, OpenSSL would ask for one on the terminal.
         context.load_cert_chain(os.fspath(certificate), os.fspath(key), password=lambda: "")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -36,7 +45,14 @@ def read_pair(context: ssl.SSLContext, certificate: FilePath, key: FilePath) -> 
 
 
 def read_authority(context: ssl.SSLContext, path: FilePath) -> bytes:
-    """The certificates, PEM, of those whose signatures count; the context gets them, too.
+    """Reads the certificates, PEM, of trusted authorities, and loads them into a context.
+
+    Args:
+        context: gets the certificates, which checks them.
+        path: the file of the certificates.
+
+    Returns:
+        The contents of the file.
 
     Raises:
         ValueError: the file cannot be read, or is not PEM.
@@ -52,10 +68,10 @@ def read_authority(context: ssl.SSLContext, path: FilePath) -> bytes:
 def channel_credentials(
     *, tls: bool, ca: FilePath | None, cert: FilePath | None, key: FilePath | None
 ) -> grpc.ChannelCredentials | None:
-    """What a client's channel is encrypted with; None for one in the clear.
+    """The credentials of a client's channel; None for a channel without encryption. `Client` explains the arguments.
 
     Raises:
-        ValueError: a file cannot be used, or the certificate or the key is missing.
+        ValueError: a file cannot be used, or there is a certificate without a key or a key without a certificate.
     """
     if (cert is None) != (key is None):
         raise ValueError("a client's certificate is of no use without its key; give both, cert and key")
@@ -68,16 +84,21 @@ def channel_credentials(
 
 
 def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[tuple[str, str], ...]:
-    """What each call carries to say who is calling.
+    """The metadata that authenticate each call; empty without a token.
+
+    Args:
+        token: the caller's token.
+        target: where the calls go.
+        encrypted: whether the channel is encrypted.
 
     Raises:
-        ValueError: it is no token, or would cross a network in the clear.
+        ValueError: the token is malformed, or would cross a network unencrypted.
     """
     if token is None:
         return ()
     if not (token.isascii() and token.isprintable() and token) or " " in token:
         raise ValueError("the token is empty, or has other characters than letters, digits and signs")
-    if not encrypted and not _is_in_this_machine(target):
+    if not encrypted and not _is_local(target):
         raise ValueError(
             f"the token would travel to {target} unencrypted; pass tls, or ca with the service's authority"
         )
@@ -85,15 +106,15 @@ def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[t
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
+    """Whether a host, a name or an IP address, is this machine's loopback interface."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _is_in_this_machine(target: str) -> bool:
-    """For HOST:PORT, and for gRPC's dns:///HOST:PORT and unix:PATH."""
+def _is_local(target: str) -> bool:
+    """Whether calls to a target, HOST:PORT, dns:///HOST:PORT or unix:PATH, stay on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     return is_loopback(target.removeprefix("dns:///").rpartition(":")[0])

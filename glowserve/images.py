@@ -1,7 +1,8 @@
-"""The one way in which glowserve reads a picture: training, client and service all come here.
+"""Reads, converts and writes pictures, for training, the client and the service.
 
-A picture in a file becomes a uint8 array of a model's shape [H, W, C]. How is part of the model (a
-`Preparation` in its manifest), because a likelihood is only comparable between images that were prepared alike.
+A picture is a file or a Pillow image, of any size and mode. An image is a uint8 array [H, W, C] of a model's shape,
+with C 1 or 3. The `Preparation` that converts a picture to an image is part of the model's manifest, since likelihoods
+are comparable only between images that were prepared in the same way.
 """
 
 from __future__ import annotations
@@ -16,25 +17,32 @@ from PIL import Image, ImageOps
 
 UInt8Array = npt.NDArray[np.uint8]
 
-# What the service decodes. Kept short: every decoder is something a stranger can feed.
 ENCODED_FORMATS = ("PNG", "JPEG", "WEBP")
-# What a folder may hold; a client turns the others into PNG before it sends them.
+"""The formats that the service decodes, as Pillow names them. Few, since anybody can send bytes to these decoders."""
+
 FILE_FORMATS = (*ENCODED_FORMATS, "BMP", "GIF", "PPM", "TIFF")
+"""The formats that training and the client read. The client converts the last four to PNG before it sends them."""
+
 FILE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"}
 )
+"""The suffixes, in lower case, of the files that are read from folders."""
 
 
 class InvalidImageError(ValueError):
-    """Bytes that are no picture, a picture that is too large, or an array that is no image."""
+    """Bytes that are not a picture, a picture that is damaged or too large, or an array of a wrong shape or type."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes an image; see `Preparation` in protos/glowserve/v1/manifest.proto."""
+    """How a picture is converted to an image; see `Preparation` in protos/glowserve/v1/manifest.proto.
+
+    Raises:
+        ValueError: a value is not allowed; the message names the field and the allowed values.
+    """
 
     filter: str = "bicubic"
-    """The resampling filter: a name of Pillow's `Image.Resampling` in lower case."""
+    """The resampling filter: a name of Pillow's `Image.Resampling`, in lower case."""
 
     background: int = 255
     """The grey value, 0 to 255, behind transparent pixels."""
@@ -47,40 +55,35 @@ class Preparation:
             raise ValueError(f"background is {self.background}; it must lie in 0 to 255")
 
 
-def open_encoded(
-    data: bytes, *, max_pixels: int | None = None, formats: tuple[str, ...] = FILE_FORMATS
-) -> Image.Image:
-    """Opens a picture from a file's bytes, reading its header alone.
+def open_encoded(data: bytes, *, formats: tuple[str, ...] = FILE_FORMATS) -> Image.Image:
+    """Opens a picture from the bytes of a file. Reads only the header; `prepare` decodes the pixels.
 
     Args:
         data: the whole file.
-        max_pixels: refuse a picture with more pixels (width times height) before any is decoded.
-        formats: Pillow's names of the formats that are accepted.
+        formats: the accepted formats, as Pillow names them.
 
     Raises:
-        InvalidImageError: the bytes are in none of the formats, or the picture is too large.
+        InvalidImageError: the bytes are in none of the formats, or the picture has more pixels than Pillow accepts.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise InvalidImageError(f"the picture is too large: {error}") from None
-    except Exception:  # Pillow's decoders raise whatever a broken file leads them to
+    except Exception:  # damaged files make Pillow's decoders raise errors of many types
         accepted = ", ".join(formats)
         raise InvalidImageError(
             f"{len(data)} bytes are not a picture that can be read; accepted are {accepted}"
         ) from None
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        raise InvalidImageError(
-            f"the picture has {image.width} x {image.height} pixels; at most {max_pixels} are accepted"
-        )
-    return image
 
 
 def check_encoded(data: bytes) -> None:
-    """Decodes a picture, whole, to see whether it can be.
+    """Decodes a whole picture, to check its pixels.
+
+    Args:
+        data: the whole file.
 
     Raises:
-        InvalidImageError: it cannot.
+        InvalidImageError: the bytes are not a picture, or the pixels are damaged.
     """
     with open_encoded(data) as image:
         try:
@@ -92,20 +95,23 @@ def check_encoded(data: bytes) -> None:
 def prepare(
     image: Image.Image, height: int, width: int, channels: int, preparation: Preparation
 ) -> UInt8Array:
-    """Brings a picture to a model's shape.
+    """Converts a picture to an image of a model's shape.
+
+    Applies the EXIF orientation, draws the picture on the background, converts it to grey or RGB, crops the middle to
+    the proportions of the model, and resizes it.
 
     Args:
-        image: any picture; only its first frame counts.
-        height: rows of the result.
-        width: columns of the result.
-        channels: 1 (grey) or 3 (red, green, blue).
-        preparation: how.
+        image: the picture; of an animation, the first frame.
+        height: H.
+        width: W.
+        channels: C, 1 (grey) or 3 (red, green, blue).
+        preparation: the filter and the background.
 
     Returns:
-        uint8 [height, width, channels].
+        uint8 [H, W, C].
 
     Raises:
-        InvalidImageError: the picture's bytes end early or are damaged.
+        InvalidImageError: the picture is incomplete or damaged, or holds floating-point values.
     """
     try:
         upright = _upright(image)
@@ -118,21 +124,6 @@ def prepare(
     return np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
 
 
-def prepare_encoded(
-    data: bytes,
-    height: int,
-    width: int,
-    channels: int,
-    preparation: Preparation,
-    *,
-    max_pixels: int | None = None,
-    formats: tuple[str, ...] = FILE_FORMATS,
-) -> UInt8Array:
-    """`open_encoded`, then `prepare`: a file's bytes to uint8 [height, width, channels]."""
-    with open_encoded(data, max_pixels=max_pixels, formats=formats) as image:
-        return prepare(image, height, width, channels, preparation)
-
-
 def encode_png(image: UInt8Array) -> bytes:
     """The PNG file of an image, uint8 [H, W, C] with C 1 or 3."""
     buffer = io.BytesIO()
@@ -141,7 +132,7 @@ def encode_png(image: UInt8Array) -> bytes:
 
 
 def decode_png(data: bytes) -> UInt8Array:
-    """The image, uint8 [H, W, C], in a PNG file made by `encode_png`."""
+    """The image, uint8 [H, W, C], of a PNG file that `encode_png` wrote."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         array = np.asarray(image, dtype=np.uint8)
     return array.reshape(*array.shape[:2], -1)
@@ -157,9 +148,9 @@ def grid(images: UInt8Array, columns: int | None = None, *, scale: int = 1, gap:
 
     Args:
         images: uint8 [N, H, W, C], N at least 1.
-        columns: images a row; the grid is about square if left out.
-        scale: how many pixels each pixel becomes, each way.
-        gap: pixels between images, before scaling.
+        columns: images per row; by default as many as make the grid nearly square.
+        scale: the factor, a whole number, by which the grid is enlarged.
+        gap: pixels between images, before the grid is enlarged.
     """
     n, height, width, channels = images.shape
     columns = min(n, columns or int(np.ceil(np.sqrt(n))))
@@ -172,31 +163,31 @@ def grid(images: UInt8Array, columns: int | None = None, *, scale: int = 1, gap:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def read_file(path: Path, *, max_pixels: int | None = None) -> bytes:
-    """The bytes of a picture's file in one of `ENCODED_FORMATS`; other pictures are turned into PNG.
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file. A picture in none of `ENCODED_FORMATS` is converted to PNG.
 
     Raises:
-        InvalidImageError: the file is no picture, or a damaged one; the message begins with its path.
+        InvalidImageError: the file is not a picture, or is damaged; the message begins with its path.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
     try:
-        with open_encoded(data, max_pixels=max_pixels) as image:
+        with open_encoded(data) as image:
             return data if image.format in ENCODED_FORMATS else encode_pil(image)
     except InvalidImageError as error:
         raise InvalidImageError(f"{path}: {error}") from None
 
 
 def encode_pil(image: Image.Image) -> bytes:
-    """The PNG file of a Pillow image, with its transparency and its EXIF orientation applied.
+    """The PNG file of a Pillow image. Keeps its transparency, and applies its EXIF orientation.
 
     Raises:
-        InvalidImageError: the picture's bytes end early or are damaged.
+        InvalidImageError: the picture is incomplete or damaged, or holds floating-point values.
     """
     buffer = io.BytesIO()
     try:
         upright = _upright(image)
-        if _is_deep_grey(upright):  # PNG holds some of these, and `prepare` makes 8 bits of all
+        if _is_deep_grey(upright):  # PNG has no 32-bit grey; `prepare` converts every deep grey to 8 bits
             upright = _flatten(upright, background=0)
         if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
@@ -209,8 +200,8 @@ def encode_pil(image: Image.Image) -> bytes:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture with its EXIF orientation applied; one whose EXIF cannot be read stays as it is."""
-    image.load()  # so that damaged pixels are not taken for damaged EXIF
+    """The picture with its EXIF orientation applied, or as it is if its EXIF cannot be read."""
+    image.load()  # an error of damaged pixels must not be taken for one of the EXIF
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # see open_encoded
@@ -218,22 +209,20 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _is_deep_grey(image: Image.Image) -> bool:
-    """Whether it is grey in more than 8 bits."""
+    """Whether the picture is grey with more than 8 bits per pixel."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _flatten(image: Image.Image, background: int) -> Image.Image:
-    """The picture in 8 bits a channel, without transparency."""
+    """The picture with 8 bits per channel, on the background where it is transparent."""
     if image.mode == "F":
         raise InvalidImageError(
-            "it holds floating-point values, of no known range; save it with 8 or 16 bits a value"
+            "it holds floating-point values, whose range is unknown; save it with 8 or 16 bits per value"
         )
     if _is_deep_grey(image):
         deep = np.asarray(image)
         grey = np.empty(deep.shape, np.uint8)
-        for row, values in zip(
-            grey, deep, strict=True
-        ):  # row by row: a whole copy of a large picture is large
+        for row, values in zip(grey, deep, strict=True):  # by row, to save memory
             row[:] = (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
         return Image.fromarray(grey)
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Bits per dimension: the one place that knows the formula."""
+"""Converts log-likelihoods to bits per dimension, for training, export and scores."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Values = TypeVar("Values")
 
 
 def bits_per_dim(log_likelihood: Values, dimensions: int) -> Values:
-    """Nats of discrete images to bits per dimension: -log_likelihood / (D ln 2).
+    """-log_likelihood / (D ln 2), in the type, shape and precision of `log_likelihood`.
 
     Args:
-        log_likelihood: nats: a number, a NumPy array or a Torch tensor, in the precision that the result shall have.
-        dimensions: D, values of one image.
+        log_likelihood: of discrete images, in nats: a number, a NumPy array or a PyTorch tensor.
+        dimensions: D, the number of values of one image.
     """
     nats: Any = log_likelihood
     bits: Values = nats / (-dimensions * math.log(2))

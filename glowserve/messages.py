@@ -1,4 +1,7 @@
-"""Between protobuf messages and arrays, both ways, for clients and service alike."""
+"""Converts arrays and results to protobuf messages, and messages to arrays and results; for client and service.
+
+Shapes: N images, H W C, D = H * W * C.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +30,21 @@ def latent_tensor(latents: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
 
 
 def images_message(images: list[bytes] | UInt8Array) -> pb.Images:
-    """Files' bytes, or uint8 [N, H, W, C], as Images."""
+    """The bytes of N files, or uint8 [N, H, W, C], as Images."""
     if isinstance(images, list):
         return pb.Images(encoded=pb.EncodedImages(data=images))
     return pb.Images(tensor=image_tensor(images))
 
 
 def images_array(images: pb.Images) -> UInt8Array:
-    """What a service sent, PNG files or a tensor, as uint8 [N, H, W, C]."""
+    """Images of a response, PNG files of one size or a tensor, as uint8 [N, H, W, C]."""
     if images.HasField("encoded"):
         return np.stack([decode_png(data) for data in images.encoded.data])
     return np.frombuffer(images.tensor.data, np.uint8).reshape(tuple(images.tensor.shape))
 
 
 def scores_message(scores: Scores) -> pb.ScoreResponse:
-    """Scores as the service sends them."""
+    """Scores as a ScoreResponse."""
     columns = [getattr(scores, name).tolist() for name in COLUMNS]
     return pb.ScoreResponse(
         model=pb.ModelVersion(name=scores.model, version=scores.version),
@@ -51,7 +54,7 @@ def scores_message(scores: Scores) -> pb.ScoreResponse:
 
 
 def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
-    """The scores of one or more responses, in order."""
+    """The scores of one or more responses, in order; model, version and seed are those of the first response."""
     rows = [score for response in responses for score in response.scores]
     columns: dict[str, Any] = {
         name: np.array([getattr(row, name) for row in rows], dtype) for name, dtype in COLUMNS.items()
@@ -61,14 +64,14 @@ def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
 
 
 def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:
-    """The images of a stream's responses, in order."""
+    """The samples of one or more responses, in order; model, version and seed are those of the first response."""
     images = np.concatenate([images_array(response.images) for response in responses])
     first = responses[0]
     return Samples(images, first.model.name, first.model.version, first.seed)
 
 
 def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:
-    """The latents of one or more responses, in order."""
+    """The encodings of one or more responses, in order; model and version are those of the first response."""
     latents = [
         np.frombuffer(response.latents.data, "<f4").reshape(tuple(response.latents.shape))
         for response in responses
@@ -79,14 +82,14 @@ def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:
 
 
 def model_infos(response: pb.ListModelsResponse) -> list[ModelInfo]:
-    """What ListModels answers."""
+    """The models of a response: first those that are served, then the others."""
     return [model_info(summary) for summary in (*response.models, *response.not_served)]
 
 
 def model_info(summary: pb.ModelSummary) -> ModelInfo:
-    """A line of it."""
+    """One model of a ListModelsResponse. A state that this version does not know becomes UNSPECIFIED."""
     image = summary.image
-    known = summary.state in pb.ModelState.values()  # a newer server may know more
+    known = summary.state in pb.ModelState.values()
     return ModelInfo(
         name=summary.model.name,
         version=summary.model.version,

@@ -1,4 +1,4 @@
-"""What calls return beside scores, which are in `glowserve.scores`.
+"""The results of calls: samples, encodings and model descriptions. `glowserve.scores` has the scores.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -15,7 +15,7 @@ from glowserve.images import UInt8Array
 
 @dataclass(frozen=True)
 class Samples:
-    """N images that a model drew."""
+    """N images that were drawn from a model."""
 
     images: UInt8Array
     """[N, H, W, C]."""
@@ -27,7 +27,7 @@ class Samples:
     """The model's version."""
 
     seed: int
-    """Of the latents; the same seed gives the same images."""
+    """The seed of the latents; the same seed gives the same images."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -38,10 +38,11 @@ class Encodings:
     """The latents of N images."""
 
     latents: npt.NDArray[np.float32]
-    """[N, D]; standard normal for images like the model's data."""
+    """[N, D]; approximately standard normal for images like the model's data."""
 
     mismatched_values: npt.NDArray[np.int64]
-    """How many values of each image do not come back from its latent, [N]; 0: the latent holds it exactly."""
+    """How many values of each image are in another bin after its latent is decoded, [N]. 0: the latent reproduces the
+    image exactly."""
 
     model: str
     """The model's name."""
@@ -55,18 +56,29 @@ class Encodings:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A version of a model, and how it is."""
+    """A version of a model, and its state."""
 
     name: str
+    """The model's name."""
+
     version: int
+    """The model's version."""
+
     height: int
-    """Of its images; it and what follows is 0 while the version is LOADING or REFUSED."""
+    """H of its images. Height, width, channels and bits are 0 if the version is LOADING or REFUSED."""
+
     width: int
+    """W of its images."""
+
     channels: int
+    """C of its images, 1 (grey) or 3 (RGB)."""
+
     n_bits: int
-    """Bits of each value that the model sees."""
+    """How many bits of each value the model uses."""
+
     state: str
-    """SERVING, FAILING, LOADING or REFUSED: see `ModelState` in glow_service.proto; UNSPECIFIED if the server says
-    none of these."""
+    """SERVING, FAILING, LOADING or REFUSED, as `ModelState` in glow_service.proto explains; UNSPECIFIED if the server
+    reports another state."""
+
     reason: str = ""
-    """Why it is not SERVING, in a sentence."""
+    """The reason if it is not SERVING, in one sentence."""

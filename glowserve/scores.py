@@ -1,7 +1,8 @@
-"""Scores: what each number means, and how it follows from the output of a forward graph.
+"""The scores of images: what each number means, and how it is computed from the output of a forward graph.
 
-To add a score: a field in `ImageScore` (protos/glowserve/v1/glow_service.proto), a column in `Scores` and its values in
-`Scorer.score`. The messages, the clients, the command line's JSON and the Open Inference Protocol follow the columns.
+To add a score, add a field to `ImageScore` (protos/glowserve/v1/glow_service.proto), a column to `Scores`, and its
+values to `Scorer.score`. The messages, the clients, `glowserve score --json` and the Open Inference Protocol take their
+columns from `Scores`.
 
 Shapes: N images, D values each.
 """
@@ -19,25 +20,26 @@ from glowserve.v1.manifest_pb2 import Manifest
 
 Float64Array = npt.NDArray[np.float64]
 
-
-_NUMBER, _TRUTH = {"dtype": np.float64}, {"dtype": np.bool_}
+# The metadata of a column: fields without them describe the scores of all images.
+_NUMBER, _FLAG = {"dtype": np.float64}, {"dtype": np.bool_}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How likely N images are under a model."""
+    """The scores of N images under a model. A column has one value for each image."""
 
     log_likelihood: Float64Array = field(metadata=_NUMBER)
-    """Nats, of the discrete image, [N]; minus infinity where not `finite`."""
+    """The natural logarithm of the probability of the discrete image, in nats, [N]. Minus infinity if not `finite`."""
 
     bits_per_dim: Float64Array = field(metadata=_NUMBER)
-    """-log_likelihood / (D ln 2), [N]: lower is likelier. Plus infinity where not `finite`."""
+    """-log_likelihood / (D ln 2), [N]; lower is more likely. Plus infinity if not `finite`."""
 
     percentile: Float64Array = field(metadata=_NUMBER)
-    """The percentage of held-out images that is less likely, [N]; near 0: hardly any known image was as unlikely."""
+    """The percentage, 0 to 100, of the bundle's calibration images that are less likely, [N]; ties count half. 0 if not
+    `finite`."""
 
-    finite: npt.NDArray[np.bool_] = field(metadata=_TRUTH)
-    """Whether the likelihood stayed in the range of float32, [N]."""
+    finite: npt.NDArray[np.bool_] = field(metadata=_FLAG)
+    """Whether the log-likelihood is in the range of float32, [N]."""
 
     model: str
     """The model's name."""
@@ -46,29 +48,29 @@ class Scores:
     """The model's version."""
 
     seed: int
-    """Of the dequantization noise; the same seed gives the same scores."""
+    """The seed of the dequantization noise; the same seed gives the same scores."""
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
 
 
 COLUMNS = {each.name: each.metadata["dtype"] for each in fields(Scores) if each.metadata}
-"""The dtype of each score of an image, by its name in `Scores` and in the message `ImageScore`."""
+"""The dtype of each column, by its name in `Scores` and in the message `ImageScore`."""
 
 
-class ForwardTerms(Protocol):
-    """What a forward graph says of N images."""
+class ForwardOutput(Protocol):
+    """The output of a forward graph for N images."""
 
     @property
     def log_likelihood(self) -> npt.NDArray[np.float32]:
-        """Nats of the discrete image, [N]."""
+        """Log-likelihoods of the discrete images in nats, [N]."""
 
 
 class Scorer:
-    """Turns the output of one bundle's forward graph into scores.
+    """Computes scores from the output of one bundle's forward graph.
 
     Args:
-        manifest: the bundle's.
+        manifest: the bundle's manifest. Its calibration has one or more finite values.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -76,10 +78,12 @@ class Scorer:
         self._dimensions = manifest.image.latent_size
         self._held_out = np.sort(np.asarray(manifest.calibration.bits_per_dim, dtype=np.float64))
 
-    def score(self, forward: ForwardTerms, seed: int) -> Scores:
-        """Scores of N images, which were dequantized with noise of `seed`.
+    def score(self, forward: ForwardOutput, seed: int) -> Scores:
+        """The scores of N images. A log-likelihood that is not finite becomes minus infinity.
 
-        A log-likelihood that is not finite becomes minus infinity.
+        Args:
+            forward: the output of the forward graph for the images.
+            seed: the seed of the dequantization noise that the graph was given.
         """
         finite = np.isfinite(forward.log_likelihood)
         nats = np.where(finite, forward.log_likelihood.astype(np.float64), -np.inf)
@@ -95,7 +99,7 @@ class Scorer:
         )
 
     def _percentile(self, bits: Float64Array) -> Float64Array:
-        """The percentage of held-out images with more bits per dimension; a tie counts as half."""
+        """The percentage of calibration images with more bits per dimension, [N]; ties count half."""
         n = len(self._held_out)
         more = n - np.searchsorted(self._held_out, bits, side="right")
         as_many_or_more = n - np.searchsorted(self._held_out, bits)

@@ -86,7 +86,7 @@ def digits(files: Path) -> UInt8Array:
 
 
 @pytest.fixture(scope="session")
-def embedded(repository: Path) -> Any:
+def embedded(repository: Path) -> glowserve.Client:
     """That model, opened in this process."""
     return glowserve.open(repository / "digits")
 

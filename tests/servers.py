@@ -68,7 +68,7 @@ class ServerProcess(NamedTuple):
 
 
 @contextmanager
-def run_server(repository: Path, **settings: Any) -> Iterator[Server]:
+def run_server(repository: Path, /, **settings: Any) -> Iterator[Server]:
     """A server in a thread of this process, which has an event loop of its own.
 
     Args:
@@ -107,22 +107,19 @@ def run_server(repository: Path, **settings: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def start_server(
-    repository: Path, *flags: str, wait: bool = True, **options: Any
-) -> Iterator[ServerProcess]:
+def start_server(repository: Path, *flags: str, wait: bool = True, **options: Any) -> Iterator[ServerProcess]:
     """`glowserve serve` as a process of its own, for tests that send it signals; killed at the end at the latest.
 
     Args:
         repository: what is served, unless a flag names another.
         flags: of `glowserve serve`.
         wait: until the server is ready; else the process has just been started, and may not listen yet.
-        options: of subprocess.Popen, such as `env`.
+        options: of subprocess.Popen, such as `env`, or a file for the log as `stderr`.
     """
     port = 0 if wait else free_port()
     command = _command("--repository", str(repository), "--port", str(port), "--metrics-port", "0", *flags)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    ) as process:
+    options = {"stderr": subprocess.PIPE} | options
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
             if not wait:
                 yield ServerProcess(process, f"127.0.0.1:{port}", "")

@@ -9,8 +9,8 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.verification import steps_table, verification_table
 from glowserve.v1.manifest_pb2 import Manifest
+from glowserve.verification import steps_table, verification_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.verification import verification_json, verification_table
 from glowserve.runtime.config import RuntimeConfig
+from glowserve.verification import verification_json, verification_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

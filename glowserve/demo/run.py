@@ -16,11 +16,11 @@ from glowserve_training.run import train
 from sklearn.metrics import roc_auc_score
 
 import glowserve
-from glowserve.cli.verification import verification_table
 from glowserve.demo.out_of_distribution import out_of_distribution_images
 from glowserve.demo.pictures import draw_scores
 from glowserve.demo.service import running_service
 from glowserve.images import UInt8Array, grid
+from glowserve.verification import verification_table
 
 _MODEL = "digits"
 # There are few training images: more steps do not make held-out digits likelier.

@@ -1,8 +1,8 @@
-"""Which choices of training pay: one change at a time, at equal steps, on MNIST's digits.
+"""What each choice of the training recipe is worth: one change at a time, with equal steps, on MNIST.
 
     python tests/benchmarks/ablate.py --data DATA --out out/ablation
 
-Runs are left in --out, so that an interrupted table goes on where it stopped.
+Runs stay in --out, so that an interrupted table resumes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Small enough for a table in an hour: K=4, L=2, width 64.
+# K=4, L=2, width 64: small enough for ten minutes a row.
 _SIZE = ("--levels", "2", "--steps-per-level", "4", "--width", "64", "--batch-size", "32")
 _BASE = {
     "--coupling-actnorm": None,
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--data", default="ylecun/mnist")
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--only", type=int, nargs="*", help="rows, counted from 0")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the rows to train, from 0")
     args = parser.parse_args()
     rows = list(_CHANGES.items())
     chosen = [rows[i] for i in args.only] if args.only else rows
@@ -65,7 +65,7 @@ def _train(args: argparse.Namespace, name: str, changes: dict[str, str | None]) 
     ]
     command = [sys.executable, "-m", "glowserve", "train", "--data", args.data, "--steps", str(args.steps)]
     command += ["--out", str(_run_dir(args.out, name)), *_SIZE, *flags]
-    # One thread each: two rows run beside each other on two cores without disturbing each other.
+    # One thread, so that two rows can run side by side on two cores.
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
 

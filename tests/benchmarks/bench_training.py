@@ -1,11 +1,11 @@
-"""Speed and memory of training, and the parametrizations of the 1x1 convolution, side by side.
+"""Speed and memory of training, beside a plain implementation; the parametrizations of the 1x1 convolution.
 
     python tests/benchmarks/bench_training.py speed
     python tests/benchmarks/bench_training.py speed --model paper --device cuda
     python tests/benchmarks/bench_training.py memory
     python tests/benchmarks/bench_training.py parametrizations --data DATA
 
-Each figure comes from a process of its own; where two are compared, they take turns. Quiet machines only.
+Each figure is measured in a process of its own; compared cases take turns. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 
 _ROUNDS, _WARMUP, _STEPS = 5, 4, 20
 _BATCH = 32
-# K, width and batch of the model that `speed` trains.
+# K, width and batch size of the models of `speed`.
 _MODELS = {"small": (8, 128, _BATCH), "paper": (32, 512, 64)}
-# What --compile, --precision and the rest are compared with is "ours".
+# By name: options of the training. "plain" is plain_glow.py, "ours" this project.
 _SPEED: dict[str, dict[str, Any]] = {
     "plain reading of the paper": {},
     "ours": {},
@@ -42,7 +42,8 @@ _SPEED: dict[str, dict[str, Any]] = {
     "ours --dequantization variational": {"dequantization": "variational"},
     "ours --compile": {"compile": True},
 }
-_MACHINE = ("checkpoint_activations", "compile")
+# The other options are fields of GlowConfig and RunConfig.
+_HARDWARE = ("checkpoint_activations", "compile")
 
 
 def main() -> None:
@@ -52,8 +53,8 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "memory", "parametrizations", "one"])
     parser.add_argument("--model", choices=_MODELS, default="small", help="for speed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for speed")
-    parser.add_argument("--data", default="uoft-cs/cifar10", help="for the parametrizations")
-    parser.add_argument("--steps", type=int, default=200, help="of training, for the parametrizations")
+    parser.add_argument("--data", default="uoft-cs/cifar10", help="images for the parametrizations")
+    parser.add_argument("--steps", type=int, default=200, help="training steps for the parametrizations")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "one":
@@ -107,17 +108,17 @@ def _in_process(case: dict[str, Any]) -> dict[str, float]:
 
 
 def _measure(case: dict[str, Any]) -> dict[str, float]:
-    """Images per second, and MiB of memory at most above what there was before the first step."""
+    """Images per second, and peak memory minus the memory before the first step, in MiB."""
     steps = case.get("steps", _STEPS)
     measure = _plain if case["name"].startswith("plain") else _ours
-    before, begun = measure(case, case["options"], steps)
+    before, starts = measure(case, case["options"], steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    seconds = [end - begin for begin, end in zip(begun[_WARMUP:], begun[_WARMUP + 1 :], strict=False)]
+    seconds = [end - begin for begin, end in zip(starts[_WARMUP:], starts[_WARMUP + 1 :], strict=False)]
     return {"images_per_second": case["batch"] / statistics.median(seconds), "peak_mib": peak / 1024}
 
 
 def _plain(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
-    """Memory before the first step, and when each step, and what would be the next, began."""
+    """Memory before the first step in KiB, and the start time of each step and of the one after the last."""
     import torch
     from plain_glow import PlainGlow, plain_step
 
@@ -127,29 +128,29 @@ def _plain(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[i
     model = PlainGlow(32, 3, 3, case["k"], case["width"], actnorm=actnorm)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     images = torch.randint(0, 256, (case["batch"], 32, 32, 3), dtype=torch.uint8)
-    before, begun = 0, []
+    before, starts = 0, []
     for step in range(_WARMUP + steps + 1):
         if step == 0:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        begun.append(time.perf_counter())
-        plain_step(model, optimizer, images, torch.rand(images.shape))  # it waits for the loss
-    return before, begun
+        starts.append(time.perf_counter())
+        plain_step(model, optimizer, images, torch.rand(images.shape))  # waits for the loss
+    return before, starts
 
 
 def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
-    """The same of the real thing, through the trainer; stopped before the guard's first look."""
+    """The same for this project, through the trainer; interrupted before the guard's first check."""
     import numpy as np
     import torch
     from glowserve_training.data import ImageData
     from glowserve_training.fit import fit
-    from glowserve_training.hardware import Machine
+    from glowserve_training.hardware import Hardware
     from glowserve_training.model import Glow
     from glowserve_training.module import GlowModule
     from glowserve_training.presets import run_config
     from lightning.pytorch.callbacks import Callback
 
-    machine = Machine(device=case["device"], **{name: options[name] for name in options if name in _MACHINE})
-    asked = {name: options[name] for name in options if name not in _MACHINE}
+    hardware = Hardware(device=case["device"], **{name: options[name] for name in options if name in _HARDWARE})
+    given = {name: options[name] for name in options if name not in _HARDWARE}
     config = run_config(
         "none",
         image_size=32,
@@ -158,9 +159,9 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
         width=case["width"],
         steps=10_000,
         batch_size=case["batch"],
-        **asked,
+        **given,
     )
-    begun: list[float] = []
+    starts: list[float] = []
     before = []
 
     class Clock(Callback):
@@ -169,8 +170,8 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
                 before.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             if case["device"] == "cuda":
                 torch.cuda.synchronize()
-            begun.append(time.perf_counter())
-            if len(begun) > _WARMUP + steps:
+            starts.append(time.perf_counter())
+            if len(starts) > _WARMUP + steps:
                 raise KeyboardInterrupt
 
     images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
@@ -182,16 +183,16 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
             config,
             resume=Path(folder) / "resume" / "last.ckpt",
             logs=Path(folder) / "logs",
-            machine=machine,
+            hardware=hardware,
             callbacks=[Clock()],
         )
-    return before[0], begun
+    return before[0], starts
 
 
 def _parametrizations(args: argparse.Namespace) -> None:
-    """For C = 12, 48 and 192, the channels at the top of 1, 3 and 5 levels."""
+    """For C = 12, 48 and 192, the channels at the top level of 1, 3 and 5 levels."""
     import torch
-    from glowserve_training.layers import PARAMETRIZATIONS, invertible_conv1x1
+    from glowserve_training.layers import CONV1X1_CLASSES, invertible_conv1x1
 
     print(
         "one 1x1 convolution, forward and backward, batch 32, with as many places as that level of a 32x32 image;"
@@ -205,7 +206,7 @@ def _parametrizations(args: argparse.Namespace) -> None:
     )
     for levels, channels in ((1, 12), (3, 48), (5, 192)):
         places = 32 >> levels
-        for name in PARAMETRIZATIONS:
+        for name in CONV1X1_CLASSES:
             layer = invertible_conv1x1(channels, name)
             x = torch.randn(_BATCH, channels, places, places, requires_grad=True)
 
@@ -237,17 +238,17 @@ def _milliseconds(function: Callable[[], None], repeats: int = 30) -> float:
 
 
 def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[str, float]:
-    """Test bits/dim, the worst condition number of the last weights' average, and a step's milliseconds."""
+    """Test bits/dim and worst condition number of the trained model, and the median milliseconds of a step."""
     from glowserve_training.checkpoint import load_checkpoint
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
     from lightning.pytorch.callbacks import Callback
 
-    begun: list[float] = []
+    starts: list[float] = []
 
     class Clock(Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            begun.append(time.perf_counter())
+            starts.append(time.perf_counter())
 
     config = run_config(
         args.data,
@@ -259,11 +260,11 @@ def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[
         parametrization=parametrization,
         coupling_actnorm=True,
     )
-    # The guard is to watch here, not to step in.
+    # Condition numbers are measured here, not limited by the guard.
     config = replace(config, condition_limit=float("inf"))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = load_checkpoint(train(config, Path(folder), callbacks=[Clock()]))
-    steps = [end - begin for begin, end in itertools.pairwise(begun)]
+    steps = [end - begin for begin, end in itertools.pairwise(starts)]
     return {
         "bits_per_dim": checkpoint.training.metrics["test_bits_per_dim"],
         "condition": max(max(level) for level in checkpoint.model.condition_numbers()),

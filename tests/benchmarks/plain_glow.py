@@ -1,8 +1,8 @@
-"""The yardstick: Glow as one writes it down from the paper, for timing beside ours.
+"""A plain implementation of Glow, written directly from the paper, as a baseline for speed.
 
-W is a free matrix whose determinant, or inverse, is computed at every call, actnorm asks the host whether it has been
-set, the log-determinants are added up step by step, tensors lie as PyTorch lays them, and the loss is read at every
-step. The architecture, its size and the optimizer's mathematics are those of `training`.
+Its determinant or inverse of W is computed in every call, actnorm reads its initialization flag from the device,
+log-determinants are added step by step, tensors have PyTorch's default memory format, and the loss is read after every
+step. The architecture, its size and the optimizer are those of `glowserve_training`.
 
 Shapes: N images, C channels, H = W pixels a side.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class PlainActNorm(nn.Module):
-    """An affine map of each channel, set by the first batch."""
+    """An affine map of each channel, initialized by the first batch."""
 
     initialized: Tensor
 
@@ -42,28 +42,28 @@ class PlainActNorm(nn.Module):
 
 
 class PlainConv(nn.Module):
-    """y = W x at each place, its log-determinant by `det`."""
+    """y = W x at each position; the log-determinant by `torch.det`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels)).Q)
-        self.baked: tuple[Tensor, Tensor] | None = None
+        self.folded: tuple[Tensor, Tensor] | None = None
 
-    def bake(self) -> None:
-        """From now on neither determinant nor inverse is computed again."""
-        self.baked = (torch.det(self.weight).abs().log(), torch.inverse(self.weight))
+    def fold(self) -> None:
+        """Computes determinant and inverse once for all later calls."""
+        self.folded = (torch.det(self.weight).abs().log(), torch.inverse(self.weight))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_abs_det = self.baked[0] if self.baked else torch.det(self.weight).abs().log()
+        log_abs_det = self.folded[0] if self.folded else torch.det(self.weight).abs().log()
         return F.conv2d(x, self.weight[:, :, None, None]), x.shape[2] * x.shape[3] * log_abs_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        inverse = self.baked[1] if self.baked else torch.inverse(self.weight)
+        inverse = self.folded[1] if self.folded else torch.inverse(self.weight)
         return F.conv2d(y, inverse[:, :, None, None])
 
 
 class PlainZeroConv(nn.Module):
-    """A 3x3 convolution that begins as zero, times a learned scale."""
+    """A zero-initialized 3x3 convolution, times a learned scale."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class PlainZeroConv(nn.Module):
 
 
 class PlainHiddenConv(nn.Module):
-    """A convolution with a bias or, instead, an actnorm behind it."""
+    """A convolution with a bias or, instead, an actnorm after it."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, actnorm: bool) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class PlainHiddenConv(nn.Module):
 
 
 class PlainCoupling(nn.Module):
-    """The first half steers shift and scale of the second."""
+    """The first half conditions shift and scale of the second."""
 
     def __init__(self, channels: int, width: int, actnorm: bool) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class PlainGlow(nn.Module):
         levels: L.
         steps_per_level: K.
         width: hidden channels of the coupling networks.
-        actnorm: whether those have actnorms, as in the code that came with the paper, or biases.
+        actnorm: whether those have actnorms, as in the paper's code, or biases.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class PlainGlow(nn.Module):
         self.top_log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def bits_per_dim(self, images: Tensor, noise: Tensor) -> Tensor:
-        """The mean over uint8 images [N, H, W, C] with noise in [0, 1) of that shape; a scalar."""
+        """The mean over uint8 images [N, H, W, C], with noise in [0, 1) of the same shape; a scalar."""
         x = ((images.float() + noise) / 256 - 0.5).permute(0, 3, 1, 2)
         log_p = x.new_zeros(len(x)) - self.dimensions * math.log(256)
         for i, level in enumerate(self.levels):
@@ -174,7 +174,7 @@ class PlainGlow(nn.Module):
         return -log_p.mean() / (math.log(2) * self.dimensions)
 
     def sample(self, latent: Tensor) -> Tensor:
-        """Images uint8 [N, H, W, C] of latents [N, D], the level nearest to the pixels first."""
+        """Images, uint8 [N, H, W, C], of latents [N, D]; level 1, nearest to the pixels, is first."""
         parts = latent.split([math.prod(shape) for shape in self.latent_shapes], 1)
         x = parts[-1].reshape(-1, *self.latent_shapes[-1]) * self.top_log_scale.exp() + self.top_mean
         for i in reversed(range(len(self.levels))):
@@ -192,7 +192,7 @@ class PlainGlow(nn.Module):
 
 
 def plain_step(model: PlainGlow, optimizer: torch.optim.Optimizer, images: Tensor, noise: Tensor) -> float:
-    """One step of training; returns the loss."""
+    """Trains one step; returns the loss."""
     loss = model.bits_per_dim(images, noise)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

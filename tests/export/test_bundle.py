@@ -30,11 +30,11 @@ from glowserve_training.data import ImageData, load_images
 from glowserve_training.errors import TrainingError
 
 from glowserve.images import UInt8Array
+from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine, Float32Array, Forward
 from glowserve.runtime.randomness import dequantization_noise
 from glowserve.runtime.repository import Bundle
-from glowserve.likelihood import bits_per_dim
 from glowserve.v1 import manifest_pb2
 
 

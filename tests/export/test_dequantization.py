@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from glowserve_export.folded import FoldedDequantization, FoldedGlow
 from glowserve_export.bundle import export as export_source
 from glowserve_export.errors import NotInvertibleError, VerificationError
 from glowserve_export.evaluation import EvaluatedBundle
+from glowserve_export.folded import FoldedDequantization, FoldedGlow
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import Precision
@@ -98,7 +98,9 @@ def test_likelihoods_and_terms_are_those_of_pytorch_in_float64(
     images, noise = _inputs(rng, model, 5)
     terms, v = _exact(model, images, noise)
     assert np.abs(v - noise).max() > 0.05, "the noise must change, or this test says nothing"
-    ours = run_graph(_with_output(forward_graph(fold_glow(model)), "dequantization"), image=images, noise=noise)
+    ours = run_graph(
+        _with_output(forward_graph(fold_glow(model)), "dequantization"), image=images, noise=noise
+    )
     np.testing.assert_allclose(ours["log_likelihood"], terms.total().numpy(), rtol=1e-6)
     np.testing.assert_allclose(ours["log_prior"], terms.log_prior.numpy(), rtol=1e-5)
     np.testing.assert_allclose(ours["log_det"], terms.log_det.numpy(), rtol=1e-5, atol=1e-3)
@@ -126,7 +128,9 @@ def test_what_has_learned_nothing_yet_leaves_noise_and_likelihood_as_they_are(
     model.load_state_dict(model.state_dict() | uniform.state_dict())
     images, noise = _inputs(rng, model, 4)
     noise = noise.clip(0.01, 0.99)
-    ours = run_graph(_with_output(forward_graph(fold_glow(model)), "dequantization"), image=images, noise=noise)
+    ours = run_graph(
+        _with_output(forward_graph(fold_glow(model)), "dequantization"), image=images, noise=noise
+    )
     theirs = run_graph(forward_graph(fold_glow(uniform)), image=images, noise=noise)
     np.testing.assert_allclose(ours["dequantization"], noise, atol=2e-6)
     np.testing.assert_allclose(ours["log_det"], theirs["log_det"], atol=2e-4)

@@ -8,9 +8,9 @@ from typing import Any
 import glowserve_export.bundle
 import numpy as np
 import pytest
-from glowserve_export.folded import FoldedGlow
 from glowserve_export.bundle import export as export_source
 from glowserve_export.errors import VerificationError
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.precision import Precision
 from glowserve_export.source import load_glowserve_checkpoint
 

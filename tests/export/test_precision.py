@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from glowserve_export.calibration import INT8_BOUND, calibrate
+from glowserve_export.errors import ExportError
 from glowserve_export.folded import (
     DEQUANTIZATION,
     FoldedConv,
@@ -21,8 +23,6 @@ from glowserve_export.folded import (
     FoldedNetwork,
     FoldedStep,
 )
-from glowserve_export.calibration import INT8_BOUND, calibrate
-from glowserve_export.errors import ExportError
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.graphs.builder import GraphBuilder

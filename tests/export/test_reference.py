@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from glowserve_export.folded import FoldedConv, FoldedGlow
+from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.reference import Reference, TorchReference
 from glowserve_training.model import Glow
 

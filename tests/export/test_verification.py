@@ -16,9 +16,9 @@ import glowserve_export.source
 import numpy as np
 import onnx
 import pytest
-from glowserve_export.folded import FoldedGlow, FoldedStep
 from glowserve_export.bundle import export as export_source
 from glowserve_export.errors import VerificationError
+from glowserve_export.folded import FoldedGlow, FoldedStep
 from glowserve_export.precision import Precision
 from glowserve_export.source import load_glowserve_checkpoint
 from onnx import numpy_helper

@@ -1,4 +1,4 @@
-"""Sound bundles that answer otherwise, made of others without training."""
+"""Makes bundles that give other answers out of a bundle, without training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from glowserve.runtime.repository import manifest_checksum, open_bundle
 
 
 def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> None:
-    """Copies a VERSION folder to one that gives other scores and other samples.
+    """Copies a bundle to one whose scores and samples differ, and whose canary passes.
 
     Args:
-        source: a version.
-        target: where no folder is.
-        log_det: what the constant part of its scores is multiplied by.
-        bins: what the contrast of its samples is multiplied by.
+        source: a VERSION folder.
+        target: the new VERSION folder.
+        log_det: factor of the constant part of the log-likelihood.
+        bins: factor of the contrast of samples.
     """
     shutil.copytree(source, target)
     scale(target, "forward.onnx", "log_det_constant", log_det)
@@ -41,7 +41,7 @@ def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> No
 
 
 def scale(version: Path, graph: str, constant: str, factor: float) -> None:
-    """Multiplies a constant of a version's graph, whose canary is then another."""
+    """Multiplies a constant of a graph in a VERSION folder. Its canary fails from then on."""
     model = onnx.load(version / graph)
     (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == constant]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), constant))

@@ -1,4 +1,4 @@
-"""Messages as tests write and read them by hand, and what tests wait for."""
+"""Messages that tests write and read without the client, calls that are refused, and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 
-# Of a channel: what arrives while nobody reads waits in the client, in here; gRPC would let it grow to megabytes.
+# Options of a channel: how much a server may send before the client reads it. gRPC would let it grow to megabytes.
 SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16 - 1)]
 
 
@@ -33,12 +33,12 @@ def raw(images: UInt8Array) -> pb.Images:
 
 
 def encoded(*files: bytes) -> pb.Images:
-    """Images as files' bytes."""
+    """Images as the bytes of files."""
     return pb.Images(encoded=pb.EncodedImages(data=files))
 
 
 def file_of(picture: Image.Image, form: str, **options: Any) -> bytes:
-    """A picture in a file's bytes."""
+    """A picture as the bytes of a file."""
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
     return buffer.getvalue()
@@ -50,7 +50,7 @@ def latent_tensor(rows: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
 
 
 def images_of(images: pb.Images) -> UInt8Array:
-    """Those of an answer, uint8 [N, H, W, C]."""
+    """The images of a response, uint8 [N, H, W, C]."""
     if images.HasField("encoded"):
         return np.stack([decode_png(data) for data in images.encoded.data])
     assert images.tensor.dtype == tensor_pb2.DATA_TYPE_UINT8
@@ -58,37 +58,37 @@ def images_of(images: pb.Images) -> UInt8Array:
 
 
 def nats(response: pb.ScoreResponse) -> list[float]:
-    """The log-likelihoods of an answer."""
+    """The log-likelihoods of a response."""
     return [score.log_likelihood for score in response.scores]
 
 
-# A model that was trained for seconds draws something that is not finite now and then, at a temperature of 1.
 COOL = 0.7
+"""A temperature at which every sample is finite. At 1, a model trained for seconds draws other ones now and then."""
 
 
 def draw(stub: GlowServiceStub, **fields: Any) -> UInt8Array:
-    """Samples at that temperature, or as the fields say."""
+    """Samples, uint8 [N, H, W, C], of a request with these fields; the temperature is COOL unless given."""
     request = pb.SampleRequest(**{"temperature": COOL} | fields)
     return np.concatenate([images_of(response.images) for response in stub.Sample(request)])
 
 
 def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
-    """How a call that must fail fails."""
+    """The status and message of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value.code(), caught.value.details()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; a minute at most."""
+    """Returns when the condition holds; fails after a minute."""
     end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.002)
 
 
 def copied(source: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a bundle whose manifest says something else."""
+    """A copy of a bundle with other fields in its manifest."""
     shutil.copytree(source, target)
     manifest = json.dumps(json.loads((target / "manifest.json").read_text()) | changes).encode()
     (target / "manifest.json").write_bytes(manifest)

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import glowserve
 import pytest
 
+import glowserve
 from glowserve.images import UInt8Array
 from tests.service.bundles import make_other
 from tests.soak.known_answers import KnownAnswers

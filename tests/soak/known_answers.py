@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import glowserve
 import numpy as np
 import numpy.typing as npt
 
+import glowserve
 from glowserve.images import UInt8Array
 from glowserve.messages import images_array
 from glowserve.v1 import glow_service_pb2 as pb
@@ -57,9 +57,7 @@ class KnownAnswers:
             encodings.latents,
             encodings.mismatched_values,
             client.decode(encodings.latents),
-            {
-                seed: client.sample(MAX_SAMPLES, seed=seed, temperature=TEMPERATURE).images for seed in SEEDS
-            },
+            {seed: client.sample(MAX_SAMPLES, seed=seed, temperature=TEMPERATURE).images for seed in SEEDS},
         )
 
     @classmethod

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.servers import start_server
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -96,23 +97,12 @@ def running_service(repository: Path, log: Path, *flags: str, **options: Any) ->
 
     Args:
         repository: the models that it serves.
-        log: where its standard error goes.
-        flags: of `glowserve serve`, in addition to free ports and the CPU.
+        log: the file for its standard error.
+        flags: of `glowserve serve`.
         options: of `subprocess.Popen`.
     """
-    command = [sys.executable, "-m", "glowserve", "serve", "--repository", str(repository)]
-    command += ["--port", "0", "--metrics-port", "0", "--device", "cpu", *flags]
-    with ExitStack() as stack:
-        errors = stack.enter_context(log.open("w"))
-        process = stack.enter_context(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **options)
-        )
-        stack.callback(process.kill)
-        assert process.stdout is not None
-        line = process.stdout.readline()  # "glowserve: serving gRPC on HOST:PORT, metrics on URL"
-        assert line.startswith("glowserve: serving"), log.read_text()
-        _, target, url = line.strip().split(" on ")
-        yield Service(process, target.split(",")[0], url, log)
+    with log.open("w") as errors, start_server(repository, *flags, stderr=errors, **options) as started:
+        yield Service(started.process, started.target, started.metrics_url, log)
 
 
 def total(metrics: Mapping[str, float], name: str, **labels: str) -> float:

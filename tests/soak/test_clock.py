@@ -72,8 +72,12 @@ async def test_a_clock_that_jumps_by_a_day_fails_no_call_and_delays_no_backgroun
                 await load.more(CALLS_PER_JUMP)
                 late = await seconds_to_deadline_exceeded(service.target)
                 await canaries_go_on(service)
-                found = await seconds_to_load(service, make_version(version), models / "digits" / f"{version}")
-                name = f"clock {jump}: calls, deadline of {DEADLINE_SECONDS:g} s after, version found after, s"
+                found = await seconds_to_load(
+                    service, make_version(version), models / "digits" / f"{version}"
+                )
+                name = (
+                    f"clock {jump}: calls, deadline of {DEADLINE_SECONDS:g} s after, version found after, s"
+                )
                 rows.append((name, f"{len(load.ended) - first}, {late:.2f}, {found:.2f}"))
                 assert DEADLINE_SECONDS - 0.05 < late < DEADLINE_SECONDS + 2
         failed = service.total("glowserve_canary_checks_total", outcome="failed")
@@ -105,6 +109,7 @@ async def canaries_go_on(service: Service) -> None:
 
 async def seconds_to_load(service: Service, source: Path, target: Path) -> float:
     """How long it takes until a version that is copied to the repository is loaded."""
+
     def loads() -> float:
         return service.total("glowserve_model_loads_total", outcome="loaded")
 

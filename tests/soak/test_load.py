@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +55,9 @@ class Run:
     def rss_by_tenths(self) -> list[float]:
         """The median RSS while each tenth of the calls ended, in bytes."""
         end = self.during[-1].ended_calls
-        tenths = [[each.rss for each in self.during if i <= 10 * each.ended_calls / end < i + 1] for i in range(10)]
+        tenths = [
+            [each.rss for each in self.during if i <= 10 * each.ended_calls / end < i + 1] for i in range(10)
+        ]
         return [float(np.median(tenth)) for tenth in tenths]
 
     @property
@@ -146,8 +147,14 @@ def print_run(run: Run) -> None:
             ("calls abandoned before they arrived", len(run.made) - len(run.logged)),
             ("RSS before, after, at most, MiB", mebibytes(before.rss, after.rss, max(s.rss for s in during))),
             ("RSS by tenth of the calls, MiB", mebibytes(*run.rss_by_tenths)),
-            ("threads before, at most, after", f"{before.threads}, {max(s.threads for s in during)}, {after.threads}"),
-            ("open files before, at most, after", f"{before.files}, {max(s.files for s in during)}, {after.files}"),
+            (
+                "threads before, at most, after",
+                f"{before.threads}, {max(s.threads for s in during)}, {after.threads}",
+            ),
+            (
+                "open files before, at most, after",
+                f"{before.files}, {max(s.files for s in during)}, {after.files}",
+            ),
         ],
     )
 

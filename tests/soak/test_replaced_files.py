@@ -52,7 +52,9 @@ class Watcher:
             while running:
                 before = self.newest
                 content = await call(stub)
-                assert content >= before, f"content {content} answered a call that began after one of {before}"
+                assert content >= before, (
+                    f"content {content} answered a call that began after one of {before}"
+                )
                 self.newest = max(self.newest, content)
                 self.by_content[content] += 1
 
@@ -99,9 +101,7 @@ async def test_a_bundle_that_changes_while_it_is_read_never_answers_from_a_mixtu
                     await refuse(service, damage, version, folder)
                     assert watcher.newest == content - 1
                 await asyncio.to_thread(copy_slowly, version, folder)
-                await until(
-                    lambda content=content: watcher.newest == content, f"content {content} is served"
-                )
+                await until(lambda content=content: watcher.newest == content, f"content {content} is served")
         log = service.log.read_text()
     print_table(
         "The files of the served version are swapped, truncated, grown, and replaced one by one, three times",

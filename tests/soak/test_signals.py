@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
+from tests.servers import free_port
 from tests.soak.background_load import EndedCall, Load, closed_load
 from tests.soak.callers import round_robin_options
 from tests.soak.conftest import Serve
@@ -101,7 +101,9 @@ async def test_callers_with_retries_do_not_notice_that_one_of_two_servers_is_rep
 async def both_answer(services: list[Service], load: Load) -> None:
     """Waits until all callers use both servers: as in a rolling update, the next server stops only then."""
     for service in services:
-        await until(lambda one=service: one.total("glowserve_requests_total") > CALLERS, "both servers answer")
+        await until(
+            lambda one=service: one.total("glowserve_requests_total") > CALLERS, "both servers answer"
+        )
     await load.more(1000)
 
 
@@ -177,9 +179,3 @@ async def kill_and_restart(
     # A server that loads refuses calls, with the advice to retry.
     assert {call.code for call in refused} <= {"UNAVAILABLE"}
     return service, failed, f"{len(failed)}, {len(refused)}, {back:.2f}"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

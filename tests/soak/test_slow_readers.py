@@ -63,7 +63,7 @@ async def test_unread_streams_cost_little_memory_and_do_not_delay_other_callers(
 
 @contextmanager
 def unread_streams(service: Service, known: KnownAnswers) -> Iterator[None]:
-    """Streams that are open, and for which the service has filled all buffers; their processes are killed at the end."""
+    """Open streams, for which the service has filled all buffers. Their processes are killed at the end."""
     context = multiprocessing.get_context("spawn")
     opened = context.Queue()
     arguments = (service.target, known, STREAMS // PROCESSES, SAMPLES, opened)
@@ -114,7 +114,10 @@ def print_streams(
             ("RSS after they have ended, MiB, by round", mebibytes(*left)),
             (f"KiB a stream, at most (the bound is {MAX_KIB_PER_STREAM})", f"{kib:.0f}"),
             (f"p99 of {OTHER_CALLERS} other callers before, ms", f"{1000 * usual:.1f}"),
-            ("ratio of that while streams are open, by round", ", ".join(f"{each:.2f}" for each in slowdowns)),
+            (
+                "ratio of that while streams are open, by round",
+                ", ".join(f"{each:.2f}" for each in slowdowns),
+            ),
             ("threads before, while open, after", f"{before.threads}, {threads}, {after.threads}"),
             ("open files before, after", f"{before.files}, {after.files}"),
         ],

@@ -12,7 +12,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.service.wire import SMALL_WINDOW
 from tests.soak.callers import OWN_CONNECTION, infer_request
-from tests.soak.known_answers import KnownAnswers
+from tests.soak.known_answers import TEMPERATURE, KnownAnswers
 
 
 def open_streams(target: str, known: KnownAnswers, n: int, samples: int, opened: Any) -> None:
@@ -42,7 +42,7 @@ async def _open_streams(target: str, known: KnownAnswers, n: int, samples: int, 
     for i in range(n):
         channel = grpc.aio.insecure_channel(target, [*OWN_CONNECTION, *SMALL_WINDOW])
         if i % 2:
-            call = GlowServiceStub(channel).Sample(pb.SampleRequest(n=samples, seed=i))
+            call = GlowServiceStub(channel).Sample(pb.SampleRequest(n=samples, seed=i, temperature=TEMPERATURE))
         else:
             call = GRPCInferenceServiceStub(channel).ModelStreamInfer()
             writers.append(asyncio.create_task(write_forever(call)))

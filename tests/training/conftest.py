@@ -101,4 +101,6 @@ def uninterrupted(
 ) -> Uninterrupted:
     """The tiny run without any disturbance. Tests do not write to it."""
     recorder = Recorder()
-    return Uninterrupted(run(tiny_run(), tmp_path_factory.mktemp("uninterrupted") / "run", [recorder]), recorder)
+    return Uninterrupted(
+        run(tiny_run(), tmp_path_factory.mktemp("uninterrupted") / "run", [recorder]), recorder
+    )

@@ -1,4 +1,4 @@
-"""The checkpoint: a trained model and where it came from, in one file that executes nothing."""
+"""Checkpoints: saved atomically, loaded without executing code, refused with a reason."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from glowserve_training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from glowserve_training.data import DataConfig, load_images
+from glowserve_training.config import DataConfig, GlowConfig
+from glowserve_training.data import load_images
 from glowserve_training.errors import CheckpointError, RunError
-from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.model import Glow
 
 from glowserve.images import Preparation
 
 
 @pytest.fixture
 def small(generator: torch.Generator) -> Checkpoint:
-    """The checkpoint of a model that has seen one batch, with nothing left at its default."""
+    """The checkpoint of a model with initialized actnorms and no field at its default."""
     config = GlowConfig(
         image_size=8,
         channels=3,
@@ -46,7 +47,7 @@ def small(generator: torch.Generator) -> Checkpoint:
     return Checkpoint(model, data, record)
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(small: Checkpoint, tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_as_it_was_saved(small: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(small, tmp_path / "model.ckpt")
     loaded = load_checkpoint(tmp_path / "model.ckpt")
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(small: Checkpoint, tmp_path: Pa
     assert all(torch.equal(state[name], tensor) for name, tensor in small.model.state_dict().items())
 
 
-def test_a_loaded_model_scores_as_the_saved_one(
+def test_a_loaded_model_has_the_likelihoods_of_the_saved_one(
     small: Checkpoint, tmp_path: Path, generator: torch.Generator
 ) -> None:
     save_checkpoint(small, tmp_path / "model.ckpt")
@@ -82,7 +83,7 @@ def test_the_file_is_plain_data(small: Checkpoint, tmp_path: Path) -> None:
     assert content["training"]["metrics"] == {"test_bits_per_dim": 4.5}
 
 
-def test_a_trained_checkpoint_tells_how_it_was_trained(checkpoint: Path) -> None:
+def test_a_checkpoint_records_how_it_was_trained(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint)
 
     assert loaded.data == DataConfig(data="digits", image_size=8, channels=1)
@@ -105,7 +106,7 @@ def test_a_trained_model_decodes_what_it_encodes(checkpoint: Path, digits: np.nd
 
 
 class FullDisk:
-    """Ends the writing that comes to it, and tells what was in the folder then."""
+    """Makes its own serialization fail, and records the files in a folder at that moment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -131,7 +132,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(small: Checkpoi
     ):
         save_checkpoint(replace(small, training=record), path)
 
-    assert len(disk.seen) == 2  # it had begun to write, beside the old file
+    assert len(disk.seen) == 2  # the old file, and a new one beside it
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -149,35 +150,37 @@ def test_a_checkpoint_replaces_an_older_one(small: Checkpoint, tmp_path: Path) -
 # Other files
 
 
-def test_a_missing_file_is_told_with_where_checkpoints_come_from(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_where_checkpoints_are(tmp_path: Path) -> None:
     for path in (tmp_path / "model.ckpt", tmp_path):
         with pytest.raises(CheckpointError, match="there is no such file; `glowserve train` writes RUN_DIR"):
             load_checkpoint(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_file_that_ends_early_is_damaged(small: Checkpoint, share: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(small: Checkpoint, share: float, tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     save_checkpoint(small, path)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
 
-    with pytest.raises(CheckpointError, match=r"model\.ckpt cannot be read as one: it is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.ckpt cannot be read: it is damaged or not a checkpoint"
+    ):
         load_checkpoint(path)
 
 
-def test_a_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n and so on")
 
     with pytest.raises(
-        CheckpointError, match=r"photo\.png cannot be read as one: it is damaged or something else"
+        CheckpointError, match=r"photo\.png cannot be read: it is damaged or not a checkpoint"
     ):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(3)])
-def test_a_file_of_another_program_is_no_checkpoint(content: object, tmp_path: Path) -> None:
+def test_a_pytorch_file_of_another_program_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
 
     with pytest.raises(CheckpointError, match=r"other\.pt was not written by `glowserve train`"):
@@ -185,7 +188,7 @@ def test_a_file_of_another_program_is_no_checkpoint(content: object, tmp_path: P
 
 
 class Malicious:
-    """Makes a folder when it is unpickled."""
+    """Makes a folder when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,20 +197,22 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+def test_no_code_in_a_file_is_executed(tmp_path: Path) -> None:
     torch.save(
         {"format": "glowserve.checkpoint", "config": Malicious(tmp_path / "trap")}, tmp_path / "m.ckpt"
     )
 
-    with pytest.raises(CheckpointError, match="cannot be read as one"):
+    with pytest.raises(CheckpointError, match="cannot be read: it is damaged"):
         load_checkpoint(tmp_path / "m.ckpt")
 
     assert not (tmp_path / "trap").exists()
     torch.load(tmp_path / "m.ckpt", weights_only=False)
-    assert (tmp_path / "trap").exists()  # it would have been
+    assert (tmp_path / "trap").exists()  # so the trap works
 
 
-def test_the_format_of_another_version_is_told_with_who_wrote_it(small: Checkpoint, tmp_path: Path) -> None:
+def test_another_format_version_is_reported_with_the_version_that_wrote_it(
+    small: Checkpoint, tmp_path: Path
+) -> None:
     path = tmp_path / "model.ckpt"
     save_checkpoint(small, path)
     content = torch.load(path, weights_only=True)
@@ -230,21 +235,21 @@ def test_the_format_of_another_version_is_told_with_who_wrote_it(small: Checkpoi
         ("training", {"steps": 3}, "missing"),
     ],
 )
-def test_a_file_with_a_wrong_part_is_refused_with_the_reason(
+def test_a_file_with_wrong_content_is_refused_with_the_reason(
     small: Checkpoint, part: str, content: object, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.ckpt"
     save_checkpoint(small, path)
     torch.save(torch.load(path, weights_only=True) | {part: content}, path)
 
-    with pytest.raises(CheckpointError, match=f"does not hold what it should: .*({reason})"):
+    with pytest.raises(CheckpointError, match=f"has missing or wrong content: .*({reason})"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     "part", ["format_version", "glowserve_version", "config", "data", "training", "state_dict"]
 )
-def test_a_file_without_one_of_its_parts_is_refused(small: Checkpoint, part: str, tmp_path: Path) -> None:
+def test_a_file_with_missing_content_is_refused(small: Checkpoint, part: str, tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     save_checkpoint(small, path)
     content = torch.load(path, weights_only=True)

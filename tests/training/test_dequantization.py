@@ -1,4 +1,4 @@
-"""Learned noise: a bijector of the noise, given the image."""
+"""Variational dequantization: a bijector of the noise, conditional on the image."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from glowserve_training.config import GlowConfig
 from glowserve_training.dequantization import NOISE_MARGIN, VariationalDequantization
-from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.model import Glow
 from torch import Tensor
 
 Perturb = Callable[..., None]
@@ -44,18 +45,18 @@ def test_the_log_determinant_is_that_of_the_jacobian(
 
 
 @pytest.mark.parametrize("couplings", [2, 4])
-def test_it_begins_as_the_identity(couplings: int, generator: torch.Generator) -> None:
+def test_it_is_initialized_as_the_identity(couplings: int, generator: torch.Generator) -> None:
     noise, image = noise_and_image(3, generator)
 
     learned, log_det = make(3, couplings)(noise, image)
 
-    # But for the margin that keeps the logit finite.
+    # Up to the margin that keeps the logit finite.
     torch.testing.assert_close(learned, noise, rtol=0, atol=2 * NOISE_MARGIN)
     torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0, atol=48 * 3 * NOISE_MARGIN)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_noise_stays_inside_its_bin(
+def test_learned_noise_stays_between_0_and_1(
     dtype: torch.dtype, perturb: Perturb, generator: torch.Generator
 ) -> None:
     layer = make(3).to(dtype)
@@ -64,7 +65,7 @@ def test_the_noise_stays_inside_its_bin(
 
     learned, _ = layer(noise, image)
 
-    # Strictly, as far as the numbers go: in float32 a sigmoid may round to 1.
+    # In float32 a sigmoid can round to 1.
     assert learned.min() > 0
     assert learned.max() < 1 or dtype == torch.float32
     assert learned.max() <= 1
@@ -73,7 +74,7 @@ def test_the_noise_stays_inside_its_bin(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2**-24])
-def test_the_extremes_of_uniform_noise_are_finite(
+def test_extreme_uniform_noise_gives_finite_results_and_gradients(
     extreme: float, dtype: torch.dtype, perturb: Perturb, generator: torch.Generator
 ) -> None:
     layer = make(3).to(dtype)
@@ -89,7 +90,7 @@ def test_the_extremes_of_uniform_noise_are_finite(
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_what_is_learned_depends_on_the_image_and_on_all_of_the_noise(
+def test_learned_noise_depends_on_the_image_and_on_all_of_the_noise(
     perturb: Perturb, generator: torch.Generator
 ) -> None:
     layer = make(1)
@@ -101,11 +102,11 @@ def test_what_is_learned_depends_on_the_image_and_on_all_of_the_noise(
     jacobian = torch.func.jacrev(lambda u: layer(u, image)[0].flatten())(noise).reshape(16, 16)
 
     assert (learned - other).abs().max() > 1e-3
-    assert jacobian.abs().gt(0).sum() > 16  # not each number for itself
+    assert jacobian.abs().gt(0).sum() > 16  # it is not elementwise
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_the_log_likelihood_has_the_log_determinant_of_the_noise_in_it(
+def test_the_log_likelihood_includes_the_log_determinant_of_the_dequantization(
     levels: int, perturb: Perturb, generator: torch.Generator
 ) -> None:
     config = GlowConfig(
@@ -123,12 +124,12 @@ def test_the_log_likelihood_has_the_log_determinant_of_the_noise_in_it(
     noise = torch.rand(images.shape, generator=generator, dtype=torch.float64)
     assert model.dequantization is not None
     bins = torch.div(images, 32, rounding_mode="floor").double()
-    middles = ((bins + 0.5) / 8 - 0.5).permute(0, 3, 1, 2)
-    learned, log_det = model.dequantization(noise.permute(0, 3, 1, 2), middles)
+    centers = ((bins + 0.5) / 8 - 0.5).permute(0, 3, 1, 2)
+    learned, log_det = model.dequantization(noise.permute(0, 3, 1, 2), centers)
 
     log_prob = model.log_prob(images, noise)
 
-    model.dequantization = None  # the same flow sees the learned noise as if it were uniform
+    model.dequantization = None  # the same flow now takes the learned noise for uniform noise
     uniform = model.log_prob(images, learned.permute(0, 2, 3, 1))
     assert log_det.abs().min() > 0.1
     torch.testing.assert_close(log_prob, uniform + log_det, rtol=1e-12, atol=0)

@@ -96,10 +96,8 @@ def two(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoProces
     assert not (run_dir / "model.ckpt").exists(), program.stderr
     shutil.copytree(run_dir, path / "copy")
     flags = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", value)]
-    command = start(
-        ["-m", "glowserve", "train", "--data", few_digits, "--out", run_dir, "--device", "cpu", "--json"]
-        + ["--devices", "2", *flags]
-    )
+    where = ["--data", few_digits, "--out", run_dir, "--device", "cpu", "--devices", "2"]
+    command = start(["-m", "glowserve", "train", *where, *flags, "--json"])
     assert command.returncode == 0, command.stderr
     return TwoProcesses(records, path / "copy", run_dir / "model.ckpt", program.stderr, command)
 
@@ -108,7 +106,7 @@ def start(arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
     """Runs Python with one thread in each process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, arguments)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,9 @@ def test_the_ema_is_validated_and_is_the_result(decay: float, tiny_run: TinyRun,
     for step, validated in recorder.validated.items():
         assert_close(validated, expected[step])
     assert_close(result_of(result), expected[42])
-    differences = [float((a - w).abs().max()) for a, w in zip(expected[42], recorder.weights[42], strict=True)]
+    differences = [
+        float((a - w).abs().max()) for a, w in zip(expected[42], recorder.weights[42], strict=True)
+    ]
     assert max(differences) > 1e-4  # the last weights would not pass as the EMA
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: of models that are made by hand, so that the figures are known, and of a checkpoint."""
+"""Evaluation of hand-made models, whose figures are known, and of a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ D = 16
 
 
 class Linear:
-    """Two levels; the likelihood falls with the noise, latents are dequantized values in bins."""
+    """Two levels; the likelihood falls with the noise; latents are dequantized values in bins."""
 
     def __init__(
         self, n_bits: int = 8, spoil: Callable[[Float32Array], Float32Array] = lambda pixels: pixels
@@ -61,7 +61,7 @@ class Linear:
 
 
 class Overflowing(Linear):
-    """Image 3 has no finite likelihood with the second draw."""
+    """With the second draw, image 3 has no finite likelihood."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -76,12 +76,12 @@ class Overflowing(Linear):
 
 @pytest.fixture
 def images(rng: np.random.Generator) -> UInt8Array:
-    """More than two batches."""
+    """Images for more than two batches."""
     return rng.integers(0, 256, (150, *SHAPE), dtype=np.uint8)
 
 
 def totals(model: Linear, images: UInt8Array, draw: int) -> Float64Array:
-    """The log-likelihoods of one draw, put together by hand."""
+    """The log-likelihoods of one draw, batch by batch."""
     batches = evaluation_batches(images, 64, draw=draw)
     return np.concatenate([model.terms(part.numpy(), noise.numpy()).total() for part, noise in batches])
 
@@ -100,9 +100,9 @@ def test_one_image_has_no_standard_error(images: UInt8Array) -> None:
     assert math.isnan(found.standard_error)
 
 
-def test_several_draws_are_averaged_as_likelihoods(images: UInt8Array) -> None:
+def test_the_likelihoods_of_several_draws_are_averaged(images: UInt8Array) -> None:
     draws = np.stack([totals(Linear(), images, draw) for draw in range(5)], axis=1)
-    assert (draws.std(axis=1) > 0.1).all(), "the draws must differ, or this test says nothing"
+    assert (draws.std(axis=1) > 0.1).all(), "the draws must differ for this test to mean anything"
     bits = []
     for image in draws.tolist():
         most = max(image)
@@ -114,7 +114,7 @@ def test_several_draws_are_averaged_as_likelihoods(images: UInt8Array) -> None:
     assert found.standard_error == pytest.approx(statistics.stdev(bits) / math.sqrt(150), rel=1e-12)
 
 
-def test_levels_are_means_of_the_first_draw_and_add_up_to_it(images: UInt8Array) -> None:
+def test_the_figures_of_the_levels_are_means_of_the_first_draw_and_add_up_to_it(images: UInt8Array) -> None:
     found = measure_likelihood(Linear(), images, importance_samples=3)
     batches = evaluation_batches(images, 64)
     spread = 40 * np.concatenate([noise.numpy() for _, noise in batches]).astype(np.float64).mean()
@@ -131,7 +131,7 @@ def test_levels_are_means_of_the_first_draw_and_add_up_to_it(images: UInt8Array)
     assert found.first_draw_bits_per_dim() != pytest.approx(found.bits_per_dim, abs=1e-3)
 
 
-def test_noise_depends_on_the_draw_and_the_images_place_alone(images: UInt8Array) -> None:
+def test_noise_depends_only_on_the_draw_and_the_images_index(images: UInt8Array) -> None:
     few, many = Linear(), Linear()
     measure_likelihood(few, images[:70], importance_samples=2)
     measure_likelihood(many, images, importance_samples=3)
@@ -141,7 +141,7 @@ def test_noise_depends_on_the_draw_and_the_images_place_alone(images: UInt8Array
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_an_image_without_a_finite_likelihood_is_counted_and_not_left_out(
+def test_an_image_without_a_finite_likelihood_is_counted_and_included_in_the_mean(
     images: UInt8Array, value: float
 ) -> None:
     found = measure_likelihood(Overflowing(value), images[:10], importance_samples=2)
@@ -150,7 +150,7 @@ def test_an_image_without_a_finite_likelihood_is_counted_and_not_left_out(
     assert math.isnan(found.standard_error)
 
 
-def test_nothing_to_measure_is_told_in_a_sentence(images: UInt8Array) -> None:
+def test_no_images_and_no_draws_are_refused(images: UInt8Array) -> None:
     with pytest.raises(ValueError, match=r"^importance_samples is 0; it must be 1 or more$"):
         evaluate(Linear(), images, importance_samples=0)
     with pytest.raises(ValueError, match=r"^images is empty; it must hold 1 or more$"):
@@ -158,13 +158,13 @@ def test_nothing_to_measure_is_told_in_a_sentence(images: UInt8Array) -> None:
 
 
 @pytest.mark.parametrize("n_bits", [8, 4, 1])
-def test_an_exact_inverse_is_found_exact(images: UInt8Array, n_bits: int) -> None:
+def test_an_exact_inverse_is_recognized(images: UInt8Array, n_bits: int) -> None:
     found = measure_round_trip(Linear(n_bits), images)
     assert (found.images_exact, found.values_changed, found.largest_error) == (150, 0, 0)
 
 
 def shifted(by: float) -> Callable[[Float32Array], Float32Array]:
-    """Moves two values of the first image of each of the three batches."""
+    """Shifts two values of the first image of each of the three batches."""
 
     def spoil(pixels: Float32Array) -> Float32Array:
         pixels[0, 1, 2:4, 0] += by
@@ -173,21 +173,21 @@ def shifted(by: float) -> Callable[[Float32Array], Float32Array]:
     return spoil
 
 
-def test_an_error_inside_the_bin_changes_nothing_but_is_measured(images: UInt8Array) -> None:
+def test_an_error_inside_the_bin_changes_no_value_but_is_measured(images: UInt8Array) -> None:
     found = measure_round_trip(Linear(4, shifted(-0.25)), images)
     assert (found.images_exact, found.values_changed, found.largest_error) == (150, 0, 0.25)
 
 
-def test_a_wrong_inverse_is_found_wrong(images: UInt8Array) -> None:
+def test_a_wrong_inverse_is_recognized(images: UInt8Array) -> None:
     found = measure_round_trip(Linear(4, shifted(math.nan)), images)
     assert (found.images_exact, found.values_changed) == (147, 6)
     assert math.isnan(found.largest_error)
-    middle = np.full_like(images, 0x77)
-    found = evaluate(Linear(4, shifted(1.25)), middle).round_trip
+    grey = np.full_like(images, 0x77)
+    found = evaluate(Linear(4, shifted(1.25)), grey).round_trip
     assert (found.images_exact, found.values_changed, found.largest_error) == (147, 6, 1.25)
 
 
-def test_a_checkpoint_gets_the_figure_of_its_training_and_its_terms_add_up_to_it(
+def test_a_checkpoint_has_the_figure_of_its_training_and_its_terms_add_up_to_it(
     checkpoint: Path, digits: UInt8Array
 ) -> None:
     loaded = load_checkpoint(checkpoint)
@@ -201,7 +201,7 @@ def test_a_checkpoint_gets_the_figure_of_its_training_and_its_terms_add_up_to_it
     assert all(level.log_det_bits_per_dim for level in found.levels)
 
 
-def test_a_checkpoints_images_come_back(checkpoint: Path, digits: UInt8Array) -> None:
+def test_a_checkpoint_reconstructs_its_test_images(checkpoint: Path, digits: UInt8Array) -> None:
     model = load_checkpoint(checkpoint).model
     found = measure_round_trip(EvaluatedGlow(model), digits)
     assert (found.images_exact, found.values_changed) == (len(digits), 0)
@@ -214,14 +214,14 @@ def test_a_checkpoints_images_come_back(checkpoint: Path, digits: UInt8Array) ->
     assert measure_round_trip(mixed, digits).images_exact < len(digits)
 
 
-def test_more_draws_bound_the_likelihood_more_tightly(checkpoint: Path, digits: UInt8Array) -> None:
+def test_more_draws_give_a_tighter_bound(checkpoint: Path, digits: UInt8Array) -> None:
     model = EvaluatedGlow(load_checkpoint(checkpoint).model)
     one, eight = (measure_likelihood(model, digits, importance_samples=m) for m in (1, 8))
     assert eight.bits_per_dim < one.bits_per_dim
     assert eight.levels == one.levels
 
 
-def test_a_model_in_float64_is_measured_in_float64(checkpoint: Path, digits: UInt8Array) -> None:
+def test_a_model_in_float64_is_evaluated_in_float64(checkpoint: Path, digits: UInt8Array) -> None:
     model = load_checkpoint(checkpoint).model
     single = evaluate(EvaluatedGlow(model), digits[:20])
     double = evaluate(EvaluatedGlow(model.double()), digits[:20])

@@ -67,13 +67,12 @@ def test_an_ill_conditioned_matrix_is_undone_and_reported_with_its_layer(
 ) -> None:
     recorder = Recorder()
 
-    result = run(
-        tiny_run(parametrization="plain"), tmp_path, [SetConditionNumber(step, condition), recorder]
-    )
+    result = run(tiny_run(parametrization="plain"), tmp_path, [SetConditionNumber(step, condition), recorder])
 
     (line,) = rollbacks_reported(capfd.readouterr().err)
     found = re.fullmatch(
-        rf"step 8: {fault}; rolled back to the weights of step 6, learning rate times 0\.5 \(rollback 1 of 5\)", line
+        rf"step 8: {fault}; rolled back to the weights of step 6, learning rate times 0\.5 \(rollback 1 of 5\)",
+        line,
     )
     assert found, line
     if "condition" in found.groupdict():

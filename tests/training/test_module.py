@@ -1,4 +1,4 @@
-"""The loss and the learning rate of a run."""
+"""The loss and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from glowserve_training.config import RunConfig
-from glowserve_training.data import DataConfig
-from glowserve_training.model import Glow, GlowConfig
+from glowserve_training.config import DataConfig, GlowConfig, RunConfig
+from glowserve_training.model import Glow
 from glowserve_training.module import GlowModule
 
 CONFIG = GlowConfig(image_size=4, channels=1, levels=1, steps_per_level=1, width=4)
 
 
-def module(**changes: Any) -> GlowModule:
+def make_module(**changes: Any) -> GlowModule:
     settings: Any = {"learning_rate": 0.5, "warmup_steps": 4, "steps": 20, "batch_size": 6}
     data = DataConfig(data="digits", image_size=4, channels=1)
     return GlowModule(Glow(CONFIG), RunConfig(model=CONFIG, data=data, **(settings | changes)))
 
 
-def learning_rates(trained: GlowModule, steps: int) -> list[float]:
-    """What each step is made with."""
-    parts = trained.configure_optimizers()
+def learning_rates(module: GlowModule, steps: int) -> list[float]:
+    """The learning rate of each step."""
+    parts = module.configure_optimizers()
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(steps):
@@ -36,7 +35,7 @@ def learning_rates(trained: GlowModule, steps: int) -> list[float]:
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     expected = [0.5 * min(1, (step + 1) / 4) * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
 
-    rates = learning_rates(module(), 20)
+    rates = learning_rates(make_module(), 20)
 
     assert rates == pytest.approx(expected)
     assert rates[0] == pytest.approx(0.125)
@@ -46,22 +45,22 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 
 def test_the_learning_rate_ends_at_0_and_stays_there() -> None:
-    assert learning_rates(module(), 25)[20:] == pytest.approx([0] * 5, abs=1e-12)
+    assert learning_rates(make_module(), 25)[20:] == pytest.approx([0] * 5, abs=1e-12)
 
 
 def test_the_loss_is_the_mean_of_the_bits_per_dimension(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = module()
+    module = make_module()
     logged: dict[str, float] = {}
-    monkeypatch.setattr(trained, "log", lambda name, value, **_: logged.update({name: float(value.detach())}))
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value.detach())}))
     images = torch.randint(0, 256, (6, 4, 4, 1), generator=generator, dtype=torch.uint8)
     noise = torch.rand(images.shape, generator=generator)
 
-    loss = trained.training_step((images, noise), 0)
-    trained.eval().validation_step((images, noise), 0)
+    loss = module.training_step((images, noise), 0)
+    module.eval().validation_step((images, noise), 0)
 
-    bits = -trained.model.log_prob(images, noise) / (16 * math.log(2))
+    bits = -module.model.log_prob(images, noise) / (16 * math.log(2))
     torch.testing.assert_close(loss, bits.mean())
     assert loss.requires_grad
     assert logged == pytest.approx(

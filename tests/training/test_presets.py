@@ -1,4 +1,4 @@
-"""A whole configuration from a data source and as little else as one cares to say."""
+"""A complete configuration from a data source and a few fields; the others are derived."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glowserve_training.config import RunConfig
-from glowserve_training.data import DataConfig
+from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.errors import DataError
-from glowserve_training.model import GlowConfig
 from glowserve_training.presets import run_config
 from PIL import Image
 
 
 def source(path: Path, *shape: int) -> str:
-    """An .npz file of black pictures."""
+    """An .npz file of black images."""
     np.savez(path / "a.npz", images=np.zeros((3, *shape), np.uint8))
     return str(path / "a.npz")
 
 
-def test_the_digits_need_no_more_than_their_name() -> None:
+def test_digits_need_only_their_name() -> None:
     config = run_config("digits")
 
     assert config.data == DataConfig(data="digits", image_size=8, channels=1)
@@ -42,7 +40,7 @@ def test_other_images_have_8_bits(tmp_path: Path) -> None:
         *[(30, 28, 2), (31, 28, 2), (32, 32, 3), (48, 48, 4), (50, 48, 4), (64, 64, 4), (1000, 64, 4)],
     ],
 )
-def test_the_size_follows_the_pictures_and_the_levels_follow_the_size(
+def test_the_image_size_follows_the_images_and_the_levels_follow_the_image_size(
     side: int, image_size: int, levels: int, tmp_path: Path
 ) -> None:
     config = run_config(source(tmp_path, side, side + 3))
@@ -63,13 +61,13 @@ def test_larger_images_get_larger_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grey_or_colour_follows_the_first_picture(channels: int, tmp_path: Path) -> None:
+def test_channels_follow_the_first_image(channels: int, tmp_path: Path) -> None:
     config = run_config(source(tmp_path, 8, 8, channels))
 
     assert config.model.channels == config.data.channels == channels
 
 
-def test_a_folder_of_photographs_gives_a_model_in_colour(tmp_path: Path) -> None:
+def test_a_folder_of_photographs_gives_a_model_with_3_channels(tmp_path: Path) -> None:
     Image.new("RGB", (40, 50)).save(tmp_path / "a.jpg")
 
     config = run_config(str(tmp_path))
@@ -77,8 +75,8 @@ def test_a_folder_of_photographs_gives_a_model_in_colour(tmp_path: Path) -> None
     assert (config.model.image_size, config.model.channels) == (40, 3)
 
 
-def test_what_is_said_holds() -> None:
-    said: dict[str, Any] = {
+def test_every_field_can_be_given() -> None:
+    given: dict[str, Any] = {
         "image_size": 24,
         "channels": 3,
         "n_bits": 3,
@@ -102,11 +100,11 @@ def test_what_is_said_holds() -> None:
         "max_rollbacks": 2,
         "seed": 17,
     }
-    model = {name: said[name] for name in inspect.signature(GlowConfig).parameters}
-    training = {name: value for name, value in said.items() if name not in model}
-    assert training.keys() == inspect.signature(RunConfig).parameters.keys() - {"model", "data"}  # all of it
+    model = {name: given[name] for name in inspect.signature(GlowConfig).parameters}
+    training = {name: value for name, value in given.items() if name not in model}
+    assert training.keys() == inspect.signature(RunConfig).parameters.keys() - {"model", "data"}
 
-    config = run_config("digits", split_seed=19, **said)
+    config = run_config("digits", split_seed=19, **given)
 
     assert config == RunConfig(
         model=GlowConfig(**model),
@@ -115,38 +113,38 @@ def test_what_is_said_holds() -> None:
     )
 
 
-def test_the_papers_size_is_one_word_away() -> None:
+def test_size_paper_is_that_of_kingma_and_dhariwal() -> None:
     config = run_config("digits", size="paper", image_size=32, channels=3)
 
     assert (config.model.levels, config.model.steps_per_level, config.model.width) == (3, 32, 512)
 
 
-def test_a_size_that_there_is_not_is_refused() -> None:
+def test_an_unknown_size_is_refused() -> None:
     with pytest.raises(ValueError, match="size is 'huge'; it must be one of small, paper"):
         run_config("digits", size="huge")
 
 
-def test_what_nothing_knows_is_refused() -> None:
+def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(TypeError, match="stepz"):
         run_config("digits", stepz=3)
 
 
-@pytest.mark.parametrize(("said", "image_size", "channels"), [("image_size", 4, 1), ("channels", 8, 3)])
-def test_one_of_size_and_channels_can_be_said_and_the_other_left_out(
-    said: str, image_size: int, channels: int
+@pytest.mark.parametrize(("given", "image_size", "channels"), [("image_size", 4, 1), ("channels", 8, 3)])
+def test_image_size_and_channels_can_be_given_one_without_the_other(
+    given: str, image_size: int, channels: int
 ) -> None:
-    config = run_config("digits", **{said: {"image_size": image_size, "channels": channels}[said]})
+    config = run_config("digits", **{given: {"image_size": image_size, "channels": channels}[given]})
 
     assert (config.model.image_size, config.model.channels) == (image_size, channels)
 
 
-def test_a_source_whose_shape_is_said_is_not_opened() -> None:
+def test_a_source_is_not_opened_if_image_size_and_channels_are_given() -> None:
     config = run_config("/not/there/yet", image_size=8, channels=1)
 
     assert config.data.data == "/not/there/yet"
 
 
-def test_a_source_that_is_not_there_is_refused() -> None:
+def test_a_missing_source_is_refused() -> None:
     with pytest.raises(DataError, match="there is no such file or folder"):
         run_config("/not/there/yet")
 

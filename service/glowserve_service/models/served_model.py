@@ -93,8 +93,9 @@ class ServedModel:
         """Adds it to the metrics of the models that are served."""
         for gauge, labels, value in self._gauges():
             gauge.labels(*labels).set(value)
-        ready = self._metrics.model_ready.labels(*self._key)
-        ready.set_function(lambda: float(not self.health.failure))
+        # Not self: the gauge is part of a reference cycle, which would keep a replaced model's engine in memory.
+        health = self.health
+        self._metrics.model_ready.labels(*self._key).set_function(lambda: float(not health.failure))
 
     def hide(self) -> None:
         """Removes it from them."""

@@ -79,7 +79,7 @@ class LogWriter(QueueHandler):
             record.trace_id = context.trace_id
         return record
 
-    def enqueue(self, record: Item) -> None:  # type: ignore[override]  # a text, too
+    def enqueue(self, record: Item) -> None:
         """Adds a record, or drops it if the queue is full. Called with the handler's lock held."""
         if self._closed or self._items.qsize() >= self._capacity:
             self._not_queued += 1

@@ -82,7 +82,7 @@ class JsonFormatter(LibraryJsonFormatter):
     The members of a record's attribute `fields`, a dict, are added to them. `exception` is a traceback.
     """
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 

@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -61,6 +62,8 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
 
     def close(self) -> None:
         """Stops listening."""
+        with suppress(OSError):  # wakes the thread, which by itself looks for the end every half second
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self.server_close()
         self._thread.join()

@@ -1,57 +1,81 @@
-"""The threads that decode and draw noise."""
+"""The threads that decode pictures and draw noise."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+from collections.abc import Iterator
 
 import pytest
 from glowserve_service.errors import QueueFullError
-from glowserve_service.scheduling.cpu_pool import Preparer
+from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.ticket import Ticket
+
+from tests.service.scheduling.batching import PATIENCE, end_of_cancelled, settle
 
 LARGE = 1 << 20
+FIRST, LATER = Ticket(), Ticket(first=False)
 
 
-def test_small_work_is_done_at_once_and_large_work_beside_the_event_loop() -> None:
-    async def threads() -> tuple[int, int]:
-        preparer = Preparer(1, max_images=100)
-        try:
-            return (
-                await preparer.run(threading.get_ident, images=1, size=100),
-                await preparer.run(threading.get_ident, images=1, size=LARGE),
-            )
-        finally:
-            preparer.close()
-
-    small, large = asyncio.run(threads())
-    assert small == threading.get_ident()
-    assert large != small
+@pytest.fixture
+def pool() -> Iterator[CpuPool]:
+    """One thread, and room for ten images."""
+    pool = CpuPool(1, max_images=10)
+    yield pool
+    pool.close()
 
 
-def test_more_images_than_it_holds_are_refused_unless_their_call_was_admitted() -> None:
-    async def main() -> None:
-        preparer, going_on = Preparer(1, max_images=10), threading.Event()
-        first = asyncio.ensure_future(preparer.run(going_on.wait, 60, images=8, size=LARGE))
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFullError, match=r"^8 images are being prepared and 3 more exceed 10; "):
-            await preparer.run(int, images=3, size=LARGE)
-        admitted = asyncio.ensure_future(preparer.run(int, images=3, size=LARGE, admitted=True))
-        await asyncio.sleep(0)
-        going_on.set()
-        assert await first
-        assert await admitted == 0
-        assert await preparer.run(int, images=10, size=LARGE) == 0  # there is room again
-        preparer.close()
-
-    asyncio.run(main())
+@pytest.mark.parametrize(
+    ("images", "size", "in_thread"),
+    [(1, 100, False), (4, 2**14 - 1, False), (1, 2**14, True), (5, 100, True), (1, LARGE, True)],
+)
+async def test_small_work_is_done_at_once_and_large_work_in_a_thread(
+    pool: CpuPool, images: int, size: int, in_thread: bool
+) -> None:
+    thread = await pool.run(threading.get_ident, FIRST, images=images, size=size)
+    assert (thread != threading.get_ident()) is in_thread
 
 
-def test_what_fails_makes_room_and_tells_why() -> None:
-    async def main() -> None:
-        preparer = Preparer(1, max_images=10)
-        for _ in range(3):
-            with pytest.raises(ZeroDivisionError):
-                await preparer.run(lambda: 1 / 0, images=10, size=LARGE)
-        preparer.close()
+async def test_a_thread_has_the_context_of_its_caller(pool: CpuPool) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    variable.set("the caller's")
+    assert await pool.run(variable.get, FIRST, images=8, size=LARGE) == "the caller's"
 
-    asyncio.run(main())
+
+async def test_more_images_than_the_pool_holds_are_refused_unless_they_are_later_work_of_a_call(
+    pool: CpuPool,
+) -> None:
+    may_end = threading.Event()
+    first = asyncio.ensure_future(pool.run(lambda: may_end.wait(PATIENCE), FIRST, images=8, size=LARGE))
+    await settle()
+    with pytest.raises(QueueFullError, match=r"^8 images are being prepared and 3 more exceed 10; "):
+        await pool.run(int, FIRST, images=3, size=LARGE)
+    assert await pool.run(int, FIRST, images=3, size=100) == 0  # small work does not enter the pool
+    later = asyncio.ensure_future(pool.run(int, LATER, images=3, size=LARGE))
+    await settle()
+    may_end.set()
+    assert await first
+    assert await later == 0
+    assert await pool.run(int, FIRST, images=10, size=LARGE) == 0  # there is room again
+
+
+async def test_work_that_fails_raises_its_error_and_makes_room(pool: CpuPool) -> None:
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(lambda: 1 / 0, FIRST, images=10, size=LARGE)
+
+
+async def test_work_whose_caller_cancels_makes_room_and_does_not_begin(pool: CpuPool) -> None:
+    may_end, begun = threading.Event(), threading.Event()
+    running = asyncio.ensure_future(pool.run(lambda: may_end.wait(PATIENCE), FIRST, images=2, size=LARGE))
+    await settle()
+    waiting = asyncio.ensure_future(pool.run(begun.set, FIRST, images=8, size=LARGE))
+    await settle()
+    await end_of_cancelled(waiting)
+    takes_its_place = asyncio.ensure_future(pool.run(int, FIRST, images=8, size=LARGE))
+    await settle()
+    may_end.set()
+    assert await running
+    assert await takes_its_place == 0
+    assert not begun.is_set()

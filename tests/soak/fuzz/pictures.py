@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
 from tests.soak.fuzz_bytes import mutated
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -28,6 +28,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from tests.soak.fuzz_bytes import GLOW, INFERENCE, Case, Method, case, methods, mutated
+from tests.soak.fuzz_pictures import bombs, originals, picture
 
 import service
 from glowserve import images
@@ -36,8 +38,6 @@ from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.service import test_properties as shapes
-from tests.soak.fuzz_bytes import GLOW, INFERENCE, Case, Method, case, methods, mutated
-from tests.soak.fuzz_pictures import bombs, originals, picture
 
 CASES = int(os.environ.get("GLOWSERVE_FUZZ_CASES", "100000"))
 SEED = int(os.environ.get("GLOWSERVE_FUZZ_SEED", "0"))

@@ -31,11 +31,11 @@ from glowserve_service.front.call import Call, current
 from glowserve_service.front.glow_service import GlowServicer
 from glowserve_service.scheduling.batcher import _Submission
 from glowserve_service.server import Server
+from tests.soak.matrix_client import SCORE
+from tests.soak.matrix_resources import KINDS, SLACK, Parts, check_settled, measure
 
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
-from tests.soak.matrix_client import SCORE
-from tests.soak.matrix_resources import KINDS, SLACK, Parts, check_settled, measure
 
 # Of each case.
 CALLS = int(os.environ.get("GLOWSERVE_MATRIX_CALLS", "200"))

@@ -52,9 +52,7 @@ class FaultsInRank1(Callback):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         bits_per_dim = module._bits_per_dim
-        module._bits_per_dim = lambda batch: (
-            bits_per_dim(batch) + (math.inf if self.is_at(trainer, 7) else 0)
-        )
+        module._bits_per_dim = lambda batch: bits_per_dim(batch) + (math.inf if self.is_at(trainer, 7) else 0)
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, _: int) -> None:
         if self.is_at(trainer, 3):
@@ -81,9 +79,7 @@ def main() -> None:
     hardware = Hardware(device="cpu", devices=2)
     records = out / "records"
     config = run_config(data, **sizes)
-    train(
-        config, out / "faults", hardware=hardware, callbacks=[FaultsInRank1(), Record(f"{records}/faults")]
-    )
+    train(config, out / "faults", hardware=hardware, callbacks=[FaultsInRank1(), Record(f"{records}/faults")])
     train(
         config, out / "killed", hardware=hardware, callbacks=[Record(f"{records}/killed"), Exit(killed_after)]
     )

@@ -298,7 +298,9 @@ def test_a_step_of_an_affine_flow_is_twelve_nodes(
 ) -> None:
     nodes = {}
     for steps in (2, 3, 4):
-        graph = _graphs(fold_glow(random_glow(levels=levels, steps_per_level=steps, **options)))[direction].graph
+        graph = _graphs(fold_glow(random_glow(levels=levels, steps_per_level=steps, **options)))[
+            direction
+        ].graph
         # Some sums, one a level, are padded first.
         nodes[steps] = sum(node.op_type != "Pad" for node in graph.node)
     assert nodes[3] - nodes[2] == 12 * levels

@@ -15,7 +15,7 @@ from glowserve_service.observability.standard_streams import LogStream
 
 from tests.service.pipes import full_pipe
 
-PROGRAM = [sys.executable, str(Path(__file__).parent / "programs" / "standard_descriptors.py")]
+PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "programs" / "standard_descriptors.py")]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 

@@ -13,7 +13,7 @@ from glowserve.images import UInt8Array
 
 @pytest.fixture
 def images() -> UInt8Array:
-    """30 images that a pixel tells apart, uint8 [30, 2, 2, 1]."""
+    """30 images whose pixels have the image's index as value, uint8 [30, 2, 2, 1]."""
     return np.arange(30, dtype=np.uint8).repeat(4).reshape(30, 2, 2, 1)
 
 
@@ -42,61 +42,61 @@ def equal(one: Batch, other: Batch) -> bool:
 
 
 def order(images: UInt8Array, *, seed: int = 0, batch_size: int = 8) -> list[int]:
-    """Which images the steps take, one after the other."""
+    """The indices of the images in all batches, in order."""
     steps = loader(images, seed=seed, batch_size=batch_size)
     return torch.cat([batch[:, 0, 0, 0] for batch, _ in steps]).tolist()
 
 
 @pytest.mark.parametrize("start", [1, 7, 19])
-def test_a_batch_is_the_same_whatever_ran_before(images: UInt8Array, start: int) -> None:
-    undisturbed = list(loader(images))
+def test_a_batch_does_not_depend_on_the_steps_before_it(images: UInt8Array, start: int) -> None:
+    uninterrupted = list(loader(images))
     torch.manual_seed(99)
     np.random.default_rng(99).random(7)
 
     resumed = list(loader(images, start=start))
 
-    assert len(undisturbed) == 20
+    assert len(uninterrupted) == 20
     assert len(resumed) == 20 - start
-    assert all(map(equal, resumed, undisturbed[start:]))
+    assert all(map(equal, resumed, uninterrupted[start:]))
 
 
-def test_a_loader_can_be_run_through_again(images: UInt8Array) -> None:
+def test_a_loader_can_be_iterated_again(images: UInt8Array) -> None:
     steps = loader(images)
 
     assert all(map(equal, list(steps), list(steps)))
 
 
 @pytest.mark.parametrize("start", [0, 7, 20])
-def test_the_length_is_the_full_number_of_steps_wherever_it_starts(images: UInt8Array, start: int) -> None:
+def test_the_length_is_the_number_of_all_steps_whatever_the_start(images: UInt8Array, start: int) -> None:
     assert len(loader(images, start=start)) == 20
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 30, 70])
-def test_each_epoch_takes_every_image_once(images: UInt8Array, batch_size: int) -> None:
-    taken = order(images, batch_size=batch_size)
-    assert len(taken) == 20 * batch_size
+def test_each_epoch_has_every_image_once(images: UInt8Array, batch_size: int) -> None:
+    indices = order(images, batch_size=batch_size)
+    assert len(indices) == 20 * batch_size
 
-    epochs = [taken[first : first + 30] for first in range(0, len(taken) - 29, 30)]
+    epochs = [indices[first : first + 30] for first in range(0, len(indices) - 29, 30)]
 
     assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    last = taken[len(epochs) * 30 :]
+    last = indices[len(epochs) * 30 :]
     assert len(set(last)) == len(last)
 
 
-def test_another_batch_size_takes_the_images_in_the_same_order(images: UInt8Array) -> None:
+def test_another_batch_size_has_the_images_in_the_same_order(images: UInt8Array) -> None:
     small, large = order(images, batch_size=3), order(images, batch_size=8)
 
     assert large[: len(small)] == small
 
 
-def test_another_seed_takes_them_in_another_order_with_other_noise(images: UInt8Array) -> None:
+def test_another_seed_gives_another_order_and_other_noise(images: UInt8Array) -> None:
     assert order(images, seed=0) != order(images, seed=1)
     (_, noise), (_, other) = next(iter(loader(images, seed=0))), next(iter(loader(images, seed=1)))
     assert not torch.isclose(noise, other).any()
 
 
-def test_the_images_come_as_they_are(images: UInt8Array) -> None:
+def test_the_images_are_unchanged(images: UInt8Array) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     known = {image.tobytes() for image in images}
@@ -107,7 +107,7 @@ def test_the_images_come_as_they_are(images: UInt8Array) -> None:
         assert {image.numpy().tobytes() for image in batch} <= known
 
 
-def test_noise_is_uniform_float32_below_1_and_never_the_same_twice(images: UInt8Array) -> None:
+def test_noise_is_uniform_float32_below_1_and_never_repeats(images: UInt8Array) -> None:
     noises = [noise for _, noise in loader(images, batch_size=64)]
     noise = torch.stack(noises)
 
@@ -127,13 +127,15 @@ def test_noise_is_uniform_float32_below_1_and_never_the_same_twice(images: UInt8
     "shape", [(1, 1, 1), (2, 2, 1), (4, 4, 1), (3, 3, 3), (8, 8, 3)]
 )  # D 1, 4, 16, 27, 192
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_the_parts_of_the_ranks_are_the_batch_of_one_alone(shape: tuple[int, ...], world_size: int) -> None:
+def test_the_parts_of_all_ranks_are_the_batch_of_a_single_process(
+    shape: tuple[int, ...], world_size: int
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (30, *shape), dtype=np.uint8)
-    alone = list(loader(images))
+    single = list(loader(images))
 
     ranks = [list(loader(images, rank=rank, world_size=world_size)) for rank in range(world_size)]
 
-    for step, batch in enumerate(alone):
+    for step, batch in enumerate(single):
         parts = [rank[step] for rank in ranks]
         assert [part.shape for part, _ in parts] == [(8 // world_size, *shape)] * world_size
         together = torch.cat([part for part, _ in parts]), torch.cat([noise for _, noise in parts])
@@ -141,10 +143,10 @@ def test_the_parts_of_the_ranks_are_the_batch_of_one_alone(shape: tuple[int, ...
 
 
 @pytest.mark.parametrize(("shape", "floats"), [((2, 2, 1), 8), ((4, 4, 1), 16), ((3, 3, 3), 32)])
-def test_a_place_takes_as_few_whole_counts_of_the_stream_of_its_step_as_will_do(
+def test_each_position_starts_at_a_counter_value_of_the_stream_of_its_step(
     shape: tuple[int, ...], floats: int
 ) -> None:
-    """A run that began with an older version goes on with the same noise, where D is a multiple of 8."""
+    """Interrupted runs of older versions resume with the same noise where D is a multiple of 8."""
     images = np.zeros((30, *shape), np.uint8)
 
     for step, (_, noise) in enumerate(loader(images, seed=5)):
@@ -154,22 +156,22 @@ def test_a_place_takes_as_few_whole_counts_of_the_stream_of_its_step_as_will_do(
 
 
 @pytest.mark.parametrize("start", [1, 19])
-def test_a_rank_resumes_where_it_was(images: UInt8Array, start: int) -> None:
-    undisturbed = list(loader(images, rank=1, world_size=4))
+def test_a_rank_resumes_at_its_step(images: UInt8Array, start: int) -> None:
+    uninterrupted = list(loader(images, rank=1, world_size=4))
 
-    assert all(map(equal, loader(images, rank=1, world_size=4, start=start), undisturbed[start:]))
+    assert all(map(equal, loader(images, rank=1, world_size=4, start=start), uninterrupted[start:]))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (4, 4, 1), (3, 3, 3)])
-def test_the_noise_of_a_place_depends_on_seed_step_and_place_alone(shape: tuple[int, ...]) -> None:
+def test_the_noise_of_a_position_depends_only_on_seed_step_and_position(shape: tuple[int, ...]) -> None:
     images = np.zeros((30, *shape), np.uint8)
 
     small, large = list(loader(images, batch_size=3)), list(loader(images[:7], batch_size=8))
 
     for (_, some), (_, more) in zip(small, large, strict=True):
         assert torch.equal(some, more[:3])
-    everything = torch.cat([noise for _, noise in large])
-    assert len(everything.unique()) == everything.numel()
+    all_noise = torch.cat([noise for _, noise in large])
+    assert len(all_noise.unique()) == all_noise.numel()
 
 
 def test_a_batch_that_cannot_be_divided_among_the_ranks_is_refused(images: UInt8Array) -> None:
@@ -180,12 +182,12 @@ def test_a_batch_that_cannot_be_divided_among_the_ranks_is_refused(images: UInt8
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
-def test_a_rank_that_is_not_there_is_refused(rank: int, images: UInt8Array) -> None:
+def test_a_rank_out_of_range_is_refused(rank: int, images: UInt8Array) -> None:
     with pytest.raises(ValueError, match=f"rank is {rank}; it must lie in 0 to 1, as world_size is 2"):
         loader(images, rank=rank, world_size=2)
 
 
-def test_no_ranks_at_all_are_refused(images: UInt8Array) -> None:
+def test_a_world_size_of_0_is_refused(images: UInt8Array) -> None:
     with pytest.raises(ValueError, match="world_size is 0; it must be 1 or more"):
         loader(images, world_size=0)
 
@@ -193,7 +195,7 @@ def test_no_ranks_at_all_are_refused(images: UInt8Array) -> None:
 # Evaluation
 
 
-def test_evaluation_takes_all_images_in_order_with_the_same_noise_each_time(images: UInt8Array) -> None:
+def test_evaluation_has_all_images_in_order_with_the_same_noise_each_time(images: UInt8Array) -> None:
     batches = evaluation_batches(images, 8)
 
     assert [len(batch) for batch, _ in batches] == [8, 8, 8, 6]
@@ -203,18 +205,18 @@ def test_evaluation_takes_all_images_in_order_with_the_same_noise_each_time(imag
     assert noise.dtype == torch.float32
     assert noise.min() >= 0
     assert noise.max() < 1
-    assert len(noise.unique()) > 110  # of 120: the batches do not share theirs
+    assert len(noise.unique()) > 110  # of 120: batches have different noise
     assert not torch.equal(evaluation_batches(images, 8, seed=1)[0][1], batches[0][1])
 
 
-def test_evaluation_does_not_use_the_noise_of_training(images: UInt8Array) -> None:
+def test_evaluation_has_other_noise_than_training(images: UInt8Array) -> None:
     (_, training), (_, evaluation) = next(iter(loader(images))), evaluation_batches(images, 8)[0]
 
     assert not torch.isclose(training, evaluation).any()
 
 
-def test_the_noise_of_evaluation_is_what_it_has_always_been(images: UInt8Array) -> None:
-    """The figures of finished models were measured with it."""
+def test_the_noise_of_evaluation_is_that_of_older_versions(images: UInt8Array) -> None:
+    """The figures in checkpoints were measured with it."""
     batches = evaluation_batches(images, 8, seed=5)
 
     for first, (_, noise) in zip((0, 8, 16, 24), batches, strict=True):
@@ -223,7 +225,7 @@ def test_the_noise_of_evaluation_is_what_it_has_always_been(images: UInt8Array) 
         np.testing.assert_array_equal(noise.numpy(), expected)
 
 
-def test_each_draw_is_another_noise_of_the_same_images(images: UInt8Array) -> None:
+def test_each_draw_has_other_noise_for_the_same_images(images: UInt8Array) -> None:
     draws = [evaluation_batches(images, 8, draw=draw) for draw in range(4)]
 
     assert all(map(equal, draws[0], evaluation_batches(images, 8)))
@@ -233,7 +235,7 @@ def test_each_draw_is_another_noise_of_the_same_images(images: UInt8Array) -> No
     noise = torch.stack([torch.cat([noise for _, noise in batches]) for batches in draws])
     assert noise.min() >= 0
     assert noise.max() < 1
-    assert len(noise.unique()) > 0.999 * noise.numel()  # no draw has a part of another
+    assert len(noise.unique()) > 0.999 * noise.numel()  # no two draws share noise
 
 
 def test_a_negative_draw_is_refused(images: UInt8Array) -> None:
@@ -241,8 +243,8 @@ def test_a_negative_draw_is_refused(images: UInt8Array) -> None:
         evaluation_batches(images, 8, draw=-1)
 
 
-def test_images_that_must_not_be_written_to_are_evaluated_like_any(images: UInt8Array) -> None:
-    locked = images.copy()
-    locked.flags.writeable = False
+def test_read_only_images_can_be_evaluated(images: UInt8Array) -> None:
+    read_only = images.copy()
+    read_only.flags.writeable = False
 
-    assert all(map(equal, evaluation_batches(locked, 8), evaluation_batches(images, 8)))
+    assert all(map(equal, evaluation_batches(read_only, 8), evaluation_batches(images, 8)))

@@ -1,0 +1,116 @@
+"""Versions that are refused: what callers, the log and the metrics say about them, and when they are tried again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from glowserve_service.models.unserved import LoadFailure, Unserved, UnservedVersions
+
+from glowserve.oip import grpc_service_pb2 as oip
+from glowserve.runtime.errors import BundleError
+from tests.service.bundles import scale
+from tests.service.models.running import ON_REQUEST, RunService, damage, publish
+from tests.service.stubs import SERVING
+
+
+def failure(reason: str, *, final: bool = True) -> LoadFailure:
+    return LoadFailure(BundleError(reason), reason, ("fingerprint",), final)
+
+
+def test_versions_are_listed_by_name_and_number_with_the_one_that_is_being_loaded() -> None:
+    unserved = UnservedVersions()
+    unserved.set(("digits", 10), failure("damaged"))
+    unserved.set(("digits", 2), failure("incomplete", final=False))
+    unserved.loading = ("faces", 1)
+    assert list(unserved) == [
+        Unserved("digits", 2, "incomplete", refused=False),
+        Unserved("digits", 10, "damaged", refused=True),
+        Unserved("faces", 1, "", refused=False),
+    ]
+
+
+def test_a_refused_version_that_is_tried_again_is_loading_and_keeps_its_reason() -> None:
+    unserved = UnservedVersions()
+    unserved.set(("digits", 2), failure("damaged"))
+    unserved.loading = ("digits", 2)
+    assert list(unserved) == [Unserved("digits", 2, "damaged", refused=False)]
+
+
+def test_versions_and_models_that_are_gone_are_forgotten() -> None:
+    unserved = UnservedVersions()
+    for key in (("digits", 1), ("digits", 2), ("faces", 1)):
+        unserved.set(key, failure("damaged"))
+    unserved.keep("digits", [2])
+    assert [(each.name, each.version) for each in unserved] == [("digits", 2), ("faces", 1)]
+    unserved.keep_models(["faces"])
+    assert [(each.name, each.version) for each in unserved] == [("faces", 1)]
+    unserved.forget(("faces", 1))
+    assert unserved.errors() == []
+
+
+def test_a_damaged_version_is_refused_once_and_the_old_version_is_still_served(
+    run_service: RunService, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(models / "digits" / "1", tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    with run_service(repository=models, **ON_REQUEST) as service:
+        publish(tmp_path / "damaged", models / "digits" / "3")
+        service.poll()
+        assert service.not_served() == [("digits", 3, "LOADING")]  # somebody may still be writing it
+        for _ in range(3):
+            service.poll()
+            assert service.not_served() == [("digits", 3, "REFUSED")]
+        assert service.served() == [("digits", 1)]
+        assert service.answering_version() == 1
+        assert service.reason() == (
+            "bundle digits/3: forward.onnx is not the file that was exported (its SHA-256 differs); "
+            "export the model again"
+        )
+        assert (service.loads("refused"), service.loads("loaded")) == (1, 1)
+        assert (service.status(), service.status("digits")) == (SERVING, SERVING)
+        index = service.inference.RepositoryIndex(oip.RepositoryIndexRequest()).models
+        (refused,) = [each for each in index if each.version == "3"]
+        assert (refused.state, refused.reason) == ("UNAVAILABLE", service.reason())
+        ready = service.inference.RepositoryIndex(oip.RepositoryIndexRequest(ready=True)).models
+        assert {each.version for each in ready} == {"1"}
+        lines = [record for record in caplog.records if "digits version 3 is refused" in record.message]
+        assert [line.levelno for line in lines] == [logging.ERROR]
+        shutil.rmtree(models / "digits" / "3")
+        service.poll()
+        assert service.not_served() == []
+
+
+def test_a_version_whose_canary_fails_is_refused(run_service: RunService, models: Path) -> None:
+    shutil.copytree(models / "digits" / "1", models / "digits" / "2")
+    scale(models / "digits" / "2", "forward.onnx", "log_det_constant", 1.1)
+    with run_service(repository=models, **ON_REQUEST) as service:
+        assert service.served() == [("digits", 1)]
+        assert service.not_served() == [("digits", 2, "REFUSED")]
+        assert "bundle digits/2: its canary has a log-likelihood of" in service.reason()
+
+
+def test_an_unforeseen_error_is_logged_and_callers_read_a_sentence_without_it(
+    run_service: RunService,
+    models: Path,
+    second: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(path: Path, config: object) -> None:
+        raise MemoryError("of the machine")
+
+    with run_service(repository=models, **ON_REQUEST) as service:
+        monkeypatch.setattr("glowserve_service.models.manager.load_model", fail)
+        publish(second, models / "digits" / "2")
+        service.poll()
+        service.poll()
+        assert service.served() == [("digits", 1)]
+        assert service.reason() == ("bundle digits/2: an unforeseen error, which is in the server's log")
+    (fault,) = [
+        record for record in caplog.records if record.exc_info and record.name.startswith("glowserve_service")
+    ]
+    assert fault.message.endswith("digits/2 failed")
+    assert "MemoryError: of the machine" in (fault.exc_text or "")
