@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -48,6 +49,13 @@ class ServerProcess(NamedTuple):
     target: str
     """HOST:PORT of gRPC."""
     metrics_url: str
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's series."""
+        with urllib.request.urlopen(self.metrics_url, timeout=SECONDS) as page:
+            lines = page.read().decode().splitlines()
+        names = (f"{name} ", f"{name}{{")
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Sends a signal, and returns the exit code and the log."""

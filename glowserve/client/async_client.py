@@ -1,9 +1,10 @@
-"""The client, for event loops: `Client` with `await`."""
+"""The client for event loops: `Client` with `await`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from types import TracebackType
 
 import numpy as np
@@ -13,7 +14,7 @@ from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.inputs import ImageLike, ImagesLike, Portion, portions, read_portions
 from glowserve.client.transports.base import AsyncTransport
-from glowserve.client.transports.channel import TIMEOUT, ChannelSettings
+from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_asyncio import AsyncGrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
@@ -24,27 +25,30 @@ from glowserve.v1.manifest_pb2 import Manifest
 
 
 class AsyncClient:
-    """Calls a running service from an event loop; see `Client`.
+    """Calls a running service from an event loop. `Client` explains the calls and the arguments.
+
+    Files are read, and pictures encoded, in threads beside the event loop.
 
     Args:
-        target: "HOST:PORT" of the service.
-        timeout: seconds that one call may take, retries included.
-        tls: as in `Client`, like the four that follow.
-        ca: the service's authority.
-        cert: the client's certificate.
-        key: its key.
+        target: HOST:PORT of the service.
+        timeout: how many seconds a call may take, retries included.
+        tls: encrypt, and trust the authorities that gRPC trusts.
+        ca: trust this authority instead: a PEM file.
+        cert: the client's certificate: a PEM file.
+        key: the key of the client's certificate: a PEM file.
         token: authenticates the caller.
-        transport: carries the requests in place of gRPC; then there is no target, and no other setting.
+        transport: carries the requests instead of gRPC. With a transport there is no target, and no setting of one.
 
     Raises:
-        ValueError: a file cannot be used, or the token would cross a network unencrypted.
+        ValueError: there is neither a target nor a transport, a file cannot be used, or the token would cross a network
+            unencrypted.
     """
 
     def __init__(
         self,
         target: str = "",
         *,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
         tls: bool = False,
         ca: FilePath | None = None,
         cert: FilePath | None = None,
@@ -52,10 +56,11 @@ class AsyncClient:
         token: str | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
-        requests.check_target(target, transport)
-        self._transport: AsyncTransport = transport or AsyncGrpcTransport(
-            ChannelSettings(target=target, timeout=timeout, tls=tls, ca=ca, cert=cert, key=key, token=token)
+        settings = ChannelSettings(
+            target=target, timeout=timeout, tls=tls, ca=ca, cert=cert, key=key, token=token
         )
+        check_transport(settings, transport)
+        self._transport: AsyncTransport = transport or AsyncGrpcTransport(settings)
 
     async def score(
         self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
@@ -76,14 +81,15 @@ class AsyncClient:
         seed: int | None = None,
         model: str = "",
         version: int = 0,
-    ) -> AsyncIterator[Scores]:
-        """See `Client.iter_scores`; `images` is read in threads, one after the other."""
-        asked = (
+    ) -> AsyncGenerator[Scores, None]:
+        """See `Client.iter_scores`. `images` is read in threads, by one thread at a time."""
+        outgoing = (
             requests.score_request(part, model, version, seed)
             async for part in _read_in_threads(read_portions(images))
         )
-        async for response in self._transport.score_stream(asked):
-            yield messages.scores_of([response])
+        async with aclosing(self._transport.score_stream(outgoing)) as responses:
+            async for response in responses:
+                yield messages.scores_of([response])
 
     async def sample(
         self,
@@ -106,11 +112,12 @@ class AsyncClient:
         seed: int | None = None,
         model: str = "",
         version: int = 0,
-    ) -> AsyncIterator[Samples]:
+    ) -> AsyncGenerator[Samples, None]:
         """See `Client.iter_samples`."""
         request = requests.sample_request(n, temperature, seed, model, version)
-        async for response in self._transport.sample(request):
-            yield messages.samples_of([response])
+        async with aclosing(self._transport.sample(request)) as responses:
+            async for response in responses:
+                yield messages.samples_of([response])
 
     async def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
         """See `Client.encode`."""
@@ -144,7 +151,7 @@ class AsyncClient:
         return (await self._transport.get_model(requests.model_request(model, version))).manifest
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection. Outstanding calls are cancelled."""
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -156,7 +163,7 @@ class AsyncClient:
         await self.close()
 
 
-async def _read_in_threads(portions: Iterator[Portion]) -> AsyncIterator[Portion]:
-    """The same portions; files are read and pictures encoded in threads beside the event loop."""
+async def _read_in_threads(portions: Iterator[Portion]) -> AsyncGenerator[Portion, None]:
+    """The portions, each made in a thread: reads files and encodes pictures beside the event loop."""
     while (part := await asyncio.to_thread(next, portions, None)) is not None:
         yield part

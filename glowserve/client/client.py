@@ -1,8 +1,9 @@
-"""The client, for threads. `AsyncClient` has the same calls for event loops."""
+"""The client for threads. `AsyncClient` has the same calls for event loops."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from types import TracebackType
 
 import numpy as np
@@ -12,7 +13,7 @@ from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.inputs import ImageLike, ImagesLike, portions, read_portions
 from glowserve.client.transports.base import Transport
-from glowserve.client.transports.channel import TIMEOUT, ChannelSettings
+from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_transport import GrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
@@ -23,31 +24,34 @@ from glowserve.v1.manifest_pb2 import Manifest
 
 
 class Client:
-    """Calls a running service, or a bundle in this process (`glowserve.open`). May be shared between threads.
+    """Calls a running service, or runs a bundle in this process (`glowserve.open`). Threads may share a client.
 
-    Each method takes `model` and `version`; the name may be left out where there is one model, and version 0 is the one
-    that is served. Large inputs are sent in several calls. A call that finds the service unavailable is tried again, up
-    to four times with growing pauses.
+    Each method takes `model` and `version`. The name may be left out if there is one model; version 0 is the newest
+    served version. Large inputs are sent in several calls. If the service is unavailable, a call is retried up to four
+    times with growing pauses.
+
+    Shapes: N images, H W C of the model, D = H * W * C.
 
     Args:
-        target: "HOST:PORT" of the service.
-        timeout: seconds that one call may take, retries included.
-        tls: encrypt, and trust the authorities that gRPC trusts; `ca` and `cert` imply it.
-        ca: trust this authority (a PEM file) instead.
-        cert: the client's own certificate (a PEM file), for a service that asks for one.
-        key: its key (a PEM file).
-        token: authenticates the caller, where the service asks for tokens; without encryption, on loopback only.
-        transport: carries the requests in place of gRPC; then there is no target, and no other setting.
+        target: HOST:PORT of the service.
+        timeout: how many seconds a call may take, retries included. A call of `sample` gets one second more per sample.
+        tls: encrypt, and trust the authorities that gRPC trusts. `ca` and `cert` imply it.
+        ca: trust this authority instead: a PEM file.
+        cert: the client's certificate, a PEM file, for a service that requires one.
+        key: the key of the client's certificate, a PEM file.
+        token: authenticates the caller, for a service that requires tokens. Without encryption, on loopback only.
+        transport: carries the requests instead of gRPC. With a transport there is no target, and no setting of one.
 
     Raises:
-        ValueError: a file cannot be used, or the token would cross a network unencrypted.
+        ValueError: there is neither a target nor a transport, a file cannot be used, or the token would cross a network
+            unencrypted.
     """
 
     def __init__(
         self,
         target: str = "",
         *,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
         tls: bool = False,
         ca: FilePath | None = None,
         cert: FilePath | None = None,
@@ -55,26 +59,30 @@ class Client:
         token: str | None = None,
         transport: Transport | None = None,
     ) -> None:
-        requests.check_target(target, transport)
-        self._transport: Transport = transport or GrpcTransport(
-            ChannelSettings(target=target, timeout=timeout, tls=tls, ca=ca, cert=cert, key=key, token=token)
+        settings = ChannelSettings(
+            target=target, timeout=timeout, tls=tls, ca=ca, cert=cert, key=key, token=token
         )
+        check_transport(settings, transport)
+        self._transport: Transport = transport or GrpcTransport(settings)
 
     def score(
         self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
     ) -> Scores:
-        """How likely images are.
+        """Computes how likely images are under a model.
 
         Args:
-            images: one or several: paths, files' bytes, Pillow images (of any size), or uint8 arrays
-                [H, W], [H, W, C], [N, H, W, C] (of the model's size).
-            seed: of the dequantization noise; the service's default, 0, if left out.
+            images: one or more images: paths, bytes of files, Pillow images (of any size), or uint8 arrays [H, W],
+                [H, W, C], [N, H, W, C] (of the model's size).
+            seed: the seed of the dequantization noise; 0 if left out.
             model: the model's name.
             version: the model's version.
 
         Raises:
-            RequestError: the call was refused or failed.
-            InvalidImageError: a file is no picture, or an array is no image.
+            RequestError: a call was refused or failed.
+            InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
+            OSError: a file cannot be read.
+            TypeError: an image has none of the accepted types.
+            ValueError: there are no images, or a number is out of range.
         """
         score = self._transport.score
         return messages.scores_of(
@@ -88,27 +96,31 @@ class Client:
         seed: int | None = None,
         model: str = "",
         version: int = 0,
-    ) -> Iterator[Scores]:
-        """Like `score`, but yields the scores of some images at a time, in order: for unbounded iterables.
+    ) -> Generator[Scores, None, None]:
+        """Like `score` for unbounded iterables: yields the scores of some images at a time, in order.
 
-        Images are read as scores are taken, at most 320 ahead, and sent over one stream; `timeout` is for each answer.
-        Closing the iterator cancels outstanding requests. If the service stops meanwhile, the rest goes to another one
-        at the same target. An error is about images that follow those whose scores have been yielded.
+        Images are read as scores are taken, at most 320 ahead, and sent over one stream. `timeout` applies to each
+        response. If the service stops, the remaining images go to another service at the same target. Closing the
+        iterator cancels outstanding requests. An error concerns images after those whose scores have been yielded.
 
         Args:
-            images: any iterable of paths, files' bytes, Pillow images or uint8 arrays [H, W] or [H, W, C]; or one of
-                these, or an array [N, H, W, C].
-            seed: as in `score`, like the rest.
+            images: an iterable of paths, bytes of files, Pillow images or uint8 arrays [H, W] or [H, W, C]; or one
+                image; or an array [N, H, W, C].
+            seed: the seed of the dequantization noise; 0 if left out.
             model: the model's name.
             version: the model's version.
 
         Raises:
             RequestError: the call was refused or failed.
-            InvalidImageError: a file is no picture, or an array is no image.
+            InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
+            OSError: a file cannot be read.
+            TypeError: an image has none of the accepted types.
+            ValueError: a number is out of range.
         """
-        asked = (requests.score_request(part, model, version, seed) for part in read_portions(images))
-        for response in self._transport.score_stream(asked):
-            yield messages.scores_of([response])
+        outgoing = (requests.score_request(part, model, version, seed) for part in read_portions(images))
+        with closing(self._transport.score_stream(outgoing)) as responses:
+            for response in responses:
+                yield messages.scores_of([response])
 
     def sample(
         self,
@@ -119,17 +131,18 @@ class Client:
         model: str = "",
         version: int = 0,
     ) -> Samples:
-        """Draws images.
+        """Draws images from a model.
 
         Args:
-            n: how many.
-            temperature: the standard deviation of the latents; below 1: more typical, less varied.
-            seed: the service draws one if left out; it is in the result.
+            n: how many images.
+            temperature: the standard deviation of the latents. Below 1, samples are more typical and vary less.
+            seed: the seed of the latents; if left out, the service chooses one, and the result has it.
             model: the model's name.
             version: the model's version.
 
         Raises:
             RequestError: the call was refused or failed.
+            ValueError: a number is out of range.
         """
         request = requests.sample_request(n, temperature, seed, model, version)
         return messages.samples_of(list(self._transport.sample(request)))
@@ -142,30 +155,26 @@ class Client:
         seed: int | None = None,
         model: str = "",
         version: int = 0,
-    ) -> Iterator[Samples]:
-        """Like `sample`, but yields some images at a time, as they come: for many images, or for progress."""
+    ) -> Generator[Samples, None, None]:
+        """Like `sample`, but yields some images at a time as they arrive. Closing the iterator cancels the call."""
         request = requests.sample_request(n, temperature, seed, model, version)
-        for response in self._transport.sample(request):
-            yield messages.samples_of([response])
+        with closing(self._transport.sample(request)) as responses:
+            for response in responses:
+                yield messages.samples_of([response])
 
     def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
-        """Maps images to latents; for the arguments see `score`.
-
-        Raises:
-            RequestError: the call was refused or failed.
-            InvalidImageError: a file is no picture, or an array is no image.
-        """
+        """Maps images to latents [N, D]; `score` explains the arguments and the errors."""
         encode = self._transport.encode
         return messages.encodings_of(
             [encode(requests.encode_request(part, model, version)) for part in portions(images)]
         )
 
     def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
-        """Maps latents [N, D] to images, uint8 [N, H, W, C].
+        """Maps latents, float32 [N, D], to images, uint8 [N, H, W, C].
 
         Raises:
-            RequestError: the call was refused or failed.
-            ValueError: that is not the shape of latents.
+            RequestError: a call was refused or failed.
+            ValueError: the array does not have the shape [N, D], or the version is out of range.
         """
         decode = self._transport.decode
         responses = [decode(request) for request in requests.decode_requests(latents, model, version)]
@@ -174,24 +183,24 @@ class Client:
     def interpolate(
         self, one: ImageLike, other: ImageLike, *, steps: int = 8, model: str = "", version: int = 0
     ) -> UInt8Array:
-        """Images on the way from one to another through the latents, uint8 [steps, H, W, C], both ends included.
+        """Interpolates between two images in the latent space: uint8 [steps, H, W, C], both ends included.
 
         Args:
-            one: the first: a path, a file's bytes, a Pillow image, or a uint8 array [H, W] or [H, W, C].
-            other: the last; likewise.
+            one: the first image: a path, the bytes of a file, a Pillow image, or a uint8 array [H, W] or [H, W, C].
+            other: the last image, of the same types.
             steps: how many images.
             model: the model's name.
             version: the model's version.
 
         Raises:
             RequestError: the call was refused or failed.
-            InvalidImageError: a file is no picture, or an array is no image.
+            InvalidImageError, OSError, TypeError, ValueError: see `score`.
         """
         request = requests.interpolate_request(one, other, steps, model, version)
         return messages.images_array(self._transport.interpolate(request).images)
 
     def models(self) -> list[ModelInfo]:
-        """The versions that are served, and then those that are not: still being loaded, or refused.
+        """Lists the served model versions, then the versions that are being loaded or were refused.
 
         Raises:
             RequestError: the call failed.
@@ -199,15 +208,16 @@ class Client:
         return messages.model_infos(self._transport.list_models(pb.ListModelsRequest()))
 
     def manifest(self, *, model: str = "", version: int = 0) -> Manifest:
-        """All that a model's bundle says of itself.
+        """The complete manifest of a model's bundle.
 
         Raises:
             RequestError: the call was refused or failed.
+            ValueError: the version is out of range.
         """
         return self._transport.get_model(requests.model_request(model, version)).manifest
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection, or frees the GPU memory of a bundle. No call may follow."""
         self._transport.close()
 
     def __enter__(self) -> Client:
@@ -216,7 +226,4 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or issubclass(kind, Exception):
-            self.close()
-        else:  # Ctrl-C has interrupted a call
-            self._transport.abandon()
+        self.close()

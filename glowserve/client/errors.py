@@ -1,4 +1,4 @@
-"""What a call can end with other than an answer."""
+"""The error of a call that was refused or failed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ _DETAILS, _REQUEST_ID = "grpc-status-details-bin", "x-request-id"
 
 
 class RequestError(Exception):
-    """A call that was refused, or could not be made.
+    """A call was refused or failed. docs/errors.md explains each code and reason, and what to do.
 
-    docs/errors.md says what each code and reason means, and what to do.
+    Args:
+        code: the status code.
+        message: what was wrong with which value, and what to do.
+        reason: see the attribute.
+        retry_after: see the attribute.
+        request_id: see the attribute.
     """
 
     def __init__(
@@ -30,26 +35,26 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
-        """Its status."""
+        """The status code."""
         self.message = message
         """What was wrong with which value, and what to do."""
         self.reason = reason
-        """Which error of the service it is, such as QUEUE_FULL; "" if it is none of the service's own."""
+        """The service's name for the error, such as QUEUE_FULL, which never changes; "" if gRPC made the error."""
         self.retry_after = retry_after
-        """Seconds after which the call may be tried again; None if the service did not say."""
+        """How many seconds to wait before a retry; None if the service gave no time."""
         self.request_id = request_id
-        """Under which the service's log has the call; "" if it never arrived."""
+        """The call's ID in the service's log; "" if the call did not arrive there, or there is no service."""
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[grpc.StatusCode, str, str, float | None, str]]:
-        """So that it survives the way back from another process."""
+        """Pickles the error, so that worker processes can raise it."""
         return type(self), (self.code, self.message, self.reason, self.retry_after, self.request_id)
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> RequestError:
-        """What gRPC raised, as one of these."""
-        call: grpc.Call = error  # type: ignore[assignment]  # every error of a call is that call, too
+        """Converts an error that gRPC raised."""
+        call: grpc.Call = error  # type: ignore[assignment]  # the error of a call is the call itself
         reason, retry_after, request_id = "", None, ""
-        # Not a dict: the metadata of grpc.aio cannot be made one.
+        # dict() does not accept the metadata of grpc.aio.
         for key, value in call.trailing_metadata() or ():
             if key == _DETAILS and isinstance(value, bytes):
                 reason, retry_after = _reason_and_retry(value)
@@ -60,7 +65,7 @@ class RequestError(Exception):
 
 @contextmanager
 def request_errors() -> Iterator[None]:
-    """Turns what gRPC raises into `RequestError`."""
+    """Converts errors that gRPC raises in the block to RequestError."""
     try:
         yield
     except grpc.RpcError as error:
@@ -68,9 +73,9 @@ def request_errors() -> Iterator[None]:
 
 
 def _reason_and_retry(status: bytes) -> tuple[str, float | None]:
-    """What a google.rpc.Status says; "" and None if it says neither, or cannot be read.
+    """The reason and the pause, in seconds, of a serialized google.rpc.Status; "" and None if it has none.
 
-    Its classes are not imported: they would be one more dependency, for four fields.
+    Parsed without googleapis-common-protos, which would be one more dependency for four fields.
     """
     reason, retry_after = "", None
     try:
@@ -82,12 +87,12 @@ def _reason_and_retry(status: bytes) -> tuple[str, float | None]:
             elif kind.endswith(b"/google.rpc.RetryInfo"):
                 retry_after = Duration.FromString(fields[1][0]).ToNanoseconds() / 1e9
     except (DecodeError, KeyError, ValueError):
-        pass  # it is not the service's: something in between has answered
+        pass  # made by something else, such as a proxy
     return reason, retry_after
 
 
 def _fields(message: bytes) -> dict[int, list[bytes]]:
-    """The strings, bytes and messages in a message of any kind, by the numbers of their fields."""
+    """The strings, bytes and messages in a serialized message of any type, by field number."""
     values: dict[int, list[bytes]] = {}
     for field in UnknownFieldSet(Empty.FromString(message)):
         if isinstance(field.data, bytes):

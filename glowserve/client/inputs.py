@@ -1,4 +1,4 @@
-"""What callers pass as images, in portions that fit a call."""
+"""Splits the images that callers pass into portions, each small enough for one call."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from glowserve.images import (
 )
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | UInt8Array"
-"""A path, a file's bytes, a Pillow image, or an array: uint8 [H, W] or [H, W, C]."""
+"""One image: a path, the bytes of a file, a Pillow image, or a uint8 array [H, W] or [H, W, C]."""
 
 ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
-"""One image, several, or an array of several: uint8 [N, H, W, C]."""
+"""One image, several images, or a uint8 array [N, H, W, C]."""
 
 Portion: TypeAlias = "list[bytes] | UInt8Array"
-"""Files' bytes, or uint8 [N, H, W, C]."""
+"""The images of one call: the bytes of files, or uint8 [N, H, W, C]."""
 
-# Well within the limits of a service as it comes: 256 images, 64 MiB and 32,000,000 pixels a call.
+# Below the default limits of the service for one call: 256 images, 64 MiB and 32,000,000 pixels.
 _MOST_IMAGES = 64
 _MOST_BYTES = 16 * 2**20
 _MOST_PIXELS = 16_000_000
@@ -39,15 +39,15 @@ _SEVERAL = "an array [N, H, W, C] in a list is no image; pass it alone, or a lis
 
 
 def portions(images: ImagesLike) -> Iterator[Portion]:
-    """Splits images into portions of at most 64 images, 16 MiB and 16 megapixels, or a single image that is larger.
+    """Splits images into portions of at most 64 images, 16 MiB and 16 megapixels. A larger one is alone in its portion.
 
-    Arrays, if all of one shape, are passed on as they are, and must have the model's shape. Everything else
-    is passed on as a file's bytes, and may have any size. Files are read as they are needed.
+    If all images are arrays, portions are arrays, and the images must have the model's shape. Otherwise portions are
+    files, and pictures may have any size. A file is read when its portion is taken.
 
     Raises:
-        InvalidImageError: a file is no picture, or an array is no image.
+        InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
         OSError: a file cannot be read.
-        TypeError: something is none of the accepted types.
+        TypeError: an image has none of the accepted types.
         ValueError: there are no images.
     """
     items = _items(images)
@@ -62,15 +62,15 @@ def portions(images: ImagesLike) -> Iterator[Portion]:
 
 
 def read_portions(images: Iterable[ImageLike] | ImageLike) -> Iterator[Portion]:
-    """The same for images that may have no end: they are read as they are needed, some ahead of the last portion.
+    """Splits an unbounded iterable of images into portions of the same sizes. Reads images when a portion is taken.
 
-    Arrays that follow each other and have one shape are passed on as they are, and must have the model's shape.
-    Everything else is passed on as a file's bytes. No images are no portions.
+    Consecutive arrays of one shape become portions that are arrays, and must have the model's shape. Other images
+    become portions that are files. There may be no images; then there are no portions.
 
     Raises:
-        InvalidImageError: a file is no picture, or an array is no image.
+        InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
         OSError: a file cannot be read.
-        TypeError: something is none of the accepted types.
+        TypeError: an image has none of the accepted types.
     """
     if isinstance(images, np.ndarray):
         images = _array(images) if images.ndim == 4 else [images]
@@ -86,12 +86,12 @@ def read_portions(images: Iterable[ImageLike] | ImageLike) -> Iterator[Portion]:
 
 
 def pair(one: ImageLike, other: ImageLike) -> Portion:
-    """Two images, for one call; as a portion of both.
+    """Two images as one portion, whatever their sizes.
 
     Raises:
-        InvalidImageError: a file is no picture, or an array is no image.
+        InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
         OSError: a file cannot be read.
-        TypeError: one is none of the accepted types.
+        TypeError: an image has none of the accepted types.
     """
     items = _items([one, other])
     return items if isinstance(items, np.ndarray) else [_file(item) for item in items]
@@ -111,12 +111,12 @@ def _file_portions(images: Iterable[ImageLike]) -> Iterator[list[bytes]]:
 
 
 def _arrays_together(size: int) -> int:
-    """How many arrays of so many bytes make a portion."""
+    """How many arrays of `size` bytes make a portion."""
     return max(1, min(_MOST_IMAGES, _MOST_BYTES // max(1, size)))
 
 
 def _single(image: ImageLike) -> ImageLike:
-    """The same; an array as [H, W, C]."""
+    """The image; an array gets the shape [H, W, C]."""
     if not isinstance(image, np.ndarray):
         return image
     if image.ndim == 4:
@@ -125,7 +125,7 @@ def _single(image: ImageLike) -> ImageLike:
 
 
 def _shape(image: ImageLike) -> tuple[int, ...] | None:
-    """An array's; None for everything else."""
+    """The shape of an array; None for other images."""
     return image.shape if isinstance(image, np.ndarray) else None
 
 
@@ -153,6 +153,7 @@ def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
 
 
 def _file(image: ImageLike) -> bytes:
+    """The bytes of an image's file; an image without a file becomes a PNG file."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
@@ -165,7 +166,7 @@ def _file(image: ImageLike) -> bytes:
 
 
 def _pixels(file: bytes) -> int:
-    """How many there are to decode; 0 if it is no picture, which the service will say better."""
+    """The number of pixels of a picture; 0 for other files, which the service refuses with a better message."""
     try:
         with open_encoded(file) as picture:
             return picture.width * picture.height
@@ -174,7 +175,7 @@ def _pixels(file: bytes) -> int:
 
 
 def _array(image: UInt8Array) -> UInt8Array:
-    """uint8 [..., H, W, C], with C added to [H, W]."""
+    """The array as uint8 [H, W, C] or [N, H, W, C]; [H, W] gets the axis C."""
     if image.dtype != np.uint8:
         raise InvalidImageError(f"an array of {image.dtype} is no image; pass uint8, 0 to 255")
     image = image[..., None] if image.ndim == 2 else image

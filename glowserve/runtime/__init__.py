@@ -1,1 +1,1 @@
-"""Runs a bundle in this process: reads it, opens its graphs, and turns their numbers into answers."""
+"""Runs a bundle in this process: reads it, opens its graphs in ONNX Runtime, and answers requests."""

@@ -1,6 +1,8 @@
-"""A session with buffers on its device, made once for each batch size: nothing is allocated there for a call.
+"""A session with input and output buffers on its device, one set for each batch size: a run allocates nothing there.
 
-On CUDA each size's work is captured as a graph besides, and a run is one launch in place of a thousand.
+On CUDA the work of each size is also captured as a CUDA graph, so that a run is one launch instead of a thousand.
+
+Shapes: N rows.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ _NO_GRAPH = "-1"
 
 
 class BoundSession:
-    """Runs a session as its own `run` does. Calls from several threads take turns.
+    """Runs a session through its buffers, with the results of `session.run`. Threads may share it; runs do not overlap.
 
-    All runs are of one thread: ONNX Runtime replays a graph in the thread that has captured it.
+    Every run takes place in one thread of its own: ONNX Runtime replays a CUDA graph in the thread that captured it.
 
     Args:
-        session: whose inputs and outputs all have N rows.
-        device: where the buffers are, "cuda" or "cpu".
-        sizes: numbers of rows. A batch takes the smallest buffers that it fits into, and is filled up with zeros; one
-            that is larger than all of them runs without.
-        capture: whether the session captures graphs.
+        session: the session; all of its inputs and outputs have N rows.
+        device: the device of the buffers, "cuda" or "cpu".
+        sizes: the sizes of the buffers in rows. A batch uses the smallest buffers that hold it, filled up with zeros. A
+            larger batch runs without buffers.
+        capture: whether to capture CUDA graphs. The session must have been opened for that.
     """
 
     def __init__(self, session: Any, device: str, sizes: Sequence[int], *, capture: bool = False) -> None:
@@ -46,14 +48,22 @@ class BoundSession:
             if capture:
                 for buffers in self._buffers.values():
                     with TURNS.use():
-                        buffers.execute()  # alone, the capture would hold up the others for what a first run loads
+                        buffers.execute()  # a first run is slow, and a capture keeps other threads waiting
                     with TURNS.capture():
                         buffers.capture()
 
         self._in_thread(make)
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs of these names, of inputs by name."""
+        """Runs the session.
+
+        Args:
+            names: the outputs to return.
+            feeds: the inputs by name, with N rows each.
+
+        Raises:
+            TypeError: an input has another type than the session's.
+        """
 
         def run() -> list[Array]:
             rows = len(next(iter(feeds.values())))
@@ -67,7 +77,7 @@ class BoundSession:
         return self._in_thread(run)
 
     def close(self) -> None:
-        """Gives the device's memory back, after what runs. It cannot run any more."""
+        """Frees the buffers and the session, after the current run. No run may follow."""
 
         def free() -> None:
             with TURNS.use():
@@ -82,18 +92,18 @@ class BoundSession:
 
 
 class _Buffers:
-    """Those of one size."""
+    """The buffers of one size, bound to the session's inputs and outputs."""
 
     def __init__(self, session: Any, device: str, size: int) -> None:
-        def allocated(tensor: Any) -> Any:
+        def allocate(tensor: Any) -> Any:
             shape = [size, *tensor.shape[1:]]
             return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, _TYPES[tensor.type], device, 0)
 
         self._session = session
         self._options = _run_options(_NO_GRAPH)
         self._graph = str(size)
-        self._inputs = {tensor.name: allocated(tensor) for tensor in session.get_inputs()}
-        self._outputs = {tensor.name: allocated(tensor) for tensor in session.get_outputs()}
+        self._inputs = {tensor.name: allocate(tensor) for tensor in session.get_inputs()}
+        self._outputs = {tensor.name: allocate(tensor) for tensor in session.get_outputs()}
         self._filled = {
             tensor.name: np.zeros((size, *tensor.shape[1:]), _TYPES[tensor.type])
             for tensor in session.get_inputs()
@@ -107,27 +117,28 @@ class _Buffers:
             self._binding.bind_ortvalue_output(name, value)
 
     def capture(self) -> None:
-        """Captures a run; from now on it is replayed."""
+        """Captures a run as a CUDA graph, which later runs replay."""
         self._options = _run_options(self._graph)
         self.execute()
 
     def execute(self) -> None:
-        """Computes the outputs of the inputs, on the device."""
+        """Runs the session on what the buffers hold."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array], rows: int) -> list[Array]:
+        """Copies inputs of `rows` rows into the buffers, runs the session, and copies the named outputs."""
         for name, filled in self._filled.items():
-            # `update_inplace` does not look at the type of what it copies.
+            # `update_inplace` does not check the type.
             np.copyto(filled[:rows], feeds[name], casting="equiv")
             filled[rows:] = 0
             self._inputs[name].update_inplace(filled)
         self.execute()
-        # On the CPU, `numpy` is the buffer itself.
+        # On the CPU, `numpy` returns a view of the buffer.
         return [self._outputs[name].numpy()[:rows].copy() for name in names]
 
 
 def _run_options(graph: str) -> Any:
-    """For a run of the graph of this number, which is captured by the first."""
+    """Options of a run: the first run with a number captures the CUDA graph of that number, later runs replay it."""
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", graph)
     return options

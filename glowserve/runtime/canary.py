@@ -1,4 +1,4 @@
-"""A sample that a bundle drew when it was written: what it is tried on before it is trusted, and while it serves."""
+"""The canary: a sample that was drawn and scored at export. Drawing and scoring it again checks a device and an engine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise, lat
 from glowserve.runtime.repository import Bundle
 from glowserve.v1.manifest_pb2 import Canary
 
-# A model that is hardly trained does not draw a finite sample at every attempt; at 0 it draws its mode.
+# Seeds and temperatures, in order. Not every sample of a barely trained model is finite; temperature 0 gives the mode.
 _ATTEMPTS = [(seed, temperature) for temperature in (0.7, 0.5, 0.25) for seed in range(4)] + [(0, 0.0)]
-# Of a log-likelihood: other processors and accelerators round otherwise.
+# The permitted relative error of a log-likelihood by precision: processors and accelerators round differently.
 _RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 1e-3, "int8": 1e-2}
-# Mean difference of the values of an image, in grey values of 256.
+# The permitted mean difference of an image's values by precision, in grey values of 256.
 _MEAN_ERROR = {"fp32": 0.1, "fp16": 1.0, "int8": 4.0}
+
+_CONSEQUENCE = "this device or runtime does not compute what the export verified"
 
 
 def draw_canary(engine: Engine, latent_size: int) -> Canary:
-    """A sample that is finite, and its log-likelihood.
+    """Draws a finite sample, and computes its log-likelihood.
+
+    Args:
+        engine: the model.
+        latent_size: D.
 
     Raises:
-        BundleError: there is none.
+        BundleError: not even the mode of the model is finite.
     """
     for seed, temperature in _ATTEMPTS:
         canary = Canary(seed=seed, temperature=temperature)
@@ -33,15 +39,15 @@ def draw_canary(engine: Engine, latent_size: int) -> Canary:
             canary.image, canary.log_likelihood = drawn.image.tobytes(), nats
             return canary
     raise BundleError(
-        "the model does not even draw the mode of its density: it diverged; go back to an earlier checkpoint"
+        "not even the mode of the model is finite: the training diverged; export an earlier checkpoint"
     )
 
 
 def check_canary(engine: Engine, bundle: Bundle) -> None:
-    """Draws and scores the bundle's canary again.
+    """Draws and scores a bundle's canary again.
 
     Raises:
-        BundleError: it is not what it was, or the bundle has none.
+        BundleError: the sample or its log-likelihood differs from the one at export, or the bundle has no canary.
     """
     manifest, canary = bundle.manifest, bundle.manifest.canary
     if len(canary.image) != manifest.image.latent_size:
@@ -53,14 +59,14 @@ def check_canary(engine: Engine, bundle: Bundle) -> None:
     if not error <= _RELATIVE_ERROR[precision]:
         raise BundleError(
             f"bundle {bundle.path}: its canary has a log-likelihood of {nats:.6g} nats here, and had "
-            f"{canary.log_likelihood:.6g} when it was exported: this device does not compute what was proved"
+            f"{canary.log_likelihood:.6g} at export: {_CONSEQUENCE}"
         )
     drawn = engine.reverse(_latent(canary, manifest.image.latent_size)).image
     difference = float(np.abs(drawn.astype(np.int64) - image).mean())
     if not difference <= _MEAN_ERROR[precision]:
         raise BundleError(
-            f"bundle {bundle.path}: its canary, drawn again, differs by {difference:.3g} grey values in the mean from "
-            "what it was when it was exported: this device does not compute what was proved"
+            f"bundle {bundle.path}: its canary, drawn again, differs by {difference:.3g} grey values on average from the "
+            f"one at export: {_CONSEQUENCE}"
         )
 
 

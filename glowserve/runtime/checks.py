@@ -1,4 +1,4 @@
-"""Checks of what the graphs compute: values that do not come back, and numbers that are not finite.
+"""Checks the outputs of the graphs: round trips that change values, and values that are not finite.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -16,19 +16,25 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def mismatched_values(images: UInt8Array, decoded: Reverse, n_bits: int) -> Int64Array:
-    """How many values of each image, [N], do not come back in their bin after encoding and decoding."""
+    """How many values of each image are in another bin after encoding and decoding, [N].
+
+    Args:
+        images: uint8 [N, H, W, C].
+        decoded: the output of the reverse graph for the images' latents.
+        n_bits: the model's bits per value; an image has 2^n_bits bins.
+    """
     shift = 8 - n_bits
-    # What is not finite has not come back, whatever byte the graph makes of it.
+    # A pixel that is not finite is a mismatch, whatever byte the graph rounds it to.
     wrong = ((images >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
     counts: Int64Array = wrong.sum(axis=(1, 2, 3))
     return counts
 
 
 def require_finite_latents(latent: Float32Array) -> None:
-    """Refuses encodings with NaN or infinity in them.
+    """Checks that latents [N, D] are finite.
 
     Raises:
-        NotFiniteError: the message names the first such image.
+        NotFiniteError: a latent has NaN or infinity; the message names the first such image.
     """
     _require_finite(
         latent, "images: image {} lies so far from the model's data that its latent is not finite"
@@ -36,15 +42,15 @@ def require_finite_latents(latent: Float32Array) -> None:
 
 
 def require_finite_images(decoded: Reverse, *, first: int = 0, what: str = "latents: row") -> None:
-    """Refuses images that were made of NaN or infinity.
+    """Checks that decoded images are finite.
 
     Args:
-        decoded: what the graph returned.
-        first: index of its first row, for the message.
-        what: what a row is called, for the message.
+        decoded: the output of the reverse graph, N rows.
+        first: the index of the first row, for the message.
+        what: the name of a row, for the message.
 
     Raises:
-        NotFiniteError: the message names the first such image.
+        NotFiniteError: an image has NaN or infinity; the message names the first such row.
     """
     _require_finite(decoded.pixels, what + " {} does not decode to a finite image", first)
 

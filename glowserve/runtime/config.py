@@ -1,4 +1,4 @@
-"""How a bundle is run: the device, its threads and memory, and how much one request may ask for."""
+"""Settings of the runtime: the device with its threads and memory, and the limits of one request."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where the graphs of a bundle run, and with what.
+    """How the graphs of a bundle run.
 
     Raises:
-        DeviceError: there is no device of that name.
+        DeviceError: the device is not one of DEVICES.
     """
 
     device: str = "auto"
     """"cpu", "cuda", "tensorrt", or "auto": CUDA if it works and the bundle is not int8, else the CPU."""
 
     threads: int = 0
-    """CPU threads inside one run; 0 for one a core."""
+    """CPU threads inside one run; 0 for one per core."""
 
     gpu_memory_mib: int = 0
-    """Most memory that each of the two graphs may take of a GPU, in MiB; 0 for all there is."""
+    """The GPU memory that each of the two graphs may use, in MiB; 0 for no limit."""
 
     batch_sizes: tuple[int, ...] = ()
-    """Numbers of images, ascending, that a GPU has buffers for; batches of any size run."""
+    """Batch sizes, ascending, for which a GPU gets buffers. Batches of other sizes run, too."""
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -36,21 +36,21 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much one request may bring or ask for, and how many images run at a time."""
+    """The limits of one request, and of one run of a graph."""
 
     max_images: int = 256
-    """Most images that a request may bring, and most steps of an interpolation."""
+    """The most images in a request, latents in a request, and steps of an interpolation."""
 
     max_samples: int = 100_000
-    """Most images that a request may ask to sample."""
+    """The most samples of a request."""
 
     max_pixels: int = 32_000_000
-    """Most pixels that a request's pictures may have together."""
+    """The most pixels of all pictures in a request together."""
 
     max_batch_size: int = 32
-    """Most images in one run of a graph."""
+    """The most images in one run of a graph."""
 
 
 def bucket_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """1, 2, 4, 8 and so on, and the most: sizes to pad batches to where every new size is paid for."""
+    """The sizes that batches are padded to on a GPU, where each size costs memory: powers of two, and the largest."""
     return (*(2**i for i in range((max_batch_size - 1).bit_length())), max_batch_size)

@@ -1,4 +1,4 @@
-"""Two ONNX Runtime sessions, one each way; NumPy in and out. It knows no gRPC and no event loop.
+"""Runs the two graphs of a bundle in ONNX Runtime, on NumPy arrays.
 
 Shapes: N images, H W C, D = H * W * C, L levels.
 """
@@ -28,59 +28,59 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Forward:
-    """What the forward graph says of N images."""
+    """The output of the forward graph for N images."""
 
     log_likelihood: Float32Array
-    """Nats of the discrete image, [N]."""
+    """Log-likelihoods of the discrete images in nats, [N]."""
 
     latent: Float32Array
-    """[N, D]."""
+    """Latents, [N, D]."""
 
     log_prior: Float32Array
-    """Nats by level, [N, L]."""
+    """Log-densities of the latents in nats, by level, [N, L]."""
 
     log_det: Float32Array
-    """Nats by level, [N, L]."""
+    """Log-determinants in nats, by level, [N, L]; without the constant of the manifest."""
 
 
 @dataclass(frozen=True)
 class Reverse:
-    """What the reverse graph makes of N latents."""
+    """The output of the reverse graph for N latents."""
 
     image: UInt8Array
-    """[N, H, W, C]."""
+    """Images, [N, H, W, C]."""
 
     pixels: Float32Array
-    """Before rounding and clipping, in bins, [N, H, W, C]."""
+    """The images before rounding and clipping, in bins, [N, H, W, C]."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where ONNX Runtime runs a graph, or a part of it."""
+    """How many nodes of a graph one execution provider runs."""
 
     graph: str
-    """The name of its file."""
+    """The graph's file, such as "forward.onnx"."""
 
     provider: str
-    """As ONNX Runtime calls it."""
+    """ONNX Runtime's name of the execution provider, such as "CUDAExecutionProvider"."""
 
     nodes: int
-    """How many of the graph's nodes it runs, before they are fused."""
+    """The number of nodes, counted before ONNX Runtime fuses nodes."""
 
 
 _DEFAULTS = RuntimeConfig()
 
 
 class Engine:
-    """Runs a bundle. Calls from several threads at once are fine.
+    """Runs a bundle. Threads may share an engine.
 
     Args:
-        bundle: what to run.
-        config: where, and with what.
+        bundle: the bundle.
+        config: the device, its threads and its memory.
 
     Raises:
         BundleError: a graph is damaged, fails in its first run on a GPU, or is int8, which CUDA does not run.
-        DeviceError: there is no such device, or it cannot be used.
+        DeviceError: the device cannot be used.
     """
 
     def __init__(self, bundle: Bundle, config: RuntimeConfig = _DEFAULTS) -> None:
@@ -92,12 +92,14 @@ class Engine:
         ]
         try:
             self.device, sessions = open_sessions(graphs, config)
+            """"cpu", "cuda" or "tensorrt"."""
         except DeviceError:
             raise
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
         forward, reverse = sessions
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
+        """The execution providers of both graphs; for each graph, the one that runs the most nodes first."""
         _check_input(bundle, forward, FORWARD, "image", list(image))
         _check_input(bundle, reverse, REVERSE, "latent", latent)
         self._bound: list[BoundSession] = []
@@ -115,30 +117,30 @@ class Engine:
         return bound
 
     def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
-        """Log-likelihoods and latents of images.
+        """Computes log-likelihoods and latents of images.
 
         Args:
             images: uint8 [N, H, W, C].
-            noise: dequantization noise in [0, 1), float32 [N, H, W, C].
+            noise: the dequantization noise in [0, 1), float32 [N, H, W, C].
         """
         names = ["log_likelihood", "latent", "log_prior", "log_det"]
         return Forward(*self._forward.run(names, {"image": images, "noise": noise}))
 
     def reverse(self, latent: Float32Array) -> Reverse:
-        """Images of latents, float32 [N, D]."""
+        """Decodes latents, float32 [N, D], to images."""
         return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
 
     def close(self) -> None:
-        """Gives back what it holds of a GPU, after what runs. It cannot run any more."""
+        """Frees its memory on a GPU, after the current runs. No run may follow."""
         while self._bound:
             self._bound.pop().close()
 
 
 def _for_precision(bundle: Bundle, config: RuntimeConfig) -> RuntimeConfig:
-    """The configuration on the CPU where CUDA does not run the bundle's precision and the device is "auto".
+    """The configuration; for the CPU if the device is "auto" and CUDA does not run the bundle's precision.
 
     Raises:
-        BundleError: the device is "cuda".
+        BundleError: CUDA does not run the bundle's precision, and the device is "cuda".
     """
     wants_cuda = config.device == "cuda" or (config.device == "auto" and has_cuda())
     if bundle.manifest.flow.precision != "int8" or not wants_cuda:
@@ -159,7 +161,7 @@ def _check_input(bundle: Bundle, session: Any, graph: str, name: str, row: list[
 
 
 def _placements(graph: str, session: Any) -> list[Placement]:
-    """The provider that runs most of it first."""
+    """The execution providers of a graph, the one that runs the most nodes first."""
     nodes = Counter[str]()
     for subgraph in session.get_provider_graph_assignment_info():
         nodes[subgraph.ep_name] += len(subgraph.get_nodes())

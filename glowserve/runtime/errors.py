@@ -1,23 +1,23 @@
-"""What goes wrong where a bundle is run, and is not a bug. The root of every error that glowserve raises there.
+"""The errors of running a bundle. `GlowserveError` is also the base class of the service's errors.
 
 GlowserveError
 ├── InvalidRequestError  the request is malformed
 ├── ModelNotFoundError   no such model or version
 ├── NotFiniteError       the model has no finite answer
-├── BundleError          a bundle is damaged, or of another version
-└── DeviceError          the device that was asked for is not there
+├── BundleError          a bundle is damaged, incomplete, or of an unknown version
+└── DeviceError          the device cannot be used
 
-`glowserve.runtime.status` says which gRPC status each of them is.
+`glowserve.runtime.status` maps the errors to gRPC status codes.
 """
 
 from __future__ import annotations
 
 
 class GlowserveError(Exception):
-    """A sentence that says what was wrong with which value, and what would be accepted."""
+    """The message says in one sentence what was wrong with which value, and what is accepted."""
 
     def place(self, part: str) -> None:
-        """Says in which part of a call it happened, such as "requests[3]"."""
+        """Puts the part of the call that failed, such as "requests[3]", before the message."""
         self.args = (f"{part}: {self}",)
 
 
@@ -25,8 +25,8 @@ class InvalidRequestError(GlowserveError):
     """The request is malformed.
 
     Args:
-        message: the sentence.
-        field: the path of the field that is wrong, such as "images.encoded.data[1]"; None if there is no one field.
+        message: see GlowserveError.
+        field: the path of the invalid field, such as "images.encoded.data[1]"; None if no single field is invalid.
     """
 
     def __init__(self, message: str, field: str | None = None) -> None:
@@ -34,7 +34,7 @@ class InvalidRequestError(GlowserveError):
         self.field = field
 
     def place(self, part: str) -> None:
-        """See GlowserveError.place; the field lies there, too."""
+        """See GlowserveError.place; also puts the part before the field."""
         super().place(part)
         self.field = f"{part}.{self.field}" if self.field else part
 
@@ -47,8 +47,8 @@ class NotFiniteError(GlowserveError):
     """The model has no finite answer to this input.
 
     Args:
-        message: names the first of the images.
-        images: how many.
+        message: see GlowserveError; names the first image without a finite answer.
+        images: the number of images without a finite answer.
     """
 
     def __init__(self, message: str, images: int) -> None:
@@ -57,8 +57,8 @@ class NotFiniteError(GlowserveError):
 
 
 class BundleError(GlowserveError):
-    """A bundle is damaged, incomplete, or of a version that is not read here."""
+    """A bundle is damaged, incomplete, or of a version that this release cannot read."""
 
 
 class DeviceError(GlowserveError):
-    """The device that was asked for cannot be used."""
+    """The device cannot be used."""

@@ -1,7 +1,7 @@
-"""The calls of GlowService, from request message to response message, over any runner.
+"""The methods of GlowService, from request message to response message, on any runner.
 
-A service and a client's embedded transport answer through these functions. protos/glowserve/v1/glow_service.proto says
-what each call means.
+The service and the client's embedded transport share these functions. protos/glowserve/v1/glow_service.proto explains
+each method.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
     """GlowService.Score.
 
     Raises:
-        GlowserveError: the request is malformed, or the runner does not run it.
+        GlowserveError: the request is malformed, or the runner refuses it.
     """
     seed = request.seed if request.HasField("seed") else DEFAULT_SEED
     images = inputs.image_source(request.images, runner.bundle, runner.limits)
@@ -33,14 +33,14 @@ async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
 
 
 class SampleCall:
-    """A request of GlowService.Sample, in parts of one batch each.
+    """A call of GlowService.Sample, which is answered in parts of one batch each.
 
     Args:
-        runner: what runs it.
-        request: it.
+        runner: gives the limits.
+        request: the request.
 
     Raises:
-        InvalidRequestError: it is malformed.
+        InvalidRequestError: the request is malformed.
     """
 
     def __init__(self, runner: Runner, request: pb.SampleRequest) -> None:
@@ -61,9 +61,13 @@ class SampleCall:
     async def answer(self, runner: Runner, part: range) -> pb.SampleResponse:
         """The response with the samples of a part.
 
+        Args:
+            runner: runs the part.
+            part: the indices of the samples.
+
         Raises:
-            NotFiniteError: the model makes no finite image of a latent.
-            GlowserveError: the runner does not run it.
+            NotFiniteError: a sample is not finite.
+            GlowserveError: the runner refuses the part.
         """
         draws = [Draw(self._seed, index, self._temperature) for index in part]
         images = await operations.sample(runner, draws, first=part.start)
@@ -71,12 +75,17 @@ class SampleCall:
             model=_version(runner),
             seed=self._seed,
             first_index=part.start,
-            images=await _written(runner, images, self._format),
+            images=await _images_message(runner, images, self._format),
         )
 
 
 async def encode(runner: Runner, request: pb.EncodeRequest) -> pb.EncodeResponse:
-    """GlowService.Encode; raises as `score`, and NotFiniteError."""
+    """GlowService.Encode.
+
+    Raises:
+        NotFiniteError: a latent is not finite.
+        GlowserveError: the request is malformed, or the runner refuses it.
+    """
     images = inputs.image_source(request.images, runner.bundle, runner.limits)
     runner.expect(images.count)
     encoded = await operations.encode(runner, images)
@@ -88,16 +97,28 @@ async def encode(runner: Runner, request: pb.EncodeRequest) -> pb.EncodeResponse
 
 
 async def decode(runner: Runner, request: pb.DecodeRequest) -> pb.DecodeResponse:
-    """GlowService.Decode; raises as `score`, and NotFiniteError."""
+    """GlowService.Decode.
+
+    Raises:
+        NotFiniteError: an image is not finite.
+        GlowserveError: the request is malformed, or the runner refuses it.
+    """
     inputs.check_format(request.format)
     latents = inputs.read_latents(request.latents, runner.bundle, max_images=runner.limits.max_images)
     runner.expect(len(latents))
     images = await operations.decode(runner, latents)
-    return pb.DecodeResponse(model=_version(runner), images=await _written(runner, images, request.format))
+    return pb.DecodeResponse(
+        model=_version(runner), images=await _images_message(runner, images, request.format)
+    )
 
 
 async def interpolate(runner: Runner, request: pb.InterpolateRequest) -> pb.InterpolateResponse:
-    """GlowService.Interpolate; raises as `score`, and NotFiniteError."""
+    """GlowService.Interpolate.
+
+    Raises:
+        NotFiniteError: a latent or an image is not finite.
+        GlowserveError: the request is malformed, or the runner refuses it.
+    """
     inputs.check_steps(request.steps, runner.limits.max_images)
     inputs.check_format(request.format)
     inputs.check_pair(request.images)
@@ -105,20 +126,20 @@ async def interpolate(runner: Runner, request: pb.InterpolateRequest) -> pb.Inte
     runner.expect(pair.count + request.steps)
     images = await operations.interpolate(runner, pair, request.steps)
     return pb.InterpolateResponse(
-        model=_version(runner), images=await _written(runner, images, request.format)
+        model=_version(runner), images=await _images_message(runner, images, request.format)
     )
 
 
 def get_model(manifest: Manifest, placements: Iterable[Placement]) -> pb.GetModelResponse:
-    """GlowService.GetModel: a bundle's manifest, and the execution providers that run its graphs."""
+    """GlowService.GetModel, for a bundle's manifest and the execution providers of its graphs."""
     graphs = [
         pb.GraphPlacement(graph=each.graph, provider=each.provider, nodes=each.nodes) for each in placements
     ]
     return pb.GetModelResponse(manifest=manifest, graphs=graphs)
 
 
-async def _written(runner: Runner, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
-    """Images as a message, in the format that was asked for."""
+async def _images_message(runner: Runner, images: UInt8Array, form: pb.ImageFormat) -> pb.Images:
+    """Images, uint8 [N, H, W, C], as a message in a format."""
     if form == pb.IMAGE_FORMAT_RAW:
         return messages.images_message(images)
     files = await runner.compute(

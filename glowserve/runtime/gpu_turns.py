@@ -1,7 +1,7 @@
-"""Whose turn it is on the GPU. It knows no ONNX Runtime.
+"""A lock for the GPU: any number of threads use it at once, or one thread captures a CUDA graph.
 
-ONNX Runtime captures a CUDA graph in CUDA's global mode: while it does, whatever another thread of the process asks of
-the driver that may have to wait (memory, above all) fails, and the capture with it. So a capture goes on alone.
+ONNX Runtime captures CUDA graphs in CUDA's global mode. During a capture, a call of another thread that may block in the
+driver, such as an allocation of memory, fails, and makes the capture fail.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Batches take milliseconds. One that goes on for longer than this hangs, and nothing else shall wait for it.
+# Batches take milliseconds. A batch that takes this long hangs, and captures must not wait for it.
 _PATIENCE_SECONDS = 30.0
 
 
 class Turns:
-    """Many threads use the GPU at once, or one captures a graph.
+    """A lock that threads share to use the GPU, and hold alone to capture a CUDA graph.
 
     Args:
-        patience: seconds that a capture waits for those who use the GPU.
+        patience: how many seconds a capture waits for the threads that use the GPU.
     """
 
     def __init__(self, patience: float = _PATIENCE_SECONDS) -> None:
@@ -29,7 +29,7 @@ class Turns:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Once no capture is going on. Not for a thread that captures or uses it already."""
+        """Waits until no thread captures, and keeps captures waiting. A thread that holds the lock must not call it."""
         with self._condition:
             self._condition.wait_for(lambda: not self._capturing)
             self._users += 1
@@ -42,10 +42,10 @@ class Turns:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Once nobody uses it; who comes later waits until it is over.
+        """Waits until no other thread uses or captures, and keeps later threads waiting.
 
         Raises:
-            TimeoutError: somebody has used it for too long.
+            TimeoutError: another thread has used the GPU for longer than the patience.
         """
         with self._condition:
             self._condition.wait_for(lambda: not self._capturing)
@@ -62,4 +62,4 @@ class Turns:
 
 
 TURNS = Turns()
-"""Those of this process."""
+"""The lock of this process."""

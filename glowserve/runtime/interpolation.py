@@ -1,4 +1,4 @@
-"""The way from one latent to another.
+"""Spherical linear interpolation between two latents.
 
 Shapes: D values a latent, S steps.
 """
@@ -9,20 +9,20 @@ import numpy as np
 
 from glowserve.runtime.engine import Float32Array
 
-# Radians. On so short an arc, or so near to opposite, the line is the same or there is no one arc.
+# In radians. An arc that is shorter equals the straight line; opposite latents do not define an arc.
 _LEAST_ANGLE = 1e-4
 
 
 def interpolation_path(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
-    """Latents from one to another, float32 [S, D], at equal angles; the first and the last are exactly the two.
+    """Latents on the arc between two latents, at equal angles, float32 [S, D]. The first and the last are the two latents.
 
-    Spherical linear interpolation (Shoemake 1985, Animating Rotation with Quaternion Curves; for Gaussian latents White
-    2016, arXiv:1609.04468): a standard normal latent has a length of about sqrt(D), and so has every step. A straight
-    line where the latents are parallel or opposite, or one is zero.
+    Spherical linear interpolation: Shoemake 1985, Animating Rotation with Quaternion Curves; for Gaussian latents White
+    2016, arXiv:1609.04468. A standard normal latent has a length of about sqrt(D), and so has each latent on the arc.
+    The path is a straight line if the latents are parallel or opposite, or one is zero.
 
     Args:
-        start: float32 [D], finite.
-        end: likewise.
+        start: the first latent, float32 [D], finite.
+        end: the last latent, float32 [D], finite.
         steps: S, 2 or more.
     """
     one, other = start.astype(np.float64), end.astype(np.float64)

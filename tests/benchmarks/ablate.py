@@ -22,9 +22,9 @@ _BASE = {
     "--learning-rate": "4e-3",
 }
 _CHANGES: dict[str, dict[str, str | None]] = {
-    "all of the recipe's choices": {},
+    "all choices of the recipe": {},
     "no actnorm in the coupling networks": {"--no-coupling-actnorm": None},
-    "no average of the weights": {"--average-decay": "0"},
+    "no EMA of the weights": {"--average-decay": "0"},
     "constant learning rate": {"--schedule": "constant"},
     "weight decay 0.01": {"--weight-decay": "0.01"},
     "learning rate 1e-3": {"--learning-rate": "1e-3"},
@@ -49,7 +49,7 @@ def main() -> None:
     for name, changes in chosen:
         _train(args, name, changes)
     print(
-        f"{args.steps} steps of 32 images of {Path(args.data).name}; bits/dim, mean of one draw of noise an image"
+        f"{args.steps} steps of 32 images of {Path(args.data).name}; bits/dim with one draw of noise for each image"
     )
     print(f"{'':<40}{'validation':>12}{'test':>9}")
     for name, _ in chosen:

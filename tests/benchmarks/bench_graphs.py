@@ -247,7 +247,7 @@ def _pytorch(settings: dict[str, int], baked: bool, device: str, direction: str,
         elif isinstance(layer, PlainZeroConv):
             torch.nn.init.normal_(layer.conv.weight, std=0.01)
         elif isinstance(layer, PlainConv) and baked:
-            layer.bake()
+            layer.fold()
     inputs = [torch.from_numpy(array) for array in _inputs(direction, batch).values()]
     call = model.bits_per_dim if direction == "forward" else model.sample
 

@@ -33,7 +33,7 @@ _BATCH = 32
 _MODELS = {"small": (8, 128, _BATCH), "paper": (32, 512, 64)}
 # By name: options of the training. "plain" is plain_glow.py, "ours" this project.
 _SPEED: dict[str, dict[str, Any]] = {
-    "plain reading of the paper": {},
+    "plain implementation": {},
     "ours": {},
     "plain, no coupling actnorm": {"coupling_actnorm": False},
     "ours, no coupling actnorm": {"coupling_actnorm": False},
@@ -80,15 +80,13 @@ def _speed(args: argparse.Namespace) -> None:
             found[name].append(_in_process(case)["images_per_second"])
     for name, values in found.items():
         same_network = name.endswith("no coupling actnorm")
-        plain = found["plain, no coupling actnorm" if same_network else "plain reading of the paper"]
+        plain = found["plain, no coupling actnorm" if same_network else "plain implementation"]
         ratio = statistics.median(value / base for value, base in zip(values, plain, strict=True))
         print(f"  {name:<36}{statistics.median(values):>8.1f}{ratio:>7.2f} x")
 
 
 def _memory(args: argparse.Namespace) -> None:
-    print(
-        "peak memory of a training step above what the process held before, 32x32x3, K=32 L=3 width=128, batch 32"
-    )
+    print("peak memory of a training step minus the memory before it, 32x32x3, K=32 L=3 width=128, batch 32")
     options: dict[str, dict[str, Any]] = {
         "ours": {},
         "ours --checkpoint-activations": {"checkpoint_activations": True},
@@ -149,7 +147,9 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
     from glowserve_training.presets import run_config
     from lightning.pytorch.callbacks import Callback
 
-    hardware = Hardware(device=case["device"], **{name: options[name] for name in options if name in _HARDWARE})
+    hardware = Hardware(
+        device=case["device"], **{name: options[name] for name in options if name in _HARDWARE}
+    )
     given = {name: options[name] for name in options if name not in _HARDWARE}
     config = run_config(
         "none",
@@ -191,39 +191,42 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
 
 def _parametrizations(args: argparse.Namespace) -> None:
     """For C = 12, 48 and 192, the channels at the top level of 1, 3 and 5 levels."""
-    import torch
-    from glowserve_training.layers import CONV1X1_CLASSES, invertible_conv1x1
+    from glowserve_training.layers import CONV1X1_CLASSES
 
     print(
-        "one 1x1 convolution, forward and backward, batch 32, with as many places as that level of a 32x32 image;"
-    )
-    data = Path(args.data).name
-    print(
-        f"and a Glow with that level at the top (K=4 width=32), {args.steps} steps of {_BATCH} images of {data}"
-    )
-    print(
+        "one 1x1 convolution, forward and backward, batch 32, with as many positions as that level of a 32x32 image;\n"
+        f"and a Glow with that level at the top (K=4 width=32), {args.steps} steps of {_BATCH} images of "
+        f"{Path(args.data).name}\n"
         f"  {'C':>3}  {'':<11}{'layer ms':>9}{'log-det ms':>12}{'step ms':>9}{'bits/dim':>10}{'worst condition':>17}"
     )
     for levels, channels in ((1, 12), (3, 48), (5, 192)):
-        places = 32 >> levels
         for name in CONV1X1_CLASSES:
-            layer = invertible_conv1x1(channels, name)
-            x = torch.randn(_BATCH, channels, places, places, requires_grad=True)
-
-            def whole(layer: Any = layer, x: Any = x) -> None:
-                y, log_det = layer(x)
-                (y.sum() + log_det.sum()).backward()
-
-            def log_det(layer: Any = layer) -> None:
-                value = layer.log_abs_det()
-                if value.requires_grad:
-                    value.backward()
-
+            layer_ms, log_det_ms = _time_conv1x1(name, channels, positions=32 >> levels)
             trained = _train(args, levels, name)
             print(
-                f"  {channels:>3}  {name:<11}{_milliseconds(whole):>9.2f}{_milliseconds(log_det):>12.3f}"
+                f"  {channels:>3}  {name:<11}{layer_ms:>9.2f}{log_det_ms:>12.3f}"
                 f"{trained['step_ms']:>9.1f}{trained['bits_per_dim']:>10.3f}{trained['condition']:>17.2f}"
             )
+
+
+def _time_conv1x1(name: str, channels: int, positions: int) -> tuple[float, float]:
+    """Milliseconds of forward and backward pass: of a 1x1 convolution, and of its log-determinant alone."""
+    import torch
+    from glowserve_training.layers import invertible_conv1x1
+
+    layer = invertible_conv1x1(channels, name)
+    x = torch.randn(_BATCH, channels, positions, positions, requires_grad=True)
+
+    def whole() -> None:
+        y, log_det = layer(x)
+        (y.sum() + log_det.sum()).backward()
+
+    def log_det_alone() -> None:
+        value = layer.log_abs_det()
+        if value.requires_grad:
+            value.backward()
+
+    return _milliseconds(whole), _milliseconds(log_det_alone)
 
 
 def _milliseconds(function: Callable[[], None], repeats: int = 30) -> float:

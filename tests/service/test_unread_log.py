@@ -92,7 +92,8 @@ def started(repository: Path, *flags: str, closed: str = "", **streams: Any) -> 
 def serving(repository: Path, *flags: str, **streams: Any) -> Iterator[Service]:
     """The same, once it is SERVING."""
     with started(repository, *flags, **streams) as service:
-        wait_for(lambda: is_serving(service.target))
+        wait_for(lambda: is_serving(service.target) or service.process.poll() is not None)
+        assert service.process.returncode is None, "the service ended"
         yield service
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -21,6 +21,8 @@ from glowserve.runtime.repository import manifest_checksum
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+
+T = TypeVar("T")
 
 # Options of a channel: how much a server may send before the client reads it. gRPC would let it grow to megabytes.
 SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16 - 1)]
@@ -85,6 +87,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.002)
+
+
+def wait_until_still(state: Callable[[], T], seconds: float = 1.0) -> T:
+    """Returns the state once it has not changed for so long; fails after a minute."""
+    end, seen, since = time.monotonic() + 60, state(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        assert time.monotonic() < end, "the state still changes"
+        time.sleep(0.02)
+        if (now := state()) != seen:
+            seen, since = now, time.monotonic()
+    return seen
 
 
 def copied(source: Path, target: Path, **changes: Any) -> Path:

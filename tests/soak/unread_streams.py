@@ -42,7 +42,9 @@ async def _open_streams(target: str, known: KnownAnswers, n: int, samples: int, 
     for i in range(n):
         channel = grpc.aio.insecure_channel(target, [*OWN_CONNECTION, *SMALL_WINDOW])
         if i % 2:
-            call = GlowServiceStub(channel).Sample(pb.SampleRequest(n=samples, seed=i, temperature=TEMPERATURE))
+            call = GlowServiceStub(channel).Sample(
+                pb.SampleRequest(n=samples, seed=i, temperature=TEMPERATURE)
+            )
         else:
             call = GRPCInferenceServiceStub(channel).ModelStreamInfer()
             writers.append(asyncio.create_task(write_forever(call)))

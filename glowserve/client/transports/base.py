@@ -1,23 +1,29 @@
-"""What a client sends its requests through: one function for each call of GlowService, from message to message."""
+"""The interface between a client and what answers its requests: one method for each method of GlowService.
+
+Requests and responses are the messages of protos/glowserve/v1/glow_service.proto, which explains each method.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from typing import Protocol
 
 from glowserve.v1 import glow_service_pb2 as pb
 
 
 class Transport(Protocol):
-    """Carries the requests of `Client`. Every function may raise `RequestError`; each may be called from any thread."""
+    """Carries the requests of `Client`. Methods may be called from any thread; all but `close` may raise RequestError.
+
+    The methods that return several responses are generators: `close` on a generator cancels its outstanding requests.
+    """
 
     def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """Carries GlowService.Score."""
 
-    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Iterator[pb.ScoreResponse]:
-        """Carries GlowService.ScoreStream; reads requests as responses are taken, a few ahead."""
+    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Generator[pb.ScoreResponse, None, None]:
+        """Carries GlowService.ScoreStream. Reads requests as responses are taken, at most a few ahead."""
 
-    def sample(self, request: pb.SampleRequest) -> Iterator[pb.SampleResponse]:
+    def sample(self, request: pb.SampleRequest) -> Generator[pb.SampleResponse, None, None]:
         """Carries GlowService.Sample."""
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
@@ -36,22 +42,21 @@ class Transport(Protocol):
         """Carries GlowService.GetModel."""
 
     def close(self) -> None:
-        """Gives back what it holds; no call follows."""
-
-    def abandon(self) -> None:
-        """Like `close`, after a call that was interrupted half-way; never waits."""
+        """Releases connections and memory. No call may follow."""
 
 
 class AsyncTransport(Protocol):
-    """`Transport` for event loops; carries the requests of `AsyncClient`."""
+    """`Transport` for event loops: carries the requests of `AsyncClient`."""
 
     async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """Carries GlowService.Score."""
 
-    def score_stream(self, requests: AsyncIterator[pb.ScoreRequest]) -> AsyncIterator[pb.ScoreResponse]:
-        """Carries GlowService.ScoreStream; reads requests as responses are taken, a few ahead."""
+    def score_stream(
+        self, requests: AsyncIterator[pb.ScoreRequest]
+    ) -> AsyncGenerator[pb.ScoreResponse, None]:
+        """Carries GlowService.ScoreStream. Reads requests as responses are taken, at most a few ahead."""
 
-    def sample(self, request: pb.SampleRequest) -> AsyncIterator[pb.SampleResponse]:
+    def sample(self, request: pb.SampleRequest) -> AsyncGenerator[pb.SampleResponse, None]:
         """Carries GlowService.Sample."""
 
     async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
@@ -70,4 +75,4 @@ class AsyncTransport(Protocol):
         """Carries GlowService.GetModel."""
 
     async def close(self) -> None:
-        """Gives back what it holds; no call follows."""
+        """Releases connections and memory. No call may follow."""

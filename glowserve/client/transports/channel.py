@@ -1,4 +1,4 @@
-"""How the clients' gRPC channels are set up: retries, sizes, keepalive, and who may read along."""
+"""The clients' gRPC channels: target, encryption, token, retries, message sizes and keepalive."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import grpc
 
 from glowserve.credentials import FilePath, call_metadata, channel_credentials
 
-TIMEOUT = 60.0
-"""Seconds that one call may take, unless a client is told otherwise."""
+TIMEOUT_SECONDS = 60.0
+"""How long one call may take unless a client is given another timeout."""
 
-# gRPC itself retries what was not begun: nothing that the service does has side effects.
+# Every method is idempotent, so gRPC may retry a call that the server did not begin.
 _RETRY = {
     "methodConfig": [
         {
@@ -30,27 +30,27 @@ _RETRY = {
 }
 
 KEEPALIVE_MS = 30_000
-"""How often a call that waits checks that the connection lives; servers have to allow it."""
+"""How often a waiting call checks its connection. The server must permit pings at this interval."""
 
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_RETRY)),
-    # A request that does not fit in here is not retried; portions of images have up to 16 MiB.
+    # gRPC does not retry a request that is larger than this buffer. The client's requests have up to 16 MiB.
     ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it, a call that waits longer than two pings take sends no more pings.
+    # The default allows two pings without data, after which a waiting call would check its connection no more.
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSettings:
-    """Where a client's calls go, and how they are protected; `Client` says what each setting means."""
+    """The target of a client's calls, their timeout, and their protection; `Client` explains each setting."""
 
     target: str
-    timeout: float = TIMEOUT
+    timeout: float = TIMEOUT_SECONDS
     tls: bool = False
     ca: FilePath | None = None
     cert: FilePath | None = None
@@ -58,13 +58,16 @@ class ChannelSettings:
     token: str | None = None
 
     def open(self, channels: Any) -> tuple[Any, tuple[tuple[str, str], ...]]:
-        """A channel, and the metadata that each call carries.
+        """Opens a channel. It connects at the first call.
 
         Args:
-            channels: makes them: `grpc` or `grpc.aio`.
+            channels: the module that makes channels, `grpc` or `grpc.aio`.
+
+        Returns:
+            The channel, and the metadata of each call.
 
         Raises:
-            ValueError: a file cannot be used, or the token would cross a network in the clear.
+            ValueError: a file cannot be used, or the token is malformed or would cross a network unencrypted.
         """
         encryption: grpc.ChannelCredentials | None = channel_credentials(
             tls=self.tls, ca=self.ca, cert=self.cert, key=self.key
@@ -75,6 +78,25 @@ class ChannelSettings:
         return channels.secure_channel(self.target, encryption, CHANNEL_OPTIONS), metadata
 
 
+def check_transport(settings: ChannelSettings, transport: object | None) -> None:
+    """Checks that a client has either a target or a transport.
+
+    Args:
+        settings: the client's; with a transport, every setting must have its default.
+        transport: the transport that the client was given instead of a target.
+
+    Raises:
+        ValueError: there is neither a target nor a transport, or there are both.
+    """
+    if transport is None and not settings.target:
+        raise ValueError("target is ''; pass HOST:PORT of a service, or a transport")
+    if transport is not None and settings != ChannelSettings(target=""):
+        raise ValueError(
+            f"target is {settings.target!r} and transport is {transport!r}; with a transport, leave out the target and "
+            "all of its settings"
+        )
+
+
 def sample_timeout(timeout: float, n: int) -> float:
-    """Seconds for a whole stream of n samples: a second for each on top."""
+    """The timeout of a stream of n samples, in seconds: one second more for each sample."""
     return timeout + n

@@ -1,12 +1,12 @@
-"""Requests answered in this process, by a bundle and an engine, without a service.
+"""The transport of `glowserve.open`: runs a bundle in this process, without a service.
 
-A request takes the same way as in a service, from message to array and back, so that both refuse, prepare and answer
-alike.
+Requests go through the same functions as in the service, `glowserve.runtime.glow_service`, so that both check, prepare
+and answer them in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -27,10 +27,10 @@ from glowserve.v1 import glow_service_pb2 as pb
 
 
 class EmbeddedTransport:
-    """Answers for one bundle; see `Transport`.
+    """Answers requests for one bundle; implements `Transport`.
 
     Args:
-        model: REPOSITORY/MODEL, of which the newest version counts, or REPOSITORY/MODEL/VERSION.
+        model: REPOSITORY/MODEL, which opens the newest version, or REPOSITORY/MODEL/VERSION.
         config: the device, its threads and its memory.
 
     Raises:
@@ -40,7 +40,11 @@ class EmbeddedTransport:
     def __init__(self, model: str | PathLike[str], config: RuntimeConfig) -> None:
         bundle = newest_bundle(Path(model))
         self._engine = Engine(bundle, config)
-        check_canary(self._engine, bundle)
+        try:
+            check_canary(self._engine, bundle)
+        except BaseException:
+            self._engine.close()
+            raise
         self._manifest = bundle.manifest
         self._runner = EngineRunner(bundle, self._engine, Limits())
 
@@ -49,11 +53,12 @@ class EmbeddedTransport:
         with self._answering(request.model):
             return run_now(glow_service.score(self._runner, request))
 
-    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Iterator[pb.ScoreResponse]:
-        """See Transport; a request is read when its response is asked for."""
-        return map(self.score, requests)
+    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Generator[pb.ScoreResponse, None, None]:
+        """See Transport. Reads a request when its response is taken."""
+        for request in requests:
+            yield self.score(request)
 
-    def sample(self, request: pb.SampleRequest) -> Iterator[pb.SampleResponse]:
+    def sample(self, request: pb.SampleRequest) -> Generator[pb.SampleResponse, None, None]:
         """See Transport."""
         with self._answering(request.model):
             call = SampleCall(self._runner, request)
@@ -76,7 +81,7 @@ class EmbeddedTransport:
             return run_now(glow_service.interpolate(self._runner, request))
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        """See Transport: the one model."""
+        """See Transport. Lists the open model version."""
         version = pb.ModelVersion(name=self._manifest.model, version=self._manifest.version)
         summary = pb.ModelSummary(model=version, image=self._manifest.image, state=pb.MODEL_STATE_SERVING)
         return pb.ListModelsResponse(models=[summary])
@@ -87,15 +92,12 @@ class EmbeddedTransport:
             return glow_service.get_model(self._manifest, self._engine.placements)
 
     def close(self) -> None:
-        """Gives back what the engine holds of a GPU."""
+        """Frees the engine's memory on a GPU."""
         self._engine.close()
-
-    def abandon(self) -> None:
-        """See Transport: nothing is left to do."""
 
     @contextmanager
     def _answering(self, spec: pb.ModelSpec) -> Iterator[None]:
-        """Checks that the request is for this model, and raises what a client of a service would raise."""
+        """Checks that the request is for the open model, and converts runtime errors to RequestError."""
         name, version = self._manifest.model, self._manifest.version
         try:
             if spec.name not in ("", name) or spec.version not in (0, version):

@@ -1,8 +1,9 @@
-"""Requests over gRPC, for event loops."""
+"""The transport of `AsyncClient`: gRPC calls to a running service from an event loop."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -15,13 +16,13 @@ from glowserve.v1 import glow_service_pb2_grpc
 
 
 class AsyncGrpcTransport:
-    """Asks a running service; see `AsyncTransport`.
+    """Sends requests to a service; implements `AsyncTransport`.
 
     Args:
-        settings: where, and how.
+        settings: the target, the timeout, and the protection.
 
     Raises:
-        ValueError: a file cannot be used, or the token would cross a network in the clear.
+        ValueError: see `ChannelSettings.open`.
     """
 
     def __init__(self, settings: ChannelSettings) -> None:
@@ -34,24 +35,30 @@ class AsyncGrpcTransport:
         response: pb.ScoreResponse = await self._call(self._stub.Score, request)
         return response
 
-    async def score_stream(self, requests: AsyncIterator[pb.ScoreRequest]) -> AsyncIterator[pb.ScoreResponse]:
-        """See AsyncTransport; the timeout is for each response."""
+    async def score_stream(
+        self, requests: AsyncIterator[pb.ScoreRequest]
+    ) -> AsyncGenerator[pb.ScoreResponse, None]:
+        """See AsyncTransport. The timeout applies to each response."""
 
         def open_stream(requests: AsyncIterator[pb.ScoreRequest]) -> Any:
             return self._stub.ScoreStream(requests, metadata=self._metadata)
 
+        responses = streams.responses_async(open_stream, requests, self._timeout)
         with streams.stream_errors():
-            async for response in streams.answers_async(open_stream, requests, self._timeout):
-                yield response
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
 
-    async def sample(self, request: pb.SampleRequest) -> AsyncIterator[pb.SampleResponse]:
-        """See AsyncTransport; the timeout grows with the number of samples."""
+    async def sample(self, request: pb.SampleRequest) -> AsyncGenerator[pb.SampleResponse, None]:
+        """See AsyncTransport. The timeout applies to the whole stream, and grows with the number of samples."""
+        timeout = sample_timeout(self._timeout, request.n)
         with request_errors():
-            stream = self._stub.Sample(
-                request, timeout=sample_timeout(self._timeout, request.n), metadata=self._metadata
-            )
-            async for response in stream:
-                yield response
+            call = self._stub.Sample(request, timeout=timeout, metadata=self._metadata)
+            try:
+                async for response in call:
+                    yield response
+            finally:
+                call.cancel()
 
     async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See AsyncTransport."""
@@ -79,7 +86,7 @@ class AsyncGrpcTransport:
         return response
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection. Outstanding calls are cancelled."""
         await self._channel.close()
 
     async def _call(self, method: Any, request: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Requests over gRPC, for threads."""
+"""The transport of `Client`: gRPC calls to a running service."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import grpc
@@ -16,40 +17,45 @@ from glowserve.v1 import glow_service_pb2_grpc
 
 
 class GrpcTransport:
-    """Asks a running service; see `Transport`.
+    """Sends requests to a service; implements `Transport`.
 
     Args:
-        settings: where, and how.
+        settings: the target, the timeout, and the protection.
 
     Raises:
-        ValueError: a file cannot be used, or the token would cross a network in the clear.
+        ValueError: see `ChannelSettings.open`.
     """
 
     def __init__(self, settings: ChannelSettings) -> None:
         self._timeout = settings.timeout
         self._channel, self._metadata = settings.open(grpc)
         self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
+        self._interrupted = False
 
     def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """See Transport."""
         response: pb.ScoreResponse = self._call(self._stub.Score, request)
         return response
 
-    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Iterator[pb.ScoreResponse]:
-        """See Transport; the timeout is for each response."""
+    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Generator[pb.ScoreResponse, None, None]:
+        """See Transport. The timeout applies to each response."""
 
         def open_stream(requests: Iterator[pb.ScoreRequest]) -> Any:
             return self._stub.ScoreStream(requests, metadata=self._metadata)
 
-        with streams.stream_errors():
-            yield from streams.answers(open_stream, requests, self._timeout)
+        responses = streams.responses(open_stream, requests, self._timeout)
+        with self._interruptible(), streams.stream_errors(), closing(responses):
+            yield from responses
 
-    def sample(self, request: pb.SampleRequest) -> Iterator[pb.SampleResponse]:
-        """See Transport; the timeout grows with the number of samples."""
-        with request_errors():
-            yield from self._stub.Sample(
-                request, timeout=sample_timeout(self._timeout, request.n), metadata=self._metadata
-            )
+    def sample(self, request: pb.SampleRequest) -> Generator[pb.SampleResponse, None, None]:
+        """See Transport. The timeout applies to the whole stream, and grows with the number of samples."""
+        timeout = sample_timeout(self._timeout, request.n)
+        with self._interruptible(), request_errors():
+            call = self._stub.Sample(request, timeout=timeout, metadata=self._metadata)
+            try:
+                yield from call
+            finally:
+                call.cancel()
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""
@@ -77,17 +83,28 @@ class GrpcTransport:
         return response
 
     def close(self) -> None:
-        """Ends the connection."""
-        self._channel.close()
-
-    def abandon(self) -> None:
-        """Leaves the connection to the end of the process.
-
-        gRPC waits for the end of an interrupted call when its channel is closed, and also when the channel is freed,
-        which is at the latest when the interpreter ends: for ever. So this channel is never freed.
-        """
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._channel))
+        """Closes the connection. After an interrupted call it stays open until the process ends."""
+        if not self._interrupted:
+            with self._interruptible():
+                self._channel.close()
 
     def _call(self, method: Any, request: Any) -> Any:
-        with request_errors():
+        with self._interruptible(), request_errors():
             return method(request, timeout=self._timeout, metadata=self._metadata)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Keeps the channel until the process ends if Ctrl-C interrupts the block.
+
+        When a channel is closed or freed, gRPC waits until all of its calls have ended. It waits for ever if the
+        interrupt came after a call began and before gRPC had started the thread that ends the call.
+        """
+        try:
+            yield
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            self._interrupted = True
+            # Not a reference from a module: the interpreter frees those before it ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._channel))
+            raise

@@ -1,8 +1,8 @@
-"""One stream for requests that may have no end: few are under way, and none is lost where a service goes away.
+"""Carries an unbounded sequence of requests over bidirectional streams, and yields one response for each, in order.
 
-Requests are read in the caller's thread or task, as answers are taken. A stream that the service ends as UNAVAILABLE,
-because it stops, is followed by another with what was not answered, if it has answered something; gRPC itself tries
-those again that have not.
+Requests are read in the caller's thread or task as responses are taken, at most four ahead. A server that stops ends a
+stream with UNAVAILABLE; the requests without a response are then sent over a new stream. A stream that ends before its
+first response is not repeated here: gRPC itself has retried it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import itertools
 import re
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,121 +23,152 @@ from glowserve.client.errors import RequestError, request_errors
 
 Request = TypeVar("Request")
 
-# A service works on as many side by side if they are portions of 64 images.
+# The server works on four requests of 64 images at once.
 _AHEAD = 4
-# Streams in a row whose status was lost, and that answered nothing, before that is an error.
+# How many streams in a row may lose their status before this is an error; see `responses_async`.
 _MOST_LOST = 4
-# What the service puts before the message about one request of a stream.
-_NUMBER = re.compile(r"^requests\[\d+\]: ")
+# The server puts the index of the failed request before its message.
+_INDEX = re.compile(r"^requests\[\d+\]: ")
 
 
 @contextmanager
 def stream_errors() -> Iterator[None]:
-    """`request_errors`, without the number of the request: callers pass images, and know of no requests."""
+    """`request_errors`, without the index of the request in the message: callers pass images, not requests."""
     try:
         with request_errors():
             yield
     except RequestError as error:
-        message = _NUMBER.sub("", error.message)
+        message = _INDEX.sub("", error.message)
         raise RequestError(error.code, message, error.reason, error.retry_after, error.request_id) from None
 
 
-def answers(
+def responses(
     open_stream: Callable[[Iterator[Request]], Any], requests: Iterator[Request], timeout: float
-) -> Iterator[Any]:
-    """The answer to each request, in order.
+) -> Generator[Any, None, None]:
+    """The response to each request, in order.
 
     Args:
-        open_stream: from requests to a call that has as many answers.
-        requests: read four ahead of the answers.
-        timeout: seconds to wait for an answer.
+        open_stream: opens a call that returns one response for each request.
+        requests: the requests.
+        timeout: how many seconds to wait for a response.
 
     Raises:
         grpc.RpcError: the call failed.
-        RequestError: an answer did not come.
+        RequestError: a response did not arrive in time, or the stream ended without it.
     """
     unanswered = deque(itertools.islice(requests, _AHEAD))
     while unanswered:
-        sent: SimpleQueue[Request | None] = SimpleQueue()
-        for request in unanswered:
-            sent.put(request)
-        call = open_stream(iter(sent.get, None))
         answered = False
         try:
-            while unanswered:
-                answer = _required(_next(call, timeout))
-                unanswered.popleft()
-                answered = True
-                yield answer
-                if (following := next(requests, None)) is not None:
-                    unanswered.append(following)
-                    sent.put(following)
-            sent.put(None)
-            _next(call, timeout)  # nothing but the status
+            with closing(_one_stream(open_stream, requests, unanswered, timeout)) as stream:
+                for response in stream:
+                    answered = True
+                    yield response
         except grpc.RpcError as error:
             if not answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-        finally:
-            sent.put(None)
-            call.cancel()
 
 
-async def answers_async(
+def _one_stream(
+    open_stream: Callable[[Iterator[Request]], Any],
+    requests: Iterator[Request],
+    unanswered: deque[Request],
+    timeout: float,
+) -> Generator[Any, None, None]:
+    """The responses of one stream. Removes answered requests from `unanswered`, and adds those that it reads."""
+    sent: SimpleQueue[Request | None] = SimpleQueue()
+    for request in unanswered:
+        sent.put(request)
+    call = open_stream(iter(sent.get, None))
+    try:
+        while unanswered:
+            response = _required(_next(call, timeout))
+            unanswered.popleft()
+            yield response
+            if (following := next(requests, None)) is not None:
+                unanswered.append(following)
+                sent.put(following)
+        sent.put(None)
+        _next(call, timeout)  # raises the status, if it is an error
+    finally:
+        sent.put(None)
+        call.cancel()
+
+
+async def responses_async(
     open_stream: Callable[[AsyncIterator[Request]], Any], requests: AsyncIterator[Request], timeout: float
-) -> AsyncIterator[Any]:
-    """`answers`, for event loops.
+) -> AsyncGenerator[Any, None]:
+    """`responses` for event loops.
 
-    Where a stream ends while it is written to, grpc.aio may lose its status and say INTERNAL instead, without details.
-    So one without requests is asked for what holds for all (rights, say), and then one that sends its second request
-    after its first answer, so that no write meets its end.
+    If a stream ends while a request is being written, grpc.aio can lose its status and report INTERNAL without details.
+    To find the status, a stream without requests is opened: it has the status of an error that concerns every request,
+    such as a missing token. If it has no error, the requests are sent again, the second only after the first response,
+    so that the stream does not end during a write.
     """
     unanswered: deque[Request] = deque()
-    while len(unanswered) < _AHEAD and (first := await anext(requests, None)) is not None:
-        unanswered.append(first)
+    while len(unanswered) < _AHEAD and (request := await anext(requests, None)) is not None:
+        unanswered.append(request)
     lost = 0
     while unanswered:
-        sent: asyncio.Queue[Request | None] = asyncio.Queue()
-        held = list(unanswered)[1:] if lost else []
-        for request in itertools.islice(unanswered, len(unanswered) - len(held)):
-            sent.put_nowait(request)
-        call = open_stream(_until_none(sent))
-        arrivals = aiter(call)
         answered = False
+        stream = _one_stream_async(open_stream, requests, unanswered, timeout, first_alone=lost > 0)
         try:
-            while unanswered:
-                answer = _required(await _next_async(arrivals, timeout))
-                unanswered.popleft()
-                answered, lost = True, 0
-                yield answer
-                for request in held:
-                    sent.put_nowait(request)
-                held = []
-                if (following := await anext(requests, None)) is not None:
-                    unanswered.append(following)
-                    sent.put_nowait(following)
-            sent.put_nowait(None)
-            await _next_async(arrivals, timeout)  # nothing but the status
+            async with aclosing(stream):
+                async for response in stream:
+                    answered, lost = True, 0
+                    yield response
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.INTERNAL and not RequestError.of(error).reason:
+            if _status_is_lost(error) and lost < _MOST_LOST:
                 lost += 1
-                if lost > _MOST_LOST:
-                    raise
-                await _ask_nothing(open_stream, timeout)
-            elif not answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                await _empty_stream(open_stream, timeout)
+            elif _status_is_lost(error) or not answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-        finally:
-            call.cancel()
 
 
-async def _ask_nothing(open_stream: Callable[[AsyncIterator[Request]], Any], timeout: float) -> None:
-    """Raises what a stream without requests ends with, if that is not well."""
+async def _one_stream_async(
+    open_stream: Callable[[AsyncIterator[Request]], Any],
+    requests: AsyncIterator[Request],
+    unanswered: deque[Request],
+    timeout: float,
+    *,
+    first_alone: bool,
+) -> AsyncGenerator[Any, None]:
+    """`_one_stream` for event loops; with `first_alone`, writes the second request after the first response."""
+    sent: asyncio.Queue[Request | None] = asyncio.Queue()
+    held = list(unanswered)[1:] if first_alone else []
+    for request in itertools.islice(unanswered, len(unanswered) - len(held)):
+        sent.put_nowait(request)
+    call = open_stream(_until_none(sent))
+    arrivals = aiter(call)
+    try:
+        while unanswered:
+            response = _required(await _next_async(arrivals, timeout))
+            unanswered.popleft()
+            yield response
+            while held:
+                sent.put_nowait(held.pop(0))
+            if (following := await anext(requests, None)) is not None:
+                unanswered.append(following)
+                sent.put_nowait(following)
+        sent.put_nowait(None)
+        await _next_async(arrivals, timeout)  # raises the status, if it is an error
+    finally:
+        call.cancel()
+
+
+def _status_is_lost(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.INTERNAL and not RequestError.of(error).reason
+
+
+async def _empty_stream(open_stream: Callable[[AsyncIterator[Request]], Any], timeout: float) -> None:
+    """Opens a stream without requests; raises its status, if it is an error."""
     nothing: asyncio.Queue[Request | None] = asyncio.Queue()
     nothing.put_nowait(None)
     await _next_async(aiter(open_stream(_until_none(nothing))), timeout)
 
 
 def _next(call: Any, timeout: float) -> Any:
-    """The next answer; None after the last."""
+    """The next response; None after the last."""
     late = threading.Event()
 
     def give_up() -> None:
@@ -158,6 +189,7 @@ def _next(call: Any, timeout: float) -> Any:
 
 
 async def _next_async(arrivals: AsyncIterator[Any], timeout: float) -> Any:
+    """The next response; None after the last."""
     try:
         async with asyncio.timeout(timeout):
             return await anext(arrivals, None)
@@ -170,10 +202,10 @@ async def _until_none(queue: asyncio.Queue[Request | None]) -> AsyncIterator[Req
         yield request
 
 
-def _required(answer: Any) -> Any:
-    if answer is None:
+def _required(response: Any) -> Any:
+    if response is None:
         raise RequestError(grpc.StatusCode.INTERNAL, "the service ended the stream before it had answered")
-    return answer
+    return response
 
 
 def _late(timeout: float) -> RequestError:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -205,10 +206,9 @@ class CallMiddleware(grpc.GenericRpcHandler):
             self._finish(call, status_of(error), context, str(error))
             await _abort(context, error, str(error))
         except (asyncio.CancelledError, GeneratorExit):
-            late = is_late(call.deadline, call.began)
-            self._finish(
-                call, grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, context
-            )
+            codes = grpc.StatusCode
+            late = _was_late(call, context)
+            self._finish(call, codes.DEADLINE_EXCEEDED if late else codes.CANCELLED, context)
             raise
         except Exception as error:
             log.exception("%s failed", method)
@@ -298,6 +298,13 @@ def _names(path: str) -> tuple[str, str]:
     """The names of a service and its method."""
     service, _, method = path.removeprefix("/").rpartition("/")
     return service, method
+
+
+def _was_late(call: Call, context: Any) -> bool:
+    """Whether a call that gRPC has ended was ended by its deadline."""
+    if math.isinf(call.deadline):  # it had none, or its deadline had passed when it arrived
+        return bool(context.time_remaining() == 0)
+    return is_late(call.deadline, call.began)
 
 
 def _of_another_service(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:

@@ -58,7 +58,7 @@ class PublicModel(nn.Module):
         raise NotImplementedError
 
     def prior(self, level: int, continuing: Tensor) -> Gaussian:
-        """The prior of a level's z given the continuing channels; at the top, these are z, and only their shape counts."""
+        """The prior of a level's z given the continuing channels; at the top, z: only its shape counts."""
         raise NotImplementedError
 
     def forward(self, y: Tensor) -> Flowed:

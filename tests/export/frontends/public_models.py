@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
+from glowserve_export.frontends.rosinality import import_rosinality
+from glowserve_export.frontends.y0ast import import_y0ast
 
 from tests.export.frontends.public_model import PublicModel
 from tests.export.frontends.rosinality_model import RosinalityGlow
@@ -22,6 +24,10 @@ def public_model(kind: str, **arguments: Any) -> PublicModel:
         torch.manual_seed(0)
         model = {"rosinality": RosinalityGlow, "y0ast": Y0astGlow}[kind](**arguments)
     return model.double().eval().requires_grad_(False)
+
+
+IMPORTS = {"rosinality": import_rosinality, "y0ast": import_y0ast}
+"""The frontends, which take a state_dict in memory."""
 
 
 def weights_of(model: PublicModel) -> dict[str, torch.Tensor]:

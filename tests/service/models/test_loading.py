@@ -13,6 +13,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.repository import fingerprint, open_bundle
+from tests.service.wire import copied
 
 
 def config_of(repository: Path) -> ServiceConfig:
@@ -68,6 +69,13 @@ def test_an_engine_that_fails_in_its_first_run_is_closed_and_named(
         load_model(path, config_of(repository))
     assert str(caught.value) == f"bundle {path}: its first run failed: CUDA error: out of memory"
     assert len(closed) == 1
+
+
+def test_a_manifest_of_another_shape_than_its_graphs_is_refused(repository: Path, tmp_path: Path) -> None:
+    image = {"height": 4, "width": 8, "channels": 1, "n_bits": 4, "latent_size": 32}
+    version = copied(repository / "digits" / "1", tmp_path / "digits" / "1", image=image)
+    with pytest.raises(BundleError, match="not what the manifest says"):
+        load_model(version, config_of(tmp_path))
 
 
 def test_a_bundle_that_changes_while_it_is_read_is_never_loaded_as_a_mixture(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.errors import BundleError
 from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
@@ -96,12 +95,3 @@ def test_models_are_listed_with_the_shape_of_their_images(stub: GlowServiceStub,
     (summary,) = stub.ListModels(pb.ListModelsRequest()).models
     assert (summary.model.name, summary.model.version) == ("digits", 1)
     assert summary.image == bundle.manifest.image
-
-
-def test_a_manifest_of_another_shape_than_its_graphs_is_refused(
-    repository: Path, tmp_path: Path, run_server: RunServer
-) -> None:
-    image = {"height": 4, "width": 8, "channels": 1, "n_bits": 4, "latent_size": 32}
-    copied(repository / "digits" / "1", tmp_path / "digits" / "1", image=image)
-    with pytest.raises(BundleError, match="not what the manifest says"), run_server(repository=tmp_path):
-        pass

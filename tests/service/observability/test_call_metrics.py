@@ -1,4 +1,4 @@
-"""Calls of a real server as its metrics count and time them: the middleware, the servicers and the registry together."""
+"""Calls of a real server, as its metrics count and time them."""
 
 from __future__ import annotations
 

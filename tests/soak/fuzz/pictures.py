@@ -1,4 +1,4 @@
-"""Pictures that are nearly good: files of every kind and mode with bytes changed, and small files of large pictures."""
+"""Picture files: valid ones of every format and mode, changed ones, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tests.soak.fuzz_bytes import mutated
+
+from tests.soak.fuzz.mutations import mutated
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @cache
 def originals() -> tuple[bytes, ...]:
-    """Whole files: PNG, JPEG and WebP in every mode that they have, turned, animated; and kinds that are refused."""
+    """Valid files: PNG, JPEG and WebP in every mode, rotated and animated ones; and formats that are refused."""
     noise = Image.effect_noise((19, 13), 60)
     colour = Image.merge("RGB", [Image.effect_noise((19, 13), 60) for _ in range(3)])
     palette = colour.quantize(16)
@@ -48,7 +49,7 @@ def originals() -> tuple[bytes, ...]:
         _file(colour, "WEBP"),
         _file(translucent, "WEBP", lossless=True),
         _file(colour, "WEBP", save_all=True, append_images=frames),
-        *(_file(colour, kind, exif=_turned(turn)) for kind in ("PNG", "JPEG", "WEBP") for turn in range(10)),
+        *(_file(colour, kind, exif=_exif(turn)) for kind in ("PNG", "JPEG", "WEBP") for turn in range(10)),
         *(_file(colour, kind) for kind in ("GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000")),
     ]
     return tuple(files)
@@ -56,7 +57,7 @@ def originals() -> tuple[bytes, ...]:
 
 @cache
 def bombs() -> tuple[bytes, ...]:
-    """Small files that claim or hold very much."""
+    """Small files that claim or contain large pictures or texts."""
     many = zlib.compress(bytes(50_000_000), 9)
     jpeg = bytearray(_file(Image.new("L", (8, 8)), "JPEG"))
     start = jpeg.index(b"\xff\xc0") + 5
@@ -83,7 +84,12 @@ def bombs() -> tuple[bytes, ...]:
 
 
 def picture(seed: int, number: int) -> bytes:
-    """One of endlessly many: mostly a changed file, sometimes a good one, a bomb, or bytes that only begin as one."""
+    """The picture with a number: mostly a changed file; else a valid one, a bomb, or random bytes after a file's magic.
+
+    Args:
+        seed: chooses the pictures.
+        number: from 0, without an upper limit.
+    """
     rng = random.Random(f"{seed}/picture/{number}")
     kind = rng.random()
     if kind < 0.005:
@@ -94,7 +100,7 @@ def picture(seed: int, number: int) -> bytes:
         magic = rng.choice((b"", _PNG, b"\xff\xd8\xff", b"RIFF\x20\0\0\0WEBPVP8 ", b"RIFF\x20\0\0\0WEBPVP8X"))
         return magic + rng.randbytes(rng.randint(0, 300))
     data = mutated(rng, rng.choice(originals()), originals())
-    return _with_right_checksums(data) if rng.random() < 0.7 else data
+    return _with_correct_checksums(data) if rng.random() < 0.7 else data
 
 
 def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -103,7 +109,7 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _turned(orientation: int) -> Image.Exif:
+def _exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x010E] = "a description"
@@ -120,8 +126,8 @@ def _png(size: tuple[int, int], *chunks: tuple[bytes, bytes], data: bytes = b"")
     return _PNG + header + b"".join(_chunk(*each) for each in chunks) + body + _chunk(b"IEND", b"")
 
 
-def _with_right_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks' checksums are made right, so that what was changed in them is read at all."""
+def _with_correct_checksums(data: bytes) -> bytes:
+    """Corrects the checksums of a PNG, so that a decoder reads the chunks that were changed."""
     if not data.startswith(_PNG):
         return data
     changed, at = bytearray(data), len(_PNG)

@@ -1,6 +1,6 @@
-"""Many calls at once, from a process of its own: `matrix_client.py TARGET KIND ENDING CALLS`.
+"""Makes many calls at once: `client.py TARGET KIND ENDING CALLS`, as a process of its own.
 
-It writes "open" when every call is under way, and at last a JSON object of how many calls ended with which status.
+It writes "open" once every call is open, and at the end a JSON object: the number of calls by status.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from glowserve.v1 import tensor_pb2
 
 _ROWS = 16
 _PIXELS = bytes(range(64)) * _ROWS
-_NOT_FINITE = bytes.fromhex("ffff7f7f") * 64  # the largest float32: no model decodes it
+_NOT_FINITE = bytes.fromhex("ffff7f7f") * 64  # 64 times the largest float32, which no model decodes
 _GLOW, _INFERENCE = "/glowserve.v1.GlowService/", "/inference.GRPCInferenceService/"
 # Longer than any case takes.
-_FOR_GOOD = 600.0
+_LONG_SECONDS = 600.0
 
 
 def tensor(kind: str, *shape: int, data: bytes) -> tensor_pb2.Tensor:
@@ -42,27 +42,31 @@ INFER = oip.ModelInferRequest(
 
 
 async def unary(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
-    """Score, Encode, Decode and ModelInfer in turns."""
-    good = [("Score", SCORE), ("Encode", ENCODE), ("Decode", DECODE)]
-    bad = [
+    """Score, Encode or Decode, in turns."""
+    valid = [("Score", SCORE), ("Encode", ENCODE), ("Decode", DECODE)]
+    invalid = [
         ("Decode", pb.DecodeRequest(latents=tensor("FLOAT32", 1, 64, data=_NOT_FINITE))),
         ("Score", pb.ScoreRequest()),
         ("Encode", pb.EncodeRequest(model=pb.ModelSpec(name="nothing"), images=SCORE.images)),
     ]
-    name, request = (bad if ending == "error" else good)[number % 3]
-    return channel.unary_unary(_GLOW + name)(request.SerializeToString(), timeout=_seconds(ending))
+    name, request = (invalid if ending == "error" else valid)[number % 3]
+    return channel.unary_unary(_GLOW + name)(request.SerializeToString(), timeout=_timeout(ending))
 
 
 async def streaming(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
-    """Sample: 64 images, or as many as there may be."""
+    """Sample: of 64 images if the call is to finish, else of the most that are allowed."""
     n = 64 if ending in ("finishes", "stopped") else 100_000
     temperature = 3e38 if ending == "error" else 0.5
     request = pb.SampleRequest(n=n, temperature=temperature, seed=number, format=pb.IMAGE_FORMAT_RAW)
-    return channel.unary_stream(_GLOW + "Sample")(request.SerializeToString(), timeout=_seconds(ending))
+    return channel.unary_stream(_GLOW + "Sample")(request.SerializeToString(), timeout=_timeout(ending))
 
 
 async def bidirectional(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
-    """ModelStreamInfer and ScoreStream in turns: three requests; then the end, or bytes that are none, or nothing."""
+    """ModelStreamInfer or ScoreStream, in turns, with three requests.
+
+    After these the client ends the stream if the call is to finish, sends a malformed message if it is to fail, and
+    else sends nothing.
+    """
     path, request = ((_INFERENCE + "ModelStreamInfer", INFER), (_GLOW + "ScoreStream", SCORE))[number % 2]
 
     async def requests() -> AsyncIterator[bytes]:
@@ -71,22 +75,22 @@ async def bidirectional(channel: grpc.aio.Channel, ending: str, number: int) -> 
         if ending == "error":
             yield b"\xff"
         elif ending != "finishes":
-            await asyncio.sleep(_FOR_GOOD)
+            await asyncio.sleep(_LONG_SECONDS)
 
-    return channel.stream_stream(path)(requests(), timeout=_seconds(ending))
+    return channel.stream_stream(path)(requests(), timeout=_timeout(ending))
 
 
 KINDS = {"unary": unary, "streaming": streaming, "bidirectional": bidirectional}
 
 
-def _seconds(ending: str) -> float:
-    return 1.0 if ending == "deadline" else _FOR_GOOD
+def _timeout(ending: str) -> float:
+    return 1.0 if ending == "deadline" else _LONG_SECONDS
 
 
-async def status(call: Any, stream: bool) -> str:
-    """How a call ends."""
+async def status(call: Any, *, streams: bool) -> str:
+    """Waits for the end of a call, and returns its status."""
     try:
-        if stream:
+        if streams:
             async for _ in call:
                 pass
         else:
@@ -99,17 +103,17 @@ async def status(call: Any, stream: bool) -> str:
 
 
 async def run(target: str, kind: str, ending: str, calls: int) -> Counter[str]:
-    """Makes the calls, and cancels them at different times where that is asked for."""
+    """Makes the calls; if they are to be cancelled, cancels them at random times within a second."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     rng = random.Random(0)
     async with grpc.aio.insecure_channel(target, options) as channel:
         made = [await KINDS[kind](channel, ending, number) for number in range(calls)]
-        answers = [asyncio.create_task(status(call, kind != "unary")) for call in made]
+        ends = [asyncio.create_task(status(call, streams=kind != "unary")) for call in made]
         print("open", flush=True)
         if ending == "cancelled":
             for call in made:
                 asyncio.get_running_loop().call_later(rng.uniform(0.0, 1.0), call.cancel)
-        return Counter(await asyncio.gather(*answers))
+        return Counter(await asyncio.gather(*ends))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a service in this process holds: more while calls are under way, and no more when they have ended."""
+"""Counts what a server in this process holds: more while calls are open, and no more once they have ended."""
 
 from __future__ import annotations
 
@@ -12,90 +12,125 @@ from collections import Counter
 from typing import Any
 
 from glowserve_service.front.call import Call
-from glowserve_service.models.models import ServedModel
-from glowserve_service.scheduling.batcher import Batcher, _Part, _Submission
-from glowserve_service.scheduling.cpu_pool import Preparer
+from glowserve_service.front.call_runner import CallRunner
+from glowserve_service.models.lane import Lane
+from glowserve_service.models.served_model import Lease, ServedModel
+from glowserve_service.scheduling.batcher import Batcher
+from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.submission import Part, Submission
+from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 from glowserve_service.server import Server
 
-# Of objects that are made for a call, or for a server; none is left of a call or a server that has ended.
+from tests.service import metrics
+
 KINDS: tuple[type, ...] = (
     Call,
-    _Submission,
-    _Part,
+    CallRunner,
+    Lease,
+    Ticket,
+    AdmissionGate,
+    Submission,
+    Part,
     asyncio.Future,
     asyncio.Task,
+    Lane,
     Batcher,
-    Preparer,
+    CpuPool,
     ServedModel,
     Server,
 )
-# Of memory, in bytes, for caches, and for what Python does not give back: less than 200 calls bring, each with
-# 5 KiB of pixels and noise.
-SLACK = 512 * 2**10
-# Of objects of a kind: those of the call that ended last may stay until the next one ends.
-STRAGGLERS = 2
+"""The types of objects that are made for a call, or for a server."""
+
+SLACK_BYTES = 512 * 2**10
+"""Of memory, for caches and for what Python does not return: less than 200 calls bring, each with 5 KiB of pixels and
+noise."""
+
+SLACK_OBJECTS = 2
+"""Of each type: objects of the call that ended last may stay until the next call ends."""
+
 _PATIENCE_SECONDS = 30.0
 
+Counts = dict[str, int]
+"""By name."""
 
-class Parts:
-    """The parts of a server that keep something for a call."""
+
+class Internals:
+    """The parts of a server that hold something for a call."""
 
     def __init__(self, server: Server) -> None:
         self.server: Any = server
-        self.models: list[Any] = list(self.server._manager._models)
-        self.loop: asyncio.AbstractEventLoop = self.models[0].condition._loop
-        owners = [getattr(close, "__self__", None) for close in self.server._closers]
-        self.preparer: Any = next(owner for owner in owners if isinstance(owner, Preparer))
+        self.middleware: Any = server._middleware
+        self.models: list[Any] = list(server._manager._models)
+        self.workers: Any = server._manager._workers
+        self.loop: asyncio.AbstractEventLoop = self.models[0].health._loop
+        owners = [getattr(close, "__self__", None) for close in server._closers]
+        self.cpu_pool: Any = next(owner for owner in owners if isinstance(owner, CpuPool))
+        lanes = [lane for model in self.models for lane in (model.forward, model.reverse)]
+        self.batchers: list[Any] = [lane._batcher for lane in lanes]
 
-    @property
-    def batchers(self) -> list[Any]:
-        return [batcher for model in self.models for batcher in (model._forward, model._reverse)]
-
-    def counts(self) -> dict[str, int]:
-        """What is quickly counted, by name."""
+    def count(self) -> Counts:
+        """What can be counted quickly."""
 
         async def tasks() -> int:
-            return len(asyncio.all_tasks()) - 1  # this one
+            return len(asyncio.all_tasks()) - 1  # without this one
 
-        in_flight = self.server.metrics.registry.get_sample_value("glowserve_requests_in_flight")
+        queues = [batcher._queue for batcher in self.batchers]
         return {
-            "in flight": self.server._edge._in_flight + int(in_flight),
-            "holds": sum(model._holders for model in self.models),
-            "queue": sum(len(batcher._short) + len(batcher._long) for batcher in self.batchers),
+            "open calls": self.middleware._open_calls,
+            "calls in flight": int(metrics.in_flight(self.server)),
+            "leases": sum(model._leases for model in self.models),
+            "submissions": sum(len(queue._short) + len(queue._long) for queue in queues),
             "running batches": sum(len(batcher._running) for batcher in self.batchers),
-            "free workers": -self.batchers[0]._workers.free._value,
-            "preparing": self.preparer._images,
+            "busy workers": self.workers.instances - self.workers.free._value,
+            "images in the CPU pool": self.cpu_pool._images,
             "tasks": asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(60),
         }
 
 
-def measure(parts: Parts | None) -> dict[str, int]:
-    """Everything, by name; without a server what this process has."""
-    counts = parts.counts() if parts else {}
+def count_all(internals: Internals | None) -> Counts:
+    """Everything; without a server only what this process holds."""
+    counts = internals.count() if internals else {}
     counts |= {"threads": threading.active_count(), "open files": len(os.listdir("/proc/self/fd"))}  # noqa: PTH208
     gc.collect()
-    found = Counter(type(each) for each in gc.get_objects())
-    counts |= {f"objects: {kind.__name__}": found[kind] for kind in KINDS}
+    objects = Counter(type(each) for each in gc.get_objects())
+    counts |= {f"objects: {kind.__name__}": objects[kind] for kind in KINDS}
     if tracemalloc.is_tracing():
         counts["memory"] = tracemalloc.get_traced_memory()[0]
     return counts
 
 
-def check_settled(parts: Parts | None, base: dict[str, int], patience: float = _PATIENCE_SECONDS) -> None:
-    """Waits until nothing is more than at the base line; AssertionError names what is."""
-    end = time.monotonic() + patience
-    while more := _more(now := measure(parts), base):
-        assert time.monotonic() < end, "; ".join(
-            f"{name}: {now[name]}, and {base[name]} before" for name in more
+def settle(internals: Internals) -> None:
+    """Waits until no call is open and the quick counts stay the same for a second.
+
+    Raises:
+        AssertionError: that took a minute.
+    """
+    before, deadline = None, time.monotonic() + 60
+    while (now := internals.count()) != before or now["open calls"] or now["submissions"]:
+        assert time.monotonic() < deadline, now
+        before = now
+        time.sleep(1.0)
+
+
+def check_counts(internals: Internals | None, baseline: Counts, patience: float = _PATIENCE_SECONDS) -> None:
+    """Waits until no count is higher than in the baseline.
+
+    Raises:
+        AssertionError: some are, after `patience` seconds; the message names them.
+    """
+    deadline = time.monotonic() + patience
+    while higher := _higher(now := count_all(internals), baseline):
+        assert time.monotonic() < deadline, "; ".join(
+            f"{name}: {now[name]}, and {baseline[name]} before" for name in higher
         )
         time.sleep(0.1)
 
 
-def _more(now: dict[str, int], base: dict[str, int]) -> list[str]:
-    return [name for name in base if now[name] > base[name] + _slack(name)]
+def _higher(now: Counts, baseline: Counts) -> list[str]:
+    return [name for name in baseline if now[name] > baseline[name] + _slack(name)]
 
 
 def _slack(name: str) -> int:
     if name == "memory":
-        return SLACK
-    return STRAGGLERS if name.startswith("objects") else 0
+        return SLACK_BYTES
+    return SLACK_OBJECTS if name.startswith("objects") else 0

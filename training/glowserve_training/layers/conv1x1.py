@@ -178,10 +178,10 @@ class OrthogonalConv1x1(InvertibleConv1x1):
         return self.matrix.T @ y
 
 
-CONV1X1_CLASSES: dict[str, type[LUConv1x1 | OrthogonalConv1x1 | PlainConv1x1]] = {
+CONV1X1_CLASSES: dict[str, type[LUConv1x1 | PlainConv1x1 | OrthogonalConv1x1]] = {
     "lu": LUConv1x1,
-    "orthogonal": OrthogonalConv1x1,
     "plain": PlainConv1x1,
+    "orthogonal": OrthogonalConv1x1,
 }
 """By `GlowConfig.parametrization`."""
 

@@ -1,0 +1,172 @@
+"""Reading the state_dict of a public implementation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from glowserve_export.errors import ForeignCheckpointError, NotInvertibleError
+from glowserve_export.frontends.public import import_public
+
+from tests.export.frontends.public_model import PublicModel
+from tests.export.frontends.public_models import (
+    IMPORTS,
+    assert_same_likelihood,
+    public_model,
+    weights_of,
+    write_arguments,
+)
+
+Weights = dict[Any, Any]
+
+
+@pytest.fixture(scope="module", params=["rosinality", "y0ast"])
+def model(request: pytest.FixtureRequest) -> PublicModel:
+    """A small model of each implementation."""
+    kind: str = request.param
+    return public_model(kind)
+
+
+@pytest.fixture
+def weights(model: PublicModel) -> Weights:
+    return weights_of(model)
+
+
+@pytest.fixture
+def paths(model: PublicModel, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint that does not exist yet, and the model's arguments."""
+    return tmp_path / "public.pt", write_arguments(tmp_path, model)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {f"module.{key}": tensor for key, tensor in weights.items()},
+        lambda weights: {"model": weights, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}},
+        lambda weights: {"model": {f"module.{key}": tensor for key, tensor in weights.items()}},
+        lambda weights: dict(reversed(weights.items())),
+        lambda weights: {key: torch.nn.Parameter(x) if x.ndim else x for key, x in weights.items()},
+    ],
+    ids=["of DataParallel", "of ignite", "of both", "in another order", "of parameters"],
+)
+def test_a_state_dict_is_found_however_it_was_saved(
+    wrap: Callable[[Weights], Any], model: PublicModel, weights: Weights, paths: tuple[Path, Path]
+) -> None:
+    torch.save(wrap(weights), paths[0])
+    assert_same_likelihood(import_public(model.kind, *paths).glow, model)
+
+
+class _Anything:
+    """Any class: a checkpoint of a whole model could only be loaded by executing code."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_Anything(), "cannot be read as a state_dict"),
+        ([torch.zeros(1)], "contains no state_dict"),
+        ({}, "contains no state_dict"),
+        (torch.zeros(2), "contains no state_dict"),
+        ({"net": {"weight": torch.zeros(1)}}, "the value of key 'net' is a dict and not a tensor"),
+        ({3: torch.zeros(1)}, "the value of key 3 is a Tensor"),
+    ],
+    ids=["an object", "a list", "nothing", "a tensor", "nested", "numbered"],
+)
+def test_a_file_without_a_state_dict_is_refused_with_the_way_to_write_one(
+    content: Any, message: str, model: PublicModel, paths: tuple[Path, Path]
+) -> None:
+    torch.save(content, paths[0])
+    with pytest.raises(ForeignCheckpointError, match=message) as error:
+        import_public(model.kind, *paths)
+    assert str(paths[0]) in str(error.value)
+    assert "torch.save(model.state_dict(), PATH)" in str(error.value)
+
+
+def test_a_damaged_or_missing_checkpoint_is_refused(
+    model: PublicModel, weights: Weights, paths: tuple[Path, Path]
+) -> None:
+    torch.save(weights, paths[0])
+    paths[0].write_bytes(paths[0].read_bytes()[:1000])
+    with pytest.raises(
+        ForeignCheckpointError, match=r"public\.pt cannot be read as a state_dict: it is damaged"
+    ):
+        import_public(model.kind, *paths)
+    paths[0].unlink()
+    with pytest.raises(ForeignCheckpointError, match=r"public\.pt: there is no such file"):
+        import_public(model.kind, *paths)
+
+
+# Keys and shapes
+
+
+@pytest.fixture
+def refusal(model: PublicModel, paths: tuple[Path, Path]) -> Callable[[Weights], str]:
+    """Passes weights to the model's frontend and returns the error message."""
+
+    def refuse(weights: Weights) -> str:
+        with pytest.raises(ForeignCheckpointError) as error:
+            IMPORTS[model.kind](weights, *paths)
+        message = str(error.value)
+        assert str(paths[0]) in message
+        assert message.endswith("Check --config, and --from")
+        return message
+
+    return refuse
+
+
+def test_a_missing_key_is_refused(weights: Weights, refusal: Callable[[Weights], str]) -> None:
+    for key, tensor in weights.items():
+        message = refusal({other: x for other, x in weights.items() if other != key})
+        assert f"key {key} is missing; the arguments imply it, of shape {list(tensor.shape)}" in message
+
+
+def test_a_wrong_shape_is_refused(weights: Weights, refusal: Callable[[Weights], str]) -> None:
+    for key, tensor in weights.items():
+        shape = list(tensor.shape)
+        message = refusal(weights | {key: tensor[None]})
+        assert f"key {key} has shape {[1, *shape]}, and the arguments imply {shape}" in message
+
+
+def test_an_unexpected_key_is_refused(weights: Weights, refusal: Callable[[Weights], str]) -> None:
+    message = refusal(weights | {"classifier.weight": torch.zeros(2, 3)})
+    assert "key classifier.weight of shape [2, 3] is unexpected; the arguments imply no such key" in message
+
+
+def test_the_first_difference_in_the_order_of_the_model_is_named(
+    weights: Weights, refusal: Callable[[Weights], str]
+) -> None:
+    keys = list(weights)
+    changed: Weights = {}
+    for key, tensor in weights.items():
+        changed[key] = tensor
+        if key == keys[9]:
+            changed["extra"] = torch.zeros(1)
+    del changed[keys[20]]
+    changed[keys[30]] = torch.zeros(7)
+    assert "key extra of shape [1] is unexpected" in refusal(changed)
+    del changed["extra"]
+    assert f"key {keys[20]} is missing" in refusal(changed)
+    changed[keys[3]] = torch.zeros(7)
+    assert f"key {keys[3]} has shape [7]" in refusal(changed)
+
+
+def test_a_checkpoint_of_the_other_implementation_is_refused_by_its_first_key(tmp_path: Path) -> None:
+    arguments = write_arguments(tmp_path, public_model("rosinality"))
+    with pytest.raises(ForeignCheckpointError, match=r"key prior_h of shape \[1, 48, 2, 2\] is unexpected"):
+        IMPORTS["rosinality"](weights_of(public_model("y0ast")), tmp_path / "public.pt", arguments)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_name(
+    value: float, model: PublicModel, weights: Weights, paths: tuple[Path, Path]
+) -> None:
+    key = next(key for key in weights if key.endswith("conv.bias"))
+    with pytest.raises(NotInvertibleError, match=f"weight {key} is not finite"):
+        IMPORTS[model.kind](weights | {key: torch.full_like(weights[key], value)}, *paths)

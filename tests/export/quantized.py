@@ -1,0 +1,45 @@
+"""Looks into graphs of low precision, and changes networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import onnx
+from glowserve_export.folded import FoldedGlow, FoldedNetwork
+from glowserve_training.names import step_name
+
+
+def network_nodes(model: onnx.ModelProto, step: str) -> list[onnx.NodeProto]:
+    """The nodes between the input of a coupling network and its shift and logit, in order."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    found: dict[str, onnx.NodeProto] = {}
+    pending = [f"{step}.shift_logit.0"]
+    while pending:
+        name = pending.pop()
+        node = made_by.get(name)
+        if node is None or name == f"{step}.halves.0" or node.name in found:
+            continue
+        found[node.name] = node
+        pending += node.input
+    return [node for node in model.graph.node if node.name in found]
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """By name."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def with_networks(
+    glow: FoldedGlow, change: Callable[[FoldedNetwork], FoldedNetwork], *steps: str
+) -> FoldedGlow:
+    """The flow with the networks of these steps changed."""
+    changed = {
+        name: replace(step, network=change(step.network)) if name in steps else step
+        for name, step in glow.named_steps()
+    }
+    levels = [
+        replace(level, steps=tuple(changed[step_name(i, k)] for k, _ in enumerate(level.steps, 1)))
+        for i, level in enumerate(glow.levels, 1)
+    ]
+    return replace(glow, levels=tuple(levels))

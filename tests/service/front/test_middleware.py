@@ -1,0 +1,336 @@
+"""The middleware: what it makes of bytes, errors, deadlines and cancellations, and how it lets a server stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from glowserve_service.errors import QueueFullError
+from glowserve_service.front.call import Call
+from glowserve_service.front.middleware import INTERNAL_ERROR, REQUEST_ID, CallMiddleware
+from glowserve_service.observability.metrics import Metrics
+from glowserve_service.server import SERVICE_NAME
+
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1.glow_service_pb2_grpc import (
+    GlowServiceServicer,
+    GlowServiceStub,
+    add_GlowServiceServicer_to_server,
+)
+
+STARTING = (grpc.StatusCode.UNAVAILABLE, "the server is starting; try again")
+STOPPING = (grpc.StatusCode.UNAVAILABLE, "the server is stopping; try another")
+
+
+class Servicer(GlowServiceServicer):
+    """Keeps the calls that it gets. Score and Sample wait until the test lets them end."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.begun, self.may_end, self.closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.error: Exception | None = None
+
+    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:  # type: ignore[override]
+        self.calls.append(call)
+        self.begun.set()
+        await self.may_end.wait()
+        if self.error:
+            raise self.error
+        return pb.ScoreResponse(seed=request.seed)
+
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> AsyncIterator[pb.SampleResponse]:  # type: ignore[override]
+        try:
+            yield pb.SampleResponse(seed=1)
+            await self.may_end.wait()
+            yield pb.SampleResponse(seed=2)
+        finally:
+            self.closed.set()
+
+    async def ScoreStream(  # type: ignore[override]
+        self, requests: AsyncIterator[pb.ScoreRequest], call: Call
+    ) -> AsyncIterator[pb.ScoreResponse]:
+        async for request in requests:
+            yield pb.ScoreResponse(seed=request.seed)
+
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override]
+        return pb.ListModelsResponse()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def servicer() -> Servicer:
+    return Servicer()
+
+
+@pytest.fixture
+def middleware(metrics: Metrics, servicer: Servicer) -> CallMiddleware:
+    """It accepts calls, and lets ListModels in even when it does not."""
+    middleware = CallMiddleware([SERVICE_NAME], metrics, always=["ListModels"])
+    add_GlowServiceServicer_to_server(servicer, middleware)  # type: ignore[arg-type]
+    middleware.accept()
+    return middleware
+
+
+@pytest.fixture
+async def glow(middleware: CallMiddleware) -> AsyncIterator[Any]:
+    """A stub of a server with the middleware and the servicer."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((middleware,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield GlowServiceStub(channel)  # type: ignore[arg-type]
+    await server.stop(None)
+
+
+async def ending(call: Any) -> tuple[grpc.StatusCode, str]:
+    return await call.code(), await call.details()
+
+
+def counted(metrics: Metrics, method: str, code: str) -> float | None:
+    labels = {"method": method, "model": "", "code": code}
+    return metrics.registry.get_sample_value("glowserve_requests_total", labels)
+
+
+def in_flight(metrics: Metrics) -> float | None:
+    return metrics.registry.get_sample_value("glowserve_requests_in_flight")
+
+
+# A call
+
+
+async def test_a_servicer_gets_the_callers_id_and_deadline(glow: Any, servicer: Servicer) -> None:
+    servicer.may_end.set()
+    call = glow.Score(pb.ScoreRequest(seed=3), metadata=((REQUEST_ID, "order-17"),), timeout=1000)
+    assert (await call).seed == 3
+    assert (REQUEST_ID, "order-17") in [tuple(pair) for pair in await call.trailing_metadata()]
+    (seen,) = servicer.calls
+    assert (seen.method, seen.request_id) == ("Score", "order-17")
+    assert 900 < seen.deadline - seen.began <= 1010  # gRPC rounds a deadline up
+    assert {"preparation", "serialization"} <= seen.seconds.keys()
+
+
+async def test_a_call_is_counted_before_its_caller_learns_of_its_end(
+    glow: Any, servicer: Servicer, metrics: Metrics
+) -> None:
+    servicer.may_end.set()
+    for i in range(1, 50):
+        await glow.Score(pb.ScoreRequest())
+        assert (counted(metrics, "Score", "OK"), in_flight(metrics)) == (i, 0)
+
+
+async def test_an_error_becomes_its_status(glow: Any, servicer: Servicer, metrics: Metrics) -> None:
+    servicer.may_end.set()
+    servicer.error = QueueFullError("7 images wait already")
+    call = glow.Score(pb.ScoreRequest())
+    assert await ending(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "7 images wait already")
+    assert counted(metrics, "Score", "RESOURCE_EXHAUSTED") == 1
+
+
+async def test_an_unforeseen_error_is_logged_and_its_caller_learns_nothing_of_it(
+    glow: Any, servicer: Servicer, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    servicer.may_end.set()
+    servicer.error = ArithmeticError("a secret")
+    call = glow.Score(pb.ScoreRequest())
+    assert await ending(call) == (grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+    assert counted(metrics, "Score", "INTERNAL") == 1
+    assert "ArithmeticError: a secret" in caplog.text
+
+
+# Cancellations and deadlines
+
+
+async def test_a_cancelled_call_is_counted_as_cancelled(
+    glow: Any, servicer: Servicer, metrics: Metrics
+) -> None:
+    call = glow.Score(pb.ScoreRequest(), timeout=1000)
+    await servicer.begun.wait()
+    assert in_flight(metrics) == 1
+    call.cancel()
+    async with asyncio.timeout(60):
+        while in_flight(metrics):
+            await asyncio.sleep(0.001)
+    assert counted(metrics, "Score", "CANCELLED") == 1
+
+
+async def test_cancelling_a_stream_closes_the_servicers_generator(glow: Any, servicer: Servicer) -> None:
+    call = glow.Sample(pb.SampleRequest())
+    assert (await call.read()).seed == 1
+    call.cancel()
+    await asyncio.wait_for(servicer.closed.wait(), 60)
+
+
+class Context:
+    """As much of gRPC's context as the middleware uses."""
+
+    def __init__(self, *remaining: float | None) -> None:
+        self.remaining = list(remaining)
+        """What `time_remaining` returns, call by call; the last value stays."""
+
+    def time_remaining(self) -> float | None:
+        return self.remaining.pop(0) if len(self.remaining) > 1 else self.remaining[0]
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        pass
+
+    def peer(self) -> str:
+        return "nobody"
+
+
+@pytest.mark.parametrize(
+    ("remaining", "code"),
+    [((None,), "CANCELLED"), ((1000.0,), "CANCELLED"), ((0.0,), "DEADLINE_EXCEEDED")],
+    ids=["no deadline", "a far deadline", "a deadline that had passed on arrival"],
+)
+async def test_a_call_that_grpc_ends_is_late_if_its_deadline_has_passed(
+    middleware: CallMiddleware,
+    servicer: Servicer,
+    metrics: Metrics,
+    remaining: tuple[float | None, ...],
+    code: str,
+) -> None:
+    details: Any = SimpleNamespace(method=f"/{SERVICE_NAME}/Score", invocation_metadata=())
+    handler: Any = middleware.service(details)
+    task = asyncio.ensure_future(handler.unary_unary(b"", Context(*remaining)))
+    await servicer.begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert counted(metrics, "Score", code) == 1
+
+
+# Starting and stopping
+
+
+async def test_calls_are_refused_before_accept_and_after_refuse(
+    glow: Any, servicer: Servicer, middleware: CallMiddleware, metrics: Metrics
+) -> None:
+    fresh = CallMiddleware([SERVICE_NAME], Metrics())
+    assert not fresh.accepts
+    servicer.may_end.set()
+    assert middleware.accepts
+    assert await glow.Score(pb.ScoreRequest()) == pb.ScoreResponse()
+    middleware.refuse()
+    assert not middleware.accepts
+    assert await ending(glow.Score(pb.ScoreRequest())) == STOPPING
+    assert await glow.ListModels(pb.ListModelsRequest()) == pb.ListModelsResponse()
+    assert counted(metrics, "Score", "UNAVAILABLE") == 1
+
+
+async def test_a_server_that_refuses_ends_its_streams_of_requests_after_the_answers(
+    glow: Any, middleware: CallMiddleware
+) -> None:
+    stream = glow.ScoreStream()
+    for seed in range(3):
+        await stream.write(pb.ScoreRequest(seed=seed))
+    assert [(await stream.read()).seed for _ in range(3)] == [0, 1, 2]
+    middleware.refuse()
+    assert await ending(stream) == STOPPING
+
+
+async def test_the_middleware_is_idle_once_the_last_open_call_has_ended(
+    glow: Any, servicer: Servicer, middleware: CallMiddleware
+) -> None:
+    await middleware.idle()
+    calls = [glow.Score(pb.ScoreRequest()) for _ in range(3)]
+    async with asyncio.timeout(60):
+        while len(servicer.calls) < 3:
+            await asyncio.sleep(0.001)
+    idle = asyncio.create_task(middleware.idle())
+    calls.pop().cancel()
+    await asyncio.wait([idle], timeout=0.05)
+    assert not idle.done()
+    servicer.may_end.set()
+    await asyncio.wait_for(idle, 60)
+    for call in calls:
+        await call
+
+
+async def test_quiet_returns_when_no_call_has_arrived_for_a_while(
+    glow: Any, servicer: Servicer, middleware: CallMiddleware
+) -> None:
+    servicer.may_end.set()
+    await glow.Score(pb.ScoreRequest())
+    await asyncio.wait_for(middleware.quiet(0.05, at_most=600), 60)
+
+
+async def test_quiet_does_not_wait_longer_than_its_limit_for_callers_that_go_on(
+    glow: Any, servicer: Servicer, middleware: CallMiddleware
+) -> None:
+    servicer.may_end.set()
+
+    async def call_again_and_again() -> None:
+        while True:
+            await glow.Score(pb.ScoreRequest())
+
+    caller = asyncio.create_task(call_again_and_again())
+    await asyncio.wait_for(middleware.quiet(600, at_most=0.1), 60)
+    caller.cancel()
+    await asyncio.wait([caller])
+
+
+# Bytes that are no message, sent to a real server
+
+NO_MESSAGES = [b"\xff", b"\x0a\x7f", bytes(range(250, 256)) * 100, b"\x0a\x03\x0a\x01\xff"]
+"""The last is a model's name that is not UTF-8."""
+
+
+@pytest.mark.parametrize("data", NO_MESSAGES, ids=["tag", "length", "noise", "name"])
+@pytest.mark.parametrize("method", ["Score", "Sample", "Encode", "Decode", "Interpolate", "GetModel"])
+def test_bytes_that_are_no_message_are_an_invalid_request(
+    channel: grpc.Channel, stub: GlowServiceStub, method: str, data: bytes
+) -> None:
+    kind = channel.unary_stream if method == "Sample" else channel.unary_unary
+    with pytest.raises(grpc.RpcError) as caught:
+        list(kind(f"/{SERVICE_NAME}/{method}")(data))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"the message is not one that {method} takes" in caught.value.details()
+    assert stub.ListModels(pb.ListModelsRequest()).models
+
+
+def test_a_message_without_fields_takes_unknown_ones(channel: grpc.Channel, stub: GlowServiceStub) -> None:
+    """So protobuf reads a message of a later version of the contract."""
+    answer = channel.unary_unary(f"/{SERVICE_NAME}/ListModels")(NO_MESSAGES[-1])
+    assert answer == stub.ListModels(pb.ListModelsRequest()).SerializeToString()
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/{SERVICE_NAME}/ListModels")(b"\xff")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_bytes_that_are_no_message_are_refused_by_the_other_services_without_a_log_line(
+    channel: grpc.Channel, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds: Any = {"Check": channel.unary_unary, "Watch": channel.unary_stream}
+    name = method.rpartition("/")[2]
+    call = kinds.get(name, channel.stream_stream)(f"/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(b"\xff" if name in kinds else iter([b"\xff"]), timeout=60))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"the message is not one that {name} takes" in caught.value.details()
+    assert not caplog.records
+
+
+def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/{SERVICE_NAME}/Nothing")(b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
