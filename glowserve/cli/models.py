@@ -7,21 +7,25 @@ import json
 from dataclasses import asdict
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.target import add_target_arguments, target
+from glowserve.cli.target import add_target_arguments, open_target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds the command's flags."""
     add_target_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Lists models."""
-    with target(args) as asked:
-        models = [model for model in asked.client.models() if asked.model in ("", model.name)]
+    """Prints the models of a target, or the versions of one model.
+
+    Raises:
+        Failure: the target does not have the model, or cannot be reached.
+    """
+    with open_target(args) as target:
+        models = [model for model in target.client.models() if target.model in ("", model.name)]
     if not models:
-        raise Failure(f"model {asked.model!r} is not served there", 1)
+        raise Failure(f"model {target.model!r} is not served there", 1)
     if args.json:
         print(json.dumps([asdict(model) for model in models]))
         return 0

@@ -10,56 +10,52 @@ import numpy as np
 from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.target import add_target_arguments, target
-from glowserve.images import grid, to_pil
+from glowserve.cli.target import add_target_arguments, open_target
+from glowserve.images import UInt8Array, grid, to_pil
 
-# A grid is enlarged until it has about this many pixels a side.
+# Grids are enlarged to about this many pixels per side.
 _GRID_PIXELS = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds the command's flags."""
     add_target_arguments(parser)
     parser.add_argument("--n", type=int, default=64, help="how many images; default: 64")
     parser.add_argument(
-        "--out", type=Path, required=True, help="a .png file for a grid of all; or a folder, for a file each"
+        "--out",
+        type=Path,
+        required=True,
+        help="a .png file for a grid of all images, or a folder for PNG files",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: more typical; default: 1")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same images; drawn if left out")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="below 1, samples are more typical; default: 1"
+    )
+    parser.add_argument("--seed", type=int, help="the same seed gives the same images; default: random")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws images and saves them."""
+    """Draws images, saves them, and prints the seed.
+
+    Raises:
+        Failure: an argument is wrong, or the images cannot be drawn or saved.
+    """
     if args.n < 1:
         raise Failure(f"--n is {args.n}; it must be 1 or more", 2)
-    as_grid = args.out.suffix.lower() == ".png"
-    if args.out.suffix and not as_grid:
-        raise Failure(f"--out is {args.out}; it must end in .png, or be a folder", 2)
-    if as_grid and not args.out.parent.is_dir():
-        raise Failure(f"--out is {args.out}; there is no folder {args.out.parent}", 2)
-    kept, done = [], 0
+    output = _output(args.out)
+    done = 0
     with (
-        target(args) as asked,
+        open_target(args) as target,
         tqdm(total=args.n, desc="sampling", unit="", disable=None, leave=False) as bar,
     ):
-        if not as_grid:
-            args.out.mkdir(parents=True, exist_ok=True)
-        drawn = asked.client.iter_samples(
-            args.n, temperature=args.temperature, seed=args.seed, model=asked.model
-        )
-        for samples in drawn:
-            if as_grid:
-                kept.append(samples.images)
-            else:
-                for i, image in enumerate(samples.images, done):
-                    to_pil(image).save(args.out / f"{i:06}.png")
+        output.open()
+        for samples in target.client.iter_samples(
+            args.n, temperature=args.temperature, seed=args.seed, model=target.model
+        ):
+            output.write(samples.images)
             done += len(samples)
             bar.update(len(samples))
-        if as_grid:
-            images = np.concatenate(kept)
-            side = int(np.ceil(np.sqrt(len(images)))) * (images.shape[1] + 1)
-            grid(images, scale=max(1, _GRID_PIXELS // side)).save(args.out)
+        output.close()
     result = {
         "out": str(args.out),
         "n": done,
@@ -69,3 +65,60 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(result) if args.json else f"wrote {args.out}: {done} images with seed {samples.seed}")
     return 0
+
+
+def _output(out: Path) -> _Grid | _Folder:
+    """What `--out` selects.
+
+    Raises:
+        Failure: it selects nothing.
+    """
+    if out.suffix.lower() == ".png":
+        if not out.parent.is_dir():
+            raise Failure(f"--out is {out}; there is no folder {out.parent}", 2)
+        return _Grid(out)
+    if out.suffix:
+        raise Failure(f"--out is {out}; it must end in .png, or be a folder", 2)
+    return _Folder(out)
+
+
+class _Grid:
+    """Saves all images as a grid in one PNG file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._images: list[UInt8Array] = []
+
+    def open(self) -> None:
+        """Does nothing."""
+
+    def write(self, images: UInt8Array) -> None:
+        """Keeps images, uint8 [N, H, W, C]."""
+        self._images.append(images)
+
+    def close(self) -> None:
+        """Writes the file."""
+        images = np.concatenate(self._images)
+        side = int(np.ceil(np.sqrt(len(images)))) * (images.shape[1] + 1)
+        grid(images, scale=max(1, _GRID_PIXELS // side)).save(self._path)
+
+
+class _Folder:
+    """Saves each image as a PNG file: 000000.png, 000001.png and so on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written = 0
+
+    def open(self) -> None:
+        """Makes the folder."""
+        self._path.mkdir(parents=True, exist_ok=True)
+
+    def write(self, images: UInt8Array) -> None:
+        """Writes images, uint8 [N, H, W, C]."""
+        for i, image in enumerate(images, self._written):
+            to_pil(image).save(self._path / f"{i:06}.png")
+        self._written += len(images)
+
+    def close(self) -> None:
+        """Does nothing."""

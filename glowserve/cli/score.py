@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.target import Target, add_target_arguments, target
+from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.errors import RequestError
 from glowserve.images import (
     FILE_SUFFIXES,
@@ -21,32 +23,37 @@ from glowserve.images import (
     check_encoded,
     read_file,
 )
-from glowserve.scores import Scores
+from glowserve.scores import COLUMNS, Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a picture, or a folder of them")
+    """Adds the command's flags."""
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="a picture, or a folder of pictures"
+    )
     add_target_arguments(parser)
-    parser.add_argument("--seed", type=int, help="of the dequantization noise; default: 0")
+    parser.add_argument("--seed", type=int, help="seed of the dequantization noise; default: 0")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores files; one that is no picture is told of and left out, and makes the exit code 1."""
-    files = list(_expanded(args.files))
+    """Prints the scores of files. Reports files that cannot be scored, and returns exit code 1 if there are any.
+
+    Raises:
+        Failure: a folder has no pictures, or a call failed.
+    """
+    files = list(_expand(args.files))
     width = max(len(str(file)) for file in files)
     scored = 0
     with (
-        target(args) as asked,
+        open_target(args) as target,
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
     ):
         if not args.json:
             print(f"{'file':<{width}}{'bits/dim':>14}{'percentile':>12}{'log-likelihood':>16}")
-        for together, scores in _score(asked, files, args.seed):
-            columns = (scores.bits_per_dim, scores.percentile, scores.log_likelihood, scores.finite)
-            for file, *row in zip(together, *(column.tolist() for column in columns), strict=True):
-                tqdm.write(_json(file, *row) if args.json else _line(file, width, *row), file=sys.stdout)
+        for some, scores in _score(target, files, args.seed):
+            for file, row in zip(some, _rows(scores), strict=True):
+                tqdm.write(_json(file, row) if args.json else _line(file, width, row), file=sys.stdout)
             scored += len(scores)
             bar.update(len(scores))
     if failed := len(files) - scored:
@@ -54,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _score(asked: Target, files: Iterable[Path], seed: int | None) -> Iterator[tuple[list[Path], Scores]]:
-    """Some files at a time with their scores, in order; tells of those that cannot be scored."""
+def _score(target: Target, files: Iterable[Path], seed: int | None) -> Iterator[tuple[list[Path], Scores]]:
+    """Yields some files at a time with their scores, in order. Reports and skips files that cannot be scored."""
     waiting: deque[Path] = deque()
 
     def pictures() -> Iterator[bytes]:
@@ -68,24 +75,25 @@ def _score(asked: Target, files: Iterable[Path], seed: int | None) -> Iterator[t
     ended = False
     while not ended:
         try:
-            for scores in asked.client.iter_scores(unread, seed=seed, model=asked.model):
+            for scores in target.client.iter_scores(unread, seed=seed, model=target.model):
                 yield [waiting.popleft() for _ in range(len(scores))], scores
             ended = True
         except RequestError as error:
             if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise
-        # One of those that wait was refused, and ended the stream: each of them is asked about alone.
+        # The stream ended because one of the waiting files was refused: each is now scored in a call of its own.
         for file in list(waiting):
-            if (alone := _score_alone(asked, file, seed)) is not None:
+            if (alone := _score_alone(target, file, seed)) is not None:
                 yield [file], alone
         waiting.clear()
 
 
-def _score_alone(asked: Target, file: Path, seed: int | None) -> Scores | None:
+def _score_alone(target: Target, file: Path, seed: int | None) -> Scores | None:
+    """The score of a file; None, after a report, if the file cannot be scored."""
     if (data := _read(file)) is None:
         return None
     try:
-        return asked.client.score(data, seed=seed, model=asked.model)
+        return target.client.score(data, seed=seed, model=target.model)
     except RequestError as error:
         if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
@@ -94,7 +102,7 @@ def _score_alone(asked: Target, file: Path, seed: int | None) -> Scores | None:
 
 
 def _read(file: Path) -> bytes | None:
-    """A picture's bytes; None, which is told of, where it is none."""
+    """The bytes of a picture; None, after a report, if the file is not a picture or cannot be read."""
     try:
         data = read_file(file)
         check_encoded(data)
@@ -105,25 +113,31 @@ def _read(file: Path) -> bytes | None:
     return data
 
 
-def _line(file: Path, width: int, bits: float, percentile: float, nats: float, finite: bool) -> str:
-    note = "" if finite else "  (not finite)"
+def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
+    """The scores of each image, by the names of the columns."""
+    columns = [getattr(scores, name).tolist() for name in COLUMNS]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(COLUMNS, row, strict=True))
+
+
+def _line(file: Path, width: int, row: Mapping[str, Any]) -> str:
+    note = "" if row["finite"] else "  (not finite)"
+    bits, percentile, nats = row["bits_per_dim"], row["percentile"], row["log_likelihood"]
     return f"{file!s:<{width}}{bits:>14.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
 
 
-def _json(file: Path, bits: float, percentile: float, nats: float, finite: bool) -> str:
-    return json.dumps(
-        {
-            "file": str(file),
-            "bits_per_dim": bits if finite else None,  # JSON has no infinity
-            "percentile": percentile,
-            "log_likelihood": nats if finite else None,
-            "finite": finite,
-        }
-    )
+def _json(file: Path, row: Mapping[str, Any]) -> str:
+    """A line of JSON. JSON has no infinity, so numbers that are not finite are null."""
+    values = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps({"file": str(file)} | values)
 
 
-def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files themselves, and the pictures in the folders."""
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files, and the pictures in the folders and their subfolders.
+
+    Raises:
+        Failure: a folder has no pictures.
+    """
     for path in paths:
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_SUFFIXES)

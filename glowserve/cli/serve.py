@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         log_writer = logs.set_up(config.log_format, config.log_level)
         try:
             asyncio.run(serve(config, _print_addresses))
-        except (GlowserveError, ValueError):
+        except (GlowserveError, ValueError, ModuleNotFoundError):
             raise
         except Exception:
             logging.getLogger(__name__).exception("the service failed")

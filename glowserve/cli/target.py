@@ -15,14 +15,16 @@ from glowserve.cli.failure import Failure
 
 @dataclass(frozen=True)
 class Target:
-    """A client, and the name of the model that its calls are for."""
+    """The client of a command."""
 
     client: glowserve.Client
+
     model: str
+    """The name of the model for the client's calls; "" for the only model."""
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that name a target."""
+    """Adds the flags that select a target."""
     parser.add_argument("--server", metavar="HOST:PORT", help="call a running service")
     parser.add_argument(
         "--model",
@@ -37,26 +39,33 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cert",
         metavar="FILE",
-        help="certificate, PEM, for a service that asks for one ($GLOWSERVE_CERT)",
+        help="the client's certificate, PEM, for a service that requires one ($GLOWSERVE_CERT)",
     )
-    parser.add_argument("--key", metavar="FILE", help="its key, PEM ($GLOWSERVE_KEY)")
+    parser.add_argument(
+        "--key", metavar="FILE", help="the key of the client's certificate, PEM ($GLOWSERVE_KEY)"
+    )
     parser.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="file that holds a token and nothing else; $GLOWSERVE_TOKEN is the token itself",
+        help="file with the token and nothing else ($GLOWSERVE_TOKEN is the token itself)",
     )
 
 
 @contextmanager
-def target(args: argparse.Namespace) -> Iterator[Target]:
-    """Opens the target that the flags name; errors of its calls become Failure."""
+def open_target(args: argparse.Namespace) -> Iterator[Target]:
+    """Opens the target that the flags select. Errors of the calls in the block become Failure.
+
+    Raises:
+        Failure: no target is given, it cannot be opened, or a call was refused or failed.
+    """
     try:
         if args.server:
-            with _client(args) as client:
+            with _connect(args) as client:
                 yield Target(client, args.model or "")
         elif args.model:
-            yield Target(_embedded(args.model), "")
+            with _open_bundle(args.model) as client:
+                yield Target(client, "")
         else:
             raise Failure("no target: pass --server HOST:PORT or --model REPOSITORY/MODEL", 2)
     except (glowserve.RequestError, glowserve.InvalidImageError) as error:
@@ -67,7 +76,7 @@ def target(args: argparse.Namespace) -> Iterator[Target]:
         raise Failure(error, 2) from error
 
 
-def _client(args: argparse.Namespace) -> glowserve.Client:
+def _connect(args: argparse.Namespace) -> glowserve.Client:
     return glowserve.Client(
         args.server,
         tls=args.tls,
@@ -87,7 +96,7 @@ def _token(file: Path | None) -> str | None:
         raise Failure(f"token file {file} cannot be read: {error.strerror}", 2) from None
 
 
-def _embedded(model: str) -> glowserve.Client:
+def _open_bundle(model: str) -> glowserve.Client:
     from glowserve.runtime.errors import GlowserveError
 
     try:

@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(error, 1) from error
     except (TrainingError, ValueError, OSError) as error:
         raise Failure(error, 2) from error
-    test_bits_per_dim = record.metrics["test_bits_per_dim"]
-    if test_bits_per_dim > config.model.n_bits:
+    if record.metrics["test_bits_per_dim"] > config.model.n_bits:
         print(
             "glowserve: the model is worse than a uniform distribution: train longer, or with a lower --learning-rate",
             file=sys.stderr,
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"checkpoint": str(path), "steps": record.steps, **record.metrics}))
     else:
-        print(f"{path}: {test_bits_per_dim:.3f} bits/dim on test images")
+        print(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images")
         print(f"next: glowserve export {path} models/NAME")
     return 0
 

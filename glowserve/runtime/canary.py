@@ -1,4 +1,4 @@
-"""The canary: a sample that was drawn and scored at export. Drawing and scoring it again checks a device and an engine."""
+"""The canary: a sample that was drawn and scored at export. Drawing and scoring it again checks an engine."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def check_canary(engine: Engine, bundle: Bundle) -> None:
     difference = float(np.abs(drawn.astype(np.int64) - image).mean())
     if not difference <= _MEAN_ERROR[precision]:
         raise BundleError(
-            f"bundle {bundle.path}: its canary, drawn again, differs by {difference:.3g} grey values on average from the "
-            f"one at export: {_CONSEQUENCE}"
+            f"bundle {bundle.path}: its canary, drawn again, differs by {difference:.3g} grey values on average from "
+            f"the one at export: {_CONSEQUENCE}"
         )
 
 

@@ -83,6 +83,12 @@ class Engine:
         DeviceError: the device cannot be used.
     """
 
+    device: str
+    """"cpu", "cuda" or "tensorrt"."""
+
+    placements: list[Placement]
+    """The execution providers of both graphs; for each graph, the one that runs the most nodes first."""
+
     def __init__(self, bundle: Bundle, config: RuntimeConfig = _DEFAULTS) -> None:
         config = _for_precision(bundle, config)
         image, latent = bundle.shape, [bundle.manifest.image.latent_size]
@@ -92,14 +98,12 @@ class Engine:
         ]
         try:
             self.device, sessions = open_sessions(graphs, config)
-            """"cpu", "cuda" or "tensorrt"."""
         except DeviceError:
             raise
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
         forward, reverse = sessions
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
-        """The execution providers of both graphs; for each graph, the one that runs the most nodes first."""
         _check_input(bundle, forward, FORWARD, "image", list(image))
         _check_input(bundle, reverse, REVERSE, "latent", latent)
         self._bound: list[BoundSession] = []

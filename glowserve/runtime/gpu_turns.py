@@ -1,7 +1,7 @@
 """A lock for the GPU: any number of threads use it at once, or one thread captures a CUDA graph.
 
-ONNX Runtime captures CUDA graphs in CUDA's global mode. During a capture, a call of another thread that may block in the
-driver, such as an allocation of memory, fails, and makes the capture fail.
+ONNX Runtime captures CUDA graphs in CUDA's global mode. During a capture, a call of another thread that may block in
+the driver, such as an allocation of memory, fails, and makes the capture fail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Reads a request: its images and tensors become arrays, and what is malformed an InvalidRequestError."""
+"""Reads the fields of requests, and checks them: a malformed field is an InvalidRequestError.
+
+Shapes: N images, H W C, D = H * W * C.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +29,28 @@ _SIZES = {tensor_pb2.DATA_TYPE_UINT8: 1, tensor_pb2.DATA_TYPE_FLOAT32: 4}
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images of a request, whose number is known before they are read."""
+    """The images of a request, before they are decoded."""
 
     count: int
     """N, 1 or more."""
 
     size: int
-    """About how many bytes reading goes through; 0 where the images are there already."""
+    """Roughly how many bytes `read` processes; 0 if the images need no decoding."""
 
     read: Callable[[], UInt8Array]
-    """The images, uint8 [N, H, W, C] of the model's shape; raises InvalidRequestError where one cannot be read."""
+    """Decodes the images to uint8 [N, H, W, C] of the model's shape. Raises InvalidRequestError."""
 
 
 def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits) -> ImageSource:
-    """The images of a request. A tensor is checked here; pictures are decoded by `read`.
+    """The images of a request. Checks a tensor, or the number of pictures; `ImageSource.read` decodes the pictures.
 
     Args:
-        images: as they came.
-        bundle: of the model that they are for.
-        limits: most images, and most pixels of pictures together before they are brought to size.
+        images: the field of the request.
+        bundle: the model's bundle, which has the shape and the preparation of the images.
+        limits: the largest number of images, and of pixels of all pictures together before they are resized.
 
     Raises:
-        InvalidRequestError: the message names the field, the value, and what would be accepted.
+        InvalidRequestError: the message names the field, the value, and what is accepted.
     """
     source = images.WhichOneof("source")
     if source is None:
@@ -59,15 +62,20 @@ def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits
         return ImageSource(len(array), 0, lambda: array)
     files = images.encoded.data
     _check_count("images.encoded.data", len(files), limits.max_images)
-    # A picture may take long to decode, however few bytes it has.
+    # A small file may hold a large picture, so the limit stands for the size.
     return ImageSource(len(files), limits.max_pixels, lambda: _decoded(files, bundle, limits.max_pixels))
 
 
 def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) -> Float32Array:
     """The latents of a request, float32 [N, D], all finite.
 
+    Args:
+        tensor: the field of the request.
+        bundle: the model's bundle.
+        max_images: the largest N.
+
     Raises:
-        InvalidRequestError: the message names the field, the value, and what would be accepted.
+        InvalidRequestError: the message names the field, the value, and what is accepted.
     """
     size = bundle.manifest.image.latent_size
     _check_tensor("latents", tensor, tensor_pb2.DATA_TYPE_FLOAT32, [size], max_images)
@@ -81,30 +89,30 @@ def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) 
 
 
 def check_samples(n: int, most: int) -> None:
-    """Refuses a number of samples that is not allowed.
+    """Checks the number of samples.
 
     Raises:
-        InvalidRequestError: it is below 1, or above `most`.
+        InvalidRequestError: `n` is below 1 or above `most`.
     """
     if not 1 <= n <= most:
         raise InvalidRequestError(f"n is {n}; it must lie in 1 to {most}", "n")
 
 
 def check_steps(steps: int, most: int) -> None:
-    """Refuses a number of steps from one image to another.
+    """Checks the number of steps of an interpolation.
 
     Raises:
-        InvalidRequestError: it is below 2, or above `most`.
+        InvalidRequestError: `steps` is below 2 or above `most`.
     """
     if not 2 <= steps <= most:
         raise InvalidRequestError(f"steps is {steps}; it must lie in 2 to {most}", "steps")
 
 
 def check_pair(images: glow_service_pb2.Images) -> None:
-    """Refuses any other number of images than two, before they are read.
+    """Checks that a request has two images, before they are decoded. `image_source` refuses a request without images.
 
     Raises:
-        InvalidRequestError: there are more, or fewer.
+        InvalidRequestError: there are more or fewer.
     """
     source, shape = images.WhichOneof("source"), images.tensor.shape
     encoded = source == "encoded"
@@ -115,10 +123,10 @@ def check_pair(images: glow_service_pb2.Images) -> None:
 
 
 def check_format(form: int) -> None:
-    """Refuses an image format that is not one.
+    """Checks the format of a request.
 
     Raises:
-        InvalidRequestError: the message lists those that are.
+        InvalidRequestError: the enum has no such value; the message lists its values.
     """
     if form not in glow_service_pb2.ImageFormat.values():
         known = ", ".join(glow_service_pb2.ImageFormat.keys())
@@ -126,11 +134,11 @@ def check_format(form: int) -> None:
 
 
 def check_temperature(temperature: float, field: str = "temperature") -> None:
-    """Refuses a temperature that is no standard deviation.
+    """Checks a temperature.
 
     Args:
-        temperature: of the latents.
-        field: its path in the request.
+        temperature: the standard deviation of the latents.
+        field: the path of its field in the request.
 
     Raises:
         InvalidRequestError: it is negative or not finite.

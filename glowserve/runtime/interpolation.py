@@ -14,7 +14,7 @@ _LEAST_ANGLE = 1e-4
 
 
 def interpolation_path(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
-    """Latents on the arc between two latents, at equal angles, float32 [S, D]. The first and the last are the two latents.
+    """Latents on the arc between two latents, at equal angles, float32 [S, D]; the first and the last are these two.
 
     Spherical linear interpolation: Shoemake 1985, Animating Rotation with Quaternion Curves; for Gaussian latents White
     2016, arXiv:1609.04468. A standard normal latent has a length of about sqrt(D), and so has each latent on the arc.

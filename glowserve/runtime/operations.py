@@ -1,4 +1,4 @@
-"""What a bundle is asked for: score, sample, encode, decode, interpolate. Arrays in, arrays out, over any runner.
+"""The operations of a model on arrays: score, sample, encode, decode, interpolate. They run on any runner.
 
 Shapes: N images, S steps, H W C, D = H * W * C.
 """
@@ -27,11 +27,16 @@ from glowserve.scores import Scores
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample: the latent with this index among those of a seed, times the temperature."""
+    """The randomness of one sample: its latent is the one with this index of a seed, times the temperature."""
 
     seed: int
+    """0 to 2^64 - 1."""
+
     index: int
+    """0 or more."""
+
     temperature: float
+    """The standard deviation of the latent."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +47,19 @@ class Encoded:
     """[N, D]."""
 
     mismatched_values: Int64Array
-    """How many values of each image do not come back from its latent, [N]."""
+    """How many values of each image are in another bin after its latent is decoded, [N]."""
 
 
 async def score(runner: Runner, images: ImageSource, seed: int) -> Scores:
-    """Scores of images.
+    """Scores images.
 
     Args:
-        runner: what runs the rows.
-        images: of the model's shape once they are read.
-        seed: of the dequantization noise.
+        runner: runs the model.
+        images: the N images.
+        seed: the seed of the dequantization noise.
 
     Raises:
-        GlowserveError: an image cannot be read, or the runner does not run the rows.
+        GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
 
     def prepare() -> tuple[UInt8Array, Float32Array]:
@@ -69,17 +74,17 @@ async def score(runner: Runner, images: ImageSource, seed: int) -> Scores:
 async def sample(
     runner: Runner, draws: Sequence[Draw], *, first: int = 0, what: str = "temperature: sample"
 ) -> UInt8Array:
-    """Images of drawn latents, uint8 [N, H, W, C].
+    """Draws samples, uint8 [N, H, W, C].
 
     Args:
-        runner: what runs the rows.
-        draws: the N samples.
-        first: the number of the first row, for an error's message.
-        what: what a row is called there.
+        runner: runs the model.
+        draws: the randomness of the N samples.
+        first: the index of the first sample, for the message of an error.
+        what: the name of a sample, for the message of an error.
 
     Raises:
-        NotFiniteError: the model makes no finite image of a latent.
-        GlowserveError: the runner does not run the rows.
+        NotFiniteError: a sample is not finite.
+        GlowserveError: the runner refuses the rows.
     """
     latent_size = runner.bundle.manifest.image.latent_size
 
@@ -93,11 +98,15 @@ async def sample(
 
 
 async def encode(runner: Runner, images: ImageSource) -> Encoded:
-    """Latents of images, and whether they hold the images exactly.
+    """Encodes images, and counts the values that differ when the latents are decoded again.
+
+    Args:
+        runner: runs the model.
+        images: the N images.
 
     Raises:
         NotFiniteError: a latent is not finite.
-        GlowserveError: an image cannot be read, or the runner does not run the rows.
+        GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
     array = await runner.compute(Work(images.read, images.count, images.size))
     encoded = await _encode(runner, array)
@@ -108,11 +117,17 @@ async def encode(runner: Runner, images: ImageSource) -> Encoded:
 async def decode(
     runner: Runner, latents: Float32Array, *, first: int = 0, what: str = "latents: row"
 ) -> UInt8Array:
-    """Images of latents, uint8 [N, H, W, C]; for the arguments see `sample`.
+    """Decodes latents to images, uint8 [N, H, W, C].
+
+    Args:
+        runner: runs the model.
+        latents: float32 [N, D].
+        first: the index of the first row, for the message of an error.
+        what: the name of a row, for the message of an error.
 
     Raises:
-        NotFiniteError: the model makes no finite image of a latent.
-        GlowserveError: the runner does not run the rows.
+        NotFiniteError: an image is not finite.
+        GlowserveError: the runner refuses the rows.
     """
     decoded = await runner.reverse(latents)
     require_finite_images(decoded, first=first, what=what)
@@ -120,16 +135,16 @@ async def decode(
 
 
 async def interpolate(runner: Runner, pair: ImageSource, steps: int) -> UInt8Array:
-    """Images between two, both included, along the path between their latents, uint8 [S, H, W, C].
+    """Interpolates between two images along the path between their latents, uint8 [S, H, W, C], both ends included.
 
     Args:
-        runner: what runs the rows.
+        runner: runs the model.
         pair: the two images.
         steps: S, 2 or more.
 
     Raises:
         NotFiniteError: a latent or an image is not finite.
-        GlowserveError: an image cannot be read, or the runner does not run the rows.
+        GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
     array = await runner.compute(Work(pair.read, pair.count, pair.size))
     start, end = await _encode(runner, array)

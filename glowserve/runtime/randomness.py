@@ -1,9 +1,9 @@
-"""From seeds to dequantization noise and latents, the same in every release.
+"""Computes dequantization noise and latents from seeds, in the same way in every release.
 
-NumPy promises the raw words of its Philox generator for good, but not what its distributions make of them; the
-way from words to numbers is therefore here, and has a version in the manifest (`RandomnessVersion`). Noise is the same
-to the bit on every machine; latents may differ in the last bit where the logarithm, sine and cosine do. Philox:
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+The generator is Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). NumPy guarantees its
+raw words in all versions, but not its distributions. Therefore this file converts words to numbers, and the manifest
+has the version of the conversion (`RandomnessVersion`). Noise has the same bits on every machine. Latents may differ in
+the last bit, as the machines' logarithm, sine and cosine do.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -23,22 +23,22 @@ from glowserve.images import UInt8Array
 Float32Array = npt.NDArray[np.float32]
 
 DEFAULT_SEED = 0
-"""Of the dequantization noise, where a caller names none."""
+"""The seed of the dequantization noise if a request has none."""
 
 ENCODING_NOISE = 0.5
-"""The noise of an encoding: the middle of every bin, so that decoding has half a bin to err in, either way. Learned
-dequantization maps it to another value."""
+"""The noise of an encoding: the middle of each bin, so that decoding may err by half a bin in both directions.
+Variational dequantization maps it to another value."""
 
 
 def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
-    """Noise in [0, 1) for images, a function of the seed and of each image, not of its place.
+    """The dequantization noise of images. It depends on the seed and the image, not on the image's position.
 
     Args:
         seed: 0 to 2^64 - 1.
         images: uint8 [N, H, W, C].
 
     Returns:
-        float32 [N, H, W, C], multiples of 2^-24.
+        float32 [N, H, W, C] in [0, 1), multiples of 2^-24.
     """
     noise = np.empty(images.shape, np.float32)
     for i, image in enumerate(images):
@@ -49,17 +49,17 @@ def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
 
 
 def latents(seed: int, first: int, n: int, latent_size: int, temperature: float = 1.0) -> Float32Array:
-    """Normal latents of samples `first` to `first + n - 1` of a seed.
+    """The latents of samples `first` to `first + n - 1` of a seed, from a normal distribution.
 
     Args:
         seed: 0 to 2^64 - 1.
-        first: index of the first sample.
-        n: how many.
+        first: the index of the first sample.
+        n: how many samples.
         latent_size: D.
-        temperature: their standard deviation.
+        temperature: the standard deviation.
 
     Returns:
-        float32 [n, D]; infinite where a large temperature leaves the range of float32.
+        float32 [n, D]; infinite where a large temperature exceeds the range of float32.
     """
     drawn = np.stack(
         [_normals(_key(b"sample", struct.pack("<2Q", seed, i)), latent_size) for i in range(first, first + n)]
@@ -69,7 +69,7 @@ def latents(seed: int, first: int, n: int, latent_size: int, temperature: float 
 
 
 def _normals(key: bytes, size: int) -> Float32Array:
-    """Box and Muller 1958, in double precision, on uniforms of 53 bits: nothing beyond 8.6 is ever drawn."""
+    """Standard normal numbers (Box and Muller 1958), in double precision from uniforms of 53 bits: never beyond 8.6."""
     pairs = -(-size // 2)
     uniforms = (_words(key, 2 * pairs) >> 11) * 2.0**-53
     radius = np.sqrt(-2 * np.log1p(-uniforms[0::2]))
@@ -79,7 +79,7 @@ def _normals(key: bytes, size: int) -> Float32Array:
 
 
 def _key(use: bytes, *parts: bytes) -> bytes:
-    """128 bits; streams of different use never share a key."""
+    """A key of 128 bits. The key depends on the use, so that noise and samples never share a stream."""
     digest = hashlib.blake2b(digest_size=16, person=b"glowserve." + use)
     for part in parts:
         digest.update(part)
@@ -87,19 +87,19 @@ def _key(use: bytes, *parts: bytes) -> bytes:
 
 
 def _words(key: bytes, n: int) -> npt.NDArray[np.uint64]:
-    """The first n 64-bit words of Philox4x64-10 with a key, little-endian; NumPy's counter is 1 in the first block."""
+    """The first n 64-bit words, little-endian, of a key's stream. NumPy's counter is 1 in the first block."""
     return np.asarray(_PHILOX.keyed(key).random_raw(n), dtype="<u8")
 
 
 class _Philox(threading.local):
-    """A generator for each thread. A new one would ask the system for random numbers before it is given its key."""
+    """One generator per thread: a new generator would read random numbers from the system before it gets its key."""
 
     def __init__(self) -> None:
         self._generator = np.random.Philox(key=0)
         self._start: Any = self._generator.state
 
     def keyed(self, key: bytes) -> np.random.Philox:
-        """It, as if it had just been made with this key of 128 bits."""
+        """The thread's generator, at the start of the stream of a key of 128 bits."""
         self._start["state"]["key"] = np.frombuffer(key, "<u8")
         self._generator.state = self._start
         return self._generator

@@ -1,6 +1,6 @@
-"""Bundles on disk: REPOSITORY/MODEL/VERSION/ with a manifest and two graphs.
+"""Finds and reads bundles: folders REPOSITORY/MODEL/VERSION/ with a manifest and two graphs.
 
-No name from a request ever becomes part of a path: the folders that are there decide what there is.
+No name of a request becomes part of a path: models and versions are found by listing folders.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read; its graphs are read, and checked, when asked for."""
+    """A bundle with its manifest. `read` reads and checks the graphs."""
 
     path: Path
+    """The VERSION folder."""
+
     manifest: manifest_pb2.Manifest
+    """The manifest, checked."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -42,14 +45,14 @@ class Bundle:
 
     @property
     def preparation(self) -> Preparation:
-        """How a picture becomes an image."""
+        """How pictures are converted to the model's images."""
         return Preparation(self.manifest.preparation.filter, self.manifest.preparation.background)
 
     def read(self, name: str) -> bytes:
-        """A file of the bundle, whole.
+        """The content of a file of the bundle.
 
         Raises:
-            BundleError: it is missing, or not the one that the manifest describes.
+            BundleError: the file is missing, or its SHA-256 is not the one in the manifest.
         """
         entry = next((file for file in self.manifest.files if file.name == name), None)
         if entry is None:
@@ -69,10 +72,10 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Reads the manifest of the bundle in a VERSION folder; the folders' names are the model's and the version.
+    """Opens the bundle in a VERSION folder, and reads its manifest. The folders' names are the model's and the version.
 
     Raises:
-        BundleError: there is none, or it is not one that this version can serve.
+        BundleError: there is no bundle, its manifest is damaged, or this release cannot read its format.
     """
     try:
         data, checksum = (path / MANIFEST).read_bytes(), (path / CHECKSUM).read_bytes()
@@ -90,13 +93,15 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"bundle {path}: {MANIFEST} is not a manifest: {error}") from error
     _check(path, manifest)
     folder = path.absolute()
-    if _VERSION.fullmatch(folder.name):  # so that a copied or renamed bundle goes by one name everywhere
+    if _VERSION.fullmatch(
+        folder.name
+    ):  # a copied or renamed bundle has the folders' names, not those of its manifest
         manifest.model, manifest.version = folder.parent.name, int(folder.name)
     return Bundle(path, manifest)
 
 
 def manifest_checksum(manifest: bytes) -> bytes:
-    """What `CHECKSUM` holds for these bytes of `MANIFEST`: a line of sha256sum's."""
+    """The content of the file CHECKSUM for the content of the file MANIFEST, in the format of sha256sum."""
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
@@ -129,7 +134,7 @@ def _one_line(message: manifest_pb2.ImageSpec) -> str:
 
 
 def versions(model: Path) -> list[int]:
-    """The versions in a MODEL folder, ascending: the folders with a number for a name and a manifest."""
+    """The versions in a MODEL folder, ascending: the folders that have a number as their name, and a manifest."""
     return sorted(
         int(folder.name)
         for folder in model.iterdir()
@@ -138,7 +143,7 @@ def versions(model: Path) -> list[int]:
 
 
 def find_versions(repository: Path) -> dict[str, list[int]]:
-    """The versions of each model in a repository, ascending, by the model's name.
+    """The versions, ascending, of each model in a repository, by the model's name.
 
     Raises:
         BundleError: there is no such folder, or it cannot be listed.
@@ -156,23 +161,23 @@ def find_versions(repository: Path) -> dict[str, list[int]]:
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
-    """Changes when a file of the bundle in a VERSION folder does; nothing is read."""
+    """The inodes, sizes and times of the bundle's files in a VERSION folder. They differ after a file has changed."""
 
-    def one(name: str) -> object:
+    def state(name: str) -> object:
         try:
             found = (path / name).stat()
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
 
-    return tuple(one(name) for name in (MANIFEST, CHECKSUM, FORWARD, REVERSE))
+    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FORWARD, REVERSE))
 
 
 def newest_bundle(model: Path) -> Bundle:
-    """The newest bundle in a REPOSITORY/MODEL folder; a VERSION folder itself will do, too.
+    """Opens the newest bundle in a REPOSITORY/MODEL folder, or the bundle in a VERSION folder.
 
     Raises:
-        BundleError: there is none.
+        BundleError: there is no bundle, or the newest bundle cannot be opened.
     """
     if (model / MANIFEST).is_file():
         return open_bundle(model)

@@ -1,7 +1,7 @@
-"""What runs the rows of a request, forward or in reverse: the engine itself, or a service that batches.
+"""The interface between the operations and what runs a model: an engine in this process, or the service's batcher.
 
-The operations are coroutines over a `Runner`. A service's runner waits for its batches. The engine's never waits, so
-that `run_now` drives such a coroutine to its end without an event loop.
+The operations are coroutines that await a `Runner`. The service's runner suspends them until a batch has run. The
+engine's runner never suspends, so that `run_now` runs an operation without an event loop.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -23,45 +23,46 @@ from glowserve.scores import Scorer
 T = TypeVar("T")
 
 PREPARATION, SERIALIZATION = "preparation", "serialization"
-"""Stages of a call: making arrays of a request, and making a response of arrays."""
+"""The stages of a call with CPU work: from request to arrays, and from arrays to response."""
 
 
 @dataclass(frozen=True)
 class Work(Generic[T]):
-    """CPU work beside a run of a graph: decoding pictures, drawing noise, writing PNG files."""
+    """CPU work besides the model: decoding pictures, computing noise, encoding PNG files."""
 
     function: Callable[[], T]
+    """Does the work, and returns its result."""
 
     images: int
-    """How many images it is about."""
+    """The number of images."""
 
     size: int
-    """About how many bytes it goes through: little work is not worth another thread."""
+    """Roughly how many bytes the work processes. Little work is not worth another thread."""
 
     stage: str = PREPARATION
     """PREPARATION or SERIALIZATION."""
 
 
 class Runner(Protocol):
-    """Runs one bundle on the rows of one request."""
+    """Runs one model on the rows of one request."""
 
     @property
     def bundle(self) -> Bundle:
-        """What is run."""
+        """The model's bundle."""
 
     @property
     def scorer(self) -> Scorer:
-        """Turns the numbers of its forward graph into scores."""
+        """Computes scores from the output of the forward graph."""
 
     @property
     def limits(self) -> Limits:
-        """How much a request may bring or ask for."""
+        """The limits of one request."""
 
     def expect(self, images: int) -> None:
-        """Called once a request is valid, before its work begins, with the images that it brings or asks for."""
+        """Announces the number of images in a valid request and its response, before the work begins."""
 
     async def compute(self, work: Work[T]) -> T:
-        """The result of CPU work."""
+        """Does CPU work, and returns its result."""
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """Runs the forward graph on images, uint8 [N, H, W, C], and noise, float32 [N, H, W, C]."""
@@ -71,12 +72,12 @@ class Runner(Protocol):
 
 
 class EngineRunner:
-    """Runs rows on an engine in the caller's thread, some at a time.
+    """Runs rows on an engine in the caller's thread, in batches of at most `limits.max_batch_size` rows.
 
     Args:
-        bundle: what the engine runs.
+        bundle: the engine's bundle.
         engine: the engine.
-        limits: how much a request may bring or ask for.
+        limits: the limits of one request and of one batch.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, limits: Limits) -> None:
@@ -86,7 +87,7 @@ class EngineRunner:
         self._engine = engine
 
     def expect(self, images: int) -> None:
-        """See Runner: nobody counts here."""
+        """See Runner. Does nothing: there are no metrics here."""
 
     async def compute(self, work: Work[T]) -> T:
         """See Runner."""
@@ -94,34 +95,38 @@ class EngineRunner:
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """See Runner."""
-        return _joined(
-            Forward, [self._engine.forward(images[part], noise[part]) for part in self._parts(images)]
+        return _concatenate(
+            Forward, [self._engine.forward(images[part], noise[part]) for part in self._batches(images)]
         )
 
     async def reverse(self, latents: Float32Array) -> Reverse:
         """See Runner."""
-        return _joined(Reverse, [self._engine.reverse(latents[part]) for part in self._parts(latents)])
+        return _concatenate(Reverse, [self._engine.reverse(latents[part]) for part in self._batches(latents)])
 
-    def _parts(self, rows: UInt8Array | Float32Array) -> list[slice]:
+    def _batches(self, rows: UInt8Array | Float32Array) -> list[slice]:
         size = self.limits.max_batch_size
         return [slice(first, first + size) for first in range(0, len(rows), size)]
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never waits, such as an operation over an `EngineRunner`."""
+    """Runs a coroutine that never suspends, such as an operation on an `EngineRunner`, without an event loop.
+
+    Raises:
+        RuntimeError: the coroutine suspends. The errors of the coroutine are raised, too.
+    """
     try:
         coroutine.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
     coroutine.close()
-    raise RuntimeError("the coroutine waits for something; it needs an event loop")
+    raise RuntimeError("the coroutine waits for something; run it in an event loop")
 
 
 Results = TypeVar("Results", Forward, Reverse)
 
 
-def _joined(kind: type[Results], parts: list[Results]) -> Results:
+def _concatenate(kind: type[Results], parts: list[Results]) -> Results:
     if len(parts) == 1:
         return parts[0]
     return kind(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(kind)))

@@ -1,6 +1,6 @@
-"""ONNX Runtime sessions on a device: all of a graph is there, or nothing is opened.
+"""Opens ONNX Runtime sessions whose graphs run completely on one device, or raises an error.
 
-Left to itself, ONNX Runtime goes on without a GPU, and says so in a log of its own alone.
+ONNX Runtime's default is to run on the CPU if the GPU does not work, and to report that only in its own log.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from glowserve.runtime.errors import DeviceError
 from glowserve.runtime.gpu_turns import TURNS
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-"""As ONNX Runtime calls what runs a graph."""
+"""ONNX Runtime's names of the execution providers."""
 
-# TensorRT leaves what it cannot run to CUDA.
+# By device, in order: CUDA runs the nodes that TensorRT cannot run.
 _PROVIDERS = {"cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}
 _LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
 log = logging.getLogger(__name__)
@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Graph:
-    """What a session is made of."""
+    """A graph to open."""
 
     data: bytes
-    """Of its file."""
+    """The content of its file."""
 
     inputs: Mapping[str, Sequence[int]]
-    """The shape of a row of each, without the axis N."""
+    """The shape of each input by name, without the axis N."""
 
 
 def has_cuda() -> bool:
-    """Whether the onnxruntime that is installed knows CUDA, with a GPU or without."""
+    """Whether the installed onnxruntime supports CUDA, with or without a GPU."""
     return CUDA in onnxruntime.get_available_providers()
 
 
@@ -48,14 +48,14 @@ def open_sessions(graphs: Sequence[Graph], config: RuntimeConfig) -> tuple[str, 
     """Opens a session for each graph, all on one device.
 
     Args:
-        graphs: what they run.
-        config: where, and with what.
+        graphs: the graphs.
+        config: the device, its threads and its memory.
 
     Returns:
-        The device that is used, "cpu", "cuda" or "tensorrt", and the sessions.
+        The device, "cpu", "cuda" or "tensorrt", and the sessions.
 
     Raises:
-        DeviceError: it is a GPU, and cannot be used.
+        DeviceError: the device is "cuda" or "tensorrt", and cannot be used.
     """
     if config.device == "cpu" or (config.device == "auto" and not has_cuda()):
         options = _options(config.threads)
@@ -74,34 +74,34 @@ def open_sessions(graphs: Sequence[Graph], config: RuntimeConfig) -> tuple[str, 
 def provider_options(
     provider: str, graph: Graph, config: RuntimeConfig, *, capture: bool = False
 ) -> dict[str, str]:
-    """How CUDA or TensorRT runs a graph.
+    """The options of an execution provider for a GPU.
 
     Args:
-        provider: which of them.
-        graph: what it runs.
-        config: the buffers that there are, and the memory.
-        capture: whether CUDA captures the work that uses those buffers, to replay it.
+        provider: CUDA or TENSORRT.
+        graph: the graph that it runs.
+        config: the sizes of the buffers, and the memory.
+        capture: whether CUDA captures runs as CUDA graphs.
     """
     memory = str(config.gpu_memory_mib * 2**20)
     most = max(config.batch_sizes, default=Limits.max_batch_size)
     if provider == CUDA:
         return {
-            # TF32 keeps ten bits of mantissa, too few for a likelihood.
+            # TF32 has a mantissa of ten bits, too few for likelihoods.
             "use_tf32": "0",
-            # An exhaustive search for the fastest convolution is paid again for every batch size.
+            # An exhaustive search for the fastest convolution is repeated for every batch size.
             "cudnn_conv_algo_search": "HEURISTIC",
-            # Memory grows by what a batch needs, not twofold.
+            # The arena grows by what a batch needs; by default it doubles.
             "arena_extend_strategy": "kSameAsRequested",
             "enable_cuda_graph": str(int(capture)),
             **({"gpu_mem_limit": memory} if config.gpu_memory_mib else {}),
         }
-    # With options given, variables such as ORT_TENSORRT_FP16_ENABLE do not count.
+    # Options override environment variables such as ORT_TENSORRT_FP16_ENABLE.
     return {
         "trt_fp16_enable": "0",
-        # A service writes to no folder.
+        # The service writes no files.
         "trt_engine_cache_enable": "0",
         "trt_timing_cache_enable": "0",
-        # One engine for every batch size; the largest is the one that it is fastest for.
+        # One TensorRT engine for every batch size, optimized for the largest.
         "trt_profile_min_shapes": _shapes(graph, 1),
         "trt_profile_opt_shapes": _shapes(graph, most),
         "trt_profile_max_shapes": _shapes(graph, most),
@@ -110,7 +110,7 @@ def provider_options(
 
 
 def _shapes(graph: Graph, rows: int) -> str:
-    """NAME:AxBxC,... of a batch."""
+    """The shapes of a batch as TensorRT's options have them: NAME:AxBxC,..."""
     return ",".join(f"{name}:{'x'.join(map(str, (rows, *row)))}" for name, row in graph.inputs.items())
 
 
@@ -122,13 +122,13 @@ def _gpu_session(graph: Graph, device: str, config: RuntimeConfig) -> Any:
             f"{'CUDA' if device == 'cuda' else 'TensorRT'}; install glowserve[gpu] in place of glowserve[cpu], or use "
             "device 'cpu'"
         )
-    if device == "tensorrt":  # it has no option of its own against TF32
+    if device == "tensorrt":  # no option of the provider disables TF32
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     options = _options(config.threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # A CUDA graph knows the addresses that it was captured with: it is for buffers that stay.
+    # A CUDA graph contains the addresses of its buffers, so capturing needs buffers.
     capture = device == "cuda" and bool(config.batch_sizes)
     chosen = {name: provider_options(name, graph, config, capture=capture) for name in providers}
     try:
@@ -136,7 +136,7 @@ def _gpu_session(graph: Graph, device: str, config: RuntimeConfig) -> Any:
             graph.data,
             options,
             providers=list(chosen.items()),
-            enable_fallback=0,  # nor later, when a run fails
+            enable_fallback=0,  # otherwise a failed run makes ONNX Runtime continue on the CPU
         )
     except Exception as error:  # ONNX Runtime has no public base class of its errors
         reason = _missing_library(providers) or " ".join(str(error).split())
@@ -152,7 +152,7 @@ def _gpu_session(graph: Graph, device: str, config: RuntimeConfig) -> Any:
 
 
 def _missing_library(providers: Sequence[str]) -> str:
-    """What the system's loader says of the first provider that it cannot load, if there is one."""
+    """The system's error for the first provider whose library cannot be loaded; "" if all can."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     for provider in providers:
         try:
@@ -166,9 +166,9 @@ def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Errors are raised, too, and lines of its own do not fit into a log of another form.
+    # ONNX Runtime also raises its errors, and its log lines would break the format of the service's log.
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # Without it, int8 products saturate in 16 bits on x86 that has no VNNI.
+    # Without this, int8 products saturate at 16 bits on x86 processors without VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options

@@ -1,4 +1,4 @@
-"""Which gRPC status each error of the runtime is to a caller, by name: the runtime itself knows no gRPC."""
+"""Maps the errors of the runtime to gRPC status codes and reasons. Codes are strings: the runtime imports no gRPC."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from glowserve.runtime.errors import (
 
 
 class Status(NamedTuple):
-    """What a kind of error is to a caller."""
+    """The status that a caller gets for an error."""
 
     code: str
     """The name of a gRPC status code."""
 
     reason: str
-    """Programs may rely on it: it never changes."""
+    """The reason in ErrorInfo. It never changes, since programs compare it."""
 
 
 INTERNAL = Status("INTERNAL", "INTERNAL")
-"""Of everything that is not in a table."""
+"""The status of errors that are not in a table."""
 
 STATUSES: Mapping[type[Exception], Status] = {
     InvalidRequestError: Status("INVALID_ARGUMENT", "INVALID_REQUEST"),
@@ -32,8 +32,9 @@ STATUSES: Mapping[type[Exception], Status] = {
     NotFiniteError: Status("FAILED_PRECONDITION", "NOT_FINITE"),
     BundleError: Status("FAILED_PRECONDITION", "MODEL_REFUSED"),
 }
+"""The statuses of the runtime's errors. DeviceError has none: no call raises it."""
 
 
 def status_of(error: Exception, statuses: Mapping[type[Exception], Status] = STATUSES) -> Status:
-    """The status of an error, of a table."""
+    """The status of an error in a table, by its exact type; INTERNAL if the table does not have the type."""
     return statuses.get(type(error), INTERNAL)

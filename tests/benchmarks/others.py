@@ -1,4 +1,4 @@
-"""The servers that ours is compared with: what is installed, with which settings they run, and what they are asked."""
+"""LitServe, MLServer and Ray Serve: their packages, the settings that are tried, and their requests."""
 
 from __future__ import annotations
 
@@ -15,50 +15,38 @@ from running import OUT, SERVERS, Server
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as oip
 
-# What is installed, beside the onnxruntime that is installed here.
 REQUIREMENTS = {
     "litserve": ("litserve==0.2.19",),
     "mlserver": ("mlserver==1.7.1", "uvloop<0.22"),  # with newer ones its worker processes do not start
     "ray_serve": ("ray[serve]==2.60.0",),
 }
+"""The packages of each server; the onnxruntime and numpy of this environment are installed as well."""
+
 NAMES = {"litserve": "LitServe", "mlserver": "MLServer", "ray_serve": "Ray Serve"}
-# Of each server: most images in a batch, milliseconds that a batch waits for more, processes.
+# For each server: the largest batch, how many milliseconds a batch waits to be full, and the number of processes.
 _SETTINGS = {
     "litserve": ((32, 1, 1), (32, 1, 2), (32, 10, 2), (64, 5, 1)),
     "mlserver": ((32, 1, 0), (32, 1, 1), (32, 10, 2), (64, 5, 1)),
     "ray_serve": ((32, 1, 1), (32, 1, 2)),
 }
-# Ray Serve's own advice; its variant with HAProxy in front is tried with each of its settings, too.
+# As its documentation advises. Each of its settings is also tried with HAProxy in front of it.
 _RAY = {"RAY_AUTH_MODE": "disabled", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def variants(other: str, graph: Path, picture: UInt8Array) -> list[Server]:
-    """A server with each of its settings."""
-    image = picture.tobytes()
-    request = Request(image)
-    if other == "mlserver":
-        tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
-        raw = struct.pack("<I", len(image)) + image
-        infer = oip.ModelInferRequest(model_name="glow", inputs=[tensor], raw_input_contents=[raw])
-        request = Request(infer.SerializeToString(), "/inference.GRPCInferenceService/ModelInfer")
-    script = (
-        str(_python(other)),
-        str(SERVERS / f"{other}_server.py"),
-        "--graph",
-        str(graph),
-    )
+def variants(other: str, graph: Path, image: UInt8Array) -> list[Server]:
+    """A server with each of its settings.
+
+    Args:
+        other: a key of `NAMES`.
+        graph: forward.onnx.
+        image: uint8 [1, H, W, C], which callers send.
+    """
+    script, request = (str(_python(other)), str(SERVERS / f"{other}_server.py")), _request(other, image)
     servers = []
     for size, delay, workers in _SETTINGS[other]:
         name = f"{NAMES[other]} (batches of {size}, {delay} ms, {workers} processes"
-        command = (
-            *script,
-            "--max-batch-size",
-            str(size),
-            "--delay-ms",
-            str(delay),
-            "--workers",
-            str(workers),
-        )
+        flags = ("--max-batch-size", str(size), "--delay-ms", str(delay), "--workers", str(workers))
+        command = (*script, "--graph", str(graph), *flags)
         if other == "ray_serve":
             proxy = _RAY | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
             servers.append(Server(f"{name}, HAProxy)", command, request, proxy))
@@ -66,12 +54,22 @@ def variants(other: str, graph: Path, picture: UInt8Array) -> list[Server]:
     return servers
 
 
+def _request(other: str, image: UInt8Array) -> Request:
+    pixels = image.tobytes()
+    if other != "mlserver":
+        return Request(pixels)
+    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    raw = struct.pack("<I", len(pixels)) + pixels
+    infer = oip.ModelInferRequest(model_name="glow", inputs=[tensor], raw_input_contents=[raw])
+    return Request(infer.SerializeToString(), "/inference.GRPCInferenceService/ModelInfer")
+
+
 def _python(other: str) -> Path:
-    return (OUT / f"venv-{other}" / "bin" / "python").absolute()
+    return OUT / f"venv-{other}" / "bin" / "python"
 
 
 def install(other: str) -> None:
-    """An environment of its own for a server, unless there is one."""
+    """Installs a server into an environment of its own, unless it is there."""
     onnxruntime = f"onnxruntime=={importlib.metadata.version('onnxruntime')}"
     wanted = (*REQUIREMENTS[other], onnxruntime, f"numpy=={np.__version__}")
     stamp = OUT / f"venv-{other}" / "installed"

@@ -1,4 +1,4 @@
-"""Servers to measure: how to run them, and what to ask them."""
+"""Runs a server as a process, and measures what its callers see."""
 
 from __future__ import annotations
 
@@ -17,25 +17,35 @@ from pathlib import Path
 import grpc
 from load import Load, Request, connected, load
 
-SERVERS, OUT = Path(__file__).parent / "servers", Path("out/bench")
-"""Where the scripts of servers are, and where what is made for a benchmark goes."""
+SERVERS = Path(__file__).parent / "servers"
+"""The scripts of the other servers."""
+
+OUT = Path("out/bench").absolute()
+"""Where benchmarks put models, environments and logs."""
 
 _START_SECONDS, _STOP_SECONDS = 180.0, 20.0
 
 
 @dataclass(frozen=True)
 class Server:
-    """How to run a server, and what to ask it."""
+    """A command that starts a server, and a request for it."""
 
     name: str
     command: tuple[str, ...]
-    """Without its port."""
+    """Without `--port PORT`, which is added."""
     request: Request
     environment: dict[str, str] = field(default_factory=dict)
+    """Additional variables."""
 
 
 async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> dict[int, Load]:
-    """What so many callers see of a server, for each number of them."""
+    """Starts a server, and measures it with each number of callers.
+
+    Args:
+        server: what is measured.
+        callers: the numbers of callers.
+        seconds: how long each measurement takes; see `load.load`.
+    """
     async with running(server) as port:
         found = {}
         for count in callers:
@@ -46,12 +56,18 @@ async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> d
 
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[int]:
-    """The port of a server that answers; it ends with all of its processes."""
+    """Starts a server, and yields its port once it answers. At the end, all its processes are ended.
+
+    It runs in `OUT`: in a checkout, `python -m glowserve` would import the package there, whatever Python runs it.
+    """
+    OUT.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), OUT / "server.log"
     environment = os.environ | {"PYTHONPATH": str(SERVERS)} | server.environment
+    command = (*server.command, "--port", str(port))
     with log.open("w") as file:
-        command = (*server.command, "--port", str(port))
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, cwd=OUT, start_new_session=True
+        )
     try:
         await _until_it_answers(server, process, port, log)
         yield port
@@ -59,13 +75,13 @@ async def running(server: Server) -> AsyncIterator[int]:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # what it left behind
+        with contextlib.suppress(ProcessLookupError):  # there may be child processes
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 async def _until_it_answers(server: Server, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    patience = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + _START_SECONDS
     while True:
         await asyncio.sleep(0.2)
         try:
@@ -73,12 +89,12 @@ async def _until_it_answers(server: Server, process: subprocess.Popen[bytes], po
                 await asyncio.wait_for(call(), 5)
             return
         except (OSError, EOFError, TimeoutError, grpc.aio.AioRpcError) as error:
-            if process.poll() is not None or time.monotonic() > patience:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{server.name} does not answer: {error}; {log} says why") from error
 
 
 def free_port() -> int:
-    """One of two ports side by side that nobody listens on."""
+    """A free port, followed by another free port: MLServer takes two."""
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         with contextlib.suppress(OSError):

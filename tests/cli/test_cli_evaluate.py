@@ -35,7 +35,7 @@ KEYS = {
 
 @pytest.fixture(params=["checkpoint", "version", "model"])
 def source(request: pytest.FixtureRequest, checkpoint: Path, repository: Path) -> str:
-    """What is evaluated, in each way to name it."""
+    """The model, in each way to name it."""
     model = repository / "digits"
     return str({"checkpoint": checkpoint, "version": model / "1", "model": model}[request.param])
 
@@ -47,8 +47,8 @@ def evaluated(capsys: Printed, *arguments: str) -> Any:
     return json.loads(printed.out)
 
 
-def told(capsys: Printed, *arguments: str) -> str:
-    """What is told of a command that cannot begin."""
+def failure(capsys: Printed, *arguments: str) -> str:
+    """The error message of a command that cannot begin."""
     assert main(["evaluate", *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -73,7 +73,7 @@ def test_json_is_one_object(source: str, checkpoint: Path, capsys: Printed) -> N
     assert (found["round_trip"]["images_exact"], found["round_trip"]["values_changed"]) == (179, 0)
 
 
-def test_the_validation_images_are_others(source: str, checkpoint: Path, capsys: Printed) -> None:
+def test_split_selects_the_validation_images(source: str, checkpoint: Path, capsys: Printed) -> None:
     found = evaluated(capsys, source, "--split", "validation")
     metrics = load_checkpoint(checkpoint).training.metrics
     assert found["split"] == "validation"
@@ -89,7 +89,7 @@ def test_a_checkpoint_and_its_bundle_agree(checkpoint: Path, repository: Path, c
     assert ours["bits_per_dim"] < evaluated(capsys, str(checkpoint), "--images", "100")["bits_per_dim"]
 
 
-def test_without_json_it_is_a_table(source: str, capsys: Printed) -> None:
+def test_without_json_a_table_is_printed(source: str, capsys: Printed) -> None:
     found = evaluated(capsys, source, "--importance-samples", "2")
     assert main(["evaluate", source, "--device", "cpu", "--importance-samples", "2"]) == 0
     printed = capsys.readouterr()
@@ -98,7 +98,7 @@ def test_without_json_it_is_a_table(source: str, capsys: Printed) -> None:
     assert first == f"{source} on 179 test images of digits"
     rows = {line[:16].strip(): line[16:] for line in lines if line}
     assert rows["standard error"] == f"{found['standard_error']:.4f}"
-    assert rows["of noise"] == "2 draws for each image"
+    assert rows["noise"] == "2 draws for each image"
     assert rows["not finite"] == "0 of 179 images"
     assert rows["round trip"] == "179 of 179 images exact, 0 values changed"
     for level in found["levels"]:
@@ -118,7 +118,7 @@ def test_one_image_has_no_standard_error(source: str, capsys: Printed) -> None:
     assert found["standard_error"] is None
 
 
-def test_other_data_is_measured_and_warned_of(
+def test_other_data_is_measured_with_a_warning(
     checkpoint: Path, repository: Path, tmp_path: Path, digits: UInt8Array, capsys: Printed
 ) -> None:
     data = str(tmp_path / "others.npz")
@@ -157,31 +157,31 @@ def text(path: Path) -> None:
         (text, "is neither a checkpoint nor a bundle"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_in_a_sentence(
+def test_a_path_that_cannot_be_evaluated_is_refused(
     make: Callable[[Path], None], words: str, tmp_path: Path, capsys: Printed
 ) -> None:
     path = tmp_path / "thing"
     make(path)
-    assert told(capsys, str(path)) == (
+    assert failure(capsys, str(path)) == (
         f"glowserve: {path} {words}; give RUN_DIR/model.ckpt, which `glowserve train` writes, or "
         "REPOSITORY/MODEL or REPOSITORY/MODEL/VERSION, which `glowserve export` writes"
     )
 
 
-def test_a_repository_is_not_one_of_its_bundles(repository: Path, capsys: Printed) -> None:
-    assert "is neither a checkpoint nor a bundle; give " in told(capsys, str(repository))
+def test_a_repository_is_refused(repository: Path, capsys: Printed) -> None:
+    assert "is neither a checkpoint nor a bundle; give " in failure(capsys, str(repository))
 
 
-def test_a_damaged_checkpoint_or_bundle_is_told_of(
+def test_a_damaged_checkpoint_or_bundle_is_refused(
     checkpoint: Path, repository: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     damaged = tmp_path / "model.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:-100])
-    assert told(capsys, str(damaged)).startswith(f"glowserve: checkpoint {damaged} cannot be read as one")
+    assert failure(capsys, str(damaged)).startswith(f"glowserve: checkpoint {damaged} cannot be read as one")
     folder = tmp_path / "digits" / "1"
     shutil.copytree(repository / "digits" / "1", folder)
     (folder / "forward.onnx").write_bytes(b"no graph")
-    assert "forward.onnx is not the file that was exported" in told(capsys, str(folder))
+    assert "forward.onnx is not the file that was exported" in failure(capsys, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -191,21 +191,19 @@ def test_a_damaged_checkpoint_or_bundle_is_told_of(
         (["--images", "0"], "images is 0; it must be 1 or more"),
         (
             ["--images", "180"],
-            "images is 180, and data 'digits' has 179 test images; give at most as many, or leave --images out",
+            "images is 180, and data 'digits' has 179 test images; give at most 179, or leave --images out",
         ),
         (["--data", "/no/such/folder"], "data '/no/such/folder': there is no such file or folder"),
     ],
 )
-def test_flags_that_make_no_sense_are_told_in_a_sentence(
-    flags: list[str], words: str, source: str, capsys: Printed
-) -> None:
-    assert told(capsys, source, *flags, "--device", "cpu") == f"glowserve: {words}"
+def test_an_invalid_value_is_refused(flags: list[str], words: str, source: str, capsys: Printed) -> None:
+    assert failure(capsys, source, *flags, "--device", "cpu") == f"glowserve: {words}"
 
 
-def test_a_gpu_that_is_not_there_is_told_in_a_sentence(source: str, capsys: Printed) -> None:
+def test_cuda_without_a_gpu_is_refused(source: str, capsys: Printed) -> None:
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU; the sentence is for one without")
-    assert told(capsys, source, "--device", "cuda").startswith("glowserve: device is 'cuda', and ")
+        pytest.skip("this machine has a GPU")
+    assert failure(capsys, source, "--device", "cuda").startswith("glowserve: device is 'cuda', and ")
 
 
 @pytest.fixture
@@ -220,7 +218,9 @@ def diverged(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "model.ckpt"
 
 
-def test_likelihoods_that_are_not_finite_are_told_of(diverged: Path, capsys: Printed) -> None:
+def test_likelihoods_that_are_not_finite_are_reported_and_make_the_exit_code_1(
+    diverged: Path, capsys: Printed
+) -> None:
     assert main(["evaluate", str(diverged), "--device", "cpu", "--images", "20"]) == 1
     printed = capsys.readouterr()
     assert "bits/dim        inf\n" in printed.out

@@ -1,7 +1,10 @@
-"""`glowserve serve`: its flags and variables; what it does with them is shown beside the service."""
+"""`glowserve serve`: its flags, its variables and its exit codes."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,7 +20,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable(setting), raising=False)
 
 
-def test_every_setting_has_a_flag_a_variable_and_its_default_in_the_help(
+def test_the_help_has_every_setting_with_its_flag_variable_and_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
@@ -45,11 +48,24 @@ def test_every_setting_has_a_flag_a_variable_and_its_default_in_the_help(
         ),
     ],
 )
-def test_a_flag_out_of_range_is_told_in_a_sentence(
+def test_a_flag_out_of_range_is_refused_with_a_sentence(
     flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", "--repository", "models", *flags]) == 2
     assert capsys.readouterr().err == f"glowserve: {sentence}\n"
+
+
+@pytest.mark.parametrize("flags", [["--port", "http"], ["--no-such-flag"]])
+def test_a_flag_that_cannot_be_parsed_is_refused_with_the_usage(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--repository", "models", *flags])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("usage: glowserve")
+    assert ": error: " in lines[-1]
+    assert flags[0] in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +78,7 @@ def test_a_flag_out_of_range_is_told_in_a_sentence(
         ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda, tensorrt"),
     ],
 )
-def test_a_variable_that_is_no_value_is_told_in_a_sentence(
+def test_a_wrong_variable_is_refused_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(f"GLOWSERVE_{name}", text)
@@ -70,7 +86,7 @@ def test_a_variable_that_is_no_value_is_told_in_a_sentence(
     assert capsys.readouterr().err == f"glowserve: {sentence}\n"
 
 
-def test_a_flag_counts_for_more_than_a_variable(
+def test_a_flag_takes_precedence_over_its_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GLOWSERVE_DEVICE", "abacus")
@@ -79,10 +95,20 @@ def test_a_flag_counts_for_more_than_a_variable(
     assert "device is 'tpu'" in capsys.readouterr().err
 
 
-def test_an_empty_variable_is_no_value(
+def test_an_empty_variable_counts_as_unset(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GLOWSERVE_GRPC_PORT", "")
     monkeypatch.setenv("GLOWSERVE_REPOSITORY", "")
     assert main(["serve", "--port", "65536"]) == 2
     assert "--repository (or $GLOWSERVE_REPOSITORY) is missing" in capsys.readouterr().err
+
+
+def test_a_bug_ends_the_process_with_code_1_and_its_traceback_in_the_log() -> None:
+    program = Path(__file__).parents[1] / "service" / "programs" / "serve_with_fault.py"
+    command = [sys.executable, str(program), "serve", "--repository", "models", "--log-format", "json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert line["message"] == "the service failed"
+    assert line["exception"].endswith("ArithmeticError: a bug of ours")

@@ -1,4 +1,4 @@
-"""`glowserve verify` and `glowserve inspect`: what a bundle is, and whether it still is."""
+"""`glowserve verify` and `glowserve inspect`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 import pytest
 
 from glowserve.cli import main
+from glowserve.runtime.repository import Bundle
 
 
-def test_a_bundle_is_verified_and_its_proof_shown(
+def test_an_intact_bundle_passes_and_its_verification_is_printed(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (repository / "digits", repository / "digits" / "1"):
         assert main(["verify", str(path), "--device", "cpu"]) == 0
         printed = capsys.readouterr().out
-        assert "every file is the one that was exported" in printed
+        assert "no file has changed since the export, and on cpu the graphs reproduce their" in printed
         assert "round trip, values changed" in printed
         assert "checkerboard" in printed
     assert main(["verify", str(path), "--device", "cpu", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["device"] == "cpu"
-    assert said["checks"]["round trip, values changed"] == 0
-    assert said["steps"]["level1.step1"]["condition_number"] >= 1
-    assert said["unseen"]["noise"]["images"] == 32
+    result = json.loads(capsys.readouterr().out)
+    assert result["device"] == "cpu"
+    assert result["checks"]["round trip, values changed"] == 0
+    assert result["steps"]["level1.step1"]["condition_number"] >= 1
+    assert result["unseen"]["noise"]["images"] == 32
 
 
 @pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256"])
@@ -43,21 +44,24 @@ def test_one_flipped_bit_in_any_file_is_refused(
     assert "export the model again" in error
 
 
-def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, code in (("verify", 1), ("inspect", 2)):
         assert main([command, str(tmp_path / "nothing")]) == code
         assert "there is no bundle" in capsys.readouterr().err
 
 
-def test_a_bundle_is_shown(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_the_manifest(
+    repository: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(repository / "digits")]) == 0
     printed = capsys.readouterr().out
+    training = bundle.manifest.training
     for words in (
         "digits, version 1",
         "8 x 8 grey, 4 bits",
         "L=2 K=4 width=32, affine coupling, lu 1x1 convolutions, uniform dequantization",
         "fp32 in the coupling networks",
-        "by glowserve, 200 steps, 6,400 images of digits",
+        f"by glowserve, {training.steps} steps, {training.images_seen:,} images of digits",
         "bits/dim",
         "forward.onnx",
         "round trip, values changed",

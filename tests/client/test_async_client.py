@@ -1,11 +1,10 @@
-"""What only the client for event loops can do; that it answers as its twin does is shown beside the twin."""
+"""What AsyncClient has beyond the calls of Client: concurrency, cancellation, and reading in threads."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import numpy as np
@@ -14,97 +13,84 @@ from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
+from tests.client.serving import address, ended_calls, wait_until_idle
+from tests.servers import RunServer
+
+BLANK = np.zeros((8, 8), np.uint8)
 
 
-def until_idle(server: Server) -> None:
-    """Waits until no call is in flight and no image waits."""
-    value = server.metrics.registry.get_sample_value
-    deadline = time.monotonic() + 60
-    while value("glowserve_requests_in_flight") or value(
-        "glowserve_queue_length", {"model": "digits", "direction": "forward"}
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@pytest.fixture
+async def asynchronous(server: Server) -> AsyncIterator[glowserve.AsyncClient]:
+    """An AsyncClient of `server`."""
+    async with glowserve.AsyncClient(address(server)) as client:
+        yield client
 
 
-def test_many_calls_share_a_client(server: Server, client: glowserve.Client, digits: UInt8Array) -> None:
-    expected = client.score(digits).log_likelihood
-
-    async def run() -> None:
-        async with glowserve.AsyncClient(f"127.0.0.1:{server.port}") as shared:
-            calls = [shared.score(digits[i : i + 3], seed=0) for i in range(100)]
-            for i, scores in enumerate(await asyncio.gather(*calls)):
-                np.testing.assert_allclose(scores.log_likelihood, expected[i : i + 3], rtol=1e-5)
-
-    asyncio.run(run())
-
-
-def test_samples_come_some_at_a_time(server: Server, client: glowserve.Client) -> None:
-    async def run() -> list[glowserve.Samples]:
-        async with glowserve.AsyncClient(f"127.0.0.1:{server.port}") as connected:
-            return [part async for part in connected.iter_samples(70, seed=5, temperature=0.7)]
-
-    parts = asyncio.run(run())
-    assert len(parts) > 1
-    np.testing.assert_array_equal(
-        np.concatenate([part.images for part in parts]), client.sample(70, seed=5, temperature=0.7).images
-    )
-
-
-def test_leaving_samples_midway_ends_the_call(server: Server) -> None:
-    async def run() -> None:
-        async with glowserve.AsyncClient(f"127.0.0.1:{server.port}") as client:
-            drawn = client.iter_samples(100_000, temperature=0)
-            async for _ in drawn:
-                break
-            await drawn.aclose()  # type: ignore[attr-defined]  # a generator, as all are
-            await asyncio.to_thread(until_idle, server)
-
-    asyncio.run(run())
-
-
-def test_cancelling_a_call_ends_it_on_the_server_too(
-    run_server: Callable[..., Any], digits: UInt8Array
+async def test_many_calls_share_a_client(
+    asynchronous: glowserve.AsyncClient, embedded: glowserve.Client, digits: UInt8Array
 ) -> None:
-    async def run(server: Server) -> None:
-        async with glowserve.AsyncClient(f"127.0.0.1:{server.port}") as client:
-            call = asyncio.create_task(client.score(digits[:5]))
+    expected = embedded.score(digits).log_likelihood
+    calls = [asynchronous.score(digits[i : i + 3]) for i in range(100)]
+    for i, scores in enumerate(await asyncio.gather(*calls)):
+        np.testing.assert_allclose(scores.log_likelihood, expected[i : i + 3], rtol=1e-5)
+
+
+async def test_images_are_read_beside_the_event_loop(asynchronous: glowserve.AsyncClient) -> None:
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def images() -> Iterator[UInt8Array]:
+        yield BLANK
+        reading.set()
+        assert may_go_on.wait(60)
+        yield BLANK
+
+    async def answer() -> list[glowserve.Scores]:
+        return [scores async for scores in asynchronous.iter_scores(images())]
+
+    answering = asyncio.create_task(answer())
+    await asyncio.to_thread(reading.wait, 60)
+    assert len(await asynchronous.models()) == 1  # the loop is free while the images are being read
+    may_go_on.set()
+    assert sum(map(len, await answering)) == 2
+
+
+async def test_a_cancelled_call_ends_on_the_server(run_server: RunServer) -> None:
+    with run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0) as server:
+        value = server.metrics.registry.get_sample_value
+        async with glowserve.AsyncClient(address(server)) as client:
+            call = asyncio.create_task(client.score(BLANK))
             async with asyncio.timeout(60):
-                while not server.metrics.registry.get_sample_value("glowserve_requests_in_flight"):
+                while not value("glowserve_requests_in_flight"):
                     await asyncio.sleep(0.01)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            await asyncio.to_thread(until_idle, server)
+            await asyncio.to_thread(wait_until_idle, server)
             assert len(await client.models()) == 1
+        assert ended_calls(server, "Score", "CANCELLED") == 1
 
+
+async def test_closing_a_client_cancels_its_calls(run_server: RunServer) -> None:
     with run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0) as server:
-        asyncio.run(run(server))
-        assert server.metrics.registry.get_sample_value(
-            "glowserve_requests_total", {"method": "Score", "model": "digits", "code": "CANCELLED"}
-        )
+        value = server.metrics.registry.get_sample_value
+        async with glowserve.AsyncClient(address(server)) as client:
+            call = asyncio.create_task(client.score(BLANK))
+            async with asyncio.timeout(60):
+                while not value("glowserve_requests_in_flight"):
+                    await asyncio.sleep(0.01)
+        with pytest.raises((asyncio.CancelledError, glowserve.RequestError)):
+            await call
 
 
-def test_a_call_ends_at_its_timeout(run_server: Callable[..., Any], digits: UInt8Array) -> None:
-    async def run(server: Server) -> None:
-        async with glowserve.AsyncClient(f"127.0.0.1:{server.port}", timeout=0.3) as client:
-            with pytest.raises(glowserve.RequestError) as caught:
-                await client.score(digits[:5])
-            assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            with pytest.raises(glowserve.RequestError) as caught:
-                async for _ in client.iter_samples(0):
-                    pass
-            assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-
-    with run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0) as server:
-        asyncio.run(run(server))
+async def test_a_target_and_a_transport_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="target is ''; pass HOST:PORT"):
+        glowserve.AsyncClient()
+    with pytest.raises(ValueError, match="leave out the target"):
+        glowserve.AsyncClient("localhost:1", transport=object())  # type: ignore[arg-type]
 
 
-def test_a_service_that_is_not_there_is_unavailable() -> None:
-    async def run() -> None:
-        async with glowserve.AsyncClient("127.0.0.1:1") as client:
-            with pytest.raises(glowserve.RequestError) as caught:
-                await client.models()
-            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-
-    asyncio.run(run())
+async def test_a_service_that_is_not_there_is_unavailable() -> None:
+    async with glowserve.AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(glowserve.RequestError) as caught:
+            await client.models()
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""The demo, run for real but trained for moments; and interrupted."""
+"""`glowserve demo` as a process, with a short training; and interrupted in each stage."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from glowserve.demo.strangers import letters, strangers
-from glowserve.images import UInt8Array
-
 _STEPS = 40
+_SECONDS = 240
 
 
 def _start(out: Path) -> subprocess.Popen[str]:
@@ -37,17 +36,38 @@ def _running(mention: Path) -> list[str]:
     return lines
 
 
+def _interrupt(out: Path, moment: str, end: Callable[[subprocess.Popen[str]], None]) -> str:
+    """Runs a demo, ends it when it prints `moment`, and returns its output."""
+    lines = []
+    with _start(out) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if moment in line:
+                end(process)
+                moment = "\0"
+    printed = "".join(lines)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert _running(out) == []
+    return printed
+
+
+def _ctrl_c(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the service receives it, too
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that a demo left, and what it printed."""
+    """The folder of a finished demo, and its output."""
     out = tmp_path_factory.mktemp("demo")
     process = _start(out)
-    printed, _ = process.communicate(timeout=240)
+    printed, _ = process.communicate(timeout=_SECONDS)
     assert process.returncode == 0, printed
     return out, printed
 
 
-def test_the_demo_leaves_pictures_checkpoint_and_bundle(finished: tuple[Path, str]) -> None:
+def test_it_leaves_pictures_a_checkpoint_and_a_bundle_and_no_process(finished: tuple[Path, str]) -> None:
     out, _ = finished
     for name in ("samples.png", "scores.png", "interpolation.png", "run/curve.png"):
         with Image.open(out / name) as picture:
@@ -59,76 +79,41 @@ def test_the_demo_leaves_pictures_checkpoint_and_bundle(finished: tuple[Path, st
         "forward.onnx",
         "reverse.onnx",
     }
+    assert _running(out) == []
 
 
-def test_the_demo_prints_progress_a_table_and_what_to_try_next(finished: tuple[Path, str]) -> None:
+def test_it_prints_progress_results_and_what_to_try_next(finished: tuple[Path, str]) -> None:
     _, printed = finished
     for expected in (
         f"of {_STEPS}: bits/dim",
         "round trip, values changed",
+        "out-of-distribution images",
         "held-out digits",
         "letters",
         "inverted digits",
         "noise",
         "blank",
-        "179 of 179 digits decode from their latents to the same pixels (179 compared here)",
+        "179 of 179 digits decode from their latents to the same pixels, says the service; 179 when compared here",
         "glowserve serve --repository",
     ):
         assert expected in printed
 
 
-def test_the_demo_leaves_nothing_running(finished: tuple[Path, str]) -> None:
-    assert _running(finished[0]) == []
+def test_ctrl_c_during_training_leaves_no_process(tmp_path: Path) -> None:
+    _interrupt(tmp_path, f"of {_STEPS}: bits/dim", _ctrl_c)
 
 
-def test_a_second_demo_goes_on_from_the_finished_training(finished: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("stage", ["[2/5]", "[3/5]", "[4/5]"])
+def test_ctrl_c_in_a_later_stage_leaves_no_process(stage: str, finished: tuple[Path, str]) -> None:
+    _interrupt(finished[0], stage, _ctrl_c)
+
+
+def test_a_second_demo_skips_the_training_and_sigterm_ends_it_with_its_service(
+    finished: tuple[Path, str],
+) -> None:
     out, _ = finished
     before = (out / "run" / "model.ckpt").read_bytes()
-    printed, _ = _start(out).communicate(timeout=240)
-    assert (out / "run" / "model.ckpt").read_bytes() == before
+    printed = _interrupt(out, "[5/5]", subprocess.Popen.terminate)
+    assert "contains a finished run; training is skipped" in printed
     assert "bits/dim train" not in printed
-
-
-@pytest.mark.parametrize("moment", ["of 40: bits/dim", "[2/5]", "[3/5]", "[4/5]", "[5/5]"])
-def test_ctrl_c_at_any_point_leaves_nothing_running(
-    moment: str, finished: tuple[Path, str], tmp_path: Path
-) -> None:
-    out = tmp_path if "bits/dim" in moment else finished[0]
-    process = _start(out)
-    assert process.stdout is not None
-    with process:
-        for line in process.stdout:
-            if moment in line:
-                os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-                break
-        printed = process.stdout.read()
-    assert process.returncode == 130, printed
-    assert "Traceback" not in printed
-    assert _running(out) == []
-
-
-def test_sigterm_ends_the_demo_and_its_service(finished: tuple[Path, str]) -> None:
-    process = _start(finished[0])
-    assert process.stdout is not None
-    with process:
-        for line in process.stdout:
-            if "[4/5]" in line:
-                process.terminate()
-                break
-        process.stdout.read()
-    assert process.returncode == 130
-    assert _running(finished[0]) == []
-
-
-def test_strangers_have_the_shape_of_digits_and_are_none(digits: UInt8Array) -> None:
-    for name, images in strangers(digits).items():
-        assert images.shape[1:] == digits.shape[1:], name
-        assert images.dtype == digits.dtype, name
-        assert not any((image == digits).all(axis=(1, 2, 3)).any() for image in images), name
-
-
-def test_every_letter_is_drawn_large_and_differently() -> None:
-    drawn = letters(8, 8)
-    assert len(drawn) == 22
-    assert len({image.tobytes() for image in drawn}) == 22
-    assert all(image.max() > 128 for image in drawn)
+    assert (out / "run" / "model.ckpt").read_bytes() == before

@@ -1,4 +1,4 @@
-"""A bundle as it is evaluated: its graphs' terms are the likelihood that it serves."""
+"""EvaluatedBundle: its terms are the likelihood that is served, and agree with the checkpoint."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.evaluation import EvaluatedGlow, evaluate
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.repository import Bundle
 
 
 def test_terms_add_up_to_the_likelihood_that_is_served(
-    bundle: Bundle, digits: UInt8Array, rng: np.random.Generator
+    bundle: Bundle, engine: Engine, digits: UInt8Array, rng: np.random.Generator
 ) -> None:
     noise = rng.random(digits.shape, np.float32)
     terms = EvaluatedBundle(bundle, device="cpu").terms(digits, noise)
-    served = Engine(bundle, RuntimeConfig(device="cpu")).forward(digits, noise).log_likelihood
+    served = engine.forward(digits, noise).log_likelihood
     np.testing.assert_allclose(terms.total(), served, rtol=1e-5)
 
 
-def test_a_bundle_and_its_checkpoint_are_measured_alike(
+def test_bundle_and_checkpoint_are_measured_alike(
     bundle: Bundle, checkpoint: Path, digits: UInt8Array
 ) -> None:
     ours = evaluate(EvaluatedBundle(bundle, device="cpu"), digits, importance_samples=3)
@@ -40,7 +39,7 @@ def test_a_bundle_and_its_checkpoint_are_measured_alike(
     assert ours.round_trip.images_exact == theirs.round_trip.images_exact == len(digits)
 
 
-def test_a_bundle_names_the_training_data_its_training(bundle: Bundle, checkpoint: Path) -> None:
+def test_the_manifest_names_the_training_data(bundle: Bundle, checkpoint: Path) -> None:
     assert training_data(bundle) == load_checkpoint(checkpoint).data
     manifest = type(bundle.manifest)()
     manifest.CopyFrom(bundle.manifest)

@@ -1,8 +1,7 @@
-"""What graphs are measured by: two ways to the same numbers, and the tests' own interpreter beside them."""
+"""Both references: PyTorch's and the folded one yield the same layer by layer, and so does the NumPy interpreter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,56 +12,59 @@ from glowserve_export.folded import FoldedConv, FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.reference import Reference, TorchReference
+from glowserve_export.reference import TorchReference
 from glowserve_training.model import Glow
 
-from glowserve.images import UInt8Array
+from tests.export import interpreter
+from tests.export.models import CASES, random_glow, random_images, run_graph
 
-RandomGlow = Callable[..., Glow]
-
-
-@pytest.fixture
-def model(case: dict[str, Any], random_glow: RandomGlow) -> Glow:
-    """A model of each kind whose dequantization is not learned."""
-    if case.get("dequantization") == "variational":
-        pytest.skip("a learned dequantization is measured against its own model alone")
-    return random_glow(**case)
+UNIFORM = [case for case in CASES if case.get("dequantization") != "variational"]
 
 
-def _given(glow: FoldedGlow, n: int = 3) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
-    rng = np.random.default_rng(0)
-    shape = (n, glow.image_size, glow.image_size, glow.channels)
-    return rng.integers(0, 256, shape, dtype=np.uint8), rng.random(shape, dtype=np.float32)
+@pytest.fixture(params=UNIFORM, ids=lambda case: "-".join(map(str, case.values())))
+def model(request: pytest.FixtureRequest) -> Glow:
+    """A model of each kind with uniform dequantization."""
+    return random_glow(**request.param)
 
 
-def _close(ours: npt.NDArray[Any], theirs: npt.NDArray[Any], name: str = "", tolerance: float = 1e-9) -> None:
+def _inputs(
+    rng: np.random.Generator, glow: FoldedGlow
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    images = random_images(rng, glow, 3)
+    return images, rng.random(images.shape, dtype=np.float32)
+
+
+def _assert_close(
+    ours: npt.NDArray[Any], theirs: npt.NDArray[Any], name: str = "", tolerance: float = 1e-9
+) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-def test_constants_and_model_yield_the_same_layer_by_layer(model: Glow) -> None:
+def test_both_references_have_the_same_layers(model: Glow, rng: np.random.Generator) -> None:
     glow = fold_glow(model)
-    images, noise = _given(glow)
-    one, other = FoldedReference(glow), TorchReference(model)
+    images, noise = _inputs(rng, glow)
+    folded, torch = FoldedReference(glow), TorchReference(model)
 
-    _close(one.log_likelihood(images, noise), other.log_likelihood(images, noise))
-    _close(one.dequantized(images, noise), other.dequantized(images, noise))
-    forward = list(zip(one.forward_layers(images, noise), other.forward_layers(images, noise), strict=True))
+    _assert_close(folded.log_likelihood(images, noise), torch.log_likelihood(images, noise))
+    _assert_close(folded.dequantized(images, noise), torch.dequantized(images, noise))
+    forward = list(
+        zip(folded.forward_layers(images, noise), torch.forward_layers(images, noise), strict=True)
+    )
     latent = forward[-1][0][1].numpy().astype(np.float32)
-    reverse = list(zip(one.reverse_layers(latent), other.reverse_layers(latent), strict=True))
-    # The model inverts an orthogonal W, begun in float32, by W^T.
+    reverse = list(zip(folded.reverse_layers(latent), torch.reverse_layers(latent), strict=True))
+    # PyTorch uses W^T for the inverse of an orthogonal W, whose weights are float32.
     tolerance = 1e-4 if model.config.parametrization == "orthogonal" else 1e-9
     for layers, close in ((forward, 1e-9), (reverse, tolerance)):
         for (name, ours), (their_name, theirs) in layers:
             assert name == their_name
-            _close(ours.numpy(), theirs.numpy(), name, close)
+            _assert_close(ours.numpy(), theirs.numpy(), name, close)
     assert len(forward) == len(reverse) == (2 + 1) * len(glow.levels) + 1
-    _close(one.pixels(latent), other.pixels(latent), tolerance=tolerance)
+    _assert_close(folded.pixels(latent), torch.pixels(latent), tolerance=tolerance)
 
 
 @pytest.fixture
-def by_place(random_glow: RandomGlow) -> FoldedGlow:
-    """Constants of which every bias and the top prior differ from place to place."""
-    rng = np.random.default_rng(1)
+def per_position(rng: np.random.Generator) -> FoldedGlow:
+    """A flow in which every bias and the top prior depend on the position."""
     glow = fold_glow(random_glow(levels=2, channels=3))
 
     def spread(conv: FoldedConv, size: int) -> FoldedConv:
@@ -85,23 +87,23 @@ def by_place(random_glow: RandomGlow) -> FoldedGlow:
     )
 
 
-def test_what_differs_from_place_to_place_does_so_everywhere(
-    by_place: FoldedGlow, interpreter: Any, run_graph: Callable[..., dict[str, Any]]
+def test_biases_that_depend_on_the_position_do_so_in_reference_and_graphs(
+    per_position: FoldedGlow, rng: np.random.Generator
 ) -> None:
-    images, noise = _given(by_place)
-    exact: Reference = FoldedReference(by_place)
-    oracle = interpreter.forward(by_place, images, noise)
-    latent = oracle.latent.astype(np.float32)
+    images, noise = _inputs(rng, per_position)
+    reference = FoldedReference(per_position)
+    expected = interpreter.forward(per_position, images, noise)
+    latent = expected.latent.astype(np.float32)
 
-    _close(exact.log_likelihood(images, noise), oracle.log_likelihood)
-    _close(exact.pixels(latent), interpreter.reverse(by_place, latent))
-    graph = run_graph(forward_graph(by_place), image=images, noise=noise)
-    np.testing.assert_allclose(graph["log_likelihood"], oracle.log_likelihood, rtol=1e-5)
-    np.testing.assert_allclose(graph["latent"], oracle.latent, rtol=1e-4, atol=1e-4)
-    pixels = run_graph(reverse_graph(by_place), latent=latent)["pixels"]
-    np.testing.assert_allclose(pixels, interpreter.reverse(by_place, latent), rtol=0, atol=0.02)
+    _assert_close(reference.log_likelihood(images, noise), expected.log_likelihood)
+    _assert_close(reference.pixels(latent), interpreter.reverse(per_position, latent))
+    outputs = run_graph(forward_graph(per_position), image=images, noise=noise)
+    np.testing.assert_allclose(outputs["log_likelihood"], expected.log_likelihood, rtol=1e-5)
+    np.testing.assert_allclose(outputs["latent"], expected.latent, rtol=1e-4, atol=1e-4)
+    pixels = run_graph(reverse_graph(per_position), latent=latent)["pixels"]
+    np.testing.assert_allclose(pixels, interpreter.reverse(per_position, latent), rtol=0, atol=0.02)
 
 
-def test_a_learned_dequantization_has_no_exact_flow_of_constants(random_glow: RandomGlow) -> None:
-    with pytest.raises(ValueError, match="its own model"):
+def test_the_folded_reference_has_no_variational_dequantization() -> None:
+    with pytest.raises(ValueError, match="use TorchReference"):
         FoldedReference(fold_glow(random_glow(dequantization="variational")))

@@ -1,6 +1,6 @@
-"""The proof before publication: whatever is wrong in a graph ends the export, and the message says where.
+"""Verification finds a wrong number, in a graph or in the folded flow, and its message names the layer.
 
-One number is changed at a time, in a graph or in what both graphs are made of.
+Each test changes one number.
 """
 
 from __future__ import annotations
@@ -8,71 +8,42 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import glowserve_export.bundle
-import glowserve_export.source
 import numpy as np
 import onnx
 import pytest
-from glowserve_export.bundle import export as export_source
-from glowserve_export.errors import VerificationError
 from glowserve_export.folded import FoldedGlow, FoldedStep
-from glowserve_export.precision import Precision
-from glowserve_export.source import load_glowserve_checkpoint
-from onnx import numpy_helper
+from glowserve_export.source import Source
 
-from glowserve.runtime.repository import Bundle
-
-
-def export_checkpoint(checkpoint: Path, model_dir: Path, **options: Any) -> Bundle:
-    """Exports what `glowserve train` left."""
-    return export_source(load_glowserve_checkpoint(checkpoint), model_dir, **options)
-
-
-Fails = Callable[[], str]
+from glowserve.images import UInt8Array
+from tests.export.unpublished import add_to_constant, verification_error, verify_changed
 
 HALF, NAN, HUGE = 0.5, np.nan, 1e30
 
+Fails = Callable[..., str]
+
 
 @pytest.fixture
-def message(checkpoint: Path, tmp_path: Path) -> Fails:
-    """Exports, and returns what the VerificationError says; nothing may be left."""
+def message(source: Source, digits: UInt8Array, tmp_path: Path) -> Fails:
+    """Verifies changed graphs, `message(forward=...)`, and returns the error message."""
+    return partial(verification_error, tmp_path, source.reference, source.glow, digits[:32])
 
-    def fail() -> str:
-        with pytest.raises(VerificationError) as raised:
-            export_checkpoint(checkpoint, tmp_path / "digits")
-        assert list(tmp_path.iterdir()) == []
-        return str(raised.value)
+
+@pytest.fixture
+def message_of_flow(source: Source, digits: UInt8Array, tmp_path: Path) -> Fails:
+    """Verifies the graphs of a changed flow against the unchanged model, and returns the error message."""
+
+    def fail(change: Callable[[FoldedGlow], FoldedGlow]) -> str:
+        return verification_error(tmp_path, source.reference, change(source.glow), digits[:32])
 
     return fail
 
 
-def _change_constant(monkeypatch: pytest.MonkeyPatch, writer: str, constant: str, amount: float) -> None:
-    """Makes `writer`, of glowserve_export.bundle, add `amount` to the middle element of a constant of the graph."""
-    write = getattr(glowserve_export.bundle, writer)
-
-    def write_changed(glow: FoldedGlow, precision: Precision) -> onnx.ModelProto:
-        model: onnx.ModelProto = write(glow, precision)
-        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == constant)
-        array = numpy_helper.to_array(tensor).copy()
-        array.reshape(-1)[array.size // 2] += amount
-        tensor.CopyFrom(numpy_helper.from_array(array, constant))
-        return model
-
-    monkeypatch.setattr(glowserve_export.bundle, writer, write_changed)
-
-
-def _change_baked(monkeypatch: pytest.MonkeyPatch, change: Callable[[FoldedGlow], FoldedGlow]) -> None:
-    """Makes `bake`, of glowserve_export.source, return something else."""
-    bake = glowserve_export.source.fold_glow
-    monkeypatch.setattr(glowserve_export.source, "fold_glow", lambda model: change(fold_glow(model)))
-
-
-def _change_step(
-    monkeypatch: pytest.MonkeyPatch, level: int, step: int, change: Callable[[FoldedStep], FoldedStep]
-) -> None:
+def _with_step(
+    level: int, step: int, change: Callable[[FoldedStep], FoldedStep]
+) -> Callable[[FoldedGlow], FoldedGlow]:
     def changed(glow: FoldedGlow) -> FoldedGlow:
         levels = list(glow.levels)
         steps = list(levels[level - 1].steps)
@@ -80,7 +51,13 @@ def _change_step(
         levels[level - 1] = replace(levels[level - 1], steps=tuple(steps))
         return replace(glow, levels=tuple(levels))
 
-    _change_baked(monkeypatch, changed)
+    return changed
+
+
+def test_nothing_is_found_in_unchanged_graphs(source: Source, digits: UInt8Array, tmp_path: Path) -> None:
+    verification = verify_changed(tmp_path, source.reference, source.glow, digits)
+    assert verification.images == 128
+    assert len(verification.checks) == 9
 
 
 @pytest.mark.parametrize(
@@ -101,10 +78,9 @@ def _change_step(
     ],
 )
 def test_a_wrong_number_in_the_forward_graph_is_found_in_its_layer(
-    constant: str, amount: float, layer: str, message: Fails, monkeypatch: pytest.MonkeyPatch
+    constant: str, amount: float, layer: str, message: Fails
 ) -> None:
-    _change_constant(monkeypatch, "forward_graph", constant, amount)
-    text = message()
+    text = message(forward=add_to_constant(constant, amount))
     assert text.startswith("log-likelihood, relative error is ")
     assert "must be at most 1e-05" in text
     assert f"the layer to look at is {layer} of forward.onnx." in text
@@ -127,91 +103,66 @@ def test_a_wrong_number_in_the_forward_graph_is_found_in_its_layer(
     ],
 )
 def test_a_wrong_number_in_the_reverse_graph_is_found_in_its_layer(
-    constant: str, amount: float, layer: str, message: Fails, monkeypatch: pytest.MonkeyPatch
+    constant: str, amount: float, layer: str, message: Fails
 ) -> None:
-    _change_constant(monkeypatch, "reverse_graph", constant, amount)
-    text = message()
+    text = message(reverse=add_to_constant(constant, amount))
     assert text.startswith("round trip, values changed is ")
     assert "must be at most 0;" in text
     assert f"the layer to look at is {layer} of reverse.onnx." in text
 
 
-def test_an_error_that_moves_pixels_inside_their_bins_is_found_too(
-    message: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A fifth of a bin: every value of an encoded image still rounds to where it was.
-    _change_constant(monkeypatch, "reverse_graph", "half", 0.2 / 16)
-    text = message()
+def test_an_error_that_moves_pixels_inside_their_bins_is_found(message: Fails) -> None:
+    # A fifth of a bin: every value of an encoded image is still decoded to its bin.
+    text = message(reverse=add_to_constant("half", 0.2 / 16))
     assert text.startswith("decoding, error in grey values is 3.2 and must be at most 0.1;")
     assert "pixels of reverse.onnx" in text
 
 
-def test_latents_in_another_order_are_found(message: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = glowserve_export.bundle.forward_graph
-
-    def write_swapped(glow: FoldedGlow, precision: Precision) -> onnx.ModelProto:
-        model = write(glow, precision)
+def test_latents_in_another_order_are_found(message: Fails) -> None:
+    def swap(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if list(node.output) == ["latent"])
         node.input.reverse()
-        return model
 
-    monkeypatch.setattr(glowserve_export.bundle, "forward_graph", write_swapped)
-    # Their likelihood is right; only decoding shows it.
-    text = message()
+    # The likelihood is right; only decoding shows the error.
+    text = message(forward=swap)
     assert text.startswith("round trip, values changed is ")
     assert "the layer to look at is latent of forward.onnx." in text
 
 
-def test_a_network_that_is_wrong_in_both_graphs_is_found_although_they_undo_each_other(
-    message: Fails, monkeypatch: pytest.MonkeyPatch
+def test_a_network_that_is_wrong_in_both_graphs_is_found_although_they_invert_each_other(
+    message_of_flow: Fails,
 ) -> None:
     def change(step: FoldedStep) -> FoldedStep:
         first, second, last = step.network
         return replace(step, network=(first, replace(second, bias=second.bias + 0.1), last))
 
-    _change_step(monkeypatch, 2, 3, change)
-    text = message()
+    text = message_of_flow(_with_step(2, 3, change))
     assert text.startswith("log-likelihood, relative error is ")
     assert "level2.step3 of forward.onnx" in text
 
 
-def test_an_inverse_that_is_none_is_found_before_anything_is_run(
-    message: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _change_step(monkeypatch, 1, 3, lambda step: replace(step, inverse_matrix=step.inverse_matrix * 1.02))
-    text = message()
+def test_a_wrong_inverse_matrix_is_found(message_of_flow: Fails) -> None:
+    def change(step: FoldedStep) -> FoldedStep:
+        return replace(step, inverse_matrix=step.inverse_matrix * 1.02)
+
+    text = message_of_flow(_with_step(1, 3, change))
     assert text.startswith("worst |W W^-1 - I| is 0.02 and must be at most 0.01;")
     assert "the layer to look at is level1.step3." in text
 
 
-def test_a_matrix_made_singular_by_its_actnorm_is_found(
-    message: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_matrix_that_its_actnorm_makes_nearly_singular_is_found(message_of_flow: Fails) -> None:
     def change(step: FoldedStep) -> FoldedStep:
         scale = np.ones(step.channels)
         scale[1] = 1e-8
         return replace(step, matrix=step.matrix * scale, inverse_matrix=step.inverse_matrix / scale[:, None])
 
-    _change_step(monkeypatch, 2, 1, change)
-    text = message()
+    text = message_of_flow(_with_step(2, 1, change))
     assert re.match(r"worst condition number is \S+e\+0[789] and must be at most 1e\+06;", text)
     assert "the layer to look at is level2.step1." in text
 
 
 @pytest.mark.parametrize("amount", [0.1, NAN])
-def test_a_wrong_constant_log_determinant_is_found(
-    amount: float, message: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _change_baked(monkeypatch, lambda glow: replace(glow, log_det_constant=glow.log_det_constant + amount))
-    text = message()
+def test_a_wrong_constant_log_determinant_is_found(amount: float, message_of_flow: Fails) -> None:
+    text = message_of_flow(lambda glow: replace(glow, log_det_constant=glow.log_det_constant + amount))
     assert text.startswith("log-likelihood, relative error is ")
     assert "the layer to look at is the log-determinants of forward.onnx." in text
-
-
-def test_nothing_is_found_where_nothing_was_changed(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _change_constant(monkeypatch, "forward_graph", "level1.step2.mix.weight", 0.0)
-    _change_constant(monkeypatch, "reverse_graph", "level1.step2.weight", 0.0)
-    _change_step(monkeypatch, 1, 1, lambda step: step)
-    assert export_checkpoint(checkpoint, tmp_path / "digits").manifest.version == 1

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +20,14 @@ from glowserve_service.healthcheck import is_serving
 
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.servers import free_port, listens
 from tests.service.pipes import full_pipe, lines_until
+from tests.service.scraping import page, value
+from tests.service.stubs import connect
 from tests.service.wire import copied, raw, wait_for
 
 # More than the log's queue and a batch of its thread hold.
 MANY_CALLS = 5000
-DROPPED = "glowserve_dropped_log_lines_total"
 # Calls wait in the queue for as long as a test needs them to.
 STUCK = ("--max-queue-delay-ms", "600000", "--drain-seconds", "600")
 
@@ -39,24 +37,18 @@ class Service:
     """A running `glowserve serve`."""
 
     process: subprocess.Popen[bytes]
-    port: int
-    metrics_port: int
+    target: str
+    """HOST:PORT of gRPC."""
+    metrics_url: str
 
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60) as page:
-            text = page.read().decode()
-        found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-        assert found, text
-        return float(found[1])
+    def dropped(self) -> float:
+        """Log lines that were dropped."""
+        return value(self.metrics_url, "dropped_log_lines_total") or 0.0
 
     def call(self, times: int) -> None:
-        """Calls GetModel so often, many calls at once."""
-        with grpc.insecure_channel(self.target) as channel:
-            get = GlowServiceStub(channel).GetModel
+        """Calls GetModel, 500 calls at once."""
+        with connect(self.target) as stubs:
+            get = stubs.glow.GetModel
             for first in range(0, times, 500):
                 calls = [get.future(pb.GetModelRequest(), timeout=60) for _ in range(first, first + 500)]
                 assert all(len(call.result().graphs) == 2 for call in calls)
@@ -67,15 +59,16 @@ class Service:
         return self.process.wait(20)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 @contextmanager
 def started(repository: Path, *flags: str, closed: str = "", **streams: Any) -> Iterator[Service]:
-    """A service with such streams, others /dev/null; `closed` is a redirection of the shell, as in 2>&-."""
+    """Starts a service.
+
+    Args:
+        repository: what it serves.
+        flags: of `glowserve serve`.
+        closed: a redirection of the shell that closes a stream: 1>&- or 2>&-.
+        streams: arguments of Popen. Standard output and error are /dev/null by default.
+    """
     port, metrics_port = free_port(), free_port()
     command = [sys.executable, "-m", "glowserve", "serve", "--repository", str(repository)]
     command += ["--port", str(port), "--metrics-port", str(metrics_port), "--device", "cpu", *flags]
@@ -83,14 +76,14 @@ def started(repository: Path, *flags: str, closed: str = "", **streams: Any) -> 
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | streams
     with subprocess.Popen(shell + command, **streams) as process:
         try:
-            yield Service(process, port, metrics_port)
+            yield Service(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics")
         finally:
             process.kill()
 
 
 @contextmanager
 def serving(repository: Path, *flags: str, **streams: Any) -> Iterator[Service]:
-    """The same, once it is SERVING."""
+    """A service that is SERVING; the arguments are those of `started`."""
     with started(repository, *flags, **streams) as service:
         wait_for(lambda: is_serving(service.target) or service.process.poll() is not None)
         assert service.process.returncode is None, "the service ended"
@@ -120,17 +113,11 @@ def test_nobody_reads_the_log(repository: Path, tmp_path: Path, kind: str, flags
     ):
         service.call(MANY_CALLS if kind == "full" else 500)
         assert is_serving(service.target)
-        wait_for(lambda: service.metric(DROPPED) > 0)
+        wait_for(lambda: service.dropped() > 0)
         copied(source, tmp_path / "digits" / "2")
-        wait_for(lambda: 'version="2"' in metrics_page(service))
+        wait_for(lambda: 'version="2"' in page(service.metrics_url))
         service.call(500)
         assert service.stop() == 0
-
-
-def metrics_page(service: Service) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=60) as page:
-        text: str = page.read().decode()
-    return text
 
 
 @pytest.mark.parametrize("kind", ["full", "without a reader", "closed"])
@@ -144,10 +131,7 @@ def test_a_slow_reader_gets_the_ready_line(repository: Path) -> None:
     with full_pipe() as (read, write), serving(repository, stdout=write) as service:
         service.call(500)
         line = lines_until(read, "metrics on")[-1]
-        assert line == (
-            f"glowserve: serving gRPC on 127.0.0.1:{service.port}, "
-            f"metrics on http://127.0.0.1:{service.metrics_port}/metrics"
-        )
+        assert line == (f"glowserve: serving gRPC on {service.target}, metrics on {service.metrics_url}")
         assert service.stop() == 0
 
 
@@ -155,7 +139,7 @@ def test_a_slow_reader_is_told_how_many_lines_are_missing(repository: Path) -> N
     with full_pipe() as (read, write), serving(repository, stderr=write) as service:
         service.call(MANY_CALLS)
         lines = lines_until(read, "missing")
-        dropped = service.metric(DROPPED)
+        dropped = service.dropped()
         assert dropped > 0
         assert lines[-1].endswith(f": {dropped:.0f} log lines are missing here: nobody read them in time")
         assert sum("GetModel" in line for line in lines) == MANY_CALLS - dropped
@@ -171,12 +155,12 @@ def test_a_second_signal_ends_a_service_whose_log_nobody_reads(
     with (
         full_pipe() as (_, write),
         serving(repository, *STUCK, stderr=write) as service,
-        grpc.insecure_channel(service.target) as channel,
+        connect(service.target) as stubs,
     ):
-        call = GlowServiceStub(channel).Score.future(pb.ScoreRequest(images=raw(digits[:1])))
-        wait_for(lambda: service.metric("glowserve_requests_in_flight") == 1)
+        call = stubs.glow.Score.future(pb.ScoreRequest(images=raw(digits[:1])))
+        wait_for(lambda: value(service.metrics_url, "requests_in_flight") == 1)
         service.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: service.metric("glowserve_ready") == 0)
+        wait_for(lambda: value(service.metrics_url, "ready") == 0)
         assert service.process.poll() is None
         service.process.send_signal(second)
         assert service.process.wait(20) == -second
@@ -185,13 +169,8 @@ def test_a_second_signal_ends_a_service_whose_log_nobody_reads(
 
 def test_a_signal_while_models_are_loaded_ends_a_service_whose_log_nobody_reads(repository: Path) -> None:
     with full_pipe() as (_, write), started(repository, stderr=write) as service:
-        wait_for(lambda: listens(service.port))
+        wait_for(lambda: listens(service.target))
         assert service.stop() == 0
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_what_grpc_writes_itself_does_not_stop_it(repository: Path, tmp_path: Path) -> None:
@@ -202,18 +181,28 @@ def test_what_grpc_writes_itself_does_not_stop_it(repository: Path, tmp_path: Pa
     flags = ("--tls-cert", str(tmp_path / "cert"), "--tls-key", str(tmp_path / "key"))
     environment = {name: text for name, text in os.environ.items() if name != "GRPC_VERBOSITY"}
     with full_pipe() as (_, write), started(repository, *flags, stderr=write, env=environment) as service:
-        wait_for(lambda: listens(service.port))
+        wait_for(lambda: listens(service.target))
+        port = int(service.target.rpartition(":")[2])
         for _ in range(20):
-            with socket.create_connection(("127.0.0.1", service.port), 60) as connection:
+            with socket.create_connection(("127.0.0.1", port), 60) as connection:
                 connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
                 while connection.recv(1000):
                     pass
         assert service.stop() == 0
 
 
-def test_a_start_that_fails_while_nobody_reads_ends(tmp_path: Path) -> None:
-    for stream in ("stdout", "stderr"):
-        with unread(stream, "full") as streams, started(tmp_path, **streams) as service:
-            began = time.monotonic()
-            assert service.process.wait(60) == 2
-            assert time.monotonic() - began < 30
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),  # there is nothing to serve
+        ("--max-batch-size", "0"),
+        ("--max-batch-size", "many"),
+        ("--no-such-flag",),
+    ],
+)
+def test_a_start_that_fails_while_nobody_reads_ends(
+    tmp_path: Path, stream: str, flags: tuple[str, ...]
+) -> None:
+    with unread(stream, "full") as streams, started(tmp_path, *flags, **streams) as service:
+        assert service.process.wait(60) == 2

@@ -9,6 +9,7 @@ import glowserve_training.run
 import numpy as np
 import pytest
 import torch
+from glowserve_training import fit
 from glowserve_training.config import RunConfig
 from glowserve_training.data import DataConfig, load_images
 from glowserve_training.layers import Bijector
@@ -19,6 +20,7 @@ from tests.training.runs import Recorder, TinyRun, Uninterrupted, run
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]
+VALIDATIONS = fit._VALIDATIONS
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,6 +36,20 @@ def one_thread() -> Iterator[None]:
 def seeded() -> None:
     """Each test initializes its models with the same weights in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_validations() -> Iterator[None]:
+    """Runs validate and save 10 times instead of 20, so that a run of 20 steps does so after every second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "_VALIDATIONS", 10)
+        yield
+
+
+@pytest.fixture
+def all_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs validate and save as often as for users."""
+    monkeypatch.setattr(fit, "_VALIDATIONS", VALIDATIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +102,10 @@ def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(few_digits: Path) -> TinyRun:
-    """The configuration of a run of a second: 42 steps, validated and saved after every second."""
+    """The configuration of a run of half a second: 20 steps, checked, validated and saved after every second."""
 
     def configure(**changes: object) -> RunConfig:
-        sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 42, "batch_size": 16}
+        sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 20, "batch_size": 16}
         return run_config(str(few_digits), **(sizes | changes))
 
     return configure
@@ -97,7 +113,7 @@ def tiny_run(few_digits: Path) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def uninterrupted(
-    one_thread: None, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
+    one_thread: None, few_validations: None, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Uninterrupted:
     """The tiny run without any disturbance. Tests do not write to it."""
     recorder = Recorder()

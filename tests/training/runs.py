@@ -143,7 +143,7 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Uninterrupted:
-    """A finished tiny run: 42 steps; the guard checks, and the state is saved, after every second."""
+    """A finished tiny run."""
 
     result: Path
     record: Recorder

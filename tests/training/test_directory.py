@@ -16,7 +16,7 @@ from tests.training.runs import Interrupt, TinyRun, Uninterrupted, run
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"steps": 43}, "steps was 42 and is now 43"),
+        ({"steps": 21}, "steps was 20 and is now 21"),
         ({"seed": 1}, "seed was 0 and is now 1"),
         ({"batch_size": 17}, "batch_size was 16 and is now 17"),
         ({"max_rollbacks": 6}, "max_rollbacks was 5 and is now 6"),

@@ -58,15 +58,15 @@ def unfinished_files(run_dir: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The result of 20 steps, each of which is saved."""
-    return run(tiny_run(steps=20, width=WIDTH), tmp_path_factory.mktemp("undisturbed") / "run")
+    """The result of 10 steps, each of which is saved."""
+    return run(tiny_run(steps=10, width=WIDTH), tmp_path_factory.mktemp("undisturbed") / "run")
 
 
-@pytest.mark.parametrize("step", [1, 2, 9, 20])
+@pytest.mark.parametrize("step", [1, 2, 5, 10])
 def test_a_full_disk_while_a_state_is_saved_costs_at_most_one_step(
     step: int, undisturbed: Path, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    config, state = tiny_run(steps=20, width=WIDTH), tmp_path / "resume" / "last.ckpt"
+    config, state = tiny_run(steps=10, width=WIDTH), tmp_path / "resume" / "last.ckpt"
 
     with pytest.raises(RunError) as raised:
         run(config, tmp_path, [FillDisk(step)])
@@ -86,7 +86,7 @@ def test_a_full_disk_while_a_state_is_saved_costs_at_most_one_step(
 def test_an_unfinished_file_of_a_killed_process_is_deleted_at_the_next_start(
     undisturbed: Path, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    config = tiny_run(steps=20, width=WIDTH)
+    config = tiny_run(steps=10, width=WIDTH)
     with pytest.raises(RunError):
         run(config, tmp_path, [FillDisk(5)])
     make_room()
@@ -102,7 +102,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted_at_the_next_start(
 def test_a_full_disk_while_the_model_is_saved_is_reported_in_a_sentence(
     few_digits: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {"n-bits": 4, "levels": 2, "steps-per-level": 1, "width": WIDTH, "steps": 20, "batch-size": 16}
+    sizes = {"n-bits": 4, "levels": 2, "steps-per-level": 1, "width": WIDTH, "steps": 10, "batch-size": 16}
     command = ["train", "--data", str(few_digits), "--out", str(tmp_path), "--device", "cpu"]
     command += [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     assert main(command) == 0

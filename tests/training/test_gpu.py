@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_weights_even_if_the_run_was_interrupted(
     first = run(tiny_run(), tmp_path / "first")
     assert same_weights(run(tiny_run(), tmp_path / "again"), first)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_run(), tmp_path / "interrupted", [Interrupt(21)])
+        run(tiny_run(), tmp_path / "interrupted", [Interrupt(11)])
     assert same_weights(run(tiny_run(), tmp_path / "interrupted"), first)
 
 

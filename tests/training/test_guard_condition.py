@@ -112,13 +112,13 @@ def logged(
 ) -> Logged:
     path, recorder = tmp_path_factory.mktemp("logged"), Recorder()
     config = tiny_run(
-        steps=20, steps_per_level=2, average_decay=0.0, parametrization=request.param, learning_rate=0.05
+        steps=10, steps_per_level=2, average_decay=0.0, parametrization=request.param, learning_rate=0.05
     )
     model = load_checkpoint(run(config, path, [recorder])).model
     shown = events(path)
     return Logged(
         model=model,
-        batch=recorder.batches[20],
+        batch=recorder.batches[10],
         last={name: points[-1][1] for name, points in shown.items()},
         steps={name: [step for step, _ in points] for name, points in shown.items()},
     )
@@ -136,7 +136,7 @@ def test_tensorboard_has_the_condition_number_of_every_1x1_convolution(logged: L
     assert min(expected.values()) > 1.01  # no longer orthogonal
     assert shown == pytest.approx(expected, rel=1e-5)
     assert logged.last["condition"] == pytest.approx(max(expected.values()), rel=1e-5)
-    assert all(logged.steps[name] == list(range(1, 21)) for name in shown)
+    assert all(logged.steps[name] == list(range(1, 11)) for name in shown)
 
 
 def test_tensorboard_has_the_smallest_and_the_largest_coupling_scale_of_each_level(logged: Logged) -> None:

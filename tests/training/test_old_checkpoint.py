@@ -50,7 +50,7 @@ def interrupted(tmp_path: Path) -> Path:
 
 
 def test_an_old_interrupted_run_resumes_to_the_weights_that_the_old_version_ended_with(
-    interrupted: Path, capfd: pytest.CaptureFixture[str]
+    all_validations: None, interrupted: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = run_config("digits", levels=1, steps_per_level=1, width=4, steps=40, batch_size=16)
 

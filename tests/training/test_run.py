@@ -47,7 +47,7 @@ def test_a_run_leaves_a_checkpoint_a_record_a_state_logs_and_a_curve(
     ]
     assert [path.name for path in (run_dir / "resume").iterdir()] == ["last.ckpt"]
     record = json.loads((run_dir / "run.json").read_text())
-    assert record["steps"] == 42
+    assert record["steps"] == 20
     assert record["model"]["width"] == 4
     assert record["data"]["data"] == tiny_run().data.data
     assert record["max_returns"] == 5  # the key of version 0.1.0
@@ -72,7 +72,7 @@ def test_tensorboard_has_the_loss_the_validation_and_the_learning_rate(uninterru
         "condition",
         "coupling_scale/level1/smallest",
     } <= shown.keys()
-    assert len(shown["validation_bits_per_dim"]) == 21  # after every second of 42 steps
+    assert len(shown["validation_bits_per_dim"]) == 10  # after every second of 20 steps
     assert all(math.isfinite(value) for values in shown.values() for _, value in values)
 
 

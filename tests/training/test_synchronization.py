@@ -20,8 +20,8 @@ from tests.training.runs import TinyRun
 
 # Operations that need the value of a tensor on the host, or whose output shape depends on values.
 WAITING = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten._unique2"}
-# Of 400 steps, the guard checks every twentieth, and every tenth is logged.
-STEPS, CHECKED, LOGGED = 400, 20, 10
+# Of 200 steps, the guard checks every twentieth, and every tenth is logged.
+STEPS, CHECKED, LOGGED = 200, 20, 10
 
 
 class WaitRecorder(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""What each of the servers here is told."""
+"""The command line of the servers in this folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def arguments(workers: str) -> argparse.Namespace:
-    """The command line; the threads of a worker are those that there are cores for.
+    """Parses the command line. `threads`, which is added, is the number of cores divided by the number of workers.
 
     Args:
-        workers: what a worker is.
+        workers: the help text of --workers.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--graph", type=Path, required=True, help="forward.onnx")

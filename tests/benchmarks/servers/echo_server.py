@@ -1,7 +1,7 @@
-"""gRPC for Python by itself: answers every call with a few bytes, whatever came.
+"""gRPC for Python alone: answers every call with the same few bytes.
 
 python tests/benchmarks/servers/echo_server.py --port 9000
-python tests/benchmarks/servers/echo_server.py --port 9000 --wait-ms 17    # asleep for as long as a graph would run
+python tests/benchmarks/servers/echo_server.py --port 9000 --wait-ms 17    # sleeps as long as a graph would run
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-# As long as the answer of Score for one image.
+# As many bytes as the answer of Score for one image.
 _ANSWER = bytes(64)
 
 

@@ -1,4 +1,4 @@
-"""The forward graph in ONNX Runtime, as each of the servers here runs it.
+"""The forward graph in ONNX Runtime, for the servers in this folder.
 
 Shapes: N images, H W C.
 """
@@ -16,8 +16,8 @@ class Graph:
     """Scores images.
 
     Args:
-        path: of forward.onnx.
-        threads: CPU threads inside one run.
+        path: forward.onnx.
+        threads: CPU threads in one run.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -29,7 +29,7 @@ class Graph:
     def score(self, images: Sequence[bytes]) -> list[float]:
         """Log-likelihoods in nats of N images, each the bytes of uint8 [H, W, C].
 
-        The noise is the same number everywhere: to draw it from a seed would take them longer.
+        The noise is 0.5 everywhere, which favours these servers: drawing it from a seed takes longer.
         """
         pixels = np.frombuffer(b"".join(images), np.uint8).reshape(-1, *self._shape)
         noise = np.full(pixels.shape, 0.5, np.float32)

@@ -1,6 +1,6 @@
 """The forward graph behind MLServer: gRPC ModelInfer of "glow" takes an image as a BYTES tensor in raw contents.
 
-A UINT8 tensor would be turned into a list of numbers, which takes it longer.
+MLServer would turn a UINT8 tensor into a list of numbers, which takes longer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Glow(MLModel):  # type: ignore[misc]
 
 
 async def _serve() -> None:
-    args = arguments("processes that run the graph; 0 for threads of the server's own")
+    args = arguments("processes that run the graph; 0 runs it in threads of the server")
     settings = Settings(
         debug=False,
         host="127.0.0.1",

@@ -1,6 +1,6 @@
 """The forward graph behind Ray Serve: POST / takes the bytes of an image and answers its log-likelihood.
 
-$RAY_SERVE_THROUGHPUT_OPTIMIZED and $RAY_SERVE_ENABLE_HA_PROXY are what its documentation tells to set.
+Its documentation advises to set $RAY_SERVE_THROUGHPUT_OPTIMIZED and $RAY_SERVE_ENABLE_HA_PROXY.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    # More cores than there are, so that each part is started; none is held to its share.
+    # More cores than the machine has, so that Ray starts every part; Ray does not enforce the shares.
     ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": args.port})
     glow = Glow.options(num_replicas=args.workers)

@@ -1,6 +1,6 @@
-"""The documentation's JavaScript, as it stands there, on a real server: unencrypted, and over TLS with a token.
+"""The JavaScript of the documentation, run on a real server: unencrypted, and over TLS with a token.
 
-It needs Node.js, and npm's registry once.
+The tests need Node.js and npm's registry; without them they are skipped.
 """
 
 from __future__ import annotations
@@ -8,27 +8,24 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 from glowserve_service.server import Server
 
+import glowserve
 from glowserve.images import UInt8Array, encode_png
+from tests.servers import RunServer
 
-RunServer = Callable[..., AbstractContextManager[Server]]
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = ("@grpc/grpc-js@1.14.7", "@grpc/proto-loader@0.8.1")
 TOKEN = "infer-0123456789-0123456789"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: UInt8Array) -> Path:
-    """Where a reader of the documentation would run it, with an image of hers."""
+    """The folder in which a reader of the documentation runs its scripts, with an image."""
     if not shutil.which("node") or not shutil.which("npm"):
         pytest.skip("no Node.js")
     path = tmp_path_factory.mktemp("javascript")
@@ -42,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: UInt8Array) -> Path
 
 
 def run(folder: Path, document: str, server: Server) -> list[str]:
-    """What the document's JavaScript prints, and then ends; it ends by itself when its connection is idle."""
+    """What the JavaScript of a document prints. It ends by itself when its connection is idle."""
     (script,) = re.findall(r"```js\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert script.count("localhost:8001") == 1
     script = script.replace("localhost:8001", f"localhost:{server.port}")
@@ -55,11 +52,11 @@ def run(folder: Path, document: str, server: Server) -> list[str]:
 
 
 def score_in(lines: list[str]) -> dict[str, float]:
-    """The numbers of the score that is printed as a JavaScript object."""
+    """The numbers of a score that was printed as a JavaScript object."""
     return {name: float(value) for name, value in re.findall(r"(\w+): (-?[\d.]+)", "\n".join(lines))}
 
 
-def assert_score(lines: list[str], embedded: Any, image: UInt8Array) -> None:
+def assert_score(lines: list[str], embedded: glowserve.Client, image: UInt8Array) -> None:
     expected = embedded.score(image[None])
     score = score_in(lines)
     assert score["logLikelihood"] == pytest.approx(expected.log_likelihood[0], rel=1e-5)
@@ -67,14 +64,16 @@ def assert_score(lines: list[str], embedded: Any, image: UInt8Array) -> None:
     assert score["percentile"] == pytest.approx(expected.percentile[0])
 
 
-def test_the_readmes_script_scores(folder: Path, server: Server, embedded: Any, digits: UInt8Array) -> None:
+def test_the_script_of_the_readme_scores(
+    folder: Path, server: Server, embedded: glowserve.Client, digits: UInt8Array
+) -> None:
     lines = run(folder, "README.md", server)
     assert "finite: true" in "\n".join(lines)
     assert_score(lines, embedded, digits[0])
 
 
 def test_the_script_for_tls_scores_and_samples_with_a_token(
-    folder: Path, run_server: RunServer, tmp_path: Path, embedded: Any, digits: UInt8Array
+    folder: Path, run_server: RunServer, tmp_path: Path, embedded: glowserve.Client, digits: UInt8Array
 ) -> None:
     authority, cert, key = trustme.CA(), tmp_path / "server.pem", tmp_path / "server.key"
     issued = authority.issue_cert("localhost")

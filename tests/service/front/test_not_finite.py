@@ -1,19 +1,15 @@
-"""Numbers that leave the range of float32: who is told, and that nobody else suffers."""
+"""Numbers that leave the range of float32: what the caller learns, what is counted, and that no other image changes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
-from onnx import numpy_helper
 
 import glowserve
 from glowserve.images import UInt8Array
@@ -23,9 +19,12 @@ from glowserve.runtime.randomness import latents
 from glowserve.runtime.repository import Bundle, open_bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.servers import RunServer
+from tests.service.bundles import scale
+from tests.service.metrics import value
+from tests.service.stubs import connect
 from tests.service.wire import (
     COOL,
-    copied,
     draw,
     images_of,
     latent_tensor,
@@ -33,32 +32,19 @@ from tests.service.wire import (
     refusal,
 )
 
-RunServer = Callable[..., Any]
-
-Float32Array = npt.NDArray[np.float32]
-
 
 def with_larger_weight(source: Path, target: Path, graph: str, weight: str, factor: float) -> Bundle:
     """A copy of a bundle in which one weight of one graph is much too large."""
-    model = onnx.load(source / graph)
-    (initializer,) = [entry for entry in model.graph.initializer if entry.name == weight]
-    scaled = numpy_helper.to_array(initializer) * np.float32(factor)
-    initializer.CopyFrom(numpy_helper.from_array(scaled, weight))
-    data = model.SerializeToString()
-    manifest = json.loads((source / "manifest.json").read_text())
-    for entry in manifest["files"]:
-        if entry["name"] == graph:
-            entry |= {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data))}
-    copied(source, target, files=manifest["files"])
-    (target / graph).write_bytes(data)
+    shutil.copytree(source, target)
+    scale(target, graph, weight, factor)
     return open_bundle(target)
 
 
 @pytest.fixture
 def no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a broken bundle be served: what a sound one may do far from its data, these do on digits."""
-    for module in ("models", "embedded"):
-        monkeypatch.setattr(f"service.{module}.check_canary", lambda _engine, _bundle: None)
+    """Lets bundles be served whose canary fails. They do on digits what other models do far from their data."""
+    for module in ("glowserve_service.models.loading", "glowserve.client.transports.embedded"):
+        monkeypatch.setattr(f"{module}.check_canary", lambda _engine, _bundle: None)
 
 
 Explosive = Callable[[str], tuple[Path, npt.NDArray[np.bool_]]]
@@ -66,9 +52,9 @@ Explosive = Callable[[str], tuple[Path, npt.NDArray[np.bool_]]]
 
 @pytest.fixture(scope="module")
 def explosive(repository: Path, tmp_path_factory: pytest.TempPathFactory, digits: UInt8Array) -> Explosive:
-    """Makes a repository of a model that drives some of the digits out of float32, and says which stay.
+    """Makes a repository whose model leaves float32 for some of the digits; with whether each digit stays inside.
 
-    What is to leave float32 is "log_likelihood", or "latent" as well.
+    The argument is the output of the forward graph that leaves it: "log_likelihood", or "latent" as well.
     """
 
     def make(what: str) -> tuple[Path, npt.NDArray[np.bool_]]:
@@ -89,12 +75,12 @@ def explosive(repository: Path, tmp_path_factory: pytest.TempPathFactory, digits
 
 
 @pytest.mark.usefixtures("no_canary")
-def test_an_image_beyond_float32_is_an_answer_and_leaves_its_batch_mates_alone(
-    run_server: Callable[..., Any], explosive: Explosive, digits: UInt8Array
+def test_a_score_beyond_float32_is_minus_infinity_and_other_images_of_the_batch_are_unharmed(
+    run_server: RunServer, explosive: Explosive, digits: UInt8Array
 ) -> None:
     path, _ = explosive("log_likelihood")
-    with run_server(repository=path) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub = GlowServiceStub(channel)
+    with run_server(repository=path) as server, connect(server) as stubs:
+        stub = stubs.glow
         together = stub.Score(pb.ScoreRequest(images=raw(digits))).scores
         assert 10 < sum(score.finite for score in together) < len(digits) - 10
         for image, score in zip(digits, together, strict=True):
@@ -104,9 +90,7 @@ def test_an_image_beyond_float32_is_an_answer_and_leaves_its_batch_mates_alone(
             (alone,) = stub.Score(pb.ScoreRequest(images=raw(image[None]))).scores
             assert alone.finite == score.finite
             assert alone.log_likelihood == pytest.approx(score.log_likelihood, rel=1e-5)
-        counted = server.metrics.registry.get_sample_value(
-            "glowserve_not_finite_images_total", {"model": "digits", "method": "Score"}
-        )
+        counted = value(server, "not_finite_images_total", model="digits", method="Score")
         assert counted == 2 * sum(not score.finite for score in together)
     opened = glowserve.open(path / "digits").score(digits)
     np.testing.assert_allclose(opened.log_likelihood, [score.log_likelihood for score in together], rtol=1e-5)
@@ -114,14 +98,14 @@ def test_an_image_beyond_float32_is_an_answer_and_leaves_its_batch_mates_alone(
 
 
 @pytest.mark.usefixtures("no_canary")
-def test_a_latent_beyond_float32_is_refused_and_the_image_named(
-    run_server: Callable[..., Any], explosive: Explosive, digits: UInt8Array
+def test_an_encoding_beyond_float32_is_refused_and_the_image_is_named(
+    run_server: RunServer, explosive: Explosive, digits: UInt8Array
 ) -> None:
     path, encodable = explosive("latent")
     good, bad = digits[encodable][:3], digits[~encodable][:2]
     mixed = np.concatenate([good, bad, good])
-    with run_server(repository=path) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub = GlowServiceStub(channel)
+    with run_server(repository=path) as server, connect(server) as stubs:
+        stub = stubs.glow
         code, message = refusal(lambda: stub.Encode(pb.EncodeRequest(images=raw(mixed))))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert message.startswith("images: image 3 ")
@@ -138,12 +122,12 @@ def test_a_latent_beyond_float32_is_refused_and_the_image_named(
     assert len(model.encode(good)) == 3
 
 
-def test_latents_that_decode_beyond_float32_are_refused_and_the_row_named(
-    stub: GlowServiceStub, embedded: Any
+def test_a_decoding_beyond_float32_is_refused_and_the_row_is_named(
+    stub: GlowServiceStub, embedded: glowserve.Client
 ) -> None:
     rows = latents(0, 0, 6, 64, COOL)
-    for row, value in ((4, 1e38), (2, -3e38)):
-        rows[row] = value
+    for row, latent in ((4, 1e38), (2, -3e38)):
+        rows[row] = latent
         code, message = refusal(lambda: stub.Decode(pb.DecodeRequest(latents=latent_tensor(rows))))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert message == f"latents: row {row} does not decode to a finite image"
@@ -152,10 +136,10 @@ def test_latents_that_decode_beyond_float32_are_refused_and_the_row_named(
         assert (caught.value.code, caught.value.message) == (code, message)
 
 
-def test_a_sample_beyond_float32_ends_the_stream_and_is_named(
-    stub: GlowServiceStub, embedded: Any, engine: Engine
+def test_a_sample_beyond_float32_ends_the_stream_and_the_sample_is_named(
+    stub: GlowServiceStub, embedded: glowserve.Client, engine: Engine
 ) -> None:
-    """Seed and temperature are chosen such that the first bad sample lies in a later message."""
+    """Seed and temperature are such that the first bad sample is in a later message."""
     for seed in range(20):
         rows, first = latents(seed, 0, 200, 64), 200
         for temperature in np.geomspace(1, 1000, 100, dtype=np.float32):
@@ -180,30 +164,29 @@ def test_a_sample_beyond_float32_ends_the_stream_and_is_named(
 
 
 @pytest.mark.parametrize("temperature", [1e10, 3e38])
-def test_a_temperature_that_nothing_survives_is_refused(stub: GlowServiceStub, temperature: float) -> None:
+def test_a_temperature_at_which_every_sample_is_beyond_float32_is_refused(
+    stub: GlowServiceStub, temperature: float
+) -> None:
     code, message = refusal(lambda: draw(stub, n=2, seed=0, temperature=temperature))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert message.startswith("temperature: sample 0 ")
 
 
 @pytest.mark.usefixtures("no_canary")
-def test_an_encoding_that_does_not_decode_counts_every_value_as_lost(
-    run_server: Callable[..., Any],
+def test_every_value_of_an_encoding_that_does_not_decode_is_mismatched(
+    run_server: RunServer,
     repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
     digits: UInt8Array,
 ) -> None:
-    """Black and white among them: the bytes that a graph makes of NaN could pass for either."""
+    """Also of black and white images: the byte that a graph makes of NaN could be either."""
     path = tmp_path_factory.mktemp("one_way")
     source, target = repository / "digits" / "1", path / "digits" / "1"
     with_larger_weight(source, target, "reverse.onnx", "level1.step1.weight", 3e38)
     images = np.concatenate([digits[:2], np.zeros_like(digits[:1]), np.full_like(digits[:1], 255)])
-    with run_server(repository=path) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        response = GlowServiceStub(channel).Encode(pb.EncodeRequest(images=raw(images)))
+    with run_server(repository=path) as server, connect(server) as stubs:
+        response = stubs.glow.Encode(pb.EncodeRequest(images=raw(images)))
         assert list(response.mismatched_values) == 4 * [64]
-        counted = server.metrics.registry.get_sample_value(
-            "glowserve_inexact_encodings_total", {"model": "digits"}
-        )
-        assert counted == 4
+        assert value(server, "inexact_encodings_total", model="digits") == 4
     encodings = glowserve.open(path / "digits").encode(images)
     assert encodings.mismatched_values.tolist() == 4 * [64]

@@ -1,4 +1,4 @@
-"""Whatever a caller sends, the answer is right or one of the contract's refusals, and the server lives."""
+"""Random requests and random bytes: each is answered or refused as the contract says, and the server goes on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from PIL import Image
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.service.metrics import in_flight
 
-# The same examples in every run. A server of a whole module is no state that an example leaves behind.
+# The same examples in every run.
 many = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -31,29 +32,18 @@ REFUSALS = {
 }
 
 
-@pytest.fixture(scope="module")
-def channel(server: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
-
-
-@pytest.fixture(scope="module")
-def stub(channel: grpc.Channel) -> GlowServiceStub:
-    return GlowServiceStub(channel)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def the_server_lives(server: Server, channel: grpc.Channel, stub: GlowServiceStub) -> Iterator[None]:
-    """After all of it health says SERVING, calls are answered, and none is left."""
+def the_server_still_serves(server: Server, channel: grpc.Channel, stub: GlowServiceStub) -> Iterator[None]:
+    """After all requests health says SERVING, a call is answered, and none is in flight."""
     yield
     health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     assert len(list(stub.Sample(pb.SampleRequest(n=3, temperature=0)))) == 1
-    assert server.metrics.registry.get_sample_value("glowserve_requests_in_flight") == 0
+    assert in_flight(server) == 0
 
 
 def outcome(call: Any, request: Any, *, streams: bool = False) -> Any:
-    """The answer, or None where the call was refused as the contract says."""
+    """The answer; None if the call was refused as the contract says."""
     try:
         answer = call(request, timeout=60)
         return list(answer) if streams else answer
@@ -64,7 +54,7 @@ def outcome(call: Any, request: Any, *, streams: bool = False) -> Any:
 
 
 def tensors(dtype: int, row: list[int]) -> st.SearchStrategy[tensor_pb2.Tensor]:
-    """Well-formed tensors, nearly well-formed ones, and any."""
+    """Well-formed tensors, nearly well-formed ones, and arbitrary ones."""
     size = 4 if dtype == tensor_pb2.DATA_TYPE_FLOAT32 else 1
     length = int(np.prod(row)) * size
 
@@ -89,7 +79,7 @@ def tensors(dtype: int, row: list[int]) -> st.SearchStrategy[tensor_pb2.Tensor]:
 
 
 def files() -> st.SearchStrategy[bytes]:
-    """Pictures, pictures with some bytes changed, cut off or put in, and any bytes."""
+    """Pictures, pictures with some bytes changed, inserted or cut off, and arbitrary bytes."""
     originals = []
     for form in ("PNG", "JPEG", "WEBP", "GIF"):
         for mode, size in (("RGB", (9, 7)), ("L", (8, 8)), ("RGBA", (3, 20))):
@@ -142,7 +132,7 @@ METHODS = ["Score", "Encode", "Decode", "Interpolate", "Sample", "GetModel", "Li
 
 @many
 @given(request=st.builds(pb.ScoreRequest, model=specs(), images=images(), seed=SEEDS))
-def test_score_answers_each_image_or_refuses(stub: GlowServiceStub, request: pb.ScoreRequest) -> None:
+def test_score_answers_every_image_or_refuses(stub: GlowServiceStub, request: pb.ScoreRequest) -> None:
     response = outcome(stub.Score, request)
     if response is not None:
         assert len(response.scores) == size_of(request.images)
@@ -155,7 +145,7 @@ def test_score_answers_each_image_or_refuses(stub: GlowServiceStub, request: pb.
 
 @many
 @given(request=st.builds(pb.EncodeRequest, model=specs(), images=images()))
-def test_encode_answers_each_image_or_refuses(stub: GlowServiceStub, request: pb.EncodeRequest) -> None:
+def test_encode_answers_every_image_or_refuses(stub: GlowServiceStub, request: pb.EncodeRequest) -> None:
     response = outcome(stub.Encode, request)
     if response is not None:
         n = size_of(request.images)
@@ -173,7 +163,7 @@ def test_encode_answers_each_image_or_refuses(stub: GlowServiceStub, request: pb
         format=FORMATS,
     )
 )
-def test_decode_answers_each_row_or_refuses(stub: GlowServiceStub, request: pb.DecodeRequest) -> None:
+def test_decode_answers_every_row_or_refuses(stub: GlowServiceStub, request: pb.DecodeRequest) -> None:
     response = outcome(stub.Decode, request)
     if response is not None:
         assert size_of(response.images) == request.latents.shape[0]
@@ -181,7 +171,7 @@ def test_decode_answers_each_row_or_refuses(stub: GlowServiceStub, request: pb.D
 
 @many
 @given(scale=st.floats(0, 6), seed=st.integers(0, 2**32 - 1), n=st.integers(1, 4))
-def test_decode_takes_latents_of_any_moderate_size(
+def test_decode_answers_or_refuses_latents_of_any_moderate_length(
     stub: GlowServiceStub, scale: float, seed: int, n: int
 ) -> None:
     rows = (np.random.default_rng(seed).normal(size=(n, 64)) * scale).astype("<f4")
@@ -201,7 +191,7 @@ def test_decode_takes_latents_of_any_moderate_size(
         format=FORMATS,
     )
 )
-def test_sample_draws_as_many_as_were_asked_for_or_refuses(
+def test_sample_draws_the_requested_number_or_refuses(
     stub: GlowServiceStub, request: pb.SampleRequest
 ) -> None:
     responses = outcome(stub.Sample, request, streams=True)
@@ -223,9 +213,7 @@ def test_get_model_describes_the_model_or_refuses(stub: GlowServiceStub, request
     method=st.sampled_from(METHODS),
     data=st.binary(max_size=200),
 )
-def test_bytes_that_may_be_no_message_are_answered_or_refused(
-    channel: grpc.Channel, method: str, data: bytes
-) -> None:
+def test_random_bytes_are_answered_or_refused(channel: grpc.Channel, method: str, data: bytes) -> None:
     streams = method == "Sample"
     kind = channel.unary_stream if streams else channel.unary_unary
     outcome(kind(f"/glowserve.v1.GlowService/{method}"), data, streams=streams)
@@ -233,10 +221,10 @@ def test_bytes_that_may_be_no_message_are_answered_or_refused(
 
 @many
 @given(data=st.data())
-def test_a_message_with_some_bytes_changed_is_answered_or_refused(
+def test_a_good_message_with_some_bytes_changed_is_answered_or_refused(
     channel: grpc.Channel, data: st.DataObject
 ) -> None:
-    """Closer to the truth than random bytes: a good message of any method, sent to any method, damaged."""
+    """More of these are parsed than of random bytes. The method is any, not always the message's own."""
     pixels = tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=[2, 8, 8, 1], data=bytes(128))
     rows = tensor_pb2.Tensor(dtype="DATA_TYPE_FLOAT32", shape=[1, 64], data=bytes(256))
     good = [

@@ -1,8 +1,7 @@
-"""What an error tells a program: its reason, the field that is wrong, and when to try again."""
+"""The status of an error: its code, its reason, the field that is wrong, and when to try again."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -22,29 +21,32 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 
 import glowserve
-from glowserve.client.async_client import AsyncClient
 from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from glowserve.runtime import errors as runtime_errors
 from glowserve.runtime.errors import DeviceError, GlowserveError, InvalidRequestError, NotFiniteError
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.servers import RunServer
+from tests.service.metrics import queue_length
+from tests.service.stubs import address, connect
 from tests.service.wire import raw, wait_for
 
-TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
+TABLE = Path(__file__).parents[3] / "docs" / "errors.md"
 INVALID = StatusCode.INVALID_ARGUMENT
 DETAILS = {
     "ErrorInfo": error_details_pb2.ErrorInfo,
     "BadRequest": error_details_pb2.BadRequest,
     "RetryInfo": error_details_pb2.RetryInfo,
 }
-# A service that cannot start has no callers.
+# These end the start of a service, which has no callers then.
 START_UP = {DeviceError, errors.PortError, errors.TracingError}
 
 
 def details_of(error: grpc.RpcError) -> dict[str, Message]:
-    """The details of a status, by kind; from_call checks that code and message are the status's own."""
+    """The details of a status, by kind. `from_call` checks that code and message agree with the status."""
     found = {}
     for packed in rpc_status.from_call(error).details:
         name = packed.type_url.removeprefix("type.googleapis.com/google.rpc.")
@@ -53,58 +55,46 @@ def details_of(error: grpc.RpcError) -> dict[str, Message]:
     return found
 
 
-def refused(call: Callable[[], Any]) -> grpc.RpcError:
-    def answer() -> Any:
-        found = call()
-        return list(found) if isinstance(found, Iterator) else found
+def error_of(call: Callable[[], Any]) -> grpc.RpcError:
+    """The error of a call that must fail."""
+
+    def call_to_the_end() -> Any:
+        response = call()
+        return list(response) if isinstance(response, Iterator) else response
 
     with pytest.raises(grpc.RpcError) as caught:
-        answer()
+        call_to_the_end()
     return caught.value
-
-
-@pytest.fixture
-def channel(server: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
-
-
-@pytest.fixture
-def stub(channel: grpc.Channel) -> GlowServiceStub:
-    return GlowServiceStub(channel)
 
 
 def test_every_error_that_a_caller_can_see_has_a_status() -> None:
     found = {
         kind
-        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        for module in (errors, runtime_errors)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, GlowserveError) and kind is not GlowserveError
     }
     assert found - START_UP == set(status.STATUSES)
 
 
-def test_the_table_in_the_docs_is_what_the_service_answers() -> None:
-    lines = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \| .+? \| (.+?) \| .+ \|$", TABLE.read_text(), re.M)
-    written = [(code, reason, set(re.findall(r"`(\w+)`", details))) for code, reason, details in lines]
+def test_the_table_in_the_docs_lists_every_status_with_its_details() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \| .+? \| (.+?) \| .+ \|$", TABLE.read_text(), re.M)
+    assert len({reason for _, reason, _ in rows}) == len(rows)
+    listed = {reason: (code, set(re.findall(r"`(\w+)`", details))) for code, reason, details in rows}
 
     def example(kind: type[GlowserveError]) -> GlowserveError:
         if kind is InvalidRequestError:
             return InvalidRequestError("n is 0", "n")
         return NotFiniteError("no", 1) if kind is NotFiniteError else kind("no")
 
-    known = []
+    sent = {}
     for error in [*map(example, status.STATUSES), ZeroDivisionError("secret")]:
-        (_, data), *others = status.trailing_metadata(error, "no")
-        assert not others
-        kinds = {
-            packed.type_url.rpartition(".")[2]
-            for packed in rpc_status.status_pb2.Status.FromString(data).details
-        }
+        ((_, data),) = status.trailing_metadata(error, "no")
+        details = rpc_status.status_pb2.Status.FromString(data).details
+        kinds = {packed.type_url.rpartition(".")[2] for packed in details}
         assert b"secret" not in data
-        known.append((status.status_of(error).name, status.reason_of(error), kinds - {"ErrorInfo"}))
-    assert written == known
-    reasons = [reason for _, reason, _ in written]
-    assert len(set(reasons)) == len(reasons)
+        sent[status.reason_of(error)] = status.status_of(error).name, kinds - {"ErrorInfo"}
+    assert listed == sent
 
 
 LATENTS = tensor_pb2.Tensor(
@@ -153,10 +143,10 @@ NONE = tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=[0, 8, 8, 1])
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_bad_request_names_the_field(
+def test_a_malformed_request_names_the_field(
     stub: GlowServiceStub, method: str, request_: Message, field: str
 ) -> None:
-    error = refused(lambda: getattr(stub, method)(request_))
+    error = error_of(lambda: getattr(stub, method)(request_))
     assert error.code() is INVALID
     found = details_of(error)
     assert found.keys() == {"ErrorInfo", "BadRequest"}
@@ -172,7 +162,7 @@ def infer_request(**changes: Any) -> oip.ModelInferRequest:
 
 
 def sampling(*names: str, temperature: float = 1.0) -> oip.ModelInferRequest:
-    """Rows of the sampler, its inputs in some order."""
+    """One row for the sampler, with its inputs in this order."""
     contents = {
         "seed": oip.InferTensorContents(uint64_contents=[1]),
         "temperature": oip.InferTensorContents(fp32_contents=[temperature]),
@@ -211,10 +201,10 @@ UINTS = {"contents": {"uint_contents": [256] * 64}}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_bad_request_of_the_open_inference_protocol_names_the_field(
+def test_a_malformed_request_of_the_open_inference_protocol_names_the_field(
     channel: grpc.Channel, request_: oip.ModelInferRequest, field: str
 ) -> None:
-    error = refused(lambda: GRPCInferenceServiceStub(channel).ModelInfer(request_))
+    error = error_of(lambda: GRPCInferenceServiceStub(channel).ModelInfer(request_))
     assert error.code() is INVALID
     (violation,) = details_of(error)["BadRequest"].field_violations
     assert (violation.field, violation.description) == (field, error.details())
@@ -226,90 +216,88 @@ def test_the_sampler_takes_its_inputs_in_any_order(channel: grpc.Channel) -> Non
     assert one.raw_output_contents == other.raw_output_contents
 
 
-def test_an_error_that_no_field_caused_names_none(stub: GlowServiceStub, channel: grpc.Channel) -> None:
+def test_an_error_that_no_field_caused_names_no_field(stub: GlowServiceStub, channel: grpc.Channel) -> None:
     bytes_call = channel.unary_unary("/glowserve.v1.GlowService/Score")
     for call, reason in (
         (lambda: stub.GetModel(pb.GetModelRequest(model={"name": "nobody"})), "MODEL_NOT_FOUND"),
         (lambda: stub.Sample(pb.SampleRequest(n=1, seed=0, temperature=1e30)), "NOT_FINITE"),
         (lambda: bytes_call(b"\xff"), "INVALID_REQUEST"),
     ):
-        found = details_of(refused(call))
+        found = details_of(error_of(call))
         assert found == {"ErrorInfo": error_details_pb2.ErrorInfo(reason=reason, domain="glowserve")}
 
 
-def test_the_longest_message_reaches_its_caller_with_its_details(channel: grpc.Channel) -> None:
-    """Metadata of more than 8 KiB may be refused by clients, whose error would then say nothing."""
+def test_a_very_long_message_is_shortened_and_keeps_its_details(channel: grpc.Channel) -> None:
+    """Clients may refuse metadata of more than 8 KiB. Their error would then say nothing."""
     names = [{"name": f"{i}{200 * chr(0x1F600)}"} for i in range(8)]
-    error = refused(lambda: GRPCInferenceServiceStub(channel).ModelInfer(infer_request(inputs=names)))
+    error = error_of(lambda: GRPCInferenceServiceStub(channel).ModelInfer(infer_request(inputs=names)))
     assert error.code() is INVALID, error.details()
     assert details_of(error)["BadRequest"].field_violations[0].field == "inputs"
 
 
-def test_details_stand_beside_the_id_of_the_call(stub: GlowServiceStub) -> None:
+def test_the_metadata_has_the_id_of_the_call_beside_the_details(stub: GlowServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.Score(pb.ScoreRequest(), metadata=[("x-request-id", "mine")])
     assert ("x-request-id", "mine") in caught.value.trailing_metadata()
     assert "BadRequest" in details_of(caught.value)
 
 
-def test_a_full_queue_says_when_to_come_back(run_server: Callable[..., Any], digits: UInt8Array) -> None:
+@pytest.fixture(scope="module")
+def full(run_server: RunServer, digits: UInt8Array) -> Iterator[Server]:
+    """A server with 7 images in a queue of 8, which wait for a batch that is never full."""
     settings = {"max_queue_size": 8, "max_images_per_call": 8, "max_batch_size": 8}
     with (
         run_server(**settings, max_queue_delay_ms=600_000.0, drain_seconds=0.0) as server,
-        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-        glowserve.Client(f"127.0.0.1:{server.port}") as client,
+        connect(server) as stubs,
     ):
-        stub = GlowServiceStub(channel)
-        waits = stub.Score.future(pb.ScoreRequest(images=raw(digits[:7])))
-        labels = {"model": "digits", "direction": "forward"}
-        length = server.metrics.registry.get_sample_value
-        wait_for(lambda: length("glowserve_queue_length", labels) == 7)
-        error = refused(lambda: stub.Score(pb.ScoreRequest(images=raw(digits[:2]))))
-        assert error.code() is StatusCode.RESOURCE_EXHAUSTED
-        found = details_of(error)
-        assert found["ErrorInfo"].reason == "QUEUE_FULL"
-        assert found["RetryInfo"].retry_delay.ToNanoseconds() == 10**9  # nothing was measured
-
-        with pytest.raises(glowserve.RequestError) as caught:
-            client.score(digits[:2])
-        assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.0)
-
-        async def ask() -> None:
-            async with AsyncClient(f"127.0.0.1:{server.port}") as asynchronous:
-                await asynchronous.score(digits[:2])
-
-        with pytest.raises(glowserve.RequestError) as caught:
-            asyncio.run(ask())
-        assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.0)
-        waits.cancel()
+        waiting = stubs.glow.Score.future(pb.ScoreRequest(images=raw(digits[:7])))
+        wait_for(lambda: queue_length(server) == 7)
+        yield server
+        waiting.cancel()
 
 
-def test_a_server_that_stops_says_when_to_come_back(run_server: Callable[..., Any]) -> None:
-    with run_server() as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        server._edge.refuse()
-        error = refused(lambda: GlowServiceStub(channel).ListModels(pb.ListModelsRequest()))
-    assert error.code() is StatusCode.UNAVAILABLE
+def test_a_full_queue_says_when_to_try_again(full: Server, digits: UInt8Array) -> None:
+    with connect(full) as stubs:
+        error = error_of(lambda: stubs.glow.Score(pb.ScoreRequest(images=raw(digits[:2]))))
+    assert error.code() is StatusCode.RESOURCE_EXHAUSTED
     found = details_of(error)
-    assert found["ErrorInfo"].reason == "SERVER_UNAVAILABLE"
-    assert found["RetryInfo"].retry_delay.ToNanoseconds() == 10**9
+    assert found["ErrorInfo"].reason == "QUEUE_FULL"
+    assert found["RetryInfo"].retry_delay.ToNanoseconds() == 10**9  # nothing was measured
 
 
-def test_an_error_of_the_client_has_its_reason(client: glowserve.Client, embedded: Any) -> None:
+def test_the_client_says_when_to_try_again(full: Server, digits: UInt8Array) -> None:
+    with (
+        glowserve.Client(address(full)) as client,
+        pytest.raises(glowserve.RequestError) as caught,
+    ):
+        client.score(digits[:2])
+    assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.0)
+
+
+async def test_the_asynchronous_client_says_when_to_try_again(full: Server, digits: UInt8Array) -> None:
+    async with glowserve.AsyncClient(address(full)) as client:
+        with pytest.raises(glowserve.RequestError) as caught:
+            await client.score(digits[:2])
+    assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.0)
+
+
+def test_an_error_of_the_client_has_its_reason(client: glowserve.Client, embedded: glowserve.Client) -> None:
     for model in (client, embedded):
         with pytest.raises(glowserve.RequestError) as caught:
             model.score(np.zeros((3, 3, 1), np.uint8))
-        assert (caught.value.code, caught.value.reason, caught.value.retry_after) == (
-            INVALID,
-            "INVALID_REQUEST",
-            None,
-        )
+        error = caught.value
+        assert (error.code, error.reason, error.retry_after) == (INVALID, "INVALID_REQUEST", None)
     with glowserve.Client("127.0.0.1:1", timeout=0.2) as nobody:
         with pytest.raises(glowserve.RequestError) as caught:
             nobody.models()
         assert (caught.value.reason, caught.value.retry_after) == ("", None)
 
 
-def test_a_pause_of_a_fraction_of_a_second_is_told_exactly() -> None:
+def test_a_server_that_is_starting_or_stopping_may_be_tried_again_after_a_second() -> None:
+    assert status.retry_seconds(errors.UnavailableError("the server is stopping")) == 1.0
+
+
+def test_a_fraction_of_a_second_is_sent_exactly() -> None:
     error = QueueFullError("full", retry_seconds=2.345678901)
     ((_, data),) = status.trailing_metadata(error, "full")
     packed = rpc_status.status_pb2.Status.FromString(data).details[1]

@@ -28,11 +28,11 @@ CAPACITY = 10
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Makes a logger that writes to a descriptor, or to none; its lines are `LEVEL LOGGER: MESSAGE`."""
     writers: list[LogWriter] = []
     logger = logging.getLogger("of.this.test")
-    logger.propagate = False
+    monkeypatch.setattr(logger, "propagate", False)
     logger.setLevel("DEBUG")
 
     def made(descriptor: int | None) -> tuple[logging.Logger, LogWriter]:

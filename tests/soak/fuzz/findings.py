@@ -73,7 +73,7 @@ class Findings:
         if self.failures:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(self.failures))
-        shown = "\n".join(failure[:2000] for failure in self.failures[:10])
+        shown = "\n".join(failure[:500] for failure in self.failures[:10])
         assert not self.failures, f"{len(self.failures)} cases, all of them in {path}:\n{shown}"
 
 

@@ -44,7 +44,7 @@ def _running_batch(internals: Internals) -> Callable[[], Any]:
 def _submission(internals: Internals) -> Callable[[], Any]:
     queue = internals.batchers[0]._queue
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    queue.add(Submission((), 1, 0.0, Ticket(), answer), long=False)
+    queue._short.append(Submission((), 1, 0.0, Ticket(), answer))
     return queue._short.clear
 
 

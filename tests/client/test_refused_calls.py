@@ -1,0 +1,123 @@
+"""The way of a refused call through every client: to a RequestError, or to an error before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import glowserve
+from glowserve.images import UInt8Array, encode_png
+
+BLANK = np.zeros((8, 8), np.uint8)
+
+INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+NOT_FINITE = (grpc.StatusCode.FAILED_PRECONDITION, "NOT_FINITE")
+NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+REFUSED: list[tuple[Callable[[Any], Any], tuple[grpc.StatusCode, str], str]] = [
+    (lambda c: c.score(b"no picture"), INVALID, "data[0]: 10 bytes are not"),
+    (lambda c: c.score(np.zeros((9, 9), np.uint8)), INVALID, "[1, 9, 9, 1]"),
+    (lambda c: c.encode(np.zeros((8, 8, 3), np.uint8)), INVALID, "[1, 8, 8, 3]"),
+    (
+        lambda c: list(c.iter_scores([BLANK] * 100 + [b"no picture"])),
+        INVALID,
+        "images.encoded.data[0]: 10 bytes are not",
+    ),
+    (lambda c: c.sample(0), INVALID, "n is 0"),
+    (lambda c: c.sample(100_001), INVALID, "n is 100001"),
+    (lambda c: list(c.iter_samples(0)), INVALID, "n is 0"),
+    (lambda c: c.sample(1, temperature=-1), INVALID, "temperature is -1.0"),
+    (lambda c: c.sample(1, temperature=float("nan")), INVALID, "temperature is nan"),
+    (lambda c: c.sample(1, temperature=1e39), INVALID, "temperature is inf"),
+    (
+        lambda c: c.sample(1, temperature=1e30, seed=0),
+        NOT_FINITE,
+        "temperature: sample 0 does not decode",
+    ),
+    (lambda c: c.decode(np.zeros((2, 63))), INVALID, "latents.shape is [2, 63]"),
+    (lambda c: c.decode(np.full((2, 64), np.nan)), INVALID, "row 0 is not finite"),
+    (lambda c: c.decode(np.full((2, 64), 1e38)), NOT_FINITE, "row 0 does not decode"),
+    (lambda c: c.interpolate(BLANK, BLANK, steps=1), INVALID, "steps is 1"),
+    (lambda c: c.interpolate(BLANK, BLANK, steps=257), INVALID, "steps is 257"),
+    (lambda c: c.interpolate(BLANK, b"no"), INVALID, "data[1]: 2 bytes"),
+    (lambda c: c.score(BLANK, model="nobody"), NOT_FOUND, "'nobody'"),
+    (lambda c: list(c.iter_scores(BLANK, model="nobody")), NOT_FOUND, "'nobody'"),
+    (lambda c: c.sample(1, model="nobody"), NOT_FOUND, "'nobody'"),
+    (lambda c: c.encode(BLANK, version=2), NOT_FOUND, "version 2"),
+    (lambda c: c.decode(np.zeros((1, 64)), version=2), NOT_FOUND, "version 2"),
+    (lambda c: c.interpolate(BLANK, BLANK, version=2), NOT_FOUND, "version 2"),
+    (lambda c: c.manifest(model="nobody"), NOT_FOUND, "'nobody'"),
+]
+
+
+@pytest.mark.parametrize(("call", "status", "words"), REFUSED)
+def test_a_refused_call_raises_its_status(
+    answering: glowserve.Client, call: Callable[[Any], Any], status: tuple[grpc.StatusCode, str], words: str
+) -> None:
+    with pytest.raises(glowserve.RequestError) as caught:
+        call(answering)
+    error = caught.value
+    assert (error.code, error.reason) == status
+    assert words in error.message
+    assert not error.message.startswith("requests")
+    assert str(error) == f"{status[0].name}: {error.message}"
+    assert error.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda c: c.score([]), ValueError, "no images"),
+        (lambda c: c.encode(()), ValueError, "no images"),
+        (lambda c: c.score(np.zeros((0, 8, 8, 1), np.uint8)), ValueError, "no images"),
+        (lambda c: c.decode(np.zeros((0, 64))), ValueError, r"latents have shape \[0, 64\]"),
+        (lambda c: c.decode(np.zeros(64)), ValueError, r"latents have shape \[64\]"),
+        (lambda c: c.score(BLANK, seed=-1), ValueError, "seed is -1"),
+        (lambda c: c.score(BLANK, seed=2**64), ValueError, "seed is 18446744073709551616"),
+        (lambda c: list(c.iter_scores(BLANK, seed=-1)), ValueError, "seed is -1"),
+        (lambda c: c.sample(1, seed=-1), ValueError, "seed is -1"),
+        (lambda c: list(c.iter_samples(1, seed=-1)), ValueError, "seed is -1"),
+        (lambda c: c.sample(-1), ValueError, "-1"),
+        (lambda c: c.interpolate(BLANK, BLANK, steps=-1), ValueError, "-1"),
+        (lambda c: c.score(np.zeros((8, 8))), glowserve.InvalidImageError, "float64"),
+        (lambda c: c.score(np.zeros((8, 8, 2), np.uint8)), glowserve.InvalidImageError, r"\[8, 8, 2\]"),
+        (lambda c: c.score([np.zeros((2, 8, 8, 1), np.uint8)]), glowserve.InvalidImageError, "in a list"),
+        (lambda c: c.score(7), TypeError, "int is no image"),
+        (lambda c: c.score([b"", None]), TypeError, "NoneType is no image"),
+        (lambda c: list(c.iter_scores(7)), TypeError, "int is no image"),
+        (lambda c: list(c.iter_scores(iter([None]))), TypeError, "NoneType is no image"),
+        (lambda c: c.interpolate(BLANK, [BLANK]), TypeError, "list is no image"),
+        (lambda c: c.score("nowhere.png"), FileNotFoundError, "nowhere.png"),
+        (lambda c: c.interpolate(BLANK, "nowhere.png"), FileNotFoundError, "nowhere.png"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_sent(
+    answering: glowserve.Client, call: Callable[[Any], Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        call(answering)
+
+
+def test_a_file_that_is_no_picture_is_named(
+    answering: glowserve.Client, tmp_path: Path, digits: UInt8Array
+) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(encode_png(digits[0]))
+    bad.write_text("no picture")
+    for images in (bad, str(bad), [good, bad]):
+        with pytest.raises(glowserve.InvalidImageError, match=f"^{bad}: 10 bytes are not a picture"):
+            answering.score(images)
+
+
+def test_a_failed_stream_yields_the_scores_before_the_image_that_failed(
+    answering: glowserve.Client, digits: UInt8Array
+) -> None:
+    found: list[glowserve.Scores] = []
+    with pytest.raises(glowserve.RequestError):
+        found.extend(answering.iter_scores([*digits[:128], b"no picture"]))
+    assert sum(map(len, found)) == 128

@@ -1,0 +1,53 @@
+"""Held-out images: those of training, or the user's choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from glowserve_export.bundle import export
+from glowserve_export.errors import DataChangedError, ExportError
+from glowserve_export.held_out import held_out_config, load_held_out_images
+from glowserve_export.source import Source
+
+from glowserve.images import UInt8Array
+
+
+@pytest.fixture
+def changed(source: Source) -> Source:
+    """A model whose training data has changed since."""
+    return replace(source, held_out_digest="0" * 64)
+
+
+def test_training_data_that_has_changed_is_refused(changed: Source, tmp_path: Path) -> None:
+    with pytest.raises(DataChangedError, match=r"data 'digits' no longer yields .*--data"):
+        export(changed, tmp_path / "digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_images_can_be_given(
+    changed: Source, tmp_path: Path, digits: UInt8Array, validation: UInt8Array
+) -> None:
+    data = tmp_path / "elsewhere.npz"
+    np.savez(data, images=np.concatenate((validation, digits)))
+    manifest = export(changed, tmp_path / "digits", data=str(data)).manifest
+    assert manifest.calibration.data == str(data)
+    assert manifest.training.data == "digits"
+    assert len(manifest.calibration.bits_per_dim) == 35  # a tenth of 358
+    assert manifest.verification.images == 35
+
+
+def test_other_images_are_warned_of(source: Source, tmp_path: Path, digits: UInt8Array) -> None:
+    data = str(tmp_path / "others.npz")
+    np.savez(data, images=digits[:, ::-1])
+    warnings: list[str] = []
+    load_held_out_images(source, held_out_config(source, data), warnings.append)
+    (warning,) = warnings
+    assert warning.startswith(f"warning: {data!r} does not yield the images that were held out in training")
+
+
+def test_images_must_be_given_where_the_training_data_is_unknown(source: Source) -> None:
+    with pytest.raises(ExportError, match="give images that it was not trained on with --data"):
+        held_out_config(replace(source, data=None), None)
