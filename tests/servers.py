@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from glowserve_service.config import ServiceConfig
 from glowserve_service.server import Server
 
+GLOWSERVE = ("-m", "glowserve")
 SECONDS = 120.0
 """How long a start or a stop may take on a slow machine."""
 
@@ -37,7 +38,7 @@ class StartServer(Protocol):
     """The fixture `start_server`: `with start_server("--max-queue-size", "8") as (process, target, metrics_url)`."""
 
     def __call__(
-        self, *flags: str, wait: bool = True, **options: Any
+        self, *flags: str, wait: bool = True, program: Sequence[str] = GLOWSERVE, **options: Any
     ) -> AbstractContextManager[ServerProcess]:
         """See `start_server`."""
 
@@ -115,17 +116,22 @@ def run_server(repository: Path, /, **settings: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def start_server(repository: Path, *flags: str, wait: bool = True, **options: Any) -> Iterator[ServerProcess]:
+def start_server(
+    repository: Path, *flags: str, wait: bool = True, program: Sequence[str] = GLOWSERVE, **options: Any
+) -> Iterator[ServerProcess]:
     """`glowserve serve` as a process of its own, for tests that send it signals; killed at the end at the latest.
 
     Args:
         repository: what is served, unless a flag names another.
         flags: of `glowserve serve`.
         wait: until the server is ready; else the process has just been started, and may not listen yet.
+        program: what Python runs, a script and its arguments, if it is not `glowserve` itself.
         options: of subprocess.Popen, such as `env`, or a file for the log as `stderr`.
     """
     port = 0 if wait else free_port()
-    command = _command("--repository", str(repository), "--port", str(port), "--metrics-port", "0", *flags)
+    command = _command(
+        program, "--repository", str(repository), "--port", str(port), "--metrics-port", "0", *flags
+    )
     options = {"stderr": subprocess.PIPE} | options
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
@@ -150,7 +156,12 @@ def failed_start(*flags: str, **variables: str) -> list[str]:
     """
     kept = {name: text for name, text in os.environ.items() if not name.startswith("GLOWSERVE_")}
     ended = subprocess.run(
-        _command(*flags), capture_output=True, text=True, timeout=SECONDS, check=False, env=kept | variables
+        _command(GLOWSERVE, *flags),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=kept | variables,
     )
     assert (ended.returncode, ended.stdout) == (2, ""), ended
     assert "Traceback" not in ended.stderr
@@ -173,5 +184,5 @@ def listens(target: str) -> bool:
         return connection.connect_ex((host, int(port))) == 0
 
 
-def _command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "glowserve", "serve", "--device", "cpu", *flags]
+def _command(program: Sequence[str], *flags: str) -> list[str]:
+    return [sys.executable, *program, "serve", "--device", "cpu", *flags]

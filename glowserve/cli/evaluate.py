@@ -82,26 +82,35 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
     """The model, its training data, and the digest of the images held out in training ("" if unknown)."""
+    from glowserve.runtime.repository import MANIFEST, versions
+
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
-        from glowserve_training.checkpoint import load_checkpoint
-        from glowserve_training.evaluation import EvaluatedGlow
+        return _open_checkpoint(source, device)
+    if source.is_dir() and ((source / MANIFEST).is_file() or versions(source)):
+        return _open_bundle(source, device, data)
+    what = "is neither a checkpoint nor a bundle" if source.exists() else "does not exist"
+    raise Failure(
+        f"{source} {what}; give RUN_DIR/model.ckpt, which `glowserve train` writes, or REPOSITORY/MODEL or "
+        "REPOSITORY/MODEL/VERSION, which `glowserve export` writes",
+        2,
+    )
 
-        checkpoint = load_checkpoint(source)
-        model = checkpoint.model.to(_torch_device(device))
-        return EvaluatedGlow(model), checkpoint.data, checkpoint.training.held_out_digest
 
+def _open_checkpoint(source: Path, device: str) -> tuple[Evaluated, DataConfig, str]:
+    from glowserve_training.checkpoint import load_checkpoint
+    from glowserve_training.evaluation import EvaluatedGlow
+
+    checkpoint = load_checkpoint(source)
+    model = checkpoint.model.to(_torch_device(device))
+    return EvaluatedGlow(model), checkpoint.data, checkpoint.training.held_out_digest
+
+
+def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
     from glowserve_export.evaluation import EvaluatedBundle, training_data
 
     from glowserve.runtime.errors import GlowserveError
-    from glowserve.runtime.repository import MANIFEST, newest_bundle, versions
+    from glowserve.runtime.repository import newest_bundle
 
-    if not source.is_dir() or not ((source / MANIFEST).is_file() or versions(source)):
-        what = "is neither a checkpoint nor a bundle" if source.exists() else "does not exist"
-        raise Failure(
-            f"{source} {what}; give RUN_DIR/model.ckpt, which `glowserve train` writes, or REPOSITORY/MODEL or "
-            "REPOSITORY/MODEL/VERSION, which `glowserve export` writes",
-            2,
-        )
     try:
         bundle = newest_bundle(source)
         if not (data or bundle.manifest.training.data):

@@ -1,15 +1,14 @@
-"""Speed of the exported graphs beside PyTorch, OpenVINO and the machine's matrix multiplication.
+"""Speed of the exported graphs, compared with PyTorch, OpenVINO and matrix multiplication.
 
-    pip install openvino    # for its two rows; left out if it is not there
+    pip install openvino    # optional: two rows more
     python tests/benchmarks/bench_graphs.py --model small
     python tests/benchmarks/bench_graphs.py --model paper
     python tests/benchmarks/bench_graphs.py --model small --device cuda    # with glowserve[gpu]
 
-Weights are random, images are 32x32x3; int8 is for every coupling network, where calibration may leave some out. Each
-row lives in a process of its own; the rows take turns. A row with several runs side by side needs as many callers at
-once. The last row is no run: it is what the operations in the convolutions would take at the rate of one large matrix
-multiplication, measured in the same turns. On a GPU every row takes its input from the host's memory and brings its
-results back there; TF32 is off. Quiet machines only.
+Weights are random, images are 32x32x3. int8 is used in every coupling network; calibration may exclude some. Each row
+runs in its own process, and the rows take turns. A row with several parallel runs needs as many concurrent callers. The
+last row is computed: the time of the convolutions' operations at the rate of one large matrix multiplication, which is
+measured in the same turns. On a GPU, inputs and results are in host memory, and TF32 is off. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _SIZE, _CHANNELS, _LEVELS = 32, 3, 3
 _MODELS = {"small": {"steps_per_level": 16, "width": 256}, "paper": {"steps_per_level": 32, "width": 512}}
 _BATCHES = {"cpu": (1, 8, 32), "cuda": (1, 8, 32, 128)}
 _ROUNDS = {"small": 5, "paper": 3}
-# At least that long each time.
+# The shortest measurement of a row.
 _SECONDS = {"cpu": 2.0, "cuda": 0.5}
 _CORES = os.cpu_count() or 1
-_SEED, _SGEMM = "PyTorch, as a tutorial writes it", "the operations at sgemm's rate"
+_BASELINE, _SGEMM = "PyTorch, as a tutorial writes it", "same operations at sgemm's rate"
 _MATRIX = {"cpu": 2048, "cuda": 8192}
 
-# What runs so many batches, and how many of them go on side by side.
+# A function that runs a number of batches, and how many of them run in parallel.
 Run = tuple[Callable[[int], Any], int]
 Worker = tuple[Any, Connection]
 
@@ -80,23 +79,23 @@ def main() -> None:
 
 
 def _rows(settings: dict[str, int], graphs: Path, device: str) -> dict[str, tuple[Any, ...]]:
-    """What each row's process makes ready for a direction and a batch, and of what."""
+    """By name of the row: the function that its process calls to prepare a measurement, and its arguments."""
     rows: dict[str, tuple[Any, ...]] = {
-        _SEED: (_pytorch, settings, False, device),
-        "PyTorch, inverses baked": (_pytorch, settings, True, device),
+        _BASELINE: (_pytorch, settings, False, device),
+        "PyTorch, inverses precomputed": (_pytorch, settings, True, device),
     }
     if device == "cuda":
-        rows["our fp32 graph, from host to host"] = (_cuda, graphs / "fp32", False)
+        rows["fp32 graph, plain run"] = (_cuda, graphs / "fp32", False)
         for precision in ("fp32", "fp16"):
-            rows[f"our {precision} graph, as it is served"] = (_cuda, graphs / precision, True)
+            rows[f"{precision} graph, as served"] = (_cuda, graphs / precision, True)
         return rows | {_SGEMM: (_sgemm, device)}
     for precision in ("fp32", "int8"):
         for runs in sorted({1, _CORES}):
-            name = f"our {precision} graph, {runs} x {_CORES // runs} threads"
+            name = f"{precision} graph, {runs} x {_CORES // runs} threads"
             rows[name] = (_onnxruntime, graphs / precision, runs, _CORES // runs)
     if importlib.util.find_spec("openvino"):
         for hint in ("LATENCY", "THROUGHPUT"):
-            rows[f"our fp32 graph in OpenVINO, {hint}"] = (_openvino, graphs / "fp32", hint)
+            rows[f"fp32 graph in OpenVINO, {hint}"] = (_openvino, graphs / "fp32", hint)
     else:
         print("OpenVINO is not installed: its rows are left out")
     return rows | {_SGEMM: (_sgemm, device)}
@@ -105,7 +104,7 @@ def _rows(settings: dict[str, int], graphs: Path, device: str) -> dict[str, tupl
 def _column(
     workers: dict[str, Worker], direction: str, batch: int, rounds: int, device: str
 ) -> dict[str, list[float]]:
-    """Images per second of each row, one figure a round; of sgemm, as if a product were a batch."""
+    """Images per second of each row in each round. For sgemm, one product counts as a batch."""
     found: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, (_, connection) in workers.items():
@@ -119,20 +118,20 @@ def _print_table(direction: str, columns: dict[int, dict[str, list[float]]], ope
     for name in columns[1]:
         cells = []
         for found in columns.values():
-            ratios = [value / base for value, base in zip(found[name], found[_SEED], strict=True)]
+            ratios = [value / base for value, base in zip(found[name], found[_BASELINE], strict=True)]
             cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>8.2f} x")
         print(f"  {name:<38}" + "".join(cells))
     rate, name, batch = max(
         (statistics.median(found[name]), name, batch)
         for batch, found in columns.items()
         for name in found
-        if name.startswith("our fp32 graph, ")
+        if name.startswith("fp32 graph, ")
     )
     print(f"  {name}, is at its best with batch {batch}: {rate * operations / 1e9:.0f} GFLOP/s")
 
 
 def _print_profile(folder: Path, direction: str) -> None:
-    """Where a run of the fp32 graph on one thread spends its time, by ONNX Runtime's own profile."""
+    """Prints how much time the fp32 graph spends in each operator on one thread, from ONNX Runtime's profile."""
     columns: list[dict[str, float]] = []
     sizes = (_BATCHES["cpu"][0], _BATCHES["cpu"][-1])
     for batch in sizes:
@@ -167,39 +166,34 @@ def _start(make: Callable[..., Run], *arguments: Any) -> Worker:
 
 
 def _answer(connection: Connection, make: Callable[..., Run], *arguments: Any) -> None:
-    """Measures what it is asked for until there is nothing more to do."""
+    """Receives ((direction, batch), seconds) and sends batches per second, until it receives None."""
     ready = run = None
     while (order := connection.recv()) is not None:
-        asked, seconds = order
-        if asked != ready:
-            run = None  # frees the one before
-            run, side_by_side = make(*arguments, *asked)
-            run(side_by_side)
-            ready = asked
-        connection.send(_batches_per_second(run, side_by_side, seconds))
+        setting, seconds = order
+        if setting != ready:
+            run = None  # frees the memory of the previous setting
+            run, parallel = make(*arguments, *setting)
+            run(parallel)
+            ready = setting
+        connection.send(_batches_per_second(run, parallel, seconds))
 
 
-def _batches_per_second(run: Callable[[int], None], side_by_side: int, seconds: float) -> float:
+def _batches_per_second(run: Callable[[int], None], parallel: int, seconds: float) -> float:
     began = time.perf_counter()
-    run(side_by_side)
-    batches = side_by_side * math.ceil(seconds / (time.perf_counter() - began))
+    run(parallel)
+    batches = parallel * math.ceil(seconds / (time.perf_counter() - began))
     began = time.perf_counter()
     run(batches)
     return batches / (time.perf_counter() - began)
 
 
 def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
-    """Writes the graphs; operations in the convolutions on one image, by direction."""
+    """Writes the graphs. Returns the operations of the convolutions on one image, by direction."""
     import torch
-    from glowserve_export.frontends.glowserve import bake
+    from glowserve_export.frontends.glowserve import fold_glow
     from glowserve_export.graphs import forward_graph, reverse_graph
     from glowserve_export.operations import operations
-    from glowserve_export.precision import (
-        FP16,
-        FP32,
-        Precision,
-        Ranges,
-    )
+    from glowserve_export.precision import FP16, FP32, Precision, Ranges
     from glowserve_training.model import Glow, GlowConfig
 
     torch.manual_seed(0)
@@ -208,19 +202,19 @@ def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.003 * torch.randn_like(parameter))
-        model.log_prob(torch.from_numpy(images), torch.from_numpy(noise))  # sets the actnorms
-    glow = bake(model)
-    ranges = {}  # as wide as these networks need, more or less
-    for step, baked in glow.named_steps():
-        read, out = np.full(baked.network[0].weight.shape[1], 4.0), np.ones(len(baked.network[2].weight))
-        ranges[step] = Ranges(read, (8.0, 8.0), -out, out)
+        model.log_prob(torch.from_numpy(images), torch.from_numpy(noise))  # initializes the actnorms
+    glow = fold_glow(model)
+    ranges = {}  # roughly those of these networks
+    for step, folded in glow.named_steps():
+        inputs, outputs = (np.ones(folded.network[0].weight.shape[1]), np.ones(len(folded.network[2].weight)))
+        ranges[step] = Ranges(4 * inputs, (8.0, 8.0), -outputs, outputs)
     counts = {}
     for precision in (Precision("int8", ranges), FP16, FP32):
         (graphs / precision.name).mkdir()
         for direction, make in (("forward", forward_graph), ("reverse", reverse_graph)):
             graph = make(glow, precision)
             (graphs / precision.name / f"{direction}.onnx").write_bytes(graph.SerializeToString())
-            counts[direction] = operations(graph)  # of fp32, in the end
+            counts[direction] = operations(graph)  # fp32 is the last
     return counts
 
 
@@ -231,7 +225,7 @@ def _inputs(direction: str, batch: int) -> dict[str, Any]:
     return {"image": rng.integers(0, 256, shape, np.uint8), "noise": rng.random(shape, np.float32)}
 
 
-def _pytorch(settings: dict[str, int], baked: bool, device: str, direction: str, batch: int) -> Run:
+def _pytorch(settings: dict[str, int], precomputed: bool, device: str, direction: str, batch: int) -> Run:
     import torch
     from plain_glow import PlainActNorm, PlainConv, PlainGlow, PlainZeroConv
 
@@ -246,7 +240,7 @@ def _pytorch(settings: dict[str, int], baked: bool, device: str, direction: str,
             torch.nn.init.normal_(layer.bias, std=0.01)
         elif isinstance(layer, PlainZeroConv):
             torch.nn.init.normal_(layer.conv.weight, std=0.01)
-        elif isinstance(layer, PlainConv) and baked:
+        elif isinstance(layer, PlainConv) and precomputed:
             layer.fold()
     inputs = [torch.from_numpy(array) for array in _inputs(direction, batch).values()]
     call = model.bits_per_dim if direction == "forward" else model.sample
@@ -267,7 +261,7 @@ def _onnxruntime(folder: Path, runs: int, threads: int, direction: str, batch: i
 
 
 def _cuda(folder: Path, served: bool, direction: str, batch: int) -> Run:
-    """By ONNX Runtime from the host's memory to the host's, or as the service does it."""
+    """A plain run of ONNX Runtime with inputs and outputs in host memory, or a run as in the service."""
     from glowserve.runtime.buffers import BoundSession
     from glowserve.runtime.config import RuntimeConfig
     from glowserve.runtime.sessions import Graph, open_sessions
@@ -295,7 +289,7 @@ def _session(path: Path, threads: int, profile: Path | None = None) -> Any:
 
 
 def _openvino(folder: Path, hint: str, direction: str, batch: int) -> Run:
-    """With the batch fixed, in float32 where the processor knows less, too."""
+    """With a fixed batch size, and in float32 even where the processor has bfloat16."""
     import openvino
 
     inputs = _inputs(direction, batch)
@@ -303,15 +297,15 @@ def _openvino(folder: Path, hint: str, direction: str, batch: int) -> Run:
     model = core.read_model(folder / f"{direction}.onnx")
     model.reshape({name: list(array.shape) for name, array in inputs.items()})
     compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"})
-    side_by_side = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    queue = openvino.AsyncInferQueue(compiled, side_by_side)
+    parallel = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    queue = openvino.AsyncInferQueue(compiled, parallel)
 
     def run(batches: int) -> None:
         for _ in range(batches):
             queue.start_async(inputs)
         queue.wait_all()
 
-    return run, side_by_side
+    return run, parallel
 
 
 def _sgemm(device: str, direction: str, batch: int) -> Run:

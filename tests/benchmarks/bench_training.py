@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,30 +136,13 @@ def _plain(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[i
 
 def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[int, list[float]]:
     """The same for this project, through the trainer; interrupted before the guard's first check."""
-    import numpy as np
     import torch
-    from glowserve_training.data import ImageData
     from glowserve_training.fit import fit
     from glowserve_training.hardware import Hardware
     from glowserve_training.model import Glow
     from glowserve_training.module import GlowModule
-    from glowserve_training.presets import run_config
     from lightning.pytorch.callbacks import Callback
 
-    hardware = Hardware(
-        device=case["device"], **{name: options[name] for name in options if name in _HARDWARE}
-    )
-    given = {name: options[name] for name in options if name not in _HARDWARE}
-    config = run_config(
-        "none",
-        image_size=32,
-        channels=3,
-        steps_per_level=case["k"],
-        width=case["width"],
-        steps=10_000,
-        batch_size=case["batch"],
-        **given,
-    )
     starts: list[float] = []
     before = []
 
@@ -174,12 +156,14 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
             if len(starts) > _WARMUP + steps:
                 raise KeyboardInterrupt
 
-    images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
-    data = ImageData(train=images, validation=images[:8], test=images[:8])
+    config = _run_config(case, {name: options[name] for name in options if name not in _HARDWARE})
+    hardware = Hardware(
+        device=case["device"], **{name: options[name] for name in options if name in _HARDWARE}
+    )
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
         fit(
             GlowModule(Glow(config.model), config),
-            data,
+            _random_images(),
             config,
             resume=Path(folder) / "resume" / "last.ckpt",
             logs=Path(folder) / "logs",
@@ -187,6 +171,21 @@ def _ours(case: dict[str, Any], options: dict[str, Any], steps: int) -> tuple[in
             callbacks=[Clock()],
         )
     return before[0], starts
+
+
+def _run_config(case: dict[str, Any], given: dict[str, Any]) -> Any:
+    from glowserve_training.presets import run_config
+
+    sizes = {"image_size": 32, "channels": 3, "steps_per_level": case["k"], "width": case["width"]}
+    return run_config("none", steps=10_000, batch_size=case["batch"], **sizes, **given)
+
+
+def _random_images() -> Any:
+    import numpy as np
+    from glowserve_training.data import ImageData
+
+    images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
+    return ImageData(train=images, validation=images[:8], test=images[:8])
 
 
 def _parametrizations(args: argparse.Namespace) -> None:
@@ -253,18 +252,9 @@ def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[
         def on_train_batch_start(self, *_: Any) -> None:
             starts.append(time.perf_counter())
 
-    config = run_config(
-        args.data,
-        levels=levels,
-        steps_per_level=4,
-        width=32,
-        steps=args.steps,
-        batch_size=_BATCH,
-        parametrization=parametrization,
-        coupling_actnorm=True,
-    )
+    sizes = {"levels": levels, "steps_per_level": 4, "width": 32, "steps": args.steps, "batch_size": _BATCH}
     # Condition numbers are measured here, not limited by the guard.
-    config = replace(config, condition_limit=float("inf"))
+    config = run_config(args.data, parametrization=parametrization, condition_limit=float("inf"), **sizes)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = load_checkpoint(train(config, Path(folder), callbacks=[Clock()]))
     steps = [end - begin for begin, end in itertools.pairwise(starts)]

@@ -60,7 +60,7 @@ class Results:
 
     def print_comparison(self, server: Server, base: Server, callers: tuple[int, ...]) -> None:
         """Prints a table of a server's rates and times as ratios of another one's, for each number of callers."""
-        print(f"\n{server.name}, divided by {base.name}: median of the rounds, and smallest to largest.\n")
+        print(f"\n{server.name} in multiples of {base.name}: median of the rounds (smallest to largest).\n")
         print("| callers | images/s | p50 | p99 |\n|---|---:|---:|---:|")
         for count in callers:
             rounds = list(self._rounds(row_of(server, count), row_of(base, count)))

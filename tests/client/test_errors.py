@@ -1,4 +1,4 @@
-"""What gRPC raises, as the client's own error."""
+"""Errors of gRPC as RequestError."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from glowserve.client.errors import RequestError, request_errors
 
 
 class Refused(grpc.RpcError):
-    """What gRPC raises is an error and a call in one."""
+    """An error of a call, which is the call itself, as gRPC raises it."""
 
     def __init__(
-        self, code: grpc.StatusCode, details: str | None, metadata: tuple[tuple[str, bytes], ...] = ()
+        self, code: grpc.StatusCode, details: str | None, metadata: tuple[tuple[str, str | bytes], ...] = ()
     ) -> None:
         self._code = code
         self._details = details
@@ -30,11 +30,11 @@ class Refused(grpc.RpcError):
     def details(self) -> str | None:
         return self._details
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         return self._metadata
 
 
-def test_an_error_of_grpc_becomes_code_and_message() -> None:
+def test_an_error_of_grpc_becomes_a_request_error_with_code_and_message() -> None:
     with pytest.raises(glowserve.RequestError) as caught, request_errors():
         raise Refused(grpc.StatusCode.NOT_FOUND, "no such model")
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
@@ -44,17 +44,17 @@ def test_an_error_of_grpc_becomes_code_and_message() -> None:
 
 
 @pytest.mark.parametrize("details", [None, ""])
-def test_an_error_without_details_says_so(details: str | None) -> None:
+def test_an_error_without_details_has_a_message(details: str | None) -> None:
     with pytest.raises(RequestError, match=r"^UNKNOWN: no details$"), request_errors():
         raise Refused(grpc.StatusCode.UNKNOWN, details)
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_not_converted() -> None:
     with pytest.raises(ZeroDivisionError), request_errors():
         raise ZeroDivisionError
 
 
-def test_an_error_survives_pickling() -> None:
+def test_an_error_can_be_pickled() -> None:
     error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone", "SERVER_UNAVAILABLE", 1.5, "a1")
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error)
@@ -71,7 +71,7 @@ def status(*details: Message) -> bytes:
 INFO = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="glowserve", metadata={"model": "digits"})
 RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=3, nanos=250_000_000))
 VIOLATION = error_details_pb2.BadRequest.FieldViolation(field="n", description="n is 0")
-STRANGER = error_details_pb2.ErrorInfo(reason="RATE_LIMIT", domain="googleapis.com")
+FOREIGN = error_details_pb2.ErrorInfo(reason="RATE_LIMIT", domain="googleapis.com")
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,17 @@ STRANGER = error_details_pb2.ErrorInfo(reason="RATE_LIMIT", domain="googleapis.c
         (status(INFO, RETRY), "QUEUE_FULL", 3.25),
         (status(RETRY, error_details_pb2.BadRequest(field_violations=[VIOLATION]), INFO), "QUEUE_FULL", 3.25),
         (status(INFO), "QUEUE_FULL", None),
-        (status(STRANGER, RETRY), "", 3.25),
-        (status(INFO, STRANGER), "QUEUE_FULL", None),
+        (status(FOREIGN, RETRY), "", 3.25),
+        (status(INFO, FOREIGN), "QUEUE_FULL", None),
         (status(error_details_pb2.RetryInfo()), "", None),
         (status(), "", None),
         (status(INFO, RETRY)[:-3], "", None),
         (b"\xff\xff", "", None),
-        (b"\x18\x05", "", None),  # field 3 is a number
-        (b"\x1a\x02\x08\x05", "", None),  # its first field is one
+        (b"\x18\x05", "", None),  # field 3 is a varint
+        (b"\x1a\x02\x08\x05", "", None),  # field 1 of a detail is a varint
     ],
 )
-def test_details_of_a_status_become_reason_and_pause(
+def test_the_details_of_a_status_become_reason_and_pause(
     data: bytes, reason: str, retry_after: float | None
 ) -> None:
     with pytest.raises(RequestError, match=r"^RESOURCE_EXHAUSTED: full$") as caught, request_errors():
@@ -98,3 +98,9 @@ def test_details_of_a_status_become_reason_and_pause(
             grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("a", b"b"), ("grpc-status-details-bin", data))
         )
     assert (caught.value.reason, caught.value.retry_after) == (reason, retry_after)
+
+
+def test_the_request_id_is_read_from_the_metadata() -> None:
+    with pytest.raises(RequestError) as caught, request_errors():
+        raise Refused(grpc.StatusCode.NOT_FOUND, "no such model", (("x-request-id", "a1"),))
+    assert caught.value.request_id == "a1"

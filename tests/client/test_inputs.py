@@ -1,4 +1,4 @@
-"""What callers pass as images, cut into portions that fit a call."""
+"""The portions that the images of a call are split into."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def blank(width: int, height: int) -> bytes:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(n=st.integers(1, 300), arrays=st.booleans())
-def test_images_are_cut_into_portions_of_at_most_64_in_order(n: int, arrays: bool) -> None:
+def test_images_are_split_in_order_into_portions_of_at_most_64(n: int, arrays: bool) -> None:
     images = (np.arange(n * 12) % 251).astype(np.uint8).reshape(n, 2, 2, 3)
     found = list(portions(images if arrays else [encode_png(image) for image in images]))
     assert [len(portion) for portion in found] == [64] * (n // 64) + [n % 64] * (n % 64 > 0)
@@ -48,13 +48,11 @@ def test_images_are_cut_into_portions_of_at_most_64_in_order(n: int, arrays: boo
         ([20 * MIB, 1, 20 * MIB], [1, 1, 1]),
     ],
 )
-def test_portions_of_files_have_at_most_16_mebibytes_or_one_file(
-    sizes: list[int], expected: list[int]
-) -> None:
+def test_portions_of_files_have_at_most_16_mib_or_one_file(sizes: list[int], expected: list[int]) -> None:
     assert [len(portion) for portion in portions([bytes(size) for size in sizes])] == expected
 
 
-def test_portions_of_an_array_have_at_most_16_mebibytes_or_one_image() -> None:
+def test_portions_of_an_array_have_at_most_16_mib_or_one_image() -> None:
     megapixel = np.zeros((20, 1024, 1024, 1), np.uint8)
     assert [len(portion) for portion in portions(megapixel)] == [16, 4]
     assert [len(portion) for portion in portions(np.zeros((2, 5000, 5000, 1), np.uint8))] == [1, 1]
@@ -65,7 +63,7 @@ def test_portions_of_pictures_have_at_most_16_megapixels_or_one_picture() -> Non
     assert [len(portion) for portion in found] == [2, 2, 1, 1, 1, 3]
 
 
-def test_files_are_read_as_they_are_needed(tmp_path: Path) -> None:
+def test_a_file_is_read_when_its_portion_is_taken(tmp_path: Path) -> None:
     (tmp_path / "there.png").write_bytes(blank(2, 2))
     found = portions([tmp_path / "there.png"] * 100 + [tmp_path / "nowhere.png"])
     assert len(next(found)) == 64
@@ -73,7 +71,7 @@ def test_files_are_read_as_they_are_needed(tmp_path: Path) -> None:
         next(found)
 
 
-def test_a_file_is_passed_on_as_it_is_if_the_service_reads_its_format(tmp_path: Path) -> None:
+def test_a_file_is_converted_to_png_unless_the_service_reads_its_format(tmp_path: Path) -> None:
     picture = Image.effect_noise((9, 7), 50)
     for name in ("a.png", "a.jpg", "a.webp"):
         picture.save(tmp_path / name)
@@ -86,11 +84,11 @@ def test_a_file_is_passed_on_as_it_is_if_the_service_reads_its_format(tmp_path: 
             np.testing.assert_array_equal(np.asarray(converted.convert("L")), np.asarray(picture))
 
 
-def test_bytes_are_passed_on_unseen_whatever_they_are() -> None:
+def test_bytes_are_not_checked() -> None:
     assert list(portions(b"no picture")) == [[b"no picture"]]
 
 
-def test_arrays_of_one_shape_are_joined_and_of_several_refused() -> None:
+def test_arrays_of_one_shape_are_stacked_and_of_several_shapes_refused() -> None:
     one, other = np.zeros((4, 4, 3), np.uint8), np.ones((5, 4, 3), np.uint8)
     (joined,) = portions([one, one])
     assert isinstance(joined, np.ndarray)
@@ -99,7 +97,7 @@ def test_arrays_of_one_shape_are_joined_and_of_several_refused() -> None:
         list(portions([one, other]))
 
 
-def test_an_array_is_passed_on_row_by_row_whatever_its_order_in_memory() -> None:
+def test_an_array_of_any_memory_order_becomes_row_major() -> None:
     images = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
     (portion,) = portions(np.asfortranarray(images))
     assert isinstance(portion, np.ndarray)
@@ -109,7 +107,7 @@ def test_an_array_is_passed_on_row_by_row_whatever_its_order_in_memory() -> None
     assert portion.tobytes() == images[:, ::-1].copy().tobytes()
 
 
-def test_any_iterable_of_images_will_do() -> None:
+def test_any_iterable_of_images_is_accepted() -> None:
     def images() -> Iterator[bytes]:
         yield b"one"
         yield b"other"
@@ -149,13 +147,13 @@ def test_an_array_that_is_no_image_is_refused(array: Any) -> None:
 @pytest.mark.parametrize(
     ("thing", "name"), [(7, "int"), (None, "NoneType"), (1.5, "float"), ({}.keys, "builtin")]
 )
-def test_what_is_no_image_at_all_is_named(thing: Any, name: str) -> None:
+def test_an_object_of_another_type_is_named(thing: Any, name: str) -> None:
     for images in (thing, [thing], [b"file", thing]):
         with pytest.raises(TypeError, match=f"^{name}.*is no image; pass a path, bytes"):
             list(portions(images))
 
 
-def test_a_list_does_not_hold_an_array_of_several() -> None:
+def test_an_array_of_several_images_in_a_list_is_refused() -> None:
     several = np.zeros((2, 8, 8, 1), np.uint8)
     for images in ([several], [several, several], [b"file", several]):
         with pytest.raises(InvalidImageError, match="in a list is no image"):
@@ -170,13 +168,15 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
         list(portions(tmp_path))
 
 
-# Images without end, and pairs
+# Unbounded iterables, and pairs
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(kinds=st.lists(st.integers(0, 2), max_size=300), run=st.integers(1, 70))
-def test_images_of_all_kinds_are_read_in_order_in_portions_of_at_most_64(kinds: list[int], run: int) -> None:
-    """Kinds: a file, an array, an array of another shape; each comes `run` times."""
+def test_images_of_an_iterable_are_split_in_order_into_portions_of_at_most_64(
+    kinds: list[int], run: int
+) -> None:
+    """Kinds: a file, an array, an array of another shape. Each is repeated `run` times."""
     images: list[Any] = []
     for i, kind in enumerate(kind for kind in kinds[:20] for _ in range(run)):
         array = np.full((1 + kind, 2, 1), i % 256, np.uint8)
@@ -193,7 +193,7 @@ def test_images_of_all_kinds_are_read_in_order_in_portions_of_at_most_64(kinds: 
             np.testing.assert_array_equal(image, given_)
 
 
-def test_images_are_read_as_they_are_needed_however_many_there_are() -> None:
+def test_images_of_an_unbounded_iterable_are_read_when_a_portion_is_taken() -> None:
     for image in (blank(2, 2), np.zeros((4, 4), np.uint8)):
         read = itertools.count()
         found = read_portions(image for _ in read)
@@ -202,14 +202,14 @@ def test_images_are_read_as_they_are_needed_however_many_there_are() -> None:
             assert next(read) <= 64 * taken + 1 + taken
 
 
-def test_read_portions_are_bounded_as_others_are() -> None:
+def test_portions_of_an_iterable_have_the_same_limits() -> None:
     assert [len(portion) for portion in read_portions(iter([bytes(MIB)] * 17))] == [16, 1]
     assert [len(portion) for portion in read_portions(iter([blank(4000, 2000)] * 5))] == [2, 2, 1]
     megapixels = iter(np.zeros((20, 1024, 1024, 1), np.uint8))
     assert [len(portion) for portion in read_portions(megapixels)] == [16, 4]
 
 
-def test_a_single_image_and_an_array_of_several_may_be_read_too(tmp_path: Path) -> None:
+def test_an_iterable_may_be_one_image_or_an_array_of_several(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(blank(2, 2))
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), blank(2, 2)):
         assert list(read_portions(image)) == [[blank(2, 2)]]
@@ -220,7 +220,7 @@ def test_a_single_image_and_an_array_of_several_may_be_read_too(tmp_path: Path) 
     assert list(read_portions([])) == []
 
 
-def test_what_is_no_image_is_refused_where_it_comes() -> None:
+def test_an_object_that_is_no_image_is_refused_when_it_is_read() -> None:
     several = np.zeros((2, 8, 8, 1), np.uint8)
     for images, kind, words in (
         ([b"file", several], InvalidImageError, "in a list is no image"),
@@ -233,7 +233,7 @@ def test_what_is_no_image_is_refused_where_it_comes() -> None:
             list(read_portions(images))  # type: ignore[arg-type]
 
 
-def test_a_pair_is_one_portion_however_large(tmp_path: Path) -> None:
+def test_a_pair_is_one_portion_however_large_its_images(tmp_path: Path) -> None:
     large = np.zeros((5000, 5000, 1), np.uint8)
     joined = pair(large, large[:, :, 0])
     assert isinstance(joined, np.ndarray)

@@ -19,7 +19,12 @@ _SECONDS = 240
 def _start(out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "glowserve", "demo", "--out", str(out), "--steps", str(_STEPS)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # a model of this size is slower on several threads
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -1,14 +1,11 @@
-"""Scores of images without end: how far ahead they are read, and what becomes of a stream that ends early."""
+"""Scores over one stream: how far ahead images are read, and what happens when a stream ends early."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import socket
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,175 +15,144 @@ import pytest
 from glowserve_service.server import Server
 
 import glowserve
+from glowserve.client.transports import streams
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
+from tests.client.blocking import Connect
+from tests.client.serving import address, ended_calls, serve, wait_until_idle
+from tests.servers import RunServer, free_port
 
-RunServer = Callable[..., Any]
 BLANK = np.zeros((8, 8), np.uint8)
 
 
-@contextmanager
-def scores_of(kind: str, target: str, images: Any, **options: Any) -> Iterator[Iterator[glowserve.Scores]]:
-    """An iterator over scores: a Client's, or an AsyncClient's that is asked step by step."""
-    timeout = options.pop("timeout", 60.0)
-    if kind == "Client":
-        with glowserve.Client(target, timeout=timeout) as client:
-            scores = client.iter_scores(images, **options)
-            yield scores
-            scores.close()  # type: ignore[attr-defined]  # a generator, as all are
-        return
-    with asyncio.Runner() as runner:
-
-        async def open_client() -> glowserve.AsyncClient:
-            return glowserve.AsyncClient(target, timeout=timeout)
-
-        asynchronous = runner.run(open_client())
-        parts: Any = asynchronous.iter_scores(images, **options)
-
-        async def following() -> glowserve.Scores | None:
-            part: glowserve.Scores | None = await anext(parts, None)
-            return part
-
-        yield iter(lambda: runner.run(following()), None)
-        runner.run(parts.aclose())
-        runner.run(asynchronous.close())
-
-
-both = pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
-
-
-def address(server: Server) -> str:
-    return f"127.0.0.1:{server.port}"
-
-
-def until_idle(server: Server) -> None:
-    deadline = time.monotonic() + 60
-    while server.metrics.registry.get_sample_value("glowserve_requests_in_flight"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def streams_ended(server: Server, code: str) -> float:
-    labels = {"method": "ScoreStream", "model": "digits", "code": code}
-    return server.metrics.registry.get_sample_value("glowserve_requests_total", labels) or 0
-
-
-@both
 def test_many_images_are_scored_in_order_over_one_stream(
-    run_server: RunServer, digits: UInt8Array, embedded: Any, kind: str
+    connect: Connect, run_server: RunServer, digits: UInt8Array, embedded: glowserve.Client
 ) -> None:
     expected = embedded.score(digits, seed=3).log_likelihood
-    with (
-        run_server() as server,
-        scores_of(kind, address(server), (digits[i % 179] for i in range(1000)), seed=3) as scores,
-    ):
-        parts = list(scores)
-        until_idle(server)
-        assert streams_ended(server, "OK") == 1
+    with run_server() as server, connect(address(server)) as client:
+        parts = list(client.iter_scores((digits[i % 179] for i in range(1000)), seed=3))
+        wait_until_idle(server)
+        assert ended_calls(server, "ScoreStream", "OK") == 1
     assert [len(part) for part in parts] == [64] * 15 + [40]
     found = np.concatenate([part.log_likelihood for part in parts])
     np.testing.assert_allclose(found, expected[np.arange(1000) % 179], rtol=1e-6)
 
 
-@both
-def test_images_are_read_as_scores_are_taken(server: Server, kind: str) -> None:
+def test_images_are_read_at_most_320_ahead_of_the_scores(answering: glowserve.Client) -> None:
     read = itertools.count()
-    with scores_of(kind, address(server), (BLANK for _ in read)) as scores:
-        for taken in range(1, 6):
-            assert len(next(scores)) == 64
-            ahead = next(read) - taken * 64
-            assert 0 < ahead <= 320
-    until_idle(server)
+    scores = answering.iter_scores(BLANK for _ in read)
+    for taken in range(1, 6):
+        assert len(next(scores)) == 64
+        assert 0 <= next(read) - taken * 64 <= 320
+    scores.close()
 
 
-@both
-def test_leaving_scores_midway_ends_the_call(run_server: RunServer, kind: str) -> None:
-    with run_server() as server:
-        with scores_of(kind, address(server), itertools.repeat(BLANK)) as scores:
-            next(scores)
-        until_idle(server)
-        assert streams_ended(server, "CANCELLED") == 1
+def test_closing_an_iterator_of_scores_cancels_the_call(connect: Connect, run_server: RunServer) -> None:
+    with run_server() as server, connect(address(server)) as client:
+        scores = client.iter_scores(itertools.repeat(BLANK))
+        next(scores)
+        scores.close()
+        wait_until_idle(server)
+        assert ended_calls(server, "ScoreStream", "CANCELLED") == 1
 
 
-@both
-def test_no_images_are_no_scores_and_no_call(run_server: RunServer, kind: str) -> None:
-    with run_server() as server:
-        with scores_of(kind, address(server), []) as scores:
-            assert list(scores) == []
+def test_no_images_are_no_scores(answering: glowserve.Client) -> None:
+    assert list(answering.iter_scores([])) == []
+
+
+def test_no_images_are_no_call(connect: Connect, run_server: RunServer) -> None:
+    with run_server() as server, connect(address(server)) as client:
+        assert list(client.iter_scores([])) == []
         assert not server.metrics.registry.get_sample_value(
             "glowserve_requests_total", {"method": "ScoreStream", "model": "", "code": "OK"}
         )
 
 
-@both
-def test_an_image_that_cannot_be_read_ends_the_call(server: Server, digits: UInt8Array, kind: str) -> None:
-    def images() -> Iterator[Any]:
-        yield from itertools.repeat(digits[0], 500)
-        yield np.zeros((8, 8))
-
-    with scores_of(kind, address(server), images()) as scores:
-        found = []
+def test_an_image_that_cannot_be_read_cancels_the_call(connect: Connect, server: Server) -> None:
+    with connect(address(server)) as client:
+        images = itertools.chain(itertools.repeat(BLANK, 500), [np.zeros((8, 8))])
         with pytest.raises(InvalidImageError, match="float64 is no image"):
-            found.extend(scores)
-    until_idle(server)
+            list(client.iter_scores(images))
+        wait_until_idle(server)
 
 
-@both
-def test_each_answer_has_its_time_and_not_the_stream(
-    run_server: RunServer, digits: UInt8Array, kind: str
-) -> None:
-    def slow() -> Iterator[UInt8Array]:
-        for i in range(300):
-            if i % 64 == 0:
-                time.sleep(0.6)
-            yield digits[0]
+# Timeouts
 
-    with run_server() as server, scores_of(kind, address(server), slow(), timeout=2) as scores:
-        assert sum(map(len, scores)) == 300
+
+def test_a_response_that_is_late_ends_the_stream(connect: Connect, run_server: RunServer) -> None:
     with (
         run_server(max_queue_delay_ms=600_000.0, drain_seconds=0.0) as server,
-        scores_of(kind, address(server), digits[:5], timeout=0.3) as scores,
+        connect(address(server), timeout=0.3) as client,
     ):
         with pytest.raises(glowserve.RequestError, match=r"no answer within 0\.3 s") as caught:
-            next(scores)
+            next(client.iter_scores(BLANK))
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        until_idle(server)
+        wait_until_idle(server)
 
 
-@both
-def test_a_service_that_is_not_there_is_unavailable(kind: str) -> None:
-    with scores_of(kind, "127.0.0.1:1", BLANK) as scores:
-        with pytest.raises(glowserve.RequestError) as caught:
-            next(scores)
-        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+class Echo:
+    """A call that answers each request with the request."""
+
+    def __init__(self, requests: Any) -> None:
+        self._requests = requests
+
+    def __next__(self) -> Any:
+        return next(self._requests)
+
+    def __aiter__(self) -> Any:
+        return aiter(self._requests)
+
+    def cancel(self) -> None:
+        """See grpc.Call."""
 
 
-@both
-def test_a_service_that_is_started_anew_meanwhile_loses_no_score(
-    run_server: RunServer, digits: UInt8Array, embedded: Any, kind: str
+def slow(n: int) -> Iterator[int]:
+    """Numbers, of which one takes longer than a timeout of one second."""
+    for i in range(n):
+        if i == 5:
+            time.sleep(1.2)
+        yield i
+
+
+def test_the_timeout_does_not_include_the_reading_of_images() -> None:
+    assert list(streams.responses(Echo, slow(9), timeout=1)) == list(range(9))
+
+
+async def test_the_timeout_does_not_include_the_reading_of_images_in_an_event_loop() -> None:
+    async def requests() -> AsyncIterator[int]:
+        for i in slow(9):
+            yield i
+
+    assert [i async for i in streams.responses_async(Echo, requests(), timeout=1)] == list(range(9))
+
+
+# Streams that end early
+
+
+def test_a_restarted_service_loses_no_scores(
+    connect: Connect, run_server: RunServer, digits: UInt8Array, embedded: glowserve.Client
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    images = (digits[i % 179] for i in range(1000))
+    port = free_port()
     expected = embedded.score(digits).log_likelihood[np.arange(1000) % 179]
-    with ExitStack() as first, scores_of(kind, f"127.0.0.1:{port}", images) as scores:
+    with ExitStack() as first, connect(f"127.0.0.1:{port}") as client:
         first.enter_context(run_server(port=port))
+        scores = client.iter_scores(digits[i % 179] for i in range(1000))
         parts = [next(scores), next(scores)]
         first.close()
         with run_server(port=port) as server:
             parts.extend(scores)
-            until_idle(server)
-            assert streams_ended(server, "OK") == 1
+            wait_until_idle(server)
+            assert ended_calls(server, "ScoreStream", "OK") == 1
     np.testing.assert_allclose(np.concatenate([part.log_likelihood for part in parts]), expected, rtol=1e-6)
 
 
-class Moody(glow_service_pb2_grpc.GlowServiceServicer):
-    """Answers some requests of each stream with the numbers of its images, and then ends it with a status.
+class EndingEarly(glow_service_pb2_grpc.GlowServiceServicer):
+    """Answers some requests of each stream with the first value of each image, and then ends the stream.
 
     Args:
-        answers: how many, for one stream after the other.
-        code: the status.
+        answers: how many requests of each stream are answered.
+        code: the status of the end.
     """
 
     def __init__(self, answers: list[int], code: grpc.StatusCode) -> None:
@@ -205,69 +171,91 @@ class Moody(glow_service_pb2_grpc.GlowServiceServicer):
             context.abort(self.code, "not now")
 
 
-@contextmanager
-def serving(moody: Moody) -> Iterator[str]:
-    with ThreadPoolExecutor() as pool:
-        server = grpc.server(pool)
-        glow_service_pb2_grpc.add_GlowServiceServicer_to_server(moody, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
-        server.stop(None).wait()
-
-
 def numbered(n: int) -> Iterator[UInt8Array]:
+    """Images that are all 0, all 1, and so on."""
     return (np.full((8, 8), i % 256, np.uint8) for i in range(n))
 
 
-@both
 @pytest.mark.parametrize("answers", [[3, 1, 6], [10], [9, 1], [1, 0, 0, 9]])
-def test_what_a_stream_leaves_unanswered_is_sent_once_more(kind: str, answers: list[int]) -> None:
-    """Ten requests. gRPC itself tries streams again that answered nothing; the last may end as it likes."""
-    moody = Moody([*answers, 10, 10], grpc.StatusCode.UNAVAILABLE)
-    with serving(moody) as target, scores_of(kind, target, numbered(640)) as scores:
-        found = [row for part in scores for row in part.log_likelihood]
+def test_unanswered_requests_are_sent_over_another_stream(connect: Connect, answers: list[int]) -> None:
+    """Ten requests. gRPC itself retries a stream without a response; the status of the last stream does not matter."""
+    servicer = EndingEarly([*answers, 10, 10], grpc.StatusCode.UNAVAILABLE)
+    with serve(servicer) as target, connect(target) as client:
+        found = [row for part in client.iter_scores(numbered(640)) for row in part.log_likelihood]
     assert found == [i % 256 for i in range(640)]
-    assert len(moody.answers) >= 1
+    assert len(servicer.answers) >= 1
 
 
-def test_a_stream_that_ends_early_is_an_error_after_the_answers() -> None:
+def test_a_stream_without_an_error_must_answer_every_request() -> None:
+    """For Client alone: grpc.aio can lose the status of such a stream, and AsyncClient then sends the rest again."""
     found: list[glowserve.Scores] = []
-    moody = Moody([3, 10], grpc.StatusCode.OK)
-    with serving(moody) as target, scores_of("Client", target, numbered(640)) as scores:
-        with pytest.raises(glowserve.RequestError, match="ended the stream before it had answered"):
-            found.extend(scores)
-        assert (len(found), moody.answers) == (3, [10])
+    servicer = EndingEarly([3, 10], grpc.StatusCode.OK)
+    with (
+        serve(servicer) as target,
+        glowserve.Client(target) as client,
+        pytest.raises(glowserve.RequestError, match="ended the stream before it had answered"),
+    ):
+        found.extend(client.iter_scores(numbered(640)))
+    assert (len(found), servicer.answers) == (3, [10])
 
 
-@both
-def test_a_refusal_keeps_its_status_whatever_is_written_when_it_comes(
-    server: Server, digits: UInt8Array, kind: str
+def test_a_refused_request_keeps_its_status_while_others_are_written(
+    connect: Connect, server: Server, digits: UInt8Array
 ) -> None:
-    """The tenth request, of many that are on their way; grpc.aio loses such a status about every other time."""
+    """The tenth request of many: grpc.aio loses the status of such a stream about every other time."""
+    images = [*itertools.repeat(digits[0], 577), np.zeros((9, 9, 1), np.uint8), *digits, *digits]
     for _ in range(8):
-        images = [*itertools.repeat(digits[0], 577), np.zeros((9, 9, 1), np.uint8), *digits, *digits]
         found: list[glowserve.Scores] = []
-        with (
-            scores_of(kind, address(server), iter(images)) as scores,
-            pytest.raises(glowserve.RequestError) as caught,
-        ):
-            found.extend(scores)
+        with connect(address(server)) as client, pytest.raises(glowserve.RequestError) as caught:
+            found.extend(client.iter_scores(iter(images)))
         assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.message.startswith("images.tensor.shape is [1, 9, 9, 1]")
         assert caught.value.reason == "INVALID_REQUEST"
         assert sum(map(len, found)) == 577
-    until_idle(server)
+    wait_until_idle(server)
 
 
-@both
-def test_a_refusal_of_the_call_keeps_its_status_however_large_the_first_request(
-    run_server: RunServer, tmp_path: Path, kind: str
+def test_a_refused_call_keeps_its_status_however_large_the_first_request(
+    connect: Connect, run_server: RunServer, tmp_path: Path
 ) -> None:
     (tmp_path / "tokens").write_text("operator " + "b" * 32 + " admin\n")
     with run_server(tokens=tmp_path / "tokens") as server:
         for _ in range(3):
-            with scores_of(kind, address(server), itertools.repeat(bytes(2**22))) as scores:
-                with pytest.raises(glowserve.RequestError) as caught:
-                    next(scores)
-                assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+            with connect(address(server)) as client, pytest.raises(glowserve.RequestError) as caught:
+                next(client.iter_scores(itertools.repeat(bytes(2**22))))
+            assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+class LosingStatus(grpc.aio.AioRpcError):
+    """The error that grpc.aio raises when it has lost a status."""
+
+    def __init__(self) -> None:
+        metadata = grpc.aio.Metadata()
+        super().__init__(grpc.StatusCode.INTERNAL, metadata, metadata)
+
+
+async def test_a_stream_that_loses_its_status_five_times_in_a_row_is_an_error() -> None:
+    opened: list[list[int]] = []
+
+    class Lost:
+        def __init__(self, requests: AsyncIterator[int]) -> None:
+            self._requests = requests
+
+        async def __aiter__(self) -> AsyncIterator[int]:
+            opened.append([await anext(self._requests, -1)])
+            if opened[-1] != [-1]:
+                raise LosingStatus
+            for _ in ():
+                yield 0
+
+        def cancel(self) -> None:
+            """See grpc.Call."""
+
+    async def requests() -> AsyncIterator[int]:
+        for i in range(9):
+            yield i
+
+    with pytest.raises(LosingStatus):
+        _ = [i async for i in streams.responses_async(Lost, requests(), timeout=60)]
+    # An empty stream after each of the first four.
+    assert opened == [[0], [-1]] * 4 + [[0]]

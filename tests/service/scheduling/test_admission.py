@@ -111,6 +111,20 @@ async def test_a_full_queue_says_how_long_it_takes_until_there_is_room() -> None
         await answers_of(running, waiting)
 
 
+async def test_workers_share_the_rows_that_wait() -> None:
+    function, runs = Doubling(shut=True), list[BatchRun]()
+    async with batching(function, instances=2, max_queue_size=32, on_run=runs.append) as batcher:
+        await run_full_batches(batcher, function, 0.1)
+        running = [ask(batcher, *range(8)) for _ in range(2)]
+        await until(lambda: len(function.batches) == 4)
+        waiting = ask(batcher, *range(32))
+        await until(lambda: batcher.queue_length == 32)
+        seconds = [run.run_seconds for run in runs]
+        assert 3 * min(seconds) / 2 <= await refused(batcher, 24) <= 3 * max(seconds) / 2
+        function.open()
+        await answers_of(*running, waiting)
+
+
 async def test_the_pause_before_a_retry_is_a_twentieth_of_a_second_at_least() -> None:
     function, runs = Doubling(shut=True), list[BatchRun]()
     async with batching(function, max_queue_size=32, on_run=runs.append) as batcher:

@@ -218,7 +218,8 @@ async def test_a_batch_that_is_not_full_is_dispatched_when_a_worker_is_free_or_t
         Doubling(), max_delay_seconds=delay, on_batch=lambda *batch: dispatched.append(batch)
     ) as batcher:
         await answer_of(ask(batcher, *range(20)))
-    assert dispatched == [(8, "full"), (8, "full"), (4, reason)]
+        await answers_of(ask(batcher, *range(6)), ask(batcher, *range(3)))
+    assert dispatched == [(8, "full"), (8, "full"), (4, reason), (6, "full"), (3, reason)]
 
 
 # Failures.
@@ -318,6 +319,15 @@ async def test_closing_waits_for_the_batch_that_runs_although_its_callers_have_c
         function.open()
         await asyncio.wait_for(closing, PATIENCE)
         assert running.done()
+
+
+async def test_closing_waits_for_rows_that_wait_for_more() -> None:
+    async with batching(Doubling(), max_delay_seconds=0.1) as batcher:
+        waiting = ask(batcher, 1)
+        await settle()
+        await asyncio.wait_for(batcher.close(), PATIENCE)
+        assert waiting.done()
+        assert await answer_of(waiting) == [2]
 
 
 # Memory and threads.

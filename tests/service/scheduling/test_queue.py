@@ -99,6 +99,14 @@ async def test_a_flood_of_short_submissions_does_not_starve_a_long_one() -> None
     assert [row for batch in batches for row in batch if row < 1000] == list(range(80))
 
 
+async def test_a_flood_of_short_submissions_does_not_starve_a_long_one_if_a_batch_has_a_single_row() -> None:
+    queue = Queue(max_batch_size=1)
+    for i in range(4):
+        queue.submit(range(i, i + 1))
+    queue.submit(range(1000, 1002))
+    assert queue.batches() == [[0], [1000], [1], [1001], [2], [3]]
+
+
 async def test_short_submissions_get_what_long_ones_leave_of_their_half() -> None:
     queue = Queue()
     for i in range(40):

@@ -137,6 +137,8 @@ def read_inputs(request: pb.ModelInferRequest, inputs: Sequence[Tensor], *, max_
     if raw:
         arrays = [_read_raw(tensor, request, place[tensor.name]) for tensor in inputs]
         return Inputs(n, 0, lambda: arrays)
+    for tensor in inputs:
+        _check_length(tensor, request, place[tensor.name])
 
     def read() -> list[Array]:
         return [_read_contents(tensor, request, place[tensor.name]) for tensor in inputs]
@@ -189,19 +191,26 @@ def _read_raw(tensor: Tensor, request: pb.ModelInferRequest, place: int) -> Arra
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _read_contents(tensor: Tensor, request: pb.ModelInferRequest, place: int) -> Array:
-    name, given, field = f"input {tensor.name!r}", request.inputs[place], _CONTENTS[tensor.datatype]
-    path, shape = f"inputs[{place}].contents.{field}", list(given.shape)
-    values = getattr(given.contents, field)
-    if len(values) != math.prod(shape):
+def _check_length(tensor: Tensor, request: pb.ModelInferRequest, place: int) -> None:
+    given, field = request.inputs[place], _CONTENTS[tensor.datatype]
+    shape, length = list(given.shape), len(getattr(given.contents, field))
+    if length != math.prod(shape):
         raise InvalidRequestError(
-            f"{name}: contents.{field} has {len(values)} values; shape {shape} takes {math.prod(shape)}, there or as "
-            "bytes in raw_input_contents",
-            path,
+            f"input {tensor.name!r}: contents.{field} has {length} values; shape {shape} takes {math.prod(shape)}, "
+            "there or as bytes in raw_input_contents",
+            f"inputs[{place}].contents.{field}",
         )
+
+
+def _read_contents(tensor: Tensor, request: pb.ModelInferRequest, place: int) -> Array:
+    given, field = request.inputs[place], _CONTENTS[tensor.datatype]
+    values = getattr(given.contents, field)
     if tensor.datatype == "UINT8" and (largest := max(values)) > 255:
-        raise InvalidRequestError(f"{name}: contents.{field} has a {largest}; the most is 255", path)
-    return np.array(values, _DTYPES[tensor.datatype]).reshape(shape)
+        raise InvalidRequestError(
+            f"input {tensor.name!r}: contents.{field} has a {largest}; the most is 255",
+            f"inputs[{place}].contents.{field}",
+        )
+    return np.array(values, _DTYPES[tensor.datatype]).reshape(list(given.shape))
 
 
 def _names(tensors: Iterable[Any]) -> str:

@@ -1,0 +1,78 @@
+"""The requests that the clients make from the arguments of their calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from glowserve import messages
+from glowserve.client import requests
+from glowserve.images import encode_png
+from glowserve.v1 import glow_service_pb2 as pb
+
+IMAGES = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3, 1)
+
+
+def test_a_score_request_has_model_version_seed_and_images() -> None:
+    request = requests.score_request(IMAGES, "digits", 3, 7)
+    assert (request.model.name, request.model.version, request.seed) == ("digits", 3, 7)
+    np.testing.assert_array_equal(messages.images_array(request.images), IMAGES)
+
+
+def test_a_seed_that_is_left_out_is_not_sent() -> None:
+    assert not requests.score_request(IMAGES, "", 0, None).HasField("seed")
+    assert not requests.sample_request(1, 1.0, None, "", 0).HasField("seed")
+    assert requests.score_request(IMAGES, "", 0, 0).HasField("seed")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    for make in (
+        lambda: requests.score_request(IMAGES, "", 0, seed),
+        lambda: requests.sample_request(1, 1.0, seed, "", 0),
+    ):
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must lie in 0 to 2"):
+            make()
+
+
+def test_a_sample_request_asks_for_tensors() -> None:
+    request = requests.sample_request(5, 0.5, 2**64 - 1, "digits", 3)
+    assert (request.n, request.temperature, request.seed) == (5, 0.5, 2**64 - 1)
+    assert (request.model.name, request.model.version) == ("digits", 3)
+    assert request.format == pb.IMAGE_FORMAT_RAW
+
+
+def test_an_encode_request_has_model_version_and_images() -> None:
+    request = requests.encode_request([b"one", b"other"], "digits", 3)
+    assert (request.model.name, request.model.version) == ("digits", 3)
+    assert list(request.images.encoded.data) == [b"one", b"other"]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, [1]), (64, [64]), (65, [64, 1]), (200, [64, 64, 64, 8])])
+def test_decode_requests_have_at_most_64_latents(n: int, expected: list[int]) -> None:
+    latents = np.arange(n * 3, dtype=np.float64).reshape(n, 3)
+    made = requests.decode_requests(latents, "digits", 3)
+    assert [request.latents.shape[0] for request in made] == expected
+    joined = np.concatenate([np.frombuffer(request.latents.data, "<f4") for request in made])
+    np.testing.assert_array_equal(joined, latents.reshape(-1).astype(np.float32))
+    assert {(request.model.name, request.model.version, request.format) for request in made} == {
+        ("digits", 3, pb.IMAGE_FORMAT_RAW)
+    }
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (64,), (2, 0), (1, 2, 3)])
+def test_latents_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"latents have shape .*; pass \[N, D\]"):
+        requests.decode_requests(np.zeros(shape), "", 0)
+
+
+def test_an_interpolate_request_has_both_images_in_order() -> None:
+    request = requests.interpolate_request(IMAGES[0], encode_png(IMAGES[1]), 9, "digits", 3)
+    assert (request.model.name, request.model.version, request.steps) == ("digits", 3, 9)
+    np.testing.assert_array_equal(messages.images_array(request.images), IMAGES)
+    assert request.format == pb.IMAGE_FORMAT_RAW
+
+
+def test_a_model_request_has_model_and_version() -> None:
+    request = requests.model_request("digits", 3)
+    assert (request.model.name, request.model.version) == ("digits", 3)
