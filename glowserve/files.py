@@ -35,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -72,16 +72,16 @@ def publish_directory(staged: Path, target: Path) -> None:
     for folder, _, names in os.walk(staged):
         for name in names:
             Path(folder, name).chmod(0o644)
-            sync(Path(folder, name))
+            _sync(Path(folder, name))
         Path(folder).chmod(0o755)
-        sync(Path(folder))
+        _sync(Path(folder))
     try:
         os.rename(staged, target)  # noqa: PTH104  # Path.rename does not promise to refuse a full folder
     except OSError as error:
         if target.exists():
             raise FileExistsError(f"{target} exists") from error
         raise
-    sync(target.parent)
+    _sync(target.parent)
 
 
 def _delete_abandoned(parent: Path) -> None:
@@ -97,13 +97,10 @@ def _delete_abandoned(parent: Path) -> None:
                 os.close(lock)
 
 
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Fsyncs the names in a folder, or the content of a file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-sync_directory = sync

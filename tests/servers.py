@@ -85,15 +85,17 @@ def run_server(repository: Path, /, **settings: Any) -> Iterator[Server]:
         settings: fields of ServiceConfig; the ports are free ones, and the device is the CPU.
 
     Raises:
-        GlowserveError: the server cannot start; so does ValueError.
+        GlowserveError: the server cannot start.
+        ValueError: certificates, tokens or settings cannot be used.
     """
-    defaults = {"repository": repository, "port": 0, "metrics_port": 0, "device": "cpu"}
+    defaults: dict[str, Any] = {"repository": repository, "port": 0, "metrics_port": 0, "device": "cpu"}
     config = ServiceConfig(**defaults | settings)
-    started: Future[tuple[Server, Callable[[], None]]] = Future()
+    started: Future[tuple[Server, Callable[[], object]]] = Future()
 
     async def serve() -> None:
-        server, ended, loop = Server(config), asyncio.Event(), asyncio.get_running_loop()
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
         try:
+            server = Server(config)
             await server.start()
         except BaseException as error:
             started.set_exception(error)

@@ -9,8 +9,8 @@ Shapes: N images, H W C, D = H * W * C.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, fields
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import fields
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,8 +26,7 @@ PREPARATION, SERIALIZATION = "preparation", "serialization"
 """The stages of a call with CPU work: from request to arrays, and from arrays to response."""
 
 
-@dataclass(frozen=True)
-class Work(Generic[T]):
+class Work(NamedTuple, Generic[T]):
     """CPU work besides the model: decoding pictures, computing noise, encoding PNG files."""
 
     function: Callable[[], T]

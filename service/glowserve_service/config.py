@@ -32,13 +32,14 @@ class ServiceConfig:
     versions: str = _setting(
         "1", "how many of the newest versions are served, or MODEL=VERSION,... for some, or both"
     )
-    # A look is a listing and four stats a version that could be served: cheap, and nobody waits long for a new model.
+    # A poll lists the folders and stats four files of each version that could be served: that is cheap.
     poll_seconds: float = _setting(
-        10.0, "how often the repository is looked at; 0 for at the start and on request"
+        10.0,
+        "seconds between two polls of the repository; 0: only at the start and on request",
     )
     canary_seconds: float = _setting(
         30.0,
-        "how often each model's canary is tried; 0 for when it is loaded, so that one that failed stays not ready",
+        "seconds between two canary checks of each model; 0: only at loading, and a failed model stays not ready",
     )
     admin: str = _setting("off", "on, or off: whether calls may load and unload models")
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
@@ -54,8 +55,12 @@ class ServiceConfig:
     )
     instances: int = _setting(0, "batches that run side by side; 0 for one a core on the CPU, one on a GPU")
     max_batch_size: int = _setting(Limits.max_batch_size, "most images in a batch")
-    max_queue_delay_ms: float = _setting(0.0, "how long an image may wait for company when a batch could run")
-    max_queue_size: int = _setting(1024, "most images that wait, by model and direction; more are refused")
+    max_queue_delay_ms: float = _setting(
+        0.0, "how long an image may wait for more images although a batch could run"
+    )
+    max_queue_size: int = _setting(
+        1024, "most images that wait, for each model and direction; more are refused"
+    )
     max_images_per_call: int = _setting(Limits.max_images, "most images that a call may bring")
     max_samples_per_call: int = _setting(Limits.max_samples, "most images that a call may ask for")
     max_pixels_per_call: int = _setting(
@@ -125,7 +130,7 @@ class ServiceConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     def share_of_a_call(self, images: int, size: int) -> float:
-        """Of what one call may bring, how much so many images in so many bytes are; one image at the least."""
+        """The share of what one call may bring that so many images in so many bytes are; at least that of one image."""
         return max(max(images, 1) / self.max_images_per_call, size / (self.max_message_mib * 2**20))
 
     @property
@@ -154,7 +159,7 @@ class ServiceConfig:
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system can tell."""
+    """How many this process may use, if the system says; else how many there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What goes wrong in the service beside what goes wrong in the runtime, and is not a bug.
+"""The errors of the service, beside those of the runtime, that are not bugs.
 
 GlowserveError (glowserve.runtime.errors)
 ├── QueueFullError       too many images wait already                  RESOURCE_EXHAUSTED
@@ -24,7 +24,7 @@ class QueueFullError(GlowserveError):
 
     Args:
         message: the sentence.
-        retry_seconds: when to try again at the earliest.
+        retry_seconds: the least time before another attempt.
     """
 
     def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
@@ -44,7 +44,7 @@ class UnavailableError(GlowserveError):
     """The server is starting or stopping; nothing was done."""
 
     retry_seconds = 1.0
-    """When to try again at the earliest."""
+    """The least time before another attempt."""
 
 
 class UnauthenticatedError(GlowserveError):

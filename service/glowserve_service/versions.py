@@ -12,7 +12,7 @@ _GIVEN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=([1-9][0-9]{0,17}(?:,[1-9][0-
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """The newest few of every model, and of some models just those that are given."""
+    """How many of the newest versions of each model are served; for some models, which versions."""
 
     newest: int = 1
     given: Mapping[str, frozenset[int]] = field(default_factory=dict)
@@ -39,10 +39,10 @@ class VersionPolicy:
         return cls(newest, given)
 
     def candidates(self, name: str, versions: Iterable[int]) -> list[int]:
-        """Of a model's versions those that may be served, the newest first."""
+        """The versions of a model that may be served, the newest first."""
         allowed = self.given.get(name)
         return sorted((each for each in versions if allowed is None or each in allowed), reverse=True)
 
     def most(self, name: str) -> int:
-        """How many versions of a model are served, the first of its candidates that can be."""
+        """How many versions of a model are served: the first of its candidates that can be loaded."""
         return len(self.given[name]) if name in self.given else self.newest

@@ -177,7 +177,9 @@ def test_a_damaged_checkpoint_or_bundle_is_refused(
 ) -> None:
     damaged = tmp_path / "model.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:-100])
-    assert failure(capsys, str(damaged)).startswith(f"glowserve: checkpoint {damaged} cannot be read: it is damaged")
+    assert failure(capsys, str(damaged)).startswith(
+        f"glowserve: checkpoint {damaged} cannot be read: it is damaged"
+    )
     folder = tmp_path / "digits" / "1"
     shutil.copytree(repository / "digits" / "1", folder)
     (folder / "forward.onnx").write_bytes(b"no graph")

@@ -22,6 +22,4 @@ def test_an_old_checkpoint_is_exported_with_the_same_scores(digits: UInt8Array, 
     # Folding and rounding may differ in the last bit on another processor.
     np.testing.assert_allclose(scores.log_likelihood, expected["log_likelihood"], rtol=1e-5)
     calibration = bundle.manifest.calibration.bits_per_dim
-    np.testing.assert_allclose(
-        scores.percentile, expected["percentile"], rtol=0, atol=100 / len(calibration)
-    )
+    np.testing.assert_allclose(scores.percentile, expected["percentile"], rtol=0, atol=100 / len(calibration))

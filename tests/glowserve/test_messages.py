@@ -1,6 +1,8 @@
-"""Arrays to messages and back."""
+"""Arrays and results to messages, and back."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +10,13 @@ import pytest
 from glowserve import messages
 from glowserve.images import encode_png
 from glowserve.results import ModelInfo
-from glowserve.scores import Scores
+from glowserve.scores import COLUMNS, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import manifest_pb2, tensor_pb2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_survive_a_message_as_a_tensor_and_as_files(rng: np.random.Generator, channels: int) -> None:
+def test_images_survive_a_message_as_a_tensor_or_as_files(rng: np.random.Generator, channels: int) -> None:
     images = rng.integers(0, 256, (3, 5, 4, channels), dtype=np.uint8)
     for portion in (images, [encode_png(image) for image in images]):
         sent = pb.Images.FromString(messages.images_message(portion).SerializeToString())
@@ -36,29 +38,41 @@ def test_a_tensor_of_latents_is_little_endian() -> None:
     assert tensor.data == bytes.fromhex("0000803f000000c0")
 
 
-def scores(first: float, n: int, seed: int) -> Scores:
-    nats = first - np.arange(n, dtype=float)
-    return Scores(nats, -nats / 2, np.full(n, 50.0), np.full(n, True), "digits", 7, seed)
+def scores(rows: slice) -> Scores:
+    """Some of five rows of scores. Every column of numbers has values of its own."""
+    columns: dict[str, Any] = {}
+    for i, (name, dtype) in enumerate(COLUMNS.items()):
+        numbers = 100.5 * i + np.arange(5)
+        columns[name] = (numbers if dtype is np.float64 else numbers % 2 == 0)[rows]
+    return Scores(**columns, model="digits", version=7, seed=2**64 - 1)
 
 
-def test_scores_of_several_messages_are_joined_in_order() -> None:
-    sent = [messages.scores_message(scores(first, n, 2**64 - 1)) for first, n in ((-1, 2), (-10, 3))]
-    joined = messages.scores_of(sent)
-    assert joined.log_likelihood.tolist() == [-1, -2, -10, -11, -12]
-    assert joined.bits_per_dim.tolist() == [0.5, 1, 5, 5.5, 6]
-    assert joined.percentile.tolist() == 5 * [50]
-    assert joined.finite.tolist() == 5 * [True]
-    assert (joined.model, joined.version, joined.seed, len(joined)) == ("digits", 7, 2**64 - 1, 5)
+def test_every_column_of_the_scores_of_several_messages_is_joined_in_order() -> None:
+    sent = [messages.scores_message(scores(rows)) for rows in (slice(0, 2), slice(2, 5))]
+    received = messages.scores_of([pb.ScoreResponse.FromString(each.SerializeToString()) for each in sent])
+    expected = scores(slice(5))
+    for name, dtype in COLUMNS.items():
+        np.testing.assert_array_equal(getattr(received, name), getattr(expected, name))
+        assert getattr(received, name).dtype == dtype
+    assert (received.model, received.version, received.seed, len(received)) == ("digits", 7, 2**64 - 1, 5)
 
 
 def test_scores_that_are_not_finite_survive_a_message() -> None:
     column = np.array([-np.inf])
-    sent = messages.scores_message(Scores(column, -column, np.zeros(1), np.array([False]), "digits", 1, 0))
-    received = messages.scores_of([pb.ScoreResponse.FromString(sent.SerializeToString())])
+    given = Scores(
+        log_likelihood=column,
+        bits_per_dim=-column,
+        percentile=np.zeros(1),
+        finite=np.array([False]),
+        model="digits",
+        version=1,
+        seed=0,
+    )
+    sent = messages.scores_message(given).SerializeToString()
+    received = messages.scores_of([pb.ScoreResponse.FromString(sent)])
     assert received.log_likelihood.tolist() == [-np.inf]
     assert received.bits_per_dim.tolist() == [np.inf]
     assert received.finite.tolist() == [False]
-    assert received.finite.dtype == bool
 
 
 def test_samples_of_several_messages_are_joined_in_order() -> None:
@@ -83,17 +97,17 @@ def test_encodings_of_several_messages_are_joined_in_order() -> None:
     assert (encodings.model, encodings.version, len(encodings)) == ("digits", 2, 3)
 
 
-@pytest.mark.parametrize("state", [0, 99], ids=["an older server", "a newer server"])
-def test_a_state_that_is_not_known_is_no_error(state: int) -> None:
+@pytest.mark.parametrize("state", [0, 99], ids=["none", "one of a newer server"])
+def test_an_unknown_state_is_unspecified(state: int) -> None:
     assert messages.model_info(pb.ModelSummary(state=state)).state == "UNSPECIFIED"  # type: ignore[arg-type]
 
 
-def test_a_line_of_the_list_of_models_is_read() -> None:
+def test_a_summary_becomes_a_model_info() -> None:
     summary = pb.ModelSummary(
         model=pb.ModelVersion(name="faces", version=3),
         image=manifest_pb2.ImageSpec(height=32, width=48, channels=3, n_bits=5),
         state=pb.MODEL_STATE_FAILING,
-        reason="its canary came out otherwise",
+        reason="its canary failed",
     )
-    reason = "its canary came out otherwise"
+    reason = "its canary failed"
     assert messages.model_info(summary) == ModelInfo("faces", 3, 32, 48, 3, 5, "FAILING", reason)

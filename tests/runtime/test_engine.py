@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
+from glowserve.runtime.checks import mismatched_values
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError, DeviceError
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import Bundle, newest_bundle
-from glowserve.runtime.checks import mismatched_values
 
 without_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime has CUDA"

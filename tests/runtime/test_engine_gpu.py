@@ -24,12 +24,12 @@ from glowserve_service.server import Server
 import glowserve
 from glowserve.images import UInt8Array
 from glowserve.runtime.buffers import BoundSession
+from glowserve.runtime.checks import mismatched_values
 from glowserve.runtime.config import RuntimeConfig, bucket_sizes
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError, DeviceError
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import Bundle
-from glowserve.runtime.checks import mismatched_values
 from glowserve.runtime.sessions import CUDA
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub

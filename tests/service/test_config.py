@@ -1,4 +1,4 @@
-"""Settings are checked where they are made."""
+"""The settings of a service: their defaults, their ranges, and settings that depend on each other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import pytest
 from glowserve_service.config import ServiceConfig
 
 
-def test_the_defaults_need_a_repository_alone() -> None:
+def test_every_setting_but_the_repository_has_a_default() -> None:
     config = ServiceConfig(repository=Path("models"))
     assert (config.host, config.port, config.metrics_port) == ("127.0.0.1", 8001, 8002)
-    assert (config.max_images_per_call, config.max_samples_per_call) == (256, 100_000)  # as the contract says
+    assert (config.max_images_per_call, config.max_samples_per_call) == (
+        256,
+        100_000,
+    )  # the defaults that glow_service.proto names
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
         ServiceConfig(repository=Path()).port = 1  # type: ignore[misc]
 
@@ -76,19 +79,19 @@ def test_a_setting_out_of_range_is_refused_by_name_and_value(name: str, value: A
         ("max_message_mib", 2047),
     ],
 )
-def test_the_ends_of_a_range_are_in_it(name: str, value: Any) -> None:
+def test_the_limits_of_a_range_are_allowed(name: str, value: Any) -> None:
     assert getattr(ServiceConfig(repository=Path(), **{name: value}), name) == value
 
 
 @pytest.mark.parametrize("name", ["max_images_per_call", "max_batch_size"])
-def test_a_queue_must_hold_the_largest_call_and_a_whole_batch(name: str) -> None:
+def test_a_queue_must_have_room_for_the_largest_call_and_a_full_batch(name: str) -> None:
     sizes = {"max_queue_size": 8, "max_images_per_call": 8, "max_batch_size": 8}
     ServiceConfig(repository=Path(), **sizes)
     with pytest.raises(ValueError, match=f"max_queue_size is 8; it must be at least {name}, 9"):
         ServiceConfig(repository=Path(), **sizes | {name: 9})
 
 
-def test_instances_are_those_asked_for_or_one_a_core_or_one_on_a_gpu() -> None:
+def test_by_default_there_is_an_instance_for_each_core_or_one_on_a_gpu() -> None:
     cores = len(os.sched_getaffinity(0))
     config = ServiceConfig(repository=Path())
     assert (config.instances_on("cpu"), config.instances_on("cuda")) == (cores, 1)
@@ -101,9 +104,9 @@ def test_instances_are_those_asked_for_or_one_a_core_or_one_on_a_gpu() -> None:
     [(64, 1000, 0.25), (64, 32 * 2**20, 0.5), (0, 0, 1 / 256), (-5, 0, 1 / 256)],
     ids=["images", "bytes", "nothing", "nonsense"],
 )
-def test_the_share_of_a_call_is_that_of_its_images_or_bytes_and_never_nothing(
+def test_the_share_of_a_call_is_the_larger_of_images_and_bytes_and_never_0(
     images: int, size: int, share: float
 ) -> None:
-    """Else any number of empty requests would be read from a stream before the first is answered."""
+    """With 0, any number of empty requests would be read from a stream before the first is answered."""
     config = ServiceConfig(repository=Path(), max_images_per_call=256, max_message_mib=64)
     assert config.share_of_a_call(images, size) == share

@@ -78,7 +78,7 @@ def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     """The status and message of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -21,7 +21,7 @@ MAX_SAMPLES = 100
 SEEDS = (1, 2, 3, 4)
 TEMPERATURE = 0.7
 TOLERANCE = 1e-5
-"""Relative, of log-likelihoods; those of float32 differ by 1e-7."""
+"""Relative error of a log-likelihood; float32 causes 1e-7."""
 
 
 class WrongAnswerError(Exception):

@@ -1,6 +1,6 @@
 """The wall clock jumps by a day, forwards and backwards, under load: only the log shows it.
 
-libfaketime, which `make soak` installs, gives the service a wall clock of its own. The monotonic clock stays right, as
+libfaketime, which `make soak` installs, lets the wall clock of one process jump. The monotonic clock stays right, as
 it does in a real jump.
 """
 

@@ -19,7 +19,7 @@ from glowserve_training.config import GlowConfig
 from glowserve_training.dequantization import VariationalDequantization
 from glowserve_training.layers import Bijector, Coupling, FlowStep, Level
 
-__all__ = ["FlowStep", "Glow", "GlowConfig", "Level", "Terms"]
+__all__ = ["Glow", "GlowConfig", "Terms"]
 
 _DEQUANTIZATION_COUPLINGS = 4
 

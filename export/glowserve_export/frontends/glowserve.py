@@ -9,9 +9,9 @@ from typing import cast
 import numpy as np
 import torch
 from glowserve_training.dequantization import NOISE_MARGIN, VariationalDequantization
-from glowserve_training.layers import AffineCoupling, HiddenConv2d, Split, TopPrior, ZeroConv2d
+from glowserve_training.layers import AffineCoupling, FlowStep, HiddenConv2d, Split, TopPrior, ZeroConv2d
 from glowserve_training.layers.coupling import CouplingNetwork
-from glowserve_training.model import FlowStep, Glow
+from glowserve_training.model import Glow
 from glowserve_training.names import step_name
 from torch import Tensor, nn
 

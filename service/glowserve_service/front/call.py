@@ -16,14 +16,14 @@ from glowserve_service.observability.traces import CallSpan
 from glowserve_service.scheduling.submission import StageTime
 from glowserve_service.scheduling.ticket import Ticket
 
-# Seeded by the system's generator. To ask that for each id would let other threads take the interpreter's lock.
+# Seeded by the system's generator. Asking that for each id would let other threads take the interpreter's lock.
 _RANDOM = random.Random()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 @dataclass(eq=False)
 class Call:
-    """Grows while the call is answered. For the event loop's thread alone."""
+    """What is known about a call so far. For the event loop's thread alone."""
 
     method: str
     request_id: str
@@ -33,11 +33,11 @@ class Call:
     """When the caller stops waiting."""
     span: CallSpan | None = None
     images: int = 0
-    """Images that it brought or asked for."""
+    """How many images it brought or asked for."""
     models: set[tuple[str, int]] = field(default_factory=set)
     """The names and versions of the models that it used; a stream may use several."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, added up: parts of a call may go through a stage side by side."""
+    """The seconds in each stage, summed over parts of the call, which may be in a stage at the same time."""
 
     @property
     def model(self) -> str:
@@ -53,23 +53,23 @@ class Call:
 
     @property
     def ticket(self) -> Ticket:
-        """For its first piece of work."""
+        """The ticket of its first piece of work."""
         return Ticket(self.deadline)
 
     def record(self, time_in_stage: StageTime) -> None:
-        """Adds to a stage."""
+        """Adds a time to the seconds of its stage, and to the span."""
         stage, began, ended = time_in_stage
         self.seconds[stage] = self.seconds.get(stage, 0.0) + ended - began
         if self.span:
             self.span.stage(stage, ended - began, ago=time.monotonic() - ended)
 
     def timed(self, stage: str) -> Timed:
-        """Adds the time inside `with` to a stage."""
+        """`with call.timed(stage)` records how long its body takes."""
         return Timed(self.record, stage)
 
 
 class Timed:
-    """Tells `record` how long the body of `with` took."""
+    """Calls `record` with the time of the body of `with`."""
 
     def __init__(self, record: Callable[[StageTime], None], stage: str) -> None:
         self._record = record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -31,7 +30,7 @@ class CallRunner:
         call: to which times, images and the model are added.
         ticket: of the request's first piece of work.
         pool: where CPU work is done.
-        limits: how much the request may bring or ask for.
+        limits: of the request.
     """
 
     def __init__(self, lease: Lease, call: Call, ticket: Ticket, pool: CpuPool, limits: Limits) -> None:
@@ -85,7 +84,7 @@ class CallRunner:
             result = await self._pool.run(
                 work.function, self._pool_ticket, images=work.images, size=work.size
             )
-        self._pool_ticket = replace(self._pool_ticket, first=False)
+        self._pool_ticket = self._pool_ticket.later
         return result
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
@@ -101,5 +100,5 @@ class CallRunner:
         for time_in_stage in answer.times:
             self._call.record(time_in_stage)
         # What was done would be lost if the rest of the call were refused.
-        self._pool_ticket = self._lane_ticket = replace(self._lane_ticket, first=False)
+        self._pool_ticket = self._lane_ticket = self._lane_ticket.later
         return answer.rows

@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: whether the service accepts calls, and whether each of its models answers them right.
+"""grpc.health.v1.Health: whether the service accepts calls, and whether each of its models works.
 
 gRPC's own asyncio servicer keeps watches open for good, and a drain waits for every open call; also, when a watch ends,
 other watches of the same service are no longer notified. Here watches end after a last NOT_SERVING.
@@ -19,10 +19,10 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no stubs
-    """The status of each service and model: NOT_SERVING at first, then what `set` says, NOT_SERVING at last.
+    """The status of each service and model: what `set` says between `serve` and `stop`, and NOT_SERVING otherwise.
 
     Args:
-        services: their names; "" stands for all of them.
+        services: the names of the services; "" stands for all of them.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -58,7 +58,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The status of a service or model."""
         if request.service not in self._ready:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"service {request.service[:128]!r} is not here")
+            message = f"there is no service or model {request.service[:128]!r}; List names all of them"
+            await context.abort(grpc.StatusCode.NOT_FOUND, message)
         return _Status(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -100,7 +101,7 @@ def add_to_server(health: Health, server: Any) -> None:
 
 
 def _list_response() -> Any:
-    """HealthListResponse: `map<string, HealthCheckResponse> statuses = 1`. The oldest stubs that we support lack it."""
+    """HealthListResponse: `map<string, HealthCheckResponse> statuses = 1`. The oldest supported stubs lack it."""
     if hasattr(health_pb2, "HealthListResponse"):
         return health_pb2.HealthListResponse
     field = descriptor_pb2.FieldDescriptorProto

@@ -1,7 +1,7 @@
 """The middleware: gives every call an id, counts, times, logs and traces it, and turns every error into a status.
 
-It lies between gRPC and the servicers, which are added to it as to a server. Our servicers get a `Call` in place of
-gRPC's context. A gRPC interceptor would be one more coroutine for each call.
+It stands between gRPC and the servicers, which are added to it as to a server. It passes a `Call` to our
+servicers, in place of gRPC's context. A gRPC interceptor would be one more coroutine for each call.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "internal error; it is in the server's log"
 REQUEST_ID = "x-request-id"
-"""The metadata in which a caller may send an id of its own, and gets back the one that is in the log."""
+"""The key of metadata: a caller may send an id of its own, and is sent the id that is in the log."""
 
-# Bytes. It is in the metadata three times, escaped or in base64, and clients take 8 KiB of those.
+# In bytes. The message is in the metadata three times, escaped or in base64, and clients accept 8 KiB of metadata.
 _LONGEST_MESSAGE = 1280
 
 
@@ -46,7 +46,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
     """Wraps the methods of the gRPC services that are added to it, and is itself added to a server.
 
     Args:
-        services: the full names of our services; calls of other ones get no more than errors for malformed messages.
+        services: the full names of the services whose calls are counted, logged and traced. In calls of other services
+            only malformed messages are handled.
         metrics: where calls are counted.
         always: methods that are accepted even before `accept` and after `refuse`.
         traces: where calls are traced.
@@ -66,7 +67,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._always = always
         self._traces = traces
         self._services_added: list[Any] = []
-        # Made once, as each call needs them.
+        # Each is made once: every call needs them.
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._requests = functools.cache(metrics.requests.labels)
         self._request_seconds = functools.cache(metrics.request_seconds.labels)
@@ -77,11 +78,11 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._stopping = asyncio.Event()
         self._refusal = "the server is starting; try again"
         self._open_calls = 0
-        # A call is counted as ended before its caller learns of the end, and is closed a little later.
+        # A call is counted as ended before its caller learns of the end. It is open a little longer.
         self._in_flight = 0
         self._arrival, self._end = asyncio.Event(), asyncio.Event()
         self.tokens: Tokens | None = None
-        """Callers must present one of these; None: every call is accepted."""
+        """Every call must present one of these; None: no call needs a token."""
 
     @property
     def accepts(self) -> bool:
@@ -93,18 +94,18 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._refusal = ""
 
     def refuse(self) -> None:
-        """Answers UNAVAILABLE to every call from now on; those that have begun go on, without further requests."""
+        """Answers UNAVAILABLE to new calls. Calls that have begun go on; streams get no further requests."""
         self._refusal = "the server is stopping; try another"
         self._stopping.set()
 
     async def idle(self) -> None:
-        """Until no call is open."""
+        """Returns when no call is open."""
         while self._open_calls:
             self._end.clear()
             await self._end.wait()
 
     async def quiet(self, seconds: float, *, at_most: float) -> None:
-        """Until no call has arrived for so many seconds, or `at_most` seconds have passed."""
+        """Returns when no call has arrived for so many seconds, or after `at_most` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most):
                 while await self._arrives_within(seconds):
@@ -124,7 +125,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._services_added += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """For the generated code; they are among the generic ones."""
+        """Generated code calls this, too; the handlers are among the generic ones."""
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -177,7 +178,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
                 if requests.cut_short:
                     raise UnavailableError(self._refusal)
 
-        # Bytes come and go: gRPC would answer UNKNOWN to those that are no message, and nobody would count the call.
+        # Handlers take and return bytes. If gRPC parsed them, it would answer UNKNOWN to bytes that are no message, and
+        # such calls would not be counted.
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(both)
         if handler.response_streaming:
@@ -192,7 +194,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
                 raise refused
             yield b""
 
-        # As a stream, whatever it was: so its requests, which may be large, are not received.
+        # A stream, whatever the method is: so gRPC does not receive the request, which may be large.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     @asynccontextmanager
@@ -225,8 +227,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
         call = Call(method, request_id(metadata.get(REQUEST_ID)))
         if self._traces:
             call.span = self._traces.begin(f"{service}/{method}", metadata)
-        # gRPC tells by the wall clock how much is left, which is nothing if that has just jumped forward. It ends calls
-        # that are late by a clock that does not jump.
+        # gRPC computes the time that is left from the wall clock: if that has just jumped forward, 0 is left. gRPC ends
+        # late calls by a clock that does not jump.
         if left := context.time_remaining():
             call.deadline = call.began + left
         log_context.bind(LogContext(call.request_id, call.span.trace_id if call.span else ""))
@@ -308,7 +310,10 @@ def _was_late(call: Call, context: Any) -> bool:
 
 
 def _of_another_service(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    """Health's and reflection's, told nothing but messages: of others gRPC would log a traceback, and say UNKNOWN."""
+    """A handler of health or reflection that refuses bytes that are no message.
+
+    gRPC itself would log a traceback, and answer UNKNOWN.
+    """
 
     async def read(request: bytes, context: Any) -> Any:
         if handler.request_deserializer is None:
@@ -343,7 +348,7 @@ def _no_message(method: str, error: DecodeError) -> str:
 
 
 async def _abort(context: Any, error: Exception, message: str) -> None:
-    """Ends a call with an error's status and details, beside the metadata that it has already."""
+    """Ends a call with the status and the details of an error. The trailing metadata that it has are kept."""
     message = message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore")
     metadata = (*context.trailing_metadata(), *trailing_metadata(error, message))
     await context.abort(status_of(error), message, metadata)

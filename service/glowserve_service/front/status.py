@@ -1,4 +1,4 @@
-"""Which gRPC status an error is; the errors of the runtime have theirs in `glowserve.runtime.status`.
+"""The gRPC status of each error. `glowserve.runtime.status` has those of the runtime.
 
 Beside its code and message a status has details, as google/rpc/error_details.proto defines them. docs/errors.md is the
 table for people.
@@ -28,8 +28,7 @@ from glowserve_service.errors import (
 )
 
 DOMAIN = "glowserve"
-"""Of the reasons."""
-
+"""The domain of the reasons in ErrorInfo."""
 
 STATUSES: Mapping[type[Exception], Status] = {
     **runtime_status.STATUSES,
@@ -44,26 +43,26 @@ STATUSES: Mapping[type[Exception], Status] = {
 
 
 def status_of(error: Exception) -> grpc.StatusCode:
-    """The code that a caller is given."""
+    """The code that the caller gets."""
     return grpc.StatusCode[_status(error).code]
 
 
 def reason_of(error: Exception) -> str:
-    """The reason that a caller is given."""
+    """The reason that the caller gets."""
     return _status(error).reason
 
 
 def retry_seconds(error: Exception) -> float | None:
-    """When the caller may try again at the earliest; None if that is no use, or nobody knows."""
+    """The least time before the caller tries again; None if that would not help, or is unknown."""
     return error.retry_seconds if isinstance(error, QueueFullError | UnavailableError) else None
 
 
 def trailing_metadata(error: Exception, message: str) -> tuple[tuple[str, bytes], ...]:
-    """The metadata that carry a status with its details to the caller.
+    """The metadata with the status and its details.
 
     Args:
-        error: what is told.
-        message: the sentence that the caller is given.
+        error: the error.
+        message: the sentence that the caller gets.
     """
     status = status_pb2.Status(code=status_of(error).value[0], message=message)
     for detail in _details(error, message):

@@ -1,4 +1,4 @@
-"""Loads a version: opens its bundle in an engine, and shows that it runs and computes what it did at export."""
+"""Loads a version: opens its bundle in an engine, runs it at every batch size, and checks its canary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LoadedModel:
 
 
 def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
-    """Loads the bundle in a VERSION folder, runs it at every batch size that it will meet, and tries its canary.
+    """Loads the bundle in a VERSION folder, runs it at every batch size that it will get, and checks its canary.
 
     Raises:
         BundleError: it is damaged, or does not compute what it did when it was exported.
@@ -59,7 +59,7 @@ def padded_sizes(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:
 
 
 def public_sentence(sentence: str, path: Path) -> str:
-    """What callers may read of an error of the bundle in a VERSION folder: one line, without the folder's place."""
+    """An error of a bundle as callers may read it: one line, with MODEL/VERSION in place of the folder's path."""
     return " ".join(sentence.replace(str(path), f"{path.parent.name}/{path.name}").split())
 
 

@@ -108,12 +108,12 @@ class ModelManager:
         """Looks now for versions of a model, tries refused ones again, and serves those of the policy.
 
         Returns:
-            What is served under that name.
+            The versions of that model that are served.
 
         Raises:
             ForbiddenError: the service does not allow it.
             ModelNotFoundError: the repository has no such model.
-            BundleError: a version was refused; what was served before still is.
+            BundleError: a version was refused; the versions that were served before still are.
         """
         self._check_allowed()
         return await self._shielded(self._load(name))
@@ -165,7 +165,7 @@ class ModelManager:
                 found = await self._scan()
             except BundleError as error:
                 if str(error) != self._scan_error:
-                    log.error("%s; what is served stays", error)
+                    log.error("%s; the models that are served stay", error)
                 self._scan_error = str(error)
                 return
             self._scan_error = ""
@@ -183,9 +183,9 @@ class ModelManager:
     async def _update(
         self, name: str, versions: list[int], *, final: bool = False, again: bool = False
     ) -> list[LoadFailure]:
-        """Serves those of a model's versions that the policy wants and that can be; returns what failed just now.
+        """Serves the versions of a model that the policy admits and that can be loaded; returns the new failures.
 
-        If none can be, what is served stays.
+        If none can be, the versions that are served stay.
 
         Args:
             name: the model's.
@@ -211,7 +211,7 @@ class ModelManager:
     async def _get(
         self, name: str, version: int, served: ServedModel | None, *, final: bool, again: bool
     ) -> ServedModel | LoadFailure | None:
-        """A version as it is on the disk now; a failure if it failed just now, None if it did before."""
+        """The version as it is on the disk now; a failure if it failed just now, None if it failed before."""
         key, path = (name, version), self._config.repository / name / str(version)
         state = await self._thread.run(fingerprint, path)
         before = self._unserved.get(key)

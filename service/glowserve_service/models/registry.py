@@ -12,7 +12,7 @@ from glowserve_service.observability.metrics import Metrics
 
 
 class ModelRegistry:
-    """What is served.
+    """The versions of models that are served.
 
     Args:
         metrics: the service's.
@@ -35,7 +35,7 @@ class ModelRegistry:
         return self._models.get(name, {})
 
     def replace(self, name: str, versions: Mapping[int, ServedModel]) -> list[ServedModel]:
-        """Serves these versions of a model, and no others, from now on; returns those that were served and are not."""
+        """Serves these versions of a model, and no others; returns the versions that are not served any more."""
         before = self.versions(name)
         kept = {id(model) for model in versions.values()}
         gone = [model for model in before.values() if id(model) not in kept]

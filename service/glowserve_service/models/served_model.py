@@ -98,7 +98,7 @@ class ServedModel:
         self._metrics.model_ready.labels(*self._key).set_function(lambda: float(not health.failure))
 
     def hide(self) -> None:
-        """Removes it from them."""
+        """Removes it from those metrics."""
         for gauge, labels, _ in self._gauges():
             gauge.remove(*labels)
         self._metrics.model_ready.remove(*self._key)
@@ -147,14 +147,14 @@ class ServedModel:
         await self.close()
 
     async def close(self) -> None:
-        """Refuses new work, waits for the accepted, and gives back what the engine holds of a GPU."""
+        """Refuses new work, waits for the accepted work, and frees what the engine holds of a GPU."""
         await self.forward.close()
         await self.reverse.close()
         await asyncio.to_thread(self._engine.close)
 
 
 class Lease:
-    """A model that stays open as long as somebody is inside `async with`."""
+    """Keeps a model open inside `async with`."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model

@@ -69,7 +69,7 @@ class UnservedVersions:
         self._failures.pop(key, None)
 
     def keep(self, name: str, versions: Collection[int]) -> None:
-        """Forgets those of a model's versions that are not in the repository any more."""
+        """Forgets the versions of a model that are not in the repository any more."""
         for key in [key for key in self._failures if key[0] == name and key[1] not in versions]:
             self.forget(key)
 

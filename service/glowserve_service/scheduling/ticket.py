@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class AdmissionGate:
@@ -26,8 +26,7 @@ class AdmissionGate:
         await self._opened.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """Belongs to one piece of work; immutable."""
 
     deadline: float = math.inf
@@ -42,6 +41,11 @@ class Ticket:
 
     gate: AdmissionGate | None = None
     """Shared by the work of a call that has several pieces under way at once; None for other calls."""
+
+    @property
+    def later(self) -> Ticket:
+        """The ticket of work that follows in the same call."""
+        return self._replace(first=False) if self.first else self
 
 
 DEFAULT_TICKET = Ticket()

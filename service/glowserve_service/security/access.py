@@ -1,4 +1,4 @@
-"""Which calls are let in, and what is dangerous about the settings that decide it."""
+"""Which calls a token allows, and a warning about settings that allow calls to everybody."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
 
 
 def refusal(tokens: Tokens | None, call: Any) -> GlowserveError | None:
-    """Why a gRPC call, of which nothing but its headers has been read, is not let in; None if it is.
+    """Why a gRPC call, of which only the headers have been read, is refused; None if it is accepted.
 
-    Health is told to all: orchestrators ask for it, and have no token.
+    Health and readiness need no token: orchestrators have none.
     """
     service, _, method = call.method.removeprefix("/").rpartition("/")
     if tokens is None or service == HEALTH_NAME or method in _OPEN_METHODS:
@@ -33,7 +33,7 @@ def refusal(tokens: Tokens | None, call: Any) -> GlowserveError | None:
 
 
 def warning(config: ServiceConfig) -> str | None:
-    """What is dangerous about these settings, and the remedy, in a sentence; None if nothing is."""
+    """A sentence about what is dangerous in these settings, with the remedy; None if nothing is."""
     missing = []
     if config.tls_cert is None:
         missing.append("calls are not encrypted (give --tls-cert and --tls-key)")

@@ -26,7 +26,7 @@ class Certificates:
     Args:
         certificate: PEM, with the chain.
         key: PEM.
-        client_ca: PEM; with it a client must show a certificate that this authority has signed.
+        client_ca: PEM; if given, a client must present a certificate that this authority has signed.
 
     Raises:
         ValueError: a file cannot be used.
@@ -45,11 +45,11 @@ class Certificates:
         self._files = ReloadedFiles([path for path in (certificate, key, client_ca) if path], read)
 
     def context(self) -> ssl.SSLContext:
-        """For a connection that has arrived at another port than gRPC's."""
+        """The context of a connection to the port of the metrics."""
         return self._files.current().context
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For gRPC's port; it asks for each connection whether the files have changed."""
+        """The credentials of gRPC's port; for each connection they check whether the files have changed."""
         given = self._files.current()
 
         def configuration(loaded: _Loaded) -> grpc.ServerCertificateConfiguration:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 class ReloadedFiles(Generic[T]):
     """The content of files, which are read again when one has changed.
 
-    A file that cannot be read is logged, and the old content stays.
+    If the changed files cannot be read, that is logged, and the old content stays.
 
     Args:
         paths: the files.
@@ -48,7 +48,9 @@ class ReloadedFiles(Generic[T]):
         except ValueError as error:
             log.error("changed files are not used, those read before are: %s", error)
         else:
-            if self._state() != state:  # some old and some new, perhaps: next time
+            if (
+                self._state() != state
+            ):  # perhaps some files are old and some new; the next call reads them again
                 return
             self._value = value
             log.info("read again: %s", names)

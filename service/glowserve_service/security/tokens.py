@@ -1,4 +1,4 @@
-"""The tokens of callers, and the groups of calls that each has a right to."""
+"""The tokens of callers, and the groups of calls that each token allows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glowserve_service.errors import ForbiddenError, UnauthenticatedError
 from glowserve_service.security.reloaded_files import ReloadedFiles
 
 GROUPS = ("infer", "admin", "metrics")
-# A token of letters and digits that is as long cannot be guessed.
+# A random token of that many letters and digits cannot be guessed.
 _SHORTEST_TOKEN = 20
 
 
@@ -24,33 +24,33 @@ class _Token:
 
 
 class Tokens:
-    """The tokens that a file lists, and what each may do.
+    """The tokens that a file lists, and the groups of each.
 
-    A line is NAME TOKEN, or NAME TOKEN GROUPS with some of infer,admin,metrics; infer alone if left out. Empty lines
-    and those that begin with # are comments.
+    A line is NAME TOKEN, or NAME TOKEN GROUPS with some of infer,admin,metrics; without GROUPS, infer alone. Empty
+    lines, and lines that begin with #, are comments.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: it cannot be read, or a line is not as above; tokens are not in the message.
+        ValueError: the file cannot be read, or a line is not as above; tokens are not in the message.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = ReloadedFiles([path], lambda: _read_tokens(path))
 
     def check(self, authorization: str, group: str) -> None:
-        """Lets a call pass that says "Bearer TOKEN".
+        """Checks the authorization of a call: "Bearer TOKEN".
 
         Raises:
             UnauthenticatedError: there is no token, or a wrong one.
-            ForbiddenError: it has no right to calls of that group.
+            ForbiddenError: the token does not allow calls of that group.
         """
         scheme, _, presented = authorization.partition(" ")
         if scheme.lower() != "bearer" or not presented:
             raise UnauthenticatedError('a token is needed here: send "authorization: Bearer TOKEN"')
         digest = _digest(presented.strip())
-        # All are compared, each in constant time: how long it takes tells nothing.
+        # All tokens are compared, each in constant time: the time tells nothing about a token.
         found = [token for token in self._file.current() if hmac.compare_digest(token.digest, digest)]
         if not found:
             raise UnauthenticatedError("the token is not one that this service knows")
@@ -58,7 +58,7 @@ class Tokens:
             raise ForbiddenError(f"the token of {found[0].name!r} has no right to {group} calls")
 
     def has(self, group: str) -> bool:
-        """Whether a token has the right to that group."""
+        """Whether any token has that group."""
         return any(group in token.groups for token in self._file.current())
 
 
@@ -88,7 +88,7 @@ def _token(where: str, words: Sequence[str]) -> _Token:
         raise ValueError(f"{where} has {len(words)} words; write NAME TOKEN, or NAME TOKEN GROUPS")
     name, token, *rest = words
     groups = rest[0].split(",") if rest else ["infer"]
-    # Words are not repeated: whichever is out of place may be the token.
+    # Messages do not repeat the words: any of them may be the token, in the wrong place.
     if len(token) < _SHORTEST_TOKEN:
         raise ValueError(
             f"{where}: the token has {len(token)} characters; it needs {_SHORTEST_TOKEN} or more"

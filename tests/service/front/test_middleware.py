@@ -21,6 +21,7 @@ from glowserve.v1.glow_service_pb2_grpc import (
     GlowServiceStub,
     add_GlowServiceServicer_to_server,
 )
+from tests.service.log_records import records_of
 
 STARTING = (grpc.StatusCode.UNAVAILABLE, "the server is starting; try again")
 STOPPING = (grpc.StatusCode.UNAVAILABLE, "the server is stopping; try another")
@@ -34,7 +35,7 @@ class Servicer(GlowServiceServicer):
         self.begun, self.may_end, self.closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.error: Exception | None = None
 
-    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:  # type: ignore[override]
+    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         self.calls.append(call)
         self.begun.set()
         await self.may_end.wait()
@@ -42,7 +43,7 @@ class Servicer(GlowServiceServicer):
             raise self.error
         return pb.ScoreResponse(seed=request.seed)
 
-    async def Sample(self, request: pb.SampleRequest, call: Call) -> AsyncIterator[pb.SampleResponse]:  # type: ignore[override]
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> AsyncIterator[pb.SampleResponse]:
         try:
             yield pb.SampleResponse(seed=1)
             await self.may_end.wait()
@@ -50,13 +51,13 @@ class Servicer(GlowServiceServicer):
         finally:
             self.closed.set()
 
-    async def ScoreStream(  # type: ignore[override]
+    async def ScoreStream(
         self, requests: AsyncIterator[pb.ScoreRequest], call: Call
     ) -> AsyncIterator[pb.ScoreResponse]:
         async for request in requests:
             yield pb.ScoreResponse(seed=request.seed)
 
-    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override]
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         return pb.ListModelsResponse()
 
 
@@ -74,7 +75,7 @@ def servicer() -> Servicer:
 def middleware(metrics: Metrics, servicer: Servicer) -> CallMiddleware:
     """It accepts calls, and lets ListModels in even when it does not."""
     middleware = CallMiddleware([SERVICE_NAME], metrics, always=["ListModels"])
-    add_GlowServiceServicer_to_server(servicer, middleware)  # type: ignore[arg-type]
+    add_GlowServiceServicer_to_server(servicer, middleware)
     middleware.accept()
     return middleware
 
@@ -87,7 +88,7 @@ async def glow(middleware: CallMiddleware) -> AsyncIterator[Any]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield GlowServiceStub(channel)  # type: ignore[arg-type]
+        yield GlowServiceStub(channel)
     await server.stop(None)
 
 
@@ -169,15 +170,19 @@ async def test_cancelling_a_stream_closes_the_servicers_generator(glow: Any, ser
     await asyncio.wait_for(servicer.closed.wait(), 60)
 
 
+class AbortError(Exception):
+    """Raised by `Context.abort`, as by gRPC's."""
+
+
 class Context:
     """As much of gRPC's context as the middleware uses."""
 
-    def __init__(self, *remaining: float | None) -> None:
-        self.remaining = list(remaining)
-        """What `time_remaining` returns, call by call; the last value stays."""
+    def __init__(self, remaining: float | None) -> None:
+        self._remaining = remaining
+        self.aborted_with: tuple[grpc.StatusCode, str] | None = None
 
     def time_remaining(self) -> float | None:
-        return self.remaining.pop(0) if len(self.remaining) > 1 else self.remaining[0]
+        return self._remaining
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
@@ -185,25 +190,33 @@ class Context:
     def set_trailing_metadata(self, metadata: Any) -> None:
         pass
 
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def peer(self) -> str:
         return "nobody"
+
+    async def abort(self, code: grpc.StatusCode, message: str, metadata: Any) -> None:
+        self.aborted_with = code, message
+        raise AbortError
+
+
+def handler_of(middleware: CallMiddleware, method: str) -> Any:
+    """The handler that gRPC gets for a call."""
+    details: Any = SimpleNamespace(method=f"/{SERVICE_NAME}/{method}", invocation_metadata=())
+    return middleware.service(details)
 
 
 @pytest.mark.parametrize(
     ("remaining", "code"),
-    [((None,), "CANCELLED"), ((1000.0,), "CANCELLED"), ((0.0,), "DEADLINE_EXCEEDED")],
+    [(None, "CANCELLED"), (1000.0, "CANCELLED"), (0.0, "DEADLINE_EXCEEDED")],
     ids=["no deadline", "a far deadline", "a deadline that had passed on arrival"],
 )
 async def test_a_call_that_grpc_ends_is_late_if_its_deadline_has_passed(
-    middleware: CallMiddleware,
-    servicer: Servicer,
-    metrics: Metrics,
-    remaining: tuple[float | None, ...],
-    code: str,
+    middleware: CallMiddleware, servicer: Servicer, metrics: Metrics, remaining: float | None, code: str
 ) -> None:
-    details: Any = SimpleNamespace(method=f"/{SERVICE_NAME}/Score", invocation_metadata=())
-    handler: Any = middleware.service(details)
-    task = asyncio.ensure_future(handler.unary_unary(b"", Context(*remaining)))
+    call = handler_of(middleware, "Score").unary_unary(b"", Context(remaining))
+    task = asyncio.ensure_future(call)
     await servicer.begun.wait()
     task.cancel()
     await asyncio.wait([task])
@@ -214,11 +227,21 @@ async def test_a_call_that_grpc_ends_is_late_if_its_deadline_has_passed(
 # Starting and stopping
 
 
-async def test_calls_are_refused_before_accept_and_after_refuse(
+async def test_calls_are_refused_before_accept(servicer: Servicer, metrics: Metrics) -> None:
+    middleware = CallMiddleware([SERVICE_NAME], metrics, always=["ListModels"])
+    add_GlowServiceServicer_to_server(servicer, middleware)
+    context = Context(None)
+    with pytest.raises(AbortError):
+        await handler_of(middleware, "Score").unary_unary(b"", context)
+    assert context.aborted_with == STARTING
+    assert await handler_of(middleware, "ListModels").unary_unary(b"", Context(None)) == b""
+    assert not middleware.accepts
+    assert metrics.registry.get_sample_value("glowserve_ready") == 0
+
+
+async def test_calls_are_refused_after_refuse(
     glow: Any, servicer: Servicer, middleware: CallMiddleware, metrics: Metrics
 ) -> None:
-    fresh = CallMiddleware([SERVICE_NAME], Metrics())
-    assert not fresh.accepts
     servicer.may_end.set()
     assert middleware.accepts
     assert await glow.Score(pb.ScoreRequest()) == pb.ScoreResponse()
@@ -327,7 +350,7 @@ def test_bytes_that_are_no_message_are_refused_by_the_other_services_without_a_l
         list(call(b"\xff" if name in kinds else iter([b"\xff"]), timeout=60))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert f"the message is not one that {name} takes" in caught.value.details()
-    assert not caplog.records
+    assert not records_of(caplog) + records_of(caplog, "grpc")
 
 
 def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.Channel) -> None:

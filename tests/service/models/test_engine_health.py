@@ -21,6 +21,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.repository import open_bundle
 from glowserve.v1 import glow_service_pb2 as pb
+from tests.service.log_records import records_of
 from tests.service.models.running import ON_REQUEST, RunningService, RunService, publish
 from tests.service.stubs import NOT_SERVING, SERVING
 from tests.service.wire import raw, refusal, wait_for
@@ -38,7 +39,7 @@ async def test_a_change_of_health_is_published_and_logged_once(caplog: pytest.Lo
     for failure in ("", "it hangs", "it hangs", "", ""):
         health.set(failure)
     assert changes == ["it hangs", ""]
-    assert [record.message for record in caplog.records] == [
+    assert [record.message for record in records_of(caplog)] == [
         "digits version 1 is not ready: it hangs",
         "digits version 1 is ready again: its canary passes",
     ]

@@ -18,6 +18,7 @@ from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.runtime.errors import BundleError
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer
+from tests.service.log_records import records_of
 from tests.service.models.running import ON_REQUEST, POLL, RunService, damage, publish
 from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import raw, refusal, wait_for
@@ -146,9 +147,9 @@ def test_when_the_repository_disappears_its_models_are_still_served(
         service.poll()
         assert service.served() == [("digits", 1)]
         assert service.answering_version() == 1
-    (error,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    (error,) = [record.message for record in records_of(caplog) if record.levelname == "ERROR"]
     assert error.startswith("repository of the service: there is no such folder")
-    assert error.endswith("; what is served stays")
+    assert error.endswith("; the models that are served stay")
 
 
 # Bundles whose files change

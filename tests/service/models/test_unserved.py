@@ -12,6 +12,7 @@ from glowserve_service.models.unserved import LoadFailure, Unserved, UnservedVer
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.runtime.errors import BundleError
 from tests.service.bundles import scale
+from tests.service.log_records import records_of
 from tests.service.models.running import ON_REQUEST, RunService, damage, publish
 from tests.service.stubs import SERVING
 
@@ -76,7 +77,7 @@ def test_a_damaged_version_is_refused_once_and_the_old_version_is_still_served(
         assert (refused.state, refused.reason) == ("UNAVAILABLE", service.reason())
         ready = service.inference.RepositoryIndex(oip.RepositoryIndexRequest(ready=True)).models
         assert {each.version for each in ready} == {"1"}
-        lines = [record for record in caplog.records if "digits version 3 is refused" in record.message]
+        lines = [record for record in records_of(caplog) if "digits version 3 is refused" in record.message]
         assert [line.levelno for line in lines] == [logging.ERROR]
         shutil.rmtree(models / "digits" / "3")
         service.poll()
@@ -109,8 +110,6 @@ def test_an_unforeseen_error_is_logged_and_callers_read_a_sentence_without_it(
         service.poll()
         assert service.served() == [("digits", 1)]
         assert service.reason() == ("bundle digits/2: an unforeseen error, which is in the server's log")
-    (fault,) = [
-        record for record in caplog.records if record.exc_info and record.name.startswith("glowserve_service")
-    ]
+    (fault,) = [record for record in records_of(caplog) if record.exc_info]
     assert fault.message.endswith("digits/2 failed")
     assert "MemoryError: of the machine" in (fault.exc_text or "")

@@ -20,6 +20,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
 from tests.service.credentials import ADMIN, INFER, METRICS, TOKENS
+from tests.service.log_records import records_of
 from tests.service.proxy import proxy
 from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import refusal
@@ -153,6 +154,6 @@ def test_a_service_that_is_open_to_a_network_is_warned_of_with_the_remedy(
 
 def test_the_warning_is_one_line_of_the_log(run_server: RunServer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "glowserve_service.server"), run_server(host="0.0.0.0"):
-        lines = [record.message for record in caplog.records if record.name == "glowserve_service.server"]
+        lines = [record.message for record in records_of(caplog, "glowserve_service.server")]
     (line,) = lines
     assert line.startswith("0.0.0.0 can be reached from outside this machine, and calls are not encrypted")

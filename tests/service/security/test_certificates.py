@@ -17,6 +17,7 @@ import glowserve
 from glowserve.images import UInt8Array
 from tests.servers import RunServer, StartServer
 from tests.service.credentials import Authority, models
+from tests.service.log_records import records_of
 from tests.service.stubs import address
 from tests.service.wire import refusal
 
@@ -142,7 +143,7 @@ def test_a_failed_renewal_is_logged_once_and_the_old_certificate_stays(
         with caplog.at_level(logging.INFO, LOGGER):
             for port in (server.port, server.port, server.metrics_port):
                 assert serial_number(port, authority) == before
-            (record,) = [record for record in caplog.records if record.name == LOGGER]
+            (record,) = records_of(caplog, LOGGER)
             assert record.levelname == "ERROR"
             assert str(installed) in record.getMessage()
             shutil.copy(cert, installed)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from glowserve_service.security.reloaded_files import ReloadedFiles
 
+from tests.service.log_records import records_of
+
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
@@ -66,10 +68,10 @@ def test_a_damaged_or_deleted_file_is_logged_once_and_the_old_content_stays(
     else:
         paths[0].write_text(damage)
     assert [files.current() for _ in range(3)] == [2, 2, 2]
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert [record.levelname for record in records_of(caplog)] == ["ERROR"]
     paths[0].write_text("30")
     assert files.current() == 31
-    assert caplog.records[-1].message == f"read again: {paths[0]}, {paths[1]}"
+    assert records_of(caplog)[-1].message == f"read again: {paths[0]}, {paths[1]}"
 
 
 def test_files_that_change_while_they_are_read_are_not_used_before_they_are_read_again(

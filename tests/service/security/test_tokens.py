@@ -14,6 +14,7 @@ from glowserve_service.security.tokens import Tokens
 import glowserve
 from tests.servers import RunServer
 from tests.service.credentials import ADMIN, INFER, METRICS, TOKENS, models
+from tests.service.log_records import records_of
 from tests.service.metrics import ended
 from tests.service.stubs import address
 from tests.service.wire import refusal
@@ -136,7 +137,7 @@ def test_changed_tokens_count_at_once_and_a_damaged_file_is_not_used(
             assert models(server, token=new) == models(server, token=new) == ["digits"]
             tokens.unlink()
             assert models(server, token=new) == ["digits"]
-        levels = [record.levelname for record in caplog.records if record.name == LOGGER]
+        levels = [record.levelname for record in records_of(caplog, LOGGER)]
         assert levels == ["ERROR", "ERROR"]
 
 

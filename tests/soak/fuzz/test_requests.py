@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1 import tensor_pb2
 from tests.service.front import test_properties as shapes
 from tests.soak.fuzz.calls import allowed_statuses, send_blocking
 from tests.soak.fuzz.cases import SEED, Case, cases_of
@@ -22,7 +23,7 @@ from tests.soak.service import Service
 
 def requests() -> st.SearchStrategy[tuple[str, Any]]:
     """The name of a method that takes arguments, and a request for it."""
-    latents = shapes.tensors(shapes.tensor_pb2.DATA_TYPE_FLOAT32, [64])
+    latents = shapes.tensors(tensor_pb2.DATA_TYPE_FLOAT32, [64])
     temperatures = st.one_of(st.none(), st.floats(0, 2, width=32), st.floats(width=32))
     made: dict[str, st.SearchStrategy[Any]] = {
         "Score": st.builds(pb.ScoreRequest, model=shapes.specs(), images=shapes.images(), seed=shapes.SEEDS),

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CALLS = int(os.environ.get("GLOWSERVE_MATRIX_CALLS", "200"))
 """Per case."""
@@ -17,7 +18,7 @@ CALLS = int(os.environ.get("GLOWSERVE_MATRIX_CALLS", "200"))
 _PATIENT = {"max_batch_size": 4096, "max_queue_size": 16_384, "max_queue_delay_ms": 2500.0}
 # Streams have many responses, and always more work.
 _BUSY = {"max_batch_size": 8, "max_queue_size": 16_384}
-SETTINGS = {"unary": _PATIENT, "streaming": _BUSY, "bidirectional": _PATIENT}
+SETTINGS: dict[str, dict[str, Any]] = {"unary": _PATIENT, "streaming": _BUSY, "bidirectional": _PATIENT}
 """By kind of call: the settings of the server."""
 
 STATUSES = {

@@ -1,4 +1,4 @@
-"""Makes many calls at once: `client.py TARGET KIND ENDING CALLS`, as a process of its own.
+"""Makes many calls at once: `python client.py TARGET KIND ENDING CALLS`.
 
 It writes "open" once every call is open, and at the end a JSON object: the number of calls by status.
 """
@@ -28,7 +28,7 @@ _LONG_SECONDS = 600.0
 
 
 def tensor(kind: str, *shape: int, data: bytes) -> tensor_pb2.Tensor:
-    return tensor_pb2.Tensor(dtype=f"DATA_TYPE_{kind}", shape=shape, data=data)  # type: ignore[arg-type]
+    return tensor_pb2.Tensor(dtype=f"DATA_TYPE_{kind}", shape=shape, data=data)
 
 
 SCORE = pb.ScoreRequest(images=pb.Images(tensor=tensor("UINT8", _ROWS, 8, 8, 1, data=_PIXELS)))
@@ -36,7 +36,7 @@ ENCODE = pb.EncodeRequest(images=SCORE.images)
 DECODE = pb.DecodeRequest(latents=tensor("FLOAT32", _ROWS, 64, data=bytes(256 * _ROWS)))
 INFER = oip.ModelInferRequest(
     model_name="digits",
-    inputs=[{"name": "image", "datatype": "UINT8", "shape": [_ROWS, 8, 8, 1]}],  # type: ignore[list-item]
+    inputs=[{"name": "image", "datatype": "UINT8", "shape": [_ROWS, 8, 8, 1]}],
     raw_input_contents=[_PIXELS],
 )
 
@@ -116,5 +116,9 @@ async def run(target: str, kind: str, ending: str, calls: int) -> Counter[str]:
         return Counter(await asyncio.gather(*ends))
 
 
+def main(target: str, kind: str, ending: str, calls: str) -> None:
+    print(json.dumps(asyncio.run(run(target, kind, ending, int(calls)))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(run(*sys.argv[1:4], int(sys.argv[4])))))  # type: ignore[misc]
+    main(*sys.argv[1:])

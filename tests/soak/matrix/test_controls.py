@@ -1,4 +1,4 @@
-"""The checks of the matrix can fail: for each count, a server that leaks such a thing with every call is found out."""
+"""Controls of the matrix: for each count, the check fails if a server leaks what is counted with every call."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_the_inputs_of_a_request_may_have_any_order(inference: GRPCInferenceServ
     reversed_request = sample_request([3, 4], [0.5, 0.25])
     for field in ("inputs", "raw_input_contents"):
         values = list(getattr(request, field))
-        reversed_request.ClearField(field)  # type: ignore[arg-type]
+        reversed_request.ClearField(field)
         getattr(reversed_request, field).extend(values[::-1])
     assert inference.ModelInfer(reversed_request) == inference.ModelInfer(request)
 
