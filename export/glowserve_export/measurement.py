@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
-from glowserve.runtime.checks import mismatched_values
+from glowserve.mismatch import mismatched_values
 from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.randomness import (
     DEFAULT_SEED,

@@ -11,12 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.checks import (
-    Int64Array,
-    mismatched_values,
-    require_finite_images,
-    require_finite_latents,
-)
+from glowserve.mismatch import Int64Array, mismatched_values
+from glowserve.runtime.checks import require_finite_images, require_finite_latents
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.interpolation import interpolation_path

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.checks import mismatched_values, require_finite_images, require_finite_latents
+from glowserve.mismatch import mismatched_values
+from glowserve.runtime.checks import require_finite_images, require_finite_latents
 from glowserve.runtime.engine import Reverse
 from glowserve.runtime.errors import NotFiniteError
 

@@ -1,4 +1,4 @@
-"""The engine, with real sessions: right, the same in every company, and on the device that was asked for."""
+"""The engine: its results, their independence of batch and threads, its device, and damaged files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.checks import mismatched_values
+from glowserve.mismatch import mismatched_values
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError, DeviceError
@@ -25,21 +25,21 @@ without_cuda = pytest.mark.skipif(
 )
 
 
-# What it computes
+# Results
 
 
-def test_held_out_images_score_as_in_pytorch_with_double_precision(
+def test_held_out_images_score_as_in_pytorch_in_double_precision(
     engine: Engine, digits: UInt8Array, request: pytest.FixtureRequest
 ) -> None:
-    torch = pytest.importorskip("torch", reason="not for serving")
+    torch = pytest.importorskip("torch", reason="the reference needs PyTorch")
     from glowserve_training.checkpoint import load_checkpoint
 
     model = load_checkpoint(request.getfixturevalue("checkpoint")).model.double()
     noise = dequantization_noise(0, digits)
     with torch.no_grad():
-        exact = model.log_prob(torch.from_numpy(digits), torch.from_numpy(noise).double()).numpy()
+        reference = model.log_prob(torch.from_numpy(digits), torch.from_numpy(noise).double()).numpy()
         latent = model.encode(torch.from_numpy(digits)).numpy()
-    np.testing.assert_allclose(engine.forward(digits, noise).log_likelihood, exact, rtol=1e-5)
+    np.testing.assert_allclose(engine.forward(digits, noise).log_likelihood, reference, rtol=1e-5)
     encoded = engine.forward(digits, np.full(digits.shape, 0.5, np.float32)).latent
     np.testing.assert_allclose(encoded, latent, rtol=1e-4, atol=1e-4)
 
@@ -51,7 +51,7 @@ def test_encoded_images_decode_to_themselves(engine: Engine, digits: UInt8Array)
     np.testing.assert_allclose(decoded.pixels, (digits >> 4) + 0.5, atol=0.01)
 
 
-def test_results_have_the_types_and_shapes_of_the_contract(engine: Engine, digits: UInt8Array) -> None:
+def test_results_have_the_documented_types_and_shapes(engine: Engine, digits: UInt8Array) -> None:
     forward = engine.forward(digits[:5], dequantization_noise(0, digits[:5]))
     reverse = engine.reverse(forward.latent)
     arrays = {**vars(forward), **vars(reverse)}
@@ -65,7 +65,7 @@ def test_results_have_the_types_and_shapes_of_the_contract(engine: Engine, digit
     }
 
 
-def test_terms_and_constant_sum_to_the_log_likelihood(
+def test_the_terms_and_the_constant_add_up_to_the_log_likelihood(
     engine: Engine, bundle: Bundle, digits: UInt8Array
 ) -> None:
     forward = engine.forward(digits, dequantization_noise(0, digits))
@@ -73,10 +73,10 @@ def test_terms_and_constant_sum_to_the_log_likelihood(
     np.testing.assert_allclose(forward.log_likelihood, total + bundle.manifest.log_det_constant, rtol=1e-6)
 
 
-# In what company
+# Batches and threads
 
 
-def test_a_score_does_not_depend_on_the_batch_it_was_in(engine: Engine, digits: UInt8Array) -> None:
+def test_results_do_not_depend_on_the_batch(engine: Engine, digits: UInt8Array) -> None:
     noise = dequantization_noise(0, digits)
     whole = engine.forward(digits, noise)
     for size in (1, 2, 7, 32):
@@ -93,7 +93,7 @@ def test_a_score_does_not_depend_on_the_batch_it_was_in(engine: Engine, digits: 
     np.testing.assert_array_equal(shuffled.log_likelihood, whole.log_likelihood[order])
 
 
-def test_an_image_that_overflows_leaves_its_neighbours_alone(engine: Engine, digits: UInt8Array) -> None:
+def test_an_image_that_overflows_does_not_affect_other_images(engine: Engine, digits: UInt8Array) -> None:
     latent = engine.forward(digits[:3], np.full((3, 8, 8, 1), 0.5, np.float32)).latent
     alone = engine.reverse(latent)
     with_lost = np.insert(latent, 1, np.float32(3e38), axis=0)
@@ -103,7 +103,7 @@ def test_an_image_that_overflows_leaves_its_neighbours_alone(engine: Engine, dig
         np.testing.assert_array_equal(np.delete(getattr(together, name), 1, axis=0), getattr(alone, name))
 
 
-def test_calls_from_several_threads_get_their_own_results(engine: Engine, digits: UInt8Array) -> None:
+def test_threads_get_their_own_results(engine: Engine, digits: UInt8Array) -> None:
     batches = [digits[i : i + 1 + i % 5] for i in range(0, 160, 4)]
 
     def both_ways(batch: UInt8Array) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ def test_calls_from_several_threads_get_their_own_results(engine: Engine, digits
         np.testing.assert_array_equal(pixels, one_by_one[i % len(batches)][1])
 
 
-def test_the_number_of_threads_changes_nothing_but_the_time(
+def test_results_do_not_depend_on_the_number_of_threads(
     engine: Engine, bundle: Bundle, digits: UInt8Array
 ) -> None:
     noise, drawn = dequantization_noise(0, digits), latents(0, 0, 16, 64)
@@ -131,31 +131,31 @@ def test_the_number_of_threads_changes_nothing_but_the_time(
     np.testing.assert_allclose(other.reverse(drawn).pixels, engine.reverse(drawn).pixels, atol=1e-3)
 
 
-# On which device
+# Devices
 
 
-def test_the_cpu_is_used_when_it_was_asked_for(engine: Engine) -> None:
+def test_the_cpu_is_used_if_it_is_the_device(engine: Engine) -> None:
     assert engine.device == "cpu"
 
 
 @without_cuda
-def test_auto_is_the_cpu_where_onnxruntime_has_no_cuda(bundle: Bundle, digits: UInt8Array) -> None:
+def test_auto_is_the_cpu_if_onnxruntime_has_no_cuda(bundle: Bundle, digits: UInt8Array) -> None:
     engine = Engine(bundle, RuntimeConfig(device="auto"))
     assert engine.device == "cpu"
     assert np.isfinite(engine.forward(digits, dequantization_noise(0, digits)).log_likelihood).all()
 
 
 @without_cuda
-def test_cuda_is_refused_where_onnxruntime_has_none(bundle: Bundle) -> None:
+def test_cuda_is_refused_if_onnxruntime_does_not_have_it(bundle: Bundle) -> None:
     with pytest.raises(DeviceError, match=r"device is 'cuda', .* has no CUDA; install glowserve\[gpu\]"):
         Engine(bundle, RuntimeConfig(device="cuda"))
 
 
 @without_cuda
-def test_cuda_that_is_listed_and_does_not_work_is_refused_and_auto_says_that_it_goes_on_without(
+def test_cuda_that_does_not_work_is_refused_and_replaced_with_a_warning_by_auto(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # As with onnxruntime-gpu on a machine without a GPU.
+    # onnxruntime-gpu lists CUDA on a machine without a GPU.
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     with pytest.raises(DeviceError, match="device is 'cuda', and ONNX Runtime cannot use it"):
@@ -166,14 +166,14 @@ def test_cuda_that_is_listed_and_does_not_work_is_refused_and_auto_says_that_it_
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:1", ""])
-def test_a_device_that_does_not_exist_is_refused_by_its_name(bundle: Bundle, device: str) -> None:
+def test_an_unknown_device_is_named(bundle: Bundle, device: str) -> None:
     with pytest.raises(
         DeviceError, match=f"device is '{device}'; it must be one of auto, cpu, cuda, tensorrt"
     ):
         Engine(bundle, RuntimeConfig(device=device))
 
 
-# From which files
+# Files
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def copied(repository: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx"])
-def test_a_graph_with_one_flipped_bit_is_not_loaded(copied: Path, name: str) -> None:
+def test_a_graph_with_a_flipped_bit_is_refused(copied: Path, name: str) -> None:
     data = bytearray((copied / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copied / name).write_bytes(data)
@@ -192,7 +192,7 @@ def test_a_graph_with_one_flipped_bit_is_not_loaded(copied: Path, name: str) -> 
         Engine(newest_bundle(copied), RuntimeConfig(device="cpu"))
 
 
-def test_a_file_that_onnxruntime_cannot_load_is_a_damaged_bundle(copied: Path) -> None:
+def test_a_file_that_onnxruntime_cannot_load_is_refused(copied: Path) -> None:
     (copied / "reverse.onnx").write_bytes(b"no graph")
     bundle = newest_bundle(copied)
     next(file for file in bundle.manifest.files if file.name == "reverse.onnx").sha256 = hashlib.sha256(

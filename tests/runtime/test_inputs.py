@@ -57,7 +57,7 @@ def test_pictures_are_prepared_when_they_are_read(bundle: Bundle) -> None:
         ),
         ([blank(2, 2), b""], r"^images\.encoded\.data\[1\]: 0 bytes are not a picture"),
         ([file_of(Image.new("L", (2, 2)), "BMP")], "are not a picture that can be read"),
-        ([blank(20, 20)[:-20]], "the picture is damaged"),
+        ([file_of(Image.effect_noise((25, 25), 80))[:300]], "the picture is damaged"),
         (
             [blank(40, 20), blank(20, 11)],
             r"^images\.encoded\.data\[1\]: it has 20 x 11 pixels, which makes 1020",

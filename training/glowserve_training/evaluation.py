@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
+from glowserve.mismatch import mismatched_values
 from glowserve_training import quantization
 from glowserve_training.data import evaluation_batches
 from glowserve_training.model import Glow
@@ -186,7 +187,7 @@ def measure_likelihood(model: Evaluated, images: UInt8Array, *, importance_sampl
 
 def measure_round_trip(model: Evaluated, images: UInt8Array) -> RoundTrip:
     """The reconstruction alone, of images, uint8 [N, H, W, C]."""
-    shift, exact, changed, largest = 8 - model.n_bits, 0, 0, np.float32(0)
+    exact, changed, largest = 0, 0, np.float32(0)
     with (
         np.errstate(invalid="ignore", over="ignore"),
         tqdm(total=len(images), desc="encoding and decoding", unit="", disable=None, leave=False) as bar,
@@ -195,10 +196,9 @@ def measure_round_trip(model: Evaluated, images: UInt8Array) -> RoundTrip:
             part = images[first : first + _BATCH]
             noise = np.full(part.shape, _CENTER, np.float32)
             decoded = model.decode(model.encode(part, noise))
-            # A value that is not finite is wrong, whatever byte it is converted to.
-            wrong = ((part >> shift) != (decoded.image >> shift)) | ~np.isfinite(decoded.pixels)
-            changed += int(wrong.sum())
-            exact += int((~wrong).all(axis=(1, 2, 3)).sum())
+            mismatched = mismatched_values(part, decoded, model.n_bits)
+            changed += int(mismatched.sum())
+            exact += int((mismatched == 0).sum())
             error = np.abs(decoded.pixels - model.dequantize(part, noise))
             largest = np.maximum(largest, error.max())  # NaN stays NaN
             bar.update(len(part))
