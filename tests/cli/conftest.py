@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures for the tests of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glowserve_service.server import Server
 
 @pytest.fixture(params=["model", "server", "both"])
 def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
-    """The flags that say whom to ask."""
+    """The flags that select the shared model: as a bundle, on a server, and by its name on a server."""
     address = f"127.0.0.1:{server.port}"
     return {
         "model": ["--model", str(repository / "digits")],

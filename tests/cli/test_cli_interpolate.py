@@ -25,7 +25,7 @@ def pictures(digits: UInt8Array, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("flags", "steps"), [([], 8), (["--steps", "40"], 40)])
-def test_the_images_lie_side_by_side(
+def test_the_images_are_saved_side_by_side(
     pictures: list[str],
     target: list[str],
     embedded: Any,
@@ -55,7 +55,7 @@ def test_the_images_lie_side_by_side(
         (["--out", "nowhere/x.png"], 2, "there is no folder nowhere"),
     ],
 )
-def test_what_cannot_be_drawn_or_written_is_told_in_a_sentence(
+def test_wrong_arguments_are_named_and_nothing_is_written(
     pictures: list[str],
     target: list[str],
     arguments: list[str],

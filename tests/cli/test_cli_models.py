@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from glowserve_service.server import Server
 
 from glowserve.cli import main
+from tests.servers import RunServer
 
 DIGITS: dict[str, object] = {
     "name": "digits",
@@ -20,13 +19,14 @@ DIGITS: dict[str, object] = {
     "width": 8,
     "channels": 1,
     "n_bits": 4,
+    "state": "SERVING",
+    "reason": "",
 }
-DIGITS |= {"state": "SERVING", "reason": ""}
 
 
 @pytest.fixture(params=["model", "server"])
 def target(request: pytest.FixtureRequest, server: Server, repository: Path) -> list[str]:
-    """The flags that say whom to ask."""
+    """The flags that select the shared model, as a bundle and on a server."""
     addresses = {"model": str(repository / "digits"), "server": f"127.0.0.1:{server.port}"}
     return [f"--{request.param}", addresses[request.param]]
 
@@ -43,8 +43,8 @@ def test_models_are_listed_as_json(target: list[str], capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out) == [DIGITS]
 
 
-def test_a_server_with_two_models_lists_both_or_the_one_that_is_named(
-    run_server: Callable[..., Any], repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_server_with_two_models_lists_both_or_the_named_one(
+    run_server: RunServer, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("digits", "other"):
         shutil.copytree(repository / "digits" / "1", tmp_path / name / "1")
@@ -60,7 +60,7 @@ def test_a_server_with_two_models_lists_both_or_the_one_that_is_named(
         assert main(["sample", *out, *address, "--model", "other"]) == 0
 
 
-def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
+def test_a_model_that_the_server_does_not_have_is_named(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", "--server", f"127.0.0.1:{server.port}", "--model", "nobody"]) == 1
@@ -68,8 +68,8 @@ def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
     assert (printed.out, printed.err) == ("", "glowserve: model 'nobody' is not served there\n")
 
 
-def test_a_version_that_was_refused_is_listed_with_the_reason(
-    run_server: Callable[..., Any], repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_refused_version_is_listed_with_its_reason(
+    run_server: RunServer, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for version in ("1", "2"):
         shutil.copytree(repository / "digits" / "1", tmp_path / "digits" / version)

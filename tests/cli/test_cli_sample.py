@@ -21,7 +21,7 @@ from tests.service.wire import wait_for
 Printed = pytest.CaptureFixture[str]
 
 
-def test_samples_are_laid_out_in_a_grid(
+def test_samples_are_saved_as_a_grid(
     target: list[str], embedded: Any, tmp_path: Path, capsys: Printed
 ) -> None:
     out = tmp_path / "grid.png"
@@ -37,7 +37,7 @@ def test_samples_are_laid_out_in_a_grid(
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
 
 
-def test_samples_are_written_to_a_folder_one_by_one(
+def test_samples_are_saved_in_a_folder_as_a_file_each(
     target: list[str], embedded: Any, tmp_path: Path, capsys: Printed
 ) -> None:
     out = tmp_path / "new" / "folder"
@@ -56,7 +56,7 @@ def test_samples_are_written_to_a_folder_one_by_one(
     np.testing.assert_array_equal(np.stack(images), embedded.sample(40, seed=3, temperature=0.7).images)
 
 
-def test_the_seed_that_was_drawn_is_told_and_gives_the_same_again(
+def test_the_random_seed_is_printed_and_gives_the_same_samples_again(
     target: list[str], tmp_path: Path, capsys: Printed
 ) -> None:
     one, other = tmp_path / "one.png", tmp_path / "other.png"
@@ -83,7 +83,7 @@ def test_the_seed_that_was_drawn_is_told_and_gives_the_same_again(
         (["--out", "nowhere/x.png"], 2, "there is no folder nowhere"),
     ],
 )
-def test_what_cannot_be_drawn_or_written_is_told_in_a_sentence(
+def test_wrong_arguments_are_named_and_no_grid_is_written(
     target: list[str],
     arguments: list[str],
     code: int,
@@ -103,11 +103,13 @@ def test_what_cannot_be_drawn_or_written_is_told_in_a_sentence(
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("ask", ["model", "server"])
-def test_ctrl_c_ends_it_with_130(server: Server, repository: Path, tmp_path: Path, ask: str) -> None:
+@pytest.mark.parametrize("kind", ["model", "server"])
+def test_ctrl_c_ends_it_with_exit_code_130(
+    server: Server, repository: Path, tmp_path: Path, kind: str
+) -> None:
     targets = {"model": str(repository / "digits"), "server": f"127.0.0.1:{server.port}"}
     command = [sys.executable, "-m", "glowserve", "sample", "--n", "100000", "--temperature", "0"]
-    command += ["--out", str(tmp_path / "out"), f"--{ask}", targets[ask]]
+    command += ["--out", str(tmp_path / "out"), f"--{kind}", targets[kind]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for((tmp_path / "out" / "000100.png").exists)

@@ -13,18 +13,19 @@ from PIL import Image
 
 from glowserve.cli import main
 from glowserve.images import UInt8Array, to_pil
+from glowserve.scores import COLUMNS
 
 Printed = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
 def folder(digits: UInt8Array, tmp_path: Path) -> Path:
-    """Pictures, some of them deeper down, and a file that is none."""
+    """Three pictures, one in a subfolder, and a file that is not a picture."""
     path = tmp_path / "pictures"
     (path / "deeper").mkdir(parents=True)
     for name, image in zip(("0.png", "1.BMP", "deeper/2.png"), digits, strict=False):
         to_pil(image).save(path / name)
-    (path / "notes.txt").write_text("not a picture, and not called one")
+    (path / "notes.txt").write_text("not a picture")
     return path
 
 
@@ -46,7 +47,7 @@ def test_a_folder_is_scored_as_a_table(
     assert printed.err == ""
 
 
-def test_json_is_a_line_for_each_file(
+def test_a_line_of_json_for_each_file_has_every_score(
     folder: Path, target: list[str], embedded: Any, digits: UInt8Array, capsys: Printed
 ) -> None:
     files = [str(folder / "deeper" / "2.png"), str(folder / "0.png")]
@@ -55,7 +56,7 @@ def test_json_is_a_line_for_each_file(
     scores = embedded.score(digits[[2, 0]], seed=5)
     assert [row["file"] for row in rows] == files
     for i, row in enumerate(rows):
-        assert set(row) == {"file", "bits_per_dim", "percentile", "log_likelihood", "finite"}
+        assert set(row) == {"file", *COLUMNS}
         assert row["finite"] is True
         assert row["log_likelihood"] == pytest.approx(scores.log_likelihood[i], rel=1e-6)
         assert row["bits_per_dim"] == pytest.approx(scores.bits_per_dim[i], rel=1e-6)
@@ -70,24 +71,28 @@ def test_a_file_that_is_named_twice_is_scored_twice(folder: Path, target: list[s
     assert printed.err == ""
 
 
-def truncated(path: Path) -> None:
+def truncate(path: Path) -> None:
     to_pil(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)).save(path)
     path.write_bytes(path.read_bytes()[:-30])
 
 
-def text(path: Path) -> None:
+def write_text(path: Path) -> None:
     path.write_text("no picture")
 
 
-def nothing(path: Path) -> None:
+def write_nothing(path: Path) -> None:
     pass
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(truncated, "the picture is damaged"), (text, "are not a picture"), (nothing, "No such file")],
+    [
+        (truncate, "the picture is damaged"),
+        (write_text, "are not a picture"),
+        (write_nothing, "No such file"),
+    ],
 )
-def test_a_bad_file_is_told_of_and_the_others_are_scored(
+def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_scored(
     folder: Path, target: list[str], spoil: Any, words: str, capsys: Printed
 ) -> None:
     bad = folder / "bad.png"
@@ -96,14 +101,14 @@ def test_a_bad_file_is_told_of_and_the_others_are_scored(
     assert main(["score", *files, "--json", *target]) == 1
     printed = capsys.readouterr()
     assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [files[0], files[2]]
-    told, count = printed.err.splitlines()
-    assert told.startswith("glowserve: ")
-    assert str(bad) in told
-    assert words in told
+    report, count = printed.err.splitlines()
+    assert report.startswith("glowserve: ")
+    assert str(bad) in report
+    assert words in report
     assert count == "glowserve: 1 of 3 files could not be scored"
 
 
-def test_a_picture_that_is_refused_is_told_of_and_the_others_are_scored(
+def test_a_refused_picture_is_reported_and_the_others_are_scored(
     folder: Path, target: list[str], capsys: Printed
 ) -> None:
     Image.new("1", (8000, 8000)).save(folder / "large.png")
@@ -111,13 +116,15 @@ def test_a_picture_that_is_refused_is_told_of_and_the_others_are_scored(
     assert main(["score", *files, "--json", *target]) == 1
     printed = capsys.readouterr()
     assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [files[0], files[2]]
-    told, count = printed.err.splitlines()
-    assert told.startswith(f"glowserve: {files[1]}: INVALID_ARGUMENT: ")
-    assert "it has 8000 x 8000 pixels" in told
+    report, count = printed.err.splitlines()
+    assert report.startswith(f"glowserve: {files[1]}: INVALID_ARGUMENT: ")
+    assert "it has 8000 x 8000 pixels" in report
     assert count == "glowserve: 1 of 3 files could not be scored"
 
 
-def test_bad_files_alone_are_told_of_too(folder: Path, target: list[str], capsys: Printed) -> None:
+def test_a_file_that_cannot_be_read_is_reported_if_it_is_the_only_one(
+    folder: Path, target: list[str], capsys: Printed
+) -> None:
     (folder / "bad.png").write_text("no picture")
     assert main(["score", str(folder / "bad.png"), *target]) == 1
     assert "1 of 1 files could not be scored" in capsys.readouterr().err
@@ -141,15 +148,13 @@ def test_a_photograph_of_any_size_is_scored(tmp_path: Path, target: list[str], c
     assert "photo.jpg" in capsys.readouterr().out
 
 
-def test_a_folder_without_pictures_is_told_in_a_sentence(
-    tmp_path: Path, target: list[str], capsys: Printed
-) -> None:
+def test_a_folder_without_pictures_is_named(tmp_path: Path, target: list[str], capsys: Printed) -> None:
     assert main(["score", str(tmp_path), *target]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"glowserve: folder {tmp_path} holds no pictures; looked for ")
 
 
-def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
+def test_a_model_that_the_server_does_not_have_is_named(
     folder: Path, server: Server, capsys: Printed
 ) -> None:
     address = f"127.0.0.1:{server.port}"
@@ -159,9 +164,7 @@ def test_a_model_that_the_server_does_not_have_is_told_in_a_sentence(
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64)])
-def test_a_seed_out_of_range_is_told_in_a_sentence(
-    folder: Path, target: list[str], seed: str, capsys: Printed
-) -> None:
+def test_a_seed_out_of_range_is_named(folder: Path, target: list[str], seed: str, capsys: Printed) -> None:
     assert main(["score", str(folder), "--seed", seed, *target]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"glowserve: seed is {seed}; it must lie in 0 to 2^64 - 1"

@@ -1,4 +1,4 @@
-"""The canary: it is what the bundle computes, and a device or a graph that computes something else is found."""
+"""The canary: a sound bundle passes, and a graph or device that computes other numbers does not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glowserve.runtime.repository import Bundle, manifest_checksum, open_bundle
 
 
 def _changed(bundle: Bundle, target: Path, graph: str, constant: str, factor: float) -> Bundle:
-    """A copy with one constant of one graph multiplied, and checksums that vouch for it."""
+    """A copy with one constant of one graph multiplied, and valid checksums."""
     shutil.copytree(bundle.path, target)
     model = onnx.load(target / graph)
     (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == constant]
@@ -36,7 +36,7 @@ def _changed(bundle: Bundle, target: Path, graph: str, constant: str, factor: fl
     return open_bundle(target)
 
 
-def test_a_bundle_passes_and_its_canary_is_the_one_that_it_draws(bundle: Bundle, engine: Engine) -> None:
+def test_a_sound_bundle_passes_and_draws_its_canary_again(bundle: Bundle, engine: Engine) -> None:
     check_canary(engine, bundle)
     canary = bundle.manifest.canary
     assert canary == draw_canary(engine, 64)
@@ -54,7 +54,7 @@ def test_a_bundle_passes_and_its_canary_is_the_one_that_it_draws(bundle: Bundle,
         ("reverse.onnx", "bins", "its canary, drawn again, differs by"),
     ],
 )
-def test_a_graph_that_computes_something_else_is_refused(
+def test_a_graph_that_computes_other_numbers_is_refused(
     bundle: Bundle, tmp_path: Path, graph: str, constant: str, words: str
 ) -> None:
     changed = _changed(bundle, tmp_path / "1", graph, constant, 1.2)
@@ -62,15 +62,15 @@ def test_a_graph_that_computes_something_else_is_refused(
         check_canary(Engine(changed, RuntimeConfig(device="cpu")), changed)
 
 
-def test_a_graph_that_computes_nothing_finite_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_graph_that_computes_no_finite_number_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     changed = _changed(bundle, tmp_path / "1", "forward.onnx", "log_det_constant", np.nan)
     with pytest.raises(BundleError, match="a log-likelihood of nan nats"):
         check_canary(Engine(changed, RuntimeConfig(device="cpu")), changed)
 
 
-def test_a_model_that_draws_nothing_finite_has_no_canary(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_model_without_a_finite_sample_has_no_canary(bundle: Bundle, tmp_path: Path) -> None:
     changed = _changed(bundle, tmp_path / "1", "reverse.onnx", "bins", np.nan)
-    with pytest.raises(BundleError, match="does not even draw the mode"):
+    with pytest.raises(BundleError, match="not even the mode of the model is finite: the training diverged"):
         draw_canary(Engine(changed, RuntimeConfig(device="cpu")), 64)
 
 

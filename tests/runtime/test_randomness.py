@@ -1,4 +1,4 @@
-"""Seeds to noise and latents, beside what the contract says (`RandomnessVersion`), done once more from its words."""
+"""Noise and latents of seeds, compared with a second implementation of what `RandomnessVersion` specifies."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def images(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (5, 8, 8, 3), np.uint8)
 
 
-def test_the_philox_of_these_tests_gives_the_words_that_its_authors_publish() -> None:
+def test_the_second_implementation_of_philox_gives_the_published_words() -> None:
     assert _philox_block(0, (0, 0)) == [
         0x16554D9ECA36314C,
         0xDB20FE9D672D0FDC,
@@ -74,14 +74,14 @@ def test_the_philox_of_these_tests_gives_the_words_that_its_authors_publish() ->
 
 @pytest.mark.parametrize("seed", [0, 1, 12345678901234567890, LARGEST_SEED])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (4, 6, 3), (3, 5, 1)])
-def test_noise_is_what_the_contract_says(seed: int, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+def test_noise_is_as_specified(seed: int, shape: tuple[int, ...], rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, shape, np.uint8)
     np.testing.assert_array_equal(dequantization_noise(seed, image[None])[0], _expected_noise(seed, image))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345678901234567890, LARGEST_SEED])
 @pytest.mark.parametrize(("sample", "size"), [(0, 64), (1, 48), (99_999, 15)])
-def test_latents_are_what_the_contract_says(seed: int, sample: int, size: int) -> None:
+def test_latents_are_as_specified(seed: int, sample: int, size: int) -> None:
     # One unit in the last place: libraries may round the cosine of a double differently.
     np.testing.assert_array_max_ulp(
         latents(seed, sample, 1, size)[0], _expected_latent(seed, sample, size), maxulp=1
@@ -104,7 +104,7 @@ def test_the_latent_of_a_known_seed_has_not_changed() -> None:
 # Noise
 
 
-def test_noise_is_single_precision_and_never_one(images: np.ndarray) -> None:
+def test_noise_is_float32_and_less_than_1(images: np.ndarray) -> None:
     noise = np.stack([dequantization_noise(seed, images) for seed in range(200)])
     assert noise.dtype == np.float32
     assert noise.shape == (200, *images.shape)
@@ -115,7 +115,7 @@ def test_noise_is_single_precision_and_never_one(images: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1])
-def test_the_extreme_words_give_finite_numbers_in_range(
+def test_the_smallest_and_largest_words_give_finite_numbers_in_range(
     word: int, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(glowserve.runtime.randomness, "_words", lambda _key, n: np.full(n, word, "<u8"))
@@ -126,7 +126,7 @@ def test_the_extreme_words_give_finite_numbers_in_range(
     assert np.abs(normals).max() <= 8.6
 
 
-def test_noise_depends_on_the_image_and_not_on_its_place_or_company(images: np.ndarray) -> None:
+def test_noise_depends_on_the_image_and_not_on_its_batch(images: np.ndarray) -> None:
     whole = dequantization_noise(3, images)
     order = [3, 0, 4, 1, 2]
     np.testing.assert_array_equal(dequantization_noise(3, images[order]), whole[order])
@@ -136,13 +136,13 @@ def test_noise_depends_on_the_image_and_not_on_its_place_or_company(images: np.n
     np.testing.assert_array_equal(twice[0], twice[1])
 
 
-def test_noise_does_not_depend_on_how_the_image_lies_in_memory(images: np.ndarray) -> None:
+def test_noise_does_not_depend_on_the_memory_order_of_the_image(images: np.ndarray) -> None:
     strided = np.asfortranarray(images)
     assert not strided[0].flags.c_contiguous
     np.testing.assert_array_equal(dequantization_noise(3, strided), dequantization_noise(3, images))
 
 
-def test_noise_changes_everywhere_with_the_seed_with_one_pixel_and_with_the_shape() -> None:
+def test_another_seed_pixel_or_shape_changes_the_noise_everywhere() -> None:
     image = np.zeros((1, 8, 8, 1), np.uint8)
     other = image.copy()
     other[0, 7, 7, 0] = 1
@@ -167,7 +167,7 @@ def test_noise_is_uniform() -> None:
     assert abs(chi_square - 99) < 5 * math.sqrt(2 * 99)
 
 
-def test_neighbouring_seeds_give_unrelated_noise() -> None:
+def test_consecutive_seeds_give_uncorrelated_noise() -> None:
     image = np.zeros((1, 64, 64, 1), np.uint8)
     first, second = (dequantization_noise(seed, image).reshape(-1) for seed in (0, 1))
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(first.size)
@@ -176,7 +176,7 @@ def test_neighbouring_seeds_give_unrelated_noise() -> None:
 # Latents
 
 
-def test_a_sample_is_the_same_however_many_are_drawn_with_it() -> None:
+def test_a_latent_does_not_depend_on_the_number_of_latents() -> None:
     whole = latents(5, 0, 40, 48)
     assert whole.dtype == np.float32
     assert whole.shape == (40, 48)
@@ -199,7 +199,7 @@ def test_latents_are_standard_normal() -> None:
     assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n)
     beyond = math.erfc(3 / math.sqrt(2))
     assert abs((np.abs(z) > 3).mean() - beyond) < 5 * math.sqrt(beyond / n)
-    # The two normals of a pair share a radius and must not share anything else.
+    # The two numbers of a pair have the same radius, and must be uncorrelated.
     pairs = z.reshape(-1, 2)
     assert abs((pairs[:, 0] * pairs[:, 1]).mean()) < 5 / math.sqrt(len(pairs))
     squares = pairs**2

@@ -1,4 +1,4 @@
-"""Bundles on disk: which are found, and which are refused. Every test has a copy of its own."""
+"""Finding and opening bundles. Every test that changes a bundle has its own copy."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def copied(repository: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def version(copied: Path) -> Path:
-    """The one bundle of that copy."""
+    """The bundle in the copy."""
     return copied / "digits" / "1"
 
 
 def _edit(version: Path, change: Callable[[Manifest], object]) -> None:
-    """Changes a manifest on the disk, and vouches for it."""
+    """Changes a manifest, and updates its checksum."""
     manifest = json.loads((version / "manifest.json").read_text())
     change(manifest)
     _write(version, json.dumps(manifest).encode())
@@ -56,10 +56,10 @@ def _add_version(model: Path, number: str) -> None:
     shutil.copytree(model / "1", model / number)
 
 
-# Reading
+# Opening
 
 
-def test_a_bundle_says_what_its_images_are(version: Path) -> None:
+def test_a_bundle_has_the_shape_and_preparation_of_its_images(version: Path) -> None:
     bundle = open_bundle(version)
     assert bundle.path == version
     assert bundle.shape == (8, 8, 1)
@@ -68,7 +68,7 @@ def test_a_bundle_says_what_its_images_are(version: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx"])
-def test_a_graph_is_read_whole(version: Path, name: str) -> None:
+def test_the_content_of_a_graph_is_read(version: Path, name: str) -> None:
     assert open_bundle(version).read(name) == (version / name).read_bytes()
 
 
@@ -92,7 +92,7 @@ def test_a_truncated_graph_is_refused_by_name(version: Path, name: str) -> None:
         open_bundle(version).read(name)
 
 
-def test_graphs_that_changed_places_are_refused(version: Path) -> None:
+def test_swapped_graphs_are_refused(version: Path) -> None:
     (version / "forward.onnx").rename(version / "other")
     (version / "reverse.onnx").rename(version / "forward.onnx")
     (version / "other").rename(version / "reverse.onnx")
@@ -124,7 +124,7 @@ def test_a_missing_manifest_is_refused_by_name(version: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256"])
-def test_a_manifest_or_checksum_with_one_flipped_bit_anywhere_is_refused(version: Path, name: str) -> None:
+def test_a_manifest_or_checksum_with_a_flipped_bit_is_refused(version: Path, name: str) -> None:
     path = version / name
     data = path.read_bytes()
     for place in range(0, len(data), 7):
@@ -141,19 +141,19 @@ def test_a_missing_checksum_is_refused_by_name(version: Path) -> None:
         open_bundle(version)
 
 
-def test_the_checksum_is_one_that_sha256sum_checks(version: Path) -> None:
+def test_sha256sum_can_check_the_checksum(version: Path) -> None:
     command = ["sha256sum", "--check", "--strict", "manifest.json.sha256"]
     assert subprocess.run(command, cwd=version, capture_output=True, check=True).stdout
     (version / "manifest.json").write_text("{}")
     assert subprocess.run(command, cwd=version, capture_output=True, check=False).returncode == 1
 
 
-def test_whatever_a_manifest_has_become_it_is_read_or_refused(version: Path) -> None:
+def test_a_manifest_with_any_changed_byte_is_read_or_refused(version: Path) -> None:
     data = (version / "manifest.json").read_bytes()
     places, read = range(0, len(data), 11), 0
     for place in places:
         changed = bytearray(data)
-        changed[place] ^= 0x01  # mostly another letter or digit
+        changed[place] ^= 0x01  # usually another letter or digit
         _write(version, bytes(changed))
         with contextlib.suppress(BundleError):
             open_bundle(version)
@@ -165,7 +165,7 @@ def test_whatever_a_manifest_has_become_it_is_read_or_refused(version: Path) -> 
     "content",
     [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"format_version": 1, "unknown": 2}', b"[" * 100_000],
 )
-def test_a_file_that_is_no_manifest_is_refused(version: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(version: Path, content: bytes) -> None:
     _write(version, content)
     with pytest.raises(BundleError, match=str(version)):
         open_bundle(version)
@@ -226,7 +226,7 @@ def test_the_newest_version_is_the_highest_number(copied: Path) -> None:
     assert newest_bundle(model).path == model / "10"
 
 
-def test_what_is_no_version_is_passed_over(copied: Path) -> None:
+def test_folders_that_are_not_versions_are_ignored(copied: Path) -> None:
     model = copied / "digits"
     for name in (".staging-9x", "latest", "2.old", "02", "0", "-3", "3 ", "٣", "4e2"):
         _add_version(model, name)
@@ -236,7 +236,7 @@ def test_what_is_no_version_is_passed_over(copied: Path) -> None:
     assert newest_bundle(model).path == model / "1"
 
 
-def test_what_is_no_model_is_passed_over(copied: Path) -> None:
+def test_folders_that_are_not_models_are_ignored(copied: Path) -> None:
     shutil.copytree(copied / "digits", copied / "faces")
     for name in (".hidden", "-flag", "two words", "lost+found"):
         shutil.copytree(copied / "digits", copied / name)
@@ -245,13 +245,13 @@ def test_what_is_no_model_is_passed_over(copied: Path) -> None:
     assert find_versions(copied) == {"digits": [1], "faces": [1]}
 
 
-def test_a_version_folder_can_be_opened_itself(copied: Path) -> None:
+def test_a_version_folder_can_be_opened(copied: Path) -> None:
     model = copied / "digits"
     _add_version(model, "2")
     assert newest_bundle(model / "1").path == model / "1"
 
 
-def test_a_repository_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_repository_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"models: there is no such folder; `glowserve export` makes one"):
         find_versions(tmp_path / "models")
 
@@ -264,10 +264,10 @@ def test_a_repository_without_bundles_has_no_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"])
 def test_a_fingerprint_changes_with_each_file_of_a_bundle_and_with_no_other(version: Path, name: str) -> None:
     seen = [fingerprint(version)]
-    (version / "notes.txt").write_text("of no interest")
+    (version / "notes.txt").write_text("ignored")
     assert fingerprint(version) == seen[0]
     data = (version / name).read_bytes()
-    (version / name).write_bytes(bytes(len(data)))  # as long as before
+    (version / name).write_bytes(bytes(len(data)))  # of the same length
     seen.append(fingerprint(version))
     (version / name).unlink()
     seen.append(fingerprint(version))
@@ -285,19 +285,19 @@ def test_a_model_without_bundles_is_refused(tmp_path: Path, name: str) -> None:
         newest_bundle(tmp_path / name)
 
 
-def test_a_newest_version_that_is_damaged_is_refused_rather_than_passed_over(copied: Path) -> None:
+def test_a_damaged_newest_version_is_refused_and_not_skipped(copied: Path) -> None:
     (copied / "digits" / "2").mkdir()
     _write(copied / "digits" / "2", b"{")
     with pytest.raises(BundleError, match=r"digits/2: manifest\.json is not a manifest"):
         newest_bundle(copied / "digits")
 
 
-def test_a_folder_that_has_no_manifest_yet_is_no_version(copied: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_version(copied: Path) -> None:
     (copied / "digits" / "2").mkdir()
     assert newest_bundle(copied / "digits").manifest.version == 1
 
 
-def test_a_copied_bundle_goes_by_the_names_of_its_folders(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_copied_bundle_has_the_names_of_its_folders(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "copy" / "7")
     copied = open_bundle(tmp_path / "copy" / "7")
     assert (copied.manifest.model, copied.manifest.version) == ("copy", 7)

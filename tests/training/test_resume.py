@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -106,13 +107,11 @@ def test_a_killed_command_resumes_to_the_weights_of_an_uninterrupted_run(
         [sys.executable, "-m", "glowserve", *command], env=one_thread, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        # Its second validation, after the first state was saved.
-        for line in process.stderr:
-            if line.startswith("step 12 of 120"):
-                break
+        # The line of its second validation, which follows the first saved state.
+        printed = list(itertools.takewhile(lambda line: not line.startswith("step 12 of"), process.stderr))
         process.kill()
 
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL, "".join(printed)
     assert (tmp_path / "killed" / "resume" / "last.ckpt").exists()
     assert not (tmp_path / "killed" / "model.ckpt").exists()
     capfd.readouterr()
