@@ -143,21 +143,20 @@ def to_pil(image: UInt8Array) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def grid(images: UInt8Array, columns: int | None = None, *, scale: int = 1, gap: int = 1) -> Image.Image:
-    """Lays images out in a grid, row by row.
+def grid(images: UInt8Array, columns: int | None = None, *, scale: int = 1) -> Image.Image:
+    """Arranges images in a grid, row by row, with a white line of one pixel around each.
 
     Args:
         images: uint8 [N, H, W, C], N at least 1.
         columns: images per row; by default as many as make the grid nearly square.
         scale: the factor, a whole number, by which the grid is enlarged.
-        gap: pixels between images, before the grid is enlarged.
     """
     n, height, width, channels = images.shape
     columns = min(n, columns or int(np.ceil(np.sqrt(n))))
     rows = -(-n // columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
         canvas[top : top + height, left : left + width] = image
     picture = to_pil(canvas)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

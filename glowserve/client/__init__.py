@@ -1,1 +1,1 @@
-"""The client: `Client` for threads, `AsyncClient` for event loops, over transports."""
+"""The clients: `Client` for threads and `AsyncClient` for event loops, over transports."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from glowserve_service.server import Server
 from PIL import Image
 
+import glowserve
 from glowserve.cli import main
 from glowserve.images import UInt8Array, to_pil
 from glowserve.scores import COLUMNS
+from glowserve.v1 import glow_service_pb2 as pb
 
 Printed = pytest.CaptureFixture[str]
 
@@ -168,3 +171,32 @@ def test_a_seed_out_of_range_is_named(folder: Path, target: list[str], seed: str
     assert main(["score", str(folder), "--seed", seed, *target]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"glowserve: seed is {seed}; it must lie in 0 to 2^64 - 1"
+
+
+class NotFinite:
+    """A transport whose model finds every image beyond the range of float32."""
+
+    def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Iterator[pb.ScoreResponse]:
+        for request in requests:
+            lost = pb.ImageScore(log_likelihood=-np.inf, bits_per_dim=np.inf, percentile=0, finite=False)
+            yield pb.ScoreResponse(scores=[lost] * len(request.images.encoded.data))
+
+    def close(self) -> None:
+        """See Transport."""
+
+
+def test_a_score_that_is_not_finite_is_null_in_json_and_marked_in_the_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    transport: Any = NotFinite()
+    monkeypatch.setattr("glowserve.open", lambda _model: glowserve.Client(transport=transport))
+    assert main(["score", str(folder / "0.png"), "--model", "any", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["log_likelihood"], row["bits_per_dim"], row["percentile"], row["finite"]) == (
+        None,
+        None,
+        0,
+        False,
+    )
+    assert main(["score", str(folder / "0.png"), "--model", "any"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("-inf  (not finite)")

@@ -10,7 +10,7 @@ from glowserve_service.server import Server
 
 import glowserve
 from tests.client.blocking import BlockingClient, Connect
-from tests.client.serving import address
+from tests.service.stubs import address
 
 CLIENTS: dict[str, Any] = {"server": glowserve.Client, "asyncio": BlockingClient}
 

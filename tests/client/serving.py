@@ -1,43 +1,59 @@
-"""Servers for tests of the clients: a scripted GlowService, and waiting for the real one."""
+"""Servers for tests of the clients: a scripted GlowService, one that is late, and waiting for the real one."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 from glowserve_service.server import Server
 
 from glowserve.v1 import glow_service_pb2_grpc
+from tests.service.metrics import in_flight, queue_length
 from tests.service.wire import wait_for
 
 
 @contextmanager
-def serve(servicer: glow_service_pb2_grpc.GlowServiceServicer, port: int = 0) -> Iterator[str]:
-    """Serves a scripted servicer on a port of loopback, 0 for a free one; yields HOST:PORT."""
+def serve(servicer: glow_service_pb2_grpc.GlowServiceServicer) -> Iterator[str]:
+    """Serves a scripted servicer on loopback; yields HOST:PORT."""
     with ThreadPoolExecutor() as pool:
         server = grpc.server(pool)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield f"127.0.0.1:{port}"
         server.stop(None).wait()
 
 
-def address(server: Server) -> str:
-    """HOST:PORT of a real server."""
-    return f"127.0.0.1:{server.port}"
+@contextmanager
+def after_a_failed_connection(target: str) -> Iterator[str]:
+    """Yields another HOST:PORT of a server, where the first connection is closed and later ones are forwarded."""
+    host, _, port = target.rpartition(":")
+
+    def copy(source: socket.socket, destination: socket.socket) -> None:
+        with suppress(OSError), source, destination:
+            while data := source.recv(2**16):
+                destination.sendall(data)
+
+    def forward() -> None:
+        with suppress(OSError):  # the listener has been closed
+            listener.accept()[0].close()
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection((host, int(port)))
+                threading.Thread(target=copy, args=(client, server), daemon=True).start()
+                threading.Thread(target=copy, args=(server, client), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=forward, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def wait_until_idle(server: Server) -> None:
     """Returns when a real server has no open call and no image in a queue."""
-    value = server.metrics.registry.get_sample_value
-    queue = {"model": "digits", "direction": "forward"}
-    wait_for(lambda: not value("glowserve_requests_in_flight") and not value("glowserve_queue_length", queue))
-
-
-def ended_calls(server: Server, method: str, code: str) -> float:
-    """How many calls of a method a real server has ended with a code."""
-    labels = {"method": method, "model": "digits", "code": code}
-    return server.metrics.registry.get_sample_value("glowserve_requests_total", labels) or 0
+    wait_for(lambda: not in_flight(server) and not queue_length(server))

@@ -13,8 +13,10 @@ from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
-from tests.client.serving import address, ended_calls, wait_until_idle
+from tests.client.serving import wait_until_idle
 from tests.servers import RunServer
+from tests.service.metrics import ended
+from tests.service.stubs import address
 
 BLANK = np.zeros((8, 8), np.uint8)
 
@@ -67,7 +69,7 @@ async def test_a_cancelled_call_ends_on_the_server(run_server: RunServer) -> Non
                 await call
             await asyncio.to_thread(wait_until_idle, server)
             assert len(await client.models()) == 1
-        assert ended_calls(server, "Score", "CANCELLED") == 1
+        assert ended(server, "Score", "CANCELLED") == 1
 
 
 async def test_closing_a_client_cancels_its_calls(run_server: RunServer) -> None:

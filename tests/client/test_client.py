@@ -18,7 +18,8 @@ from glowserve.images import UInt8Array, encode_png, prepare
 from glowserve.runtime.repository import Bundle
 from tests.client.blocking import Connect
 from tests.client.forms import FORMS, Five, save_five
-from tests.client.serving import address, wait_until_idle
+from tests.client.serving import wait_until_idle
+from tests.service.stubs import address
 
 # At temperature 1, a model that was trained for seconds draws a sample that is not finite now and then.
 COOL = 0.7

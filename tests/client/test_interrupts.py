@@ -41,7 +41,7 @@ class Unfinished(glow_service_pb2_grpc.GlowServiceServicer):
 
     def Sample(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.SampleResponse]:
         tensor = {"dtype": 1, "shape": [1, 1, 1, 1], "data": b"\7"}
-        yield pb.SampleResponse(images=pb.Images(tensor=tensor))  # type: ignore[arg-type]
+        yield pb.SampleResponse(images=pb.Images(tensor=tensor))
         _wait_for_end(context)
 
 

@@ -192,19 +192,19 @@ def test_a_grid_is_filled_row_by_row() -> None:
 
 @pytest.mark.parametrize(("n", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (4, 2, 2), (5, 3, 2), (10, 4, 3)])
 def test_a_grid_is_nearly_square_by_default(n: int, columns: int, rows: int) -> None:
-    picture = grid(np.zeros((n, 4, 4, 3), np.uint8), gap=0)
+    picture = grid(np.zeros((n, 4, 4, 3), np.uint8))
 
-    assert picture.size == (4 * columns, 4 * rows)
+    assert picture.size == (5 * columns + 1, 5 * rows + 1)
     assert picture.mode == "RGB"
 
 
 def test_a_grid_has_no_more_columns_than_images() -> None:
-    assert grid(np.zeros((2, 4, 4, 1), np.uint8), columns=8, gap=0).size == (8, 4)
+    assert grid(np.zeros((2, 4, 4, 1), np.uint8), columns=8).size == (11, 6)
 
 
 def test_the_pixels_of_a_grid_can_be_enlarged(rng: np.random.Generator) -> None:
     images = noise(rng, 3, 4, 4, 3)
 
-    small, large = grid(images, gap=2), grid(images, gap=2, scale=3)
+    small, large = grid(images), grid(images, scale=3)
 
     np.testing.assert_array_equal(np.asarray(large), np.asarray(small).repeat(3, 0).repeat(3, 1))

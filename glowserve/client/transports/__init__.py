@@ -1,1 +1,1 @@
-"""How a client's requests reach what answers them: over gRPC, or in this process."""
+"""The transports of the clients: gRPC for threads, gRPC for event loops, and a bundle in this process."""

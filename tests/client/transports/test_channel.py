@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from glowserve.client.transports.channel import ChannelSettings, check_transport
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 from tests.client.blocking import Connect
-from tests.client.serving import serve
+from tests.client.serving import after_a_failed_connection, serve
 
 
 class Refusing(glow_service_pb2_grpc.GlowServiceServicer):
@@ -39,7 +37,7 @@ class Refusing(glow_service_pb2_grpc.GlowServiceServicer):
     def Sample(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.SampleResponse]:
         self._refuse(context)
         tensor = {"dtype": 1, "shape": [1, 1, 1, 1], "data": b"\7"}
-        yield pb.SampleResponse(images=pb.Images(tensor=tensor))  # type: ignore[arg-type]
+        yield pb.SampleResponse(images=pb.Images(tensor=tensor))
 
     def _refuse(self, context: grpc.ServicerContext) -> None:
         self.calls += 1
@@ -77,15 +75,15 @@ def test_a_service_that_is_not_there_is_unavailable(connect: Connect) -> None:
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "")
 
 
-def test_a_call_reaches_a_service_that_starts_after_the_first_attempt() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
-        port = listener.getsockname()[1]
-        with glowserve.Client(f"127.0.0.1:{port}") as client:
-            call = pool.submit(client.models)
-            listener.accept()[0].close()
-            listener.close()
-            with serve(Refusing(grpc.StatusCode.OK, 0), port):
-                assert call.result(60) == []
+def test_a_call_reaches_a_service_after_a_failed_connection(connect: Connect) -> None:
+    servicer = Refusing(grpc.StatusCode.OK, 0)
+    with (
+        serve(servicer) as target,
+        after_a_failed_connection(target) as late,
+        connect(late) as client,
+    ):
+        assert client.models() == []
+    assert servicer.calls == 1
 
 
 def test_the_timeout_of_a_stream_grows_with_its_samples() -> None:
@@ -105,7 +103,7 @@ def test_a_client_has_either_a_target_or_a_transport() -> None:
 )
 def test_a_transport_excludes_a_target_and_its_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="with a transport, leave out the target and all of its settings"):
-        glowserve.Client(transport=object(), **settings)  # type: ignore[arg-type]
+        glowserve.Client(transport=object(), **settings)
 
 
 @pytest.mark.parametrize("kind", [glowserve.Client, glowserve.AsyncClient])

@@ -12,8 +12,9 @@ from glowserve.client.transports.channel import ChannelSettings
 from glowserve.client.transports.grpc_transport import GrpcTransport
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.client.blocking import Connect
-from tests.client.serving import address, wait_until_idle
+from tests.client.serving import wait_until_idle
 from tests.servers import RunServer
+from tests.service.stubs import address
 
 BLANK = np.zeros((8, 8), np.uint8)
 

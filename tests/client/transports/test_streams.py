@@ -20,8 +20,10 @@ from glowserve.images import InvalidImageError, UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 from tests.client.blocking import Connect
-from tests.client.serving import address, ended_calls, serve, wait_until_idle
+from tests.client.serving import serve, wait_until_idle
 from tests.servers import RunServer, free_port
+from tests.service.metrics import ended
+from tests.service.stubs import address
 
 BLANK = np.zeros((8, 8), np.uint8)
 
@@ -33,7 +35,7 @@ def test_many_images_are_scored_in_order_over_one_stream(
     with run_server() as server, connect(address(server)) as client:
         parts = list(client.iter_scores((digits[i % 179] for i in range(1000)), seed=3))
         wait_until_idle(server)
-        assert ended_calls(server, "ScoreStream", "OK") == 1
+        assert ended(server, "ScoreStream", "OK") == 1
     assert [len(part) for part in parts] == [64] * 15 + [40]
     found = np.concatenate([part.log_likelihood for part in parts])
     np.testing.assert_allclose(found, expected[np.arange(1000) % 179], rtol=1e-6)
@@ -54,7 +56,7 @@ def test_closing_an_iterator_of_scores_cancels_the_call(connect: Connect, run_se
         next(scores)
         scores.close()
         wait_until_idle(server)
-        assert ended_calls(server, "ScoreStream", "CANCELLED") == 1
+        assert ended(server, "ScoreStream", "CANCELLED") == 1
 
 
 def test_no_images_are_no_scores(answering: glowserve.Client) -> None:
@@ -143,7 +145,7 @@ def test_a_restarted_service_loses_no_scores(
         with run_server(port=port) as server:
             parts.extend(scores)
             wait_until_idle(server)
-            assert ended_calls(server, "ScoreStream", "OK") == 1
+            assert ended(server, "ScoreStream", "OK") == 1
     np.testing.assert_allclose(np.concatenate([part.log_likelihood for part in parts]), expected, rtol=1e-6)
 
 

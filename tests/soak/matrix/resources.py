@@ -68,6 +68,13 @@ class Internals:
         lanes = [lane for model in self.models for lane in (model.forward, model.reverse)]
         self.batchers: list[Any] = [lane._batcher for lane in lanes]
 
+    def start_all_threads(self) -> None:
+        """Starts every thread of the pools: else a pool starts one when it first needs one more."""
+        for pool in (self.workers._pool, self.cpu_pool._pool):
+            everyone = threading.Barrier(pool._max_workers)
+            for future in [pool.submit(everyone.wait, 60) for _ in range(pool._max_workers)]:
+                future.result()
+
     def count(self) -> Counts:
         """What can be counted quickly."""
 

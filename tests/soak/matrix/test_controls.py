@@ -32,6 +32,7 @@ def served(run_server: RunServer, only_the_server_holds_memory: None) -> Iterato
         internals, stub = Internals(server), GlowServiceStub(channel)
         for _ in range(50):
             stub.Score(SCORE)
+        internals.start_all_threads()
         settle(internals)
         yield internals, stub, count_all(internals)
 

@@ -43,6 +43,7 @@ def served(run_server: RunServer, only_the_server_holds_memory: None, kind: str)
                 count_statuses(process)
         make_a_last_call(server)
         internals = Internals(server)
+        internals.start_all_threads()
         settle(internals)
         yield server, internals, count_all(internals)
 
