@@ -68,11 +68,11 @@ test: $(INSTALLED)  ## run every test but those that need Docker
 test-gpu-wheel: $(INSTALLED) $(GPU_INSTALLED)  ## the engine's tests with onnxruntime-gpu, which needs no GPU but 2.6 GB: .venv-gpu/
 	rm -rf $(GPU_VENV)/test-files
 	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(BIN)/pytest -q tests/runtime/test_engine.py
-	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(GPU_VENV)/bin/pytest tests/runtime/test_engine*.py tests/runtime/test_buffers.py
+	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(GPU_VENV)/bin/pytest tests/runtime/test_engine*.py tests/runtime/test_buffers.py tests/runtime/test_sessions.py
 
 $(GPU_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[gpu]' pytest pytest-timeout
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[gpu]' pytest pytest-asyncio pytest-timeout
 	touch $@
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter, buf

@@ -93,9 +93,8 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"bundle {path}: {MANIFEST} is not a manifest: {error}") from error
     _check(path, manifest)
     folder = path.absolute()
-    if _VERSION.fullmatch(
-        folder.name
-    ):  # a copied or renamed bundle has the folders' names, not those of its manifest
+    # A copied or renamed bundle has the names of its folders, not those in its manifest.
+    if _VERSION.fullmatch(folder.name):
         manifest.model, manifest.version = folder.parent.name, int(folder.name)
     return Bundle(path, manifest)
 

@@ -101,10 +101,19 @@ class GrpcTransport:
         """
         try:
             yield
+        except RuntimeError as error:
+            # An interrupt at the start of `threading.Condition.wait` becomes "cannot release un-acquired lock".
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            self._keep_channel()
+            raise KeyboardInterrupt from error
         except (Exception, GeneratorExit):
             raise
         except BaseException:
-            self._interrupted = True
-            # Not a reference from a module: the interpreter frees those before it ends.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._channel))
+            self._keep_channel()
             raise
+
+    def _keep_channel(self) -> None:
+        self._interrupted = True
+        # Not a reference from a module: the interpreter frees those before it ends.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._channel))

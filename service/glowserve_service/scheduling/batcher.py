@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,13 +213,15 @@ class Batcher:
 
     async def _wait_for_more(self) -> None:
         """Returns when a batch is full, or its oldest row has waited long enough."""
-        while self._max_delay_seconds and 0 < self.queue_length < self._max_batch_size:
+        while self._max_delay_seconds and self.queue_length < self._max_batch_size:
             left = self._queue.oldest_arrival() + self._max_delay_seconds - time.monotonic()
             if left <= 0:
                 return
+            if math.isinf(left):
+                self._queue.take()  # removes the cancelled submissions, which are all that it holds
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(None if math.isinf(left) else left):
                     await self._arrival.wait()
 
     def _reason(self, batch: Sequence[Part]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+from typing import Any
+
 import grpc
 import numpy as np
 import pytest
@@ -50,3 +54,34 @@ def test_an_error_or_the_end_of_a_stream_does_not_keep_the_channel_open(server: 
     transport.close()
     with pytest.raises(ValueError, match="closed"):
         transport.list_models(pb.ListModelsRequest())
+
+
+def test_an_interrupt_that_python_turns_into_an_error_is_an_interrupt(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt at the start of `threading.Condition.wait` leaves a lock that is not held, and is then released."""
+    transport = GrpcTransport(ChannelSettings(target=address(server)))
+    condition = threading.Condition()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        with condition:
+            condition.release()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(transport, "_stub", SimpleNamespace(Score=interrupted, Sample=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        transport.score(pb.ScoreRequest())
+    with pytest.raises(KeyboardInterrupt):
+        next(transport.sample(pb.SampleRequest(n=1)))
+
+
+def test_another_runtime_error_stays_what_it_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = GrpcTransport(ChannelSettings(target=address(server)))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("it fails")
+
+    monkeypatch.setattr(transport, "_stub", SimpleNamespace(Score=fail))
+    with pytest.raises(RuntimeError, match="it fails"):
+        transport.score(pb.ScoreRequest())
+    transport.close()

@@ -84,9 +84,13 @@ def test_an_answer_comes_before_the_next_request_is_sent(stub: GlowServiceStub, 
         turns.release()
 
 
-def test_requests_of_a_stream_share_batches(run_server: RunServer, digits: UInt8Array) -> None:
+@pytest.mark.parametrize("instances", [1, 2])
+def test_requests_of_a_stream_share_batches(
+    run_server: RunServer, digits: UInt8Array, instances: int
+) -> None:
     """The test would not end if the requests were scored one after the other."""
-    with run_server(max_batch_size=16, max_queue_delay_ms=FOREVER) as server, connect(server) as stubs:
+    settings = {"max_batch_size": 16, "instances": instances, "max_queue_delay_ms": FOREVER}
+    with run_server(**settings, drain_seconds=0) as server, connect(server) as stubs:
         requests = [request_of(digits[i : i + 1]) for i in range(160)]
         assert len(list(stubs.glow.ScoreStream(iter(requests), timeout=60))) == 160
         assert value(server, "batch_size_count", model="digits", direction="forward") == 10

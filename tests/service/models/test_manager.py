@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -158,24 +157,24 @@ def test_when_the_repository_disappears_its_models_are_still_served(
 def test_a_version_is_served_in_the_end_however_slowly_its_files_arrive(
     run_service: RunService, models: Path, second: Path
 ) -> None:
-    """The manifest comes first, graphs come in two parts. Each pause is longer than the interval of the polls."""
-    target = models / "digits" / "2"
-    states = set()
-    with run_service(repository=models, **POLL) as service:
+    """The manifest comes first, and each file in two parts. After every other part nothing comes for an interval."""
+    target, parts = models / "digits" / "2", []
+    for name in ("manifest.json", "manifest.json.sha256", "reverse.onnx", "forward.onnx"):
+        data = (second / name).read_bytes()
+        parts += [(name, data[: len(data) // 2]), (name, data[len(data) // 2 :])]
+    with run_service(repository=models, **ON_REQUEST) as service:
         target.mkdir()
-        for name in ("manifest.json", "manifest.json.sha256", "reverse.onnx", "forward.onnx"):
-            data = (second / name).read_bytes()
-            with (target / name).open("wb") as file:
-                for part in (data[: len(data) // 2], data[len(data) // 2 :]):
-                    file.write(part)
-                    file.flush()
-                    time.sleep(2 * POLL["poll_seconds"])
-                    states |= set(service.not_served())
-                    served, answering = service.served(), service.answering_version()
-                    assert (served, answering) in (([("digits", i)], i) for i in (1, 2))
-        wait_for(lambda: service.served() == [("digits", 2)])
-        assert ("digits", 2, "LOADING") in states
-        assert service.not_served() == []
+        for i, (name, part) in enumerate(parts, 1):
+            with (target / name).open("ab") as file:
+                file.write(part)
+            service.poll()
+            if i < len(parts):
+                assert service.not_served() == [("digits", 2, "LOADING")]
+                assert (service.served(), service.answering_version()) == ([("digits", 1)], 1)
+            if i % 2:
+                service.poll()
+                assert service.not_served() == [("digits", 2, "REFUSED")]
+        assert (service.served(), service.not_served()) == ([("digits", 2)], [])
 
 
 def test_a_bundle_that_is_replaced_in_its_place_is_served_once_it_is_complete(

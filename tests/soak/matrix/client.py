@@ -1,6 +1,7 @@
 """Makes many calls at once: `python client.py TARGET KIND ENDING CALLS`.
 
-It writes "open" once every call is open, and at the end a JSON object: the number of calls by status.
+It writes "open" once every call is open and has sent its requests, and at the end a JSON object: the number of calls by
+status. gRPC's client would report INTERNAL instead of the server's status if a stream ended while it still sent.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ INFER = oip.ModelInferRequest(
 )
 
 
-async def unary(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
+async def unary(channel: grpc.aio.Channel, ending: str, number: int, sent: asyncio.Event) -> Any:
     """Score, Encode or Decode, in turns."""
     valid = [("Score", SCORE), ("Encode", ENCODE), ("Decode", DECODE)]
     invalid = [
@@ -50,18 +51,20 @@ async def unary(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
         ("Encode", pb.EncodeRequest(model=pb.ModelSpec(name="nothing"), images=SCORE.images)),
     ]
     name, request = (invalid if ending == "error" else valid)[number % 3]
+    sent.set()
     return channel.unary_unary(_GLOW + name)(request.SerializeToString(), timeout=_timeout(ending))
 
 
-async def streaming(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
+async def streaming(channel: grpc.aio.Channel, ending: str, number: int, sent: asyncio.Event) -> Any:
     """Sample: of 64 images if the call is to finish, else of the most that are allowed."""
     n = 64 if ending in ("finishes", "stopped") else 100_000
     temperature = 3e38 if ending == "error" else 0.5
+    sent.set()
     request = pb.SampleRequest(n=n, temperature=temperature, seed=number, format=pb.IMAGE_FORMAT_RAW)
     return channel.unary_stream(_GLOW + "Sample")(request.SerializeToString(), timeout=_timeout(ending))
 
 
-async def bidirectional(channel: grpc.aio.Channel, ending: str, number: int) -> Any:
+async def bidirectional(channel: grpc.aio.Channel, ending: str, number: int, sent: asyncio.Event) -> Any:
     """ModelStreamInfer or ScoreStream, in turns, with three requests.
 
     After these the client ends the stream if the call is to finish, sends a malformed message if it is to fail, and
@@ -72,6 +75,7 @@ async def bidirectional(channel: grpc.aio.Channel, ending: str, number: int) -> 
     async def requests() -> AsyncIterator[bytes]:
         for _ in range(3):
             yield request.SerializeToString()
+        sent.set()  # gRPC takes the next request once it has sent the one before
         if ending == "error":
             yield b"\xff"
         elif ending != "finishes":
@@ -102,13 +106,22 @@ async def status(call: Any, *, streams: bool) -> str:
     return "OK"
 
 
+async def sent_or_ended(sent: asyncio.Event, end: asyncio.Task[str]) -> None:
+    """Waits until a call has sent its requests, or has ended."""
+    sending = asyncio.create_task(sent.wait())
+    await asyncio.wait({sending, end}, return_when=asyncio.FIRST_COMPLETED)
+    sending.cancel()
+
+
 async def run(target: str, kind: str, ending: str, calls: int) -> Counter[str]:
     """Makes the calls; if they are to be cancelled, cancels them at random times within a second."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     rng = random.Random(0)
     async with grpc.aio.insecure_channel(target, options) as channel:
-        made = [await KINDS[kind](channel, ending, number) for number in range(calls)]
+        sent = [asyncio.Event() for _ in range(calls)]
+        made = [await KINDS[kind](channel, ending, number, sent[number]) for number in range(calls)]
         ends = [asyncio.create_task(status(call, streams=kind != "unary")) for call in made]
+        await asyncio.gather(*map(sent_or_ended, sent, ends))
         print("open", flush=True)
         if ending == "cancelled":
             for call in made:
