@@ -32,12 +32,18 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a small model, trained on the digits for some seconds."""
+    import torch
     from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
 
     config = run_config("digits", steps_per_level=4, width=32, steps=200, batch_size=32)
-    return train(config, tmp_path_factory.mktemp("run"), hardware=Hardware(device="cpu"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model gains nothing by more, and loses much where cores are shared
+    try:
+        return train(config, tmp_path_factory.mktemp("run"), hardware=Hardware(device="cpu"))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ PATHS = [
     "~",
     "file:///etc/passwd",
 ]
+from tests.servers import RunServer
 
 
 def requests_with(text: str) -> list[tuple[str, Any]]:
@@ -90,16 +91,21 @@ def file_access() -> FileAccess:
     return FileAccess()
 
 
-def test_no_text_of_a_request_reaches_the_file_system(channel: grpc.Channel, file_access: FileAccess) -> None:
-    for method, request in requests_with("x"):  # modules are imported with the first call
-        outcome(channel, method, request)
-    with file_access.record() as paths:
-        for text in PATHS:
-            for method, request in requests_with(text):
-                outcome(channel, method, request)
-        assert paths == []
-        Path(os.devnull).read_bytes()
-        assert len(paths) == 1  # the hook works
+def test_no_text_of_a_request_reaches_the_file_system(run_server: RunServer, file_access: FileAccess) -> None:
+    # Its polls of the repository would be recorded, too.
+    with (
+        run_server(poll_seconds=0) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        for method, request in requests_with("x"):  # modules are imported with the first call
+            outcome(channel, method, request)
+        with file_access.record() as paths:
+            for text in PATHS:
+                for method, request in requests_with(text):
+                    outcome(channel, method, request)
+            assert paths == []
+            Path(os.devnull).read_bytes()
+            assert len(paths) == 1  # the hook works
 
 
 def test_messages_of_errors_show_no_paths_types_or_tracebacks(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,6 +137,7 @@ class Batcher:
         except asyncio.CancelledError:
             if answer.cancelled() and (left := size - submission.taken):
                 self._on_drop(DEADLINE if is_late(ticket.deadline, now) else CANCELLED, left)
+                self._arrival.set()  # if nobody else waits, the dispatcher removes it from the queue
             raise
         finally:
             self._unanswered -= 1
@@ -212,16 +212,14 @@ class Batcher:
                 self._workers.free.release()
 
     async def _wait_for_more(self) -> None:
-        """Returns when a batch is full, or its oldest row has waited long enough."""
-        while self._max_delay_seconds and self.queue_length < self._max_batch_size:
+        """Returns when a batch is full, its oldest row has waited long enough, or all callers have cancelled."""
+        while self._max_delay_seconds and 0 < self.queue_length < self._max_batch_size:
             left = self._queue.oldest_arrival() + self._max_delay_seconds - time.monotonic()
             if left <= 0:
                 return
-            if math.isinf(left):
-                self._queue.take()  # removes the cancelled submissions, which are all that it holds
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if math.isinf(left) else left):
+                async with asyncio.timeout(left):
                     await self._arrival.wait()
 
     def _reason(self, batch: Sequence[Part]) -> str:

@@ -100,6 +100,10 @@ def test_a_small_call_is_in_the_next_batch_although_large_ones_wait(
         assert [future.result() for future in large] == [images] * callers
 
 
+# Seconds: long enough for a busy machine to put the rows into the queue.
+LATE = 1.0
+
+
 def test_dropped_images_are_counted_by_cause(
     waiting_server: tuple[Server, grpc.Channel], digits: UInt8Array
 ) -> None:
@@ -110,12 +114,12 @@ def test_dropped_images_are_counted_by_cause(
         model_name="digits", inputs=[image], raw_input_contents=[digits[:4].tobytes()]
     )
     for call, direction, images in (
-        (lambda: stub.Score(pb.ScoreRequest(images=raw(digits[:5])), timeout=0.3), "forward", 5),
-        (lambda: stub.Encode(pb.EncodeRequest(images=raw(digits[:6])), timeout=0.3), "forward", 6),
-        (lambda: stub.Decode(decode_request(7), timeout=0.3), "reverse", 7),
-        (lambda: list(stub.Sample(pb.SampleRequest(n=8), timeout=0.3)), "reverse", 8),
-        (lambda: infer.ModelInfer(infer_request, timeout=0.3), "forward", 4),
-        (lambda: list(infer.ModelStreamInfer(iter([infer_request] * 2), timeout=0.3)), "forward", 8),
+        (lambda: stub.Score(pb.ScoreRequest(images=raw(digits[:5])), timeout=LATE), "forward", 5),
+        (lambda: stub.Encode(pb.EncodeRequest(images=raw(digits[:6])), timeout=LATE), "forward", 6),
+        (lambda: stub.Decode(decode_request(7), timeout=LATE), "reverse", 7),
+        (lambda: list(stub.Sample(pb.SampleRequest(n=8), timeout=LATE)), "reverse", 8),
+        (lambda: infer.ModelInfer(infer_request, timeout=LATE), "forward", 4),
+        (lambda: list(infer.ModelStreamInfer(iter([infer_request] * 2), timeout=LATE)), "forward", 8),
     ):
         before = dropped(server, direction, "deadline")
         with pytest.raises(grpc.RpcError) as caught:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import grpc
+import pytest
+from glowserve_service.config import ServiceConfig
+from glowserve_service.models.loading import LoadedModel, load_model
 
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
@@ -112,12 +116,22 @@ def test_loading_and_unloading_are_off_unless_the_settings_allow_them(
 
 
 def test_a_load_is_completed_although_its_caller_has_given_up(
-    run_service: RunService, models: Path, second: Path
+    run_service: RunService, models: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with run_service(repository=models, versions="9", **ON_REQUEST) as service:
-        for version in range(2, 10):
-            publish(second, models / "digits" / str(version))
-        request = pb.LoadModelRequest(name="digits")
-        code, _ = refusal(lambda: service.glow.LoadModel(request, timeout=0.02))
-        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_for(lambda: len(service.served()) == 9)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load_later(path: Path, config: ServiceConfig) -> LoadedModel:
+        begun.set()
+        assert go_on.wait(60)
+        return load_model(path, config)
+
+    with run_service(repository=models, **ON_REQUEST) as service:
+        monkeypatch.setattr("glowserve_service.models.manager.load_model", load_later)
+        publish(second, models / "digits" / "2")
+        call = service.glow.LoadModel.future(pb.LoadModelRequest(name="digits"))
+        assert begun.wait(60)
+        call.cancel()
+        wait_for(lambda: service.value("requests_in_flight") == 0)
+        assert service.served() == [("digits", 1)]
+        go_on.set()
+        wait_for(lambda: service.served() == [("digits", 2)])

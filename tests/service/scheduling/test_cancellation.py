@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
+
+import numpy as np
+
 from tests.service.scheduling.batching import (
     PATIENCE,
     Doubling,
@@ -93,4 +99,24 @@ async def test_closing_does_not_wait_for_callers_that_have_cancelled() -> None:
         task = ask(batcher, 1)
         await until(lambda: batcher.queue_length == 1)
         task.cancel()
+    assert function.batches == []
+
+
+async def test_the_rows_of_cancelled_callers_are_freed_while_batches_wait_for_more() -> None:
+    function = Doubling()
+    async with batching(function, max_delay_seconds=10 * PATIENCE) as batcher:
+        rows = np.arange(3)
+        known = weakref.ref(rows)
+        task = asyncio.create_task(batcher.submit(rows))
+        del rows
+        await until(lambda: batcher.queue_length == 3)
+        task.cancel()
+        await until(task.done)
+        del task
+
+        def is_freed() -> bool:
+            gc.collect()
+            return known() is None
+
+        await until(is_freed)
     assert function.batches == []
