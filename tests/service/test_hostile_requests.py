@@ -18,6 +18,7 @@ from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.servers import RunServer
 
 PATHS = [
     "../../../etc/passwd",
@@ -28,7 +29,6 @@ PATHS = [
     "~",
     "file:///etc/passwd",
 ]
-from tests.servers import RunServer
 
 
 def requests_with(text: str) -> list[tuple[str, Any]]:
