@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,14 +213,19 @@ class Batcher:
                 self._workers.free.release()
 
     async def _wait_for_more(self) -> None:
-        """Returns when a batch is full, its oldest row has waited long enough, or all callers have cancelled."""
-        while self._max_delay_seconds and 0 < self.queue_length < self._max_batch_size:
+        """Returns when a batch is full, or its oldest row has waited long enough.
+
+        It does not return while no row waits: rows that arrived until a worker is free would make a small batch.
+        """
+        while self._max_delay_seconds and self.queue_length < self._max_batch_size:
             left = self._queue.oldest_arrival() + self._max_delay_seconds - time.monotonic()
             if left <= 0:
                 return
+            if math.isinf(left):  # no row waits
+                self._queue.take()  # removes the submissions that are cancelled
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(None if math.isinf(left) else left):
                     await self._arrival.wait()
 
     def _reason(self, batch: Sequence[Part]) -> str:

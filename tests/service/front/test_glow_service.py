@@ -36,7 +36,7 @@ def test_a_score_is_the_graphs_output_for_the_image_and_the_documented_noise(
     images = digits[:40]
     response = stub.Score(pb.ScoreRequest(images=raw(images), seed=11))
     expected = engine.forward(images, dequantization_noise(11, images)).log_likelihood
-    np.testing.assert_allclose(nats(response), expected, rtol=1e-5)
+    np.testing.assert_allclose(nats(response), expected, rtol=1e-6)
     assert (response.model.name, response.model.version, response.seed) == ("digits", 1, 11)
     held_out = np.array(bundle.manifest.calibration.bits_per_dim)
     for score in response.scores:
@@ -123,9 +123,9 @@ def test_scores_are_in_the_order_of_the_images(
     images = np.concatenate([digits, digits[:77]])[rng.permutation(256)]
     alone = [nats(stub.Score(pb.ScoreRequest(images=raw(image[None]))))[0] for image in images]
     assert len(set(alone)) > 150
-    np.testing.assert_allclose(nats(stub.Score(pb.ScoreRequest(images=raw(images)))), alone, rtol=1e-5)
+    np.testing.assert_allclose(nats(stub.Score(pb.ScoreRequest(images=raw(images)))), alone, rtol=1e-6)
     files = [encode_png(image) for image in images]
-    np.testing.assert_allclose(nats(stub.Score(pb.ScoreRequest(images=encoded(*files)))), alone, rtol=1e-5)
+    np.testing.assert_allclose(nats(stub.Score(pb.ScoreRequest(images=encoded(*files)))), alone, rtol=1e-6)
 
 
 def test_a_call_has_the_same_scores_alone_and_among_64_others(
@@ -161,7 +161,7 @@ def test_the_score_of_an_image_does_not_depend_on_its_place(
 ) -> None:
     first, second = digits[0], digits[1]
     scores = nats(stub.Score(pb.ScoreRequest(images=raw(np.stack([first, second, second, first])))))
-    np.testing.assert_allclose(scores[:2], scores[:1:-1], rtol=1e-5)
+    np.testing.assert_allclose(scores[:2], scores[:1:-1], rtol=1e-6)
     assert scores[0] != scores[1]
 
 

@@ -69,7 +69,7 @@ def test_a_request_may_bring_more_images_than_a_batch(
 ) -> None:
     response = inference.ModelInfer(image_request(digits))
     expected = client.score(digits).bits_per_dim
-    assert output(response, "bits_per_dim") == pytest.approx(expected, rel=1e-5)
+    assert output(response, "bits_per_dim") == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_sampler_draws_the_first_sample_of_each_seed(
