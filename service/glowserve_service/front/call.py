@@ -9,11 +9,9 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from glowserve_service.observability.traces import CallSpan
-from glowserve_service.scheduling.submission import StageTime
 from glowserve_service.scheduling.ticket import Ticket
 
 # Seeded by the system's generator. Asking that for each id would let other threads take the interpreter's lock.
@@ -56,30 +54,31 @@ class Call:
         """The ticket of its first piece of work."""
         return Ticket(self.deadline)
 
-    def record(self, time_in_stage: StageTime) -> None:
-        """Adds a time to the seconds of its stage, and to the span."""
-        stage, began, ended = time_in_stage
+    def record(self, stage: str, began: float, ended: float) -> None:
+        """Adds a time, on the clock of `time.monotonic`, to the seconds of its stage, and to the span."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + ended - began
         if self.span:
             self.span.stage(stage, ended - began, ago=time.monotonic() - ended)
 
     def timed(self, stage: str) -> Timed:
         """`with call.timed(stage)` records how long its body takes."""
-        return Timed(self.record, stage)
+        return Timed(self, stage)
 
 
 class Timed:
-    """Calls `record` with the time of the body of `with`."""
+    """Records the time of the body of `with` in a call."""
 
-    def __init__(self, record: Callable[[StageTime], None], stage: str) -> None:
-        self._record = record
+    __slots__ = ("_began", "_call", "_stage")
+
+    def __init__(self, call: Call, stage: str) -> None:
+        self._call = call
         self._stage = stage
 
     def __enter__(self) -> None:
         self._began = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self._record(StageTime(self._stage, self._began, time.monotonic()))
+        self._call.record(self._stage, self._began, time.monotonic())
 
 
 def request_id(given: object) -> str:

@@ -98,7 +98,7 @@ class CallRunner:
     async def _run(self, lane: Lane, *rows: Array) -> Rows:
         answer = await lane.run(*rows, ticket=self._lane_ticket)
         for time_in_stage in answer.times:
-            self._call.record(time_in_stage)
+            self._call.record(*time_in_stage)
         # What was done would be lost if the rest of the call were refused.
         self._pool_ticket = self._lane_ticket = self._lane_ticket.later
         return answer.rows

@@ -129,7 +129,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
     async def _score(self, request: pb.ScoreRequest, call: Call, ticket: Ticket) -> pb.ScoreResponse:
         async with self._runner(request.model, call, ticket) as runner:
             response = await glow_service.score(runner, request)
-            runner.count_not_finite(sum(not score.finite for score in response.scores))
+            runner.count_not_finite(len(response.scores) - sum([score.finite for score in response.scores]))
             return response
 
     def _share_of_a_call(self, request: pb.ScoreRequest) -> float:

@@ -165,11 +165,14 @@ class Batcher:
             self._on_drop(DEADLINE, size)
             raise deadline_passed(size)
         if ticket.first:
-            self._require_room(size)
-            self._require_time(self._queue.rows_ahead(size, long=ticket.long), left)
+            waiting = self._queue.waiting_rows
+            self._require_room(size, waiting)
+            if (
+                self._seconds(waiting) > left
+            ):  # else there is time whoever runs first: a look at the queue less
+                self._require_time(self._queue.rows_ahead(size, long=ticket.long), left)
 
-    def _require_room(self, size: int) -> None:
-        waiting = self._queue.waiting_rows
+    def _require_room(self, size: int, waiting: int) -> None:
         excess = waiting + size - self._max_queue_size
         if excess <= 0:
             return

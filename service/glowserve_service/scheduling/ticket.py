@@ -45,7 +45,7 @@ class Ticket(NamedTuple):
     @property
     def later(self) -> Ticket:
         """The ticket of work that follows in the same call."""
-        return self._replace(first=False) if self.first else self
+        return Ticket(self.deadline, False, self.long, self.gate) if self.first else self
 
 
 DEFAULT_TICKET = Ticket()

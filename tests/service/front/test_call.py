@@ -7,7 +7,6 @@ import time
 
 import pytest
 from glowserve_service.front.call import Call, request_id
-from glowserve_service.scheduling.submission import StageTime
 from glowserve_service.scheduling.ticket import Ticket
 
 
@@ -41,7 +40,7 @@ def test_the_seconds_of_a_stage_are_summed_and_each_is_a_span() -> None:
     call, now = Call("Score", "1"), time.monotonic()
     span = call.span = Span()
     for began, ended in ((now - 5, now - 4), (now - 4, now - 1)):
-        call.record(StageTime("queue", began, ended))
+        call.record("queue", began, ended)
     assert call.seconds == {"queue": pytest.approx(4)}
     assert [(name, seconds) for name, seconds, _ in span.stages] == [
         ("queue", pytest.approx(1)),
