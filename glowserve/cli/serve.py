@@ -84,7 +84,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_addresses(server: Server) -> None:
-    """Prints where the service listens, from a thread: whoever started the service may not read its output."""
+    """Prints the addresses of the service, in a thread: the write waits if nobody reads standard output."""
     config = server.config
     scheme = "http" if config.tls_cert is None else "https"
     metrics = f"{scheme}://{config.address(server.metrics_port)}/metrics"

@@ -87,7 +87,7 @@ def _reason_and_retry(status: bytes) -> tuple[str, float | None]:
             elif kind.endswith(b"/google.rpc.RetryInfo"):
                 retry_after = Duration.FromString(fields[1][0]).ToNanoseconds() / 1e9
     except (DecodeError, KeyError, ValueError):
-        pass  # made by something else, such as a proxy
+        pass  # a proxy answered, not the service: its status has no such details
     return reason, retry_after
 
 

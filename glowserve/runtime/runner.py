@@ -27,7 +27,7 @@ PREPARATION, SERIALIZATION = "preparation", "serialization"
 
 
 class Work(NamedTuple, Generic[T]):
-    """CPU work besides the model: decoding pictures, computing noise, encoding PNG files."""
+    """CPU work outside the graphs: decoding pictures, computing noise, encoding PNG files."""
 
     function: Callable[[], T]
     """Does the work, and returns its result."""

@@ -26,8 +26,8 @@ class LoaderThread:
         """Ends the start: from now on functions run one after the other.
 
         Args:
-            lower_priority: whether the thread gives way to others. Threads that it starts inherit that: it is not for
-                engines that run in threads of their own, as they do with one instance or on a GPU.
+            lower_priority: whether the thread runs at a lower priority than others. Threads that it starts inherit the
+                priority. So it must be False for engines with threads of their own: with one instance, or on a GPU.
         """
         initializer = _lower_priority if lower_priority else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=initializer)

@@ -288,7 +288,7 @@ class ModelManager:
                 log.exception("%s failed; the next try is in %g s", function.__name__.strip("_"), seconds)
 
     async def _shielded(self, change: Coroutine[Any, Any, T]) -> T:
-        """The result of a change, which goes on if the caller is cancelled."""
+        """Returns the result of a change. If the caller is cancelled, the change still completes."""
         return await asyncio.shield(self._spawn(change))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -167,9 +167,8 @@ class Batcher:
         if ticket.first:
             waiting = self._queue.waiting_rows
             self._require_room(size, waiting)
-            if (
-                self._seconds(waiting) > left
-            ):  # else there is time whoever runs first: a look at the queue less
+            # If even all waiting rows take less time than is left, their order does not matter.
+            if self._seconds(waiting) > left:
                 self._require_time(self._queue.rows_ahead(size, long=ticket.long), left)
 
     def _require_room(self, size: int, waiting: int) -> None:

@@ -6,6 +6,7 @@ Shapes: N images; y [N, C, H, W] in [-0.5, 0.5); z and eps [N, C, H, W] of a lev
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,22 +45,24 @@ class Gaussian(NamedTuple):
         return self.mean + self.log_scale.exp() * eps
 
 
-class PublicModel(nn.Module):
+class PublicModel(nn.Module, ABC):
     """The common part of both: levels of steps, and quantization."""
 
     kind: str
     arguments: dict[str, Any]
     """The arguments of the constructor, as JSON."""
 
+    @abstractmethod
     def steps(self, level: int) -> list[nn.Module]:
-        raise NotImplementedError
+        """The steps of flow of a level."""
 
+    @abstractmethod
     def levels(self) -> int:
-        raise NotImplementedError
+        """The number of levels."""
 
+    @abstractmethod
     def prior(self, level: int, continuing: Tensor) -> Gaussian:
         """The prior of a level's z given the continuing channels; at the top, z: only its shape counts."""
-        raise NotImplementedError
 
     def forward(self, y: Tensor) -> Flowed:
         zs, all_eps, total, x = [], [], y.new_zeros(len(y)), y
