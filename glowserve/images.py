@@ -23,11 +23,6 @@ ENCODED_FORMATS = ("PNG", "JPEG", "WEBP")
 FILE_FORMATS = (*ENCODED_FORMATS, "BMP", "GIF", "PPM", "TIFF")
 """The formats that training and the client read. The client converts the last four to PNG before it sends them."""
 
-FILE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"}
-)
-"""The suffixes, in lower case, of the files that are read from folders."""
-
 
 class InvalidImageError(ValueError):
     """Bytes that are not a picture, a picture that is damaged or too large, or an array of a wrong shape or type."""

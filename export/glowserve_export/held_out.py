@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from glowserve_training.data import DataConfig, HeldOutImages, load_held_out
+from glowserve_training.errors import HeldOutError
 
 from glowserve_export.errors import DataChangedError, ExportError
 from glowserve_export.source import Source
@@ -32,28 +33,20 @@ def held_out_config(source: Source, data: str | None) -> DataConfig:
 
 
 def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
-    """Loads the images and compares them with those that were held out in training.
+    """Loads the images that were held out in training, or others if the user chose other data.
 
     Args:
         source: the model.
         config: see `held_out_config`.
-        say: called with a warning if the images are others because the data is.
+        say: called with a warning if some images, or all, are others than those held out.
 
     Raises:
-        DataChangedError: the training data no longer yields the same images.
+        DataChangedError: the training data no longer has most of the images.
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
-    images = load_held_out(config)
-    if source.data is None or images.digest == source.held_out_digest:
-        return images
-    if config == source.data:
-        raise DataChangedError(
-            f"data {config.data!r} no longer yields the images that were held out in training: files were added, "
-            "removed or changed, or are decoded differently here. Give images that the model was not trained on with "
-            "--data"
-        )
-    say(
-        f"warning: {config.data!r} does not yield the images that were held out in training; verification and "
-        "percentiles are meaningless if the model was trained on any of these images"
-    )
-    return images
+    if source.held_out is None:
+        return load_held_out(config)
+    try:
+        return source.held_out.load(None if config == source.data else config.data, say)
+    except HeldOutError as error:
+        raise DataChangedError(str(error)) from error

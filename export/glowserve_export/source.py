@@ -7,6 +7,7 @@ from pathlib import Path
 
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.data import DataConfig
+from glowserve_training.held_out import HeldOut, held_out_of
 
 from glowserve.v1 import manifest_pb2
 from glowserve_export.folded import FoldedGlow
@@ -35,8 +36,8 @@ class Source:
     data: DataConfig | None
     """The training data; None if unknown."""
 
-    held_out_digest: str
-    """The digest of the images that were held out in training; "" if unknown."""
+    held_out: HeldOut | None
+    """The images that were held out in training; None if unknown."""
 
 
 def load_glowserve_checkpoint(path: Path) -> Source:
@@ -71,7 +72,7 @@ def load_glowserve_checkpoint(path: Path) -> Source:
             metrics=record.metrics,
         ),
         data=checkpoint.data,
-        held_out_digest=record.held_out_digest,
+        held_out=held_out_of(checkpoint, path),
     )
 
 
@@ -102,5 +103,5 @@ def load_public_checkpoint(implementation: str, path: Path, arguments: Path) -> 
         ),
         training=manifest_pb2.Training(implementation=IMPLEMENTATIONS[implementation]),
         data=None,
-        held_out_digest="",
+        held_out=None,
     )

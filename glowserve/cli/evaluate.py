@@ -16,6 +16,7 @@ from glowserve.cli.failure import Failure
 if TYPE_CHECKING:
     from glowserve_training.data import DataConfig
     from glowserve_training.evaluation import Evaluated, Evaluation
+    from glowserve_training.held_out import HeldOut
 
     from glowserve.images import UInt8Array
 
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures a checkpoint or a bundle. The exit code is 1 if a likelihood is not finite."""
+    from glowserve_training.data import load_held_out
     from glowserve_training.errors import TrainingError
     from glowserve_training.evaluation import evaluate
 
@@ -58,10 +60,11 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
     try:
-        model, data, digest = _open(args.source, args.device, args.data)
+        model, data, held_out = _open(args.source, args.device, args.data)
         if args.data is not None:
             data = replace(data, data=args.data)
-        images = _images(data, args.split, args.images, digest)
+        found = load_held_out(data) if held_out is None else held_out.load(args.data, _warn)
+        images = _first(getattr(found, args.split), args.images, data, args.split)
     except (TrainingError, ValueError, OSError) as error:
         raise Failure(error, 2) from error
     evaluation = evaluate(model, images, importance_samples=args.importance_samples)
@@ -80,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if evaluation.non_finite else 0
 
 
-def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
-    """The model, its training data, and the digest of the images held out in training ("" if unknown)."""
+def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, HeldOut | None]:
+    """The model, its training data, and the images held out in training (None if unknown)."""
     from glowserve.runtime.repository import MANIFEST, versions
 
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
@@ -96,16 +99,17 @@ def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataC
     )
 
 
-def _open_checkpoint(source: Path, device: str) -> tuple[Evaluated, DataConfig, str]:
+def _open_checkpoint(source: Path, device: str) -> tuple[Evaluated, DataConfig, HeldOut | None]:
     from glowserve_training.checkpoint import load_checkpoint
     from glowserve_training.evaluation import EvaluatedGlow
+    from glowserve_training.held_out import held_out_of
 
     checkpoint = load_checkpoint(source)
     model = checkpoint.model.to(_torch_device(device))
-    return EvaluatedGlow(model), checkpoint.data, checkpoint.training.held_out_digest
+    return EvaluatedGlow(model), checkpoint.data, held_out_of(checkpoint, source)
 
 
-def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, str]:
+def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, HeldOut | None]:
     from glowserve_export.evaluation import EvaluatedBundle, training_data
 
     from glowserve.runtime.errors import GlowserveError
@@ -118,7 +122,7 @@ def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated
                 f"{source} was trained by a public implementation and does not say on what data: give --data",
                 2,
             )
-        return EvaluatedBundle(bundle, device=device), training_data(bundle), ""
+        return EvaluatedBundle(bundle, device=device), training_data(bundle), None
     except GlowserveError as error:
         raise Failure(error, 2) from error
 
@@ -131,18 +135,12 @@ def _torch_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _images(data: DataConfig, split: str, n: int | None, digest: str) -> UInt8Array:
-    """The first n images of a split, uint8 [N, H, W, C]."""
-    from glowserve_training.data import load_held_out
+def _warn(text: str) -> None:
+    print(f"glowserve: {text}", file=sys.stderr)
 
-    held_out = load_held_out(data)
-    if digest and held_out.digest != digest:
-        print(
-            f"glowserve: warning: {data.data!r} does not yield the images that were held out in training; the results "
-            "are meaningless if the model was trained on any of these images",
-            file=sys.stderr,
-        )
-    images: UInt8Array = getattr(held_out, split)
+
+def _first(images: UInt8Array, n: int | None, data: DataConfig, split: str) -> UInt8Array:
+    """The first n images of a split, uint8 [N, H, W, C]."""
     if n is not None and n > len(images):
         raise Failure(
             f"images is {n}, and data {data.data!r} has {len(images)} {split} images; give at most {len(images)}, or "

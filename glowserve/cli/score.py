@@ -17,12 +17,8 @@ from tqdm import tqdm
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.errors import RequestError
-from glowserve.images import (
-    FILE_SUFFIXES,
-    InvalidImageError,
-    check_encoded,
-    read_file,
-)
+from glowserve.images import InvalidImageError, check_encoded, read_file
+from glowserve.pictures import FILE_SUFFIXES, find_pictures, printable, unpacking
 from glowserve.scores import COLUMNS, Scores
 
 
@@ -37,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the scores of files. Reports files that cannot be scored, and returns exit code 1 if there are any.
+    """Prints the scores of files. The exit code is 1 if a file cannot be scored or a subfolder cannot be listed.
 
     Raises:
         Failure: a folder has no pictures, or a call failed.
     """
-    files = list(_expand(args.files))
-    width = max(len(str(file)) for file in files)
+    files, listed = _expand(args.files)
+    width = max(len(printable(file)) for file in files)
     scored = 0
     with (
         open_target(args) as target,
@@ -58,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             bar.update(len(scores))
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
-    return 1 if failed else 0
+    return 0 if listed and not failed else 1
 
 
 def _score(target: Target, files: Iterable[Path], seed: int | None) -> Iterator[tuple[list[Path], Scores]]:
@@ -97,7 +93,7 @@ def _score_alone(target: Target, file: Path, seed: int | None) -> Scores | None:
     except RequestError as error:
         if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
-        tqdm.write(f"glowserve: {file}: {error}", file=sys.stderr)
+        tqdm.write(f"glowserve: {printable(file)}: {error}", file=sys.stderr)
         return None
 
 
@@ -108,7 +104,8 @@ def _read(file: Path) -> bytes | None:
         check_encoded(data)
     except (InvalidImageError, OSError) as error:
         named = str(error) if str(file) in str(error) else f"{file}: {error}"
-        tqdm.write(f"glowserve: {named}", file=sys.stderr)
+        remedy = f"; {unpacking(file)}" if unpacking(file) else ""
+        tqdm.write(f"glowserve: {printable(named)}{remedy}", file=sys.stderr)
         return None
     return data
 
@@ -123,7 +120,7 @@ def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
 def _line(file: Path, width: int, row: Mapping[str, Any]) -> str:
     note = "" if row["finite"] else "  (not finite)"
     bits, percentile, nats = row["bits_per_dim"], row["percentile"], row["log_likelihood"]
-    return f"{file!s:<{width}}{bits:>14.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
+    return f"{printable(file):<{width}}{bits:>14.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
 
 
 def _json(file: Path, row: Mapping[str, Any]) -> str:
@@ -132,19 +129,30 @@ def _json(file: Path, row: Mapping[str, Any]) -> str:
     return json.dumps({"file": str(file)} | values)
 
 
-def _expand(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files, and the pictures in the folders and their subfolders.
+def _expand(paths: Sequence[Path]) -> tuple[list[Path], bool]:
+    """The files, and the pictures in the folders; and whether all folders could be listed. Says what is left out.
 
     Raises:
-        Failure: a folder has no pictures.
+        Failure: a folder has no pictures, or cannot be listed.
     """
+    files, listed = [], True
     for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_SUFFIXES)
-            if not found:
-                raise Failure(
-                    f"folder {path} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}", 2
-                )
-            yield from found
-        else:
-            yield path
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            found = find_pictures(path)
+        except OSError as error:
+            raise Failure(f"folder {printable(path)} cannot be listed: {error.strerror}", 2) from error
+        left_out = found.left_out()
+        if not found.names:
+            raise Failure(
+                f"folder {printable(path)} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}"
+                + (f"; left out {left_out}" if left_out else ""),
+                2,
+            )
+        if left_out:
+            print(f"glowserve: folder {printable(path)}: left out {left_out}", file=sys.stderr)
+        files += [path / name for name in found.names]
+        listed = listed and not found.unreadable
+    return files, listed

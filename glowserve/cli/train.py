@@ -48,14 +48,15 @@ def run(args: argparse.Namespace) -> int:
     from glowserve_training.presets import run_config
     from glowserve_training.run import is_rank_zero, train
 
+    directory = RunDirectory(args.out)
     try:
         config = run_config(
             size=args.size,
             **_given(args, DataConfig),
-            **_given(args, GlowConfig),
+            **directory.image_shape() | _given(args, GlowConfig),  # whatever the data looks like by now
             **_given(args, RunConfig),
         )
-        if RunDirectory(args.out).result.exists():
+        if directory.result.exists():
             print(f"{args.out} has a finished run: nothing to do", file=sys.stderr)
         path = train(config, args.out, hardware=Hardware(**_given(args, Hardware)))
         if not is_rank_zero():

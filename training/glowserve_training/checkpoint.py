@@ -11,6 +11,7 @@ import torch
 
 from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig
+from glowserve_training.data import HeldOutRecord, KnownImage
 from glowserve_training.errors import CheckpointError
 from glowserve_training.model import Glow
 from glowserve_training.saving import save
@@ -55,6 +56,9 @@ class Checkpoint:
     glowserve_version: str = importlib.metadata.version("glowserve")
     """The version that trained it."""
 
+    held_out: HeldOutRecord | None = None
+    """The images that were held out; None if version 0.1.0 trained it."""
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Writes a checkpoint atomically.
@@ -71,6 +75,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "training": asdict(checkpoint.training),
         "state_dict": {name: tensor.cpu() for name, tensor in checkpoint.model.state_dict().items()},
     }
+    if checkpoint.held_out is not None:
+        content["held_out"] = asdict(checkpoint.held_out)
     save(content, path, "the finished model")
 
 
@@ -91,10 +97,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             data=DataConfig(**data),
             training=TrainingRecord(**content["training"]),
             glowserve_version=content["glowserve_version"],
+            held_out=_held_out(content.get("held_out")),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"checkpoint {path} has missing or wrong content: {reason}") from error
+
+
+def _held_out(stored: dict[str, list[dict[str, str]]] | None) -> HeldOutRecord | None:
+    if stored is None:
+        return None
+    return HeldOutRecord(
+        **{name: [KnownImage(**image) for image in images] for name, images in stored.items()}
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

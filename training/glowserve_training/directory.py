@@ -1,6 +1,8 @@
 """The directory of a training run.
 
 RUN_DIR/run.json      the configuration, and a digest of the held-out images
+RUN_DIR/files.json    of a folder of images, the files that the run began with
+RUN_DIR/held_out.npz  the held-out images, if they are not too many to keep
 RUN_DIR/model.ckpt    the result
 RUN_DIR/resume/       the last saved state, from which the same command resumes
 RUN_DIR/logs/         TensorBoard events
@@ -43,6 +45,7 @@ class RunDirectory:
         self.images = path / "images"
         self.curve = path / "curve.png"
         self._record = path / "run.json"
+        self._files = path / "files.json"
 
     def check(self, config: RunConfig) -> None:
         """Checks that the directory is new or belongs to a run with this configuration.
@@ -62,6 +65,30 @@ class RunDirectory:
         for name, key in _STORED_KEYS.items():
             stored[name] = stored.pop(key, None)
         self._refuse_differences("a run with other arguments", _plain(asdict(config)), stored)
+
+    def image_shape(self) -> dict[str, int]:
+        """`image_size` and `channels` of the run, or nothing if the directory is new.
+
+        Raises:
+            RunError: the record is damaged.
+        """
+        if not self._record.exists():
+            return {}
+        model = self._read().get("model")
+        return {name: model[name] for name in ("image_size", "channels")} if isinstance(model, dict) else {}
+
+    def files(self) -> list[str] | None:
+        """The files that the run began with, as `Source.files` names them; None if there is no run, or no folder.
+
+        Raises:
+            RunError: the list is damaged.
+        """
+        if not (self._record.exists() and self._files.exists()):
+            return None
+        files = _load(self._files)
+        if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+            raise self._damaged(self._files)
+        return files
 
     @contextmanager
     def claim(self, config: RunConfig, images: ImageData) -> Iterator[None]:
@@ -86,18 +113,21 @@ class RunDirectory:
             stored = {"images": self._read().get("images")}
             self._refuse_differences("a run with other images, its data has changed", current, stored)
             return
+        if images.files is not None:
+            with atomic_write(self._files) as file:
+                file.write(json.dumps(images.files, indent=0).encode() + b"\n")
         with atomic_write(self._record) as file:
             fields = {_STORED_KEYS.get(name, name): value for name, value in asdict(config).items()}
             file.write(json.dumps(fields | current, indent=2).encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
-        try:
-            stored = json.loads(self._record.read_text())
-        except ValueError:
-            stored = None
+        stored = _load(self._record)
         if not isinstance(stored, dict):
-            raise RunError(f"{self._record} is damaged; use another --out, or remove {self.path}")
+            raise self._damaged(self._record)
         return stored
+
+    def _damaged(self, file: Path) -> RunError:
+        return RunError(f"{file} is damaged; use another --out, or remove {self.path}")
 
     def _refuse_differences(self, what: str, current: dict[str, Any], stored: dict[str, Any]) -> None:
         if different := _differences(current, stored):
@@ -105,6 +135,14 @@ class RunDirectory:
                 f"{self.path} has {what}: {'; '.join(different)}. "
                 "Use the same arguments and images to resume it, or another --out"
             )
+
+
+def _load(path: Path) -> Any:
+    """The content of a JSON file; None if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

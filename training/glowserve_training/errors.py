@@ -2,6 +2,7 @@
 
 TrainingError
 ├── DataError        the images cannot be read, are too few, or do not fit on the disk
+│   └── HeldOutError the images that were held out in training are no longer there
 ├── CheckpointError  a file is not a checkpoint, or not one that this version can read
 ├── RunError         a run directory cannot be used or written
 └── DivergedError    training diverged and lower learning rates did not help
@@ -16,6 +17,10 @@ class TrainingError(Exception):
 
 class DataError(TrainingError):
     """The images cannot be read, are too few, or do not fit on the disk."""
+
+
+class HeldOutError(DataError):
+    """The images that were held out in training are no longer there."""
 
 
 class CheckpointError(TrainingError):

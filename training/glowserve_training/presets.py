@@ -40,8 +40,8 @@ SIZES = {
 """Names of the sizes, and what each is for."""
 
 DERIVED_DEFAULTS = {
-    "image_size": f"the first image's shorter side, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
-    "channels": "the first image's",
+    "image_size": f"the median of the images' shorter sides, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
+    "channels": "1 if nine in ten images are grey, else 3",
     "n_bits": f"{GlowConfig.n_bits}; 4 for 'digits'",
 } | dict.fromkeys((field.name for field in fields(Preset)), "by image size")
 """What `run_config` takes for a field that is not given, where that is not the dataclass's default."""
@@ -52,7 +52,7 @@ def run_config(
 ) -> RunConfig:
     """Makes a complete configuration from a data source and any fields that the caller wants to set.
 
-    The other fields follow from the source's first image, as `DERIVED_DEFAULTS` says.
+    The other fields follow from a look at the source's images, as `DERIVED_DEFAULTS` says.
 
     Args:
         data: see `DataConfig`.
@@ -86,10 +86,10 @@ def run_config(
 
 
 def _native_shape(data: str) -> dict[str, int]:
-    from glowserve_training.data import native_shape, open_source  # imports PyTorch
+    from glowserve_training.data import open_source, survey_images  # imports PyTorch
 
-    side, channels = native_shape(open_source(data)["train"])
-    return {"image_size": _default_image_size(side), "channels": channels}
+    found = survey_images(open_source(data)["train"])
+    return {"image_size": _default_image_size(found.side), "channels": found.channels}
 
 
 def _small(image_size: int) -> Preset:

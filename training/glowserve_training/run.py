@@ -6,6 +6,7 @@ The result is a function of the configuration: the same seed gives the same weig
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,12 +18,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from glowserve_training.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.curve import draw_curve
-from glowserve_training.data import ImageData, load_images
+from glowserve_training.data import HeldOutRecord, ImageData, load_images
 from glowserve_training.directory import RunDirectory
 from glowserve_training.errors import DivergedError, RunError
 from glowserve_training.evaluation import EvaluatedGlow, measure_likelihood
 from glowserve_training.fit import fit
 from glowserve_training.hardware import Hardware
+from glowserve_training.held_out import keep_held_out
 from glowserve_training.model import Glow
 from glowserve_training.module import GlowModule
 
@@ -58,7 +60,7 @@ def train(
     directory.check(config)
     if directory.result.exists():
         return directory.result
-    images = load_images(config.data, cache=directory.images)
+    images = load_images(config.data, files=directory.files(), cache=directory.images, say=_say)
     with directory.claim(config, images) if is_rank_zero() else nullcontext():
         _train(config, images, directory, hardware, callbacks)
     return directory.result
@@ -67,6 +69,11 @@ def train(
 def is_rank_zero() -> bool:
     """Whether this process is rank 0 of distributed processes, or the only one."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _check_hardware(hardware: Hardware, config: RunConfig) -> None:
@@ -107,7 +114,10 @@ def _train(
         held_out_digest=images.digest,
         metrics=_final_metrics(model, images, config),
     )
-    save_checkpoint(Checkpoint(model, config.data, record), directory.result)
+    keep_held_out(images, directory.path)
+    save_checkpoint(
+        Checkpoint(model, config.data, record, held_out=HeldOutRecord.of(images)), directory.result
+    )
     draw_curve(directory.logs, config.batch_size, directory.curve)
 
 

@@ -2,24 +2,30 @@
 
 from glowserve_training.config import DataConfig
 from glowserve_training.data.batches import StepLoader, evaluation_batches
+from glowserve_training.data.held_out import HeldOutRecord, KnownImage, find_held_out
 from glowserve_training.data.images import (
     HeldOutImages,
     ImageData,
     load_held_out,
     load_images,
 )
-from glowserve_training.data.source_images import SourceImages, native_shape
-from glowserve_training.data.sources import open_source
+from glowserve_training.data.source_images import SourceImages
+from glowserve_training.data.sources import Source, open_source
+from glowserve_training.data.survey import survey_images
 
 __all__ = [
     "DataConfig",
     "HeldOutImages",
+    "HeldOutRecord",
     "ImageData",
+    "KnownImage",
+    "Source",
     "SourceImages",
     "StepLoader",
     "evaluation_batches",
+    "find_held_out",
     "load_held_out",
     "load_images",
-    "native_shape",
     "open_source",
+    "survey_images",
 ]

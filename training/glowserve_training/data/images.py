@@ -6,21 +6,21 @@ import hashlib
 import math
 import os
 import tempfile
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from glowserve.images import InvalidImageError, UInt8Array, prepare
+from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
 from glowserve_training.data.image_file import ImageFile
-from glowserve_training.data.source_images import SourceImages
+from glowserve_training.data.parallel import prepare_in_parallel
+from glowserve_training.data.report import describe_source, describe_splits
+from glowserve_training.data.sources import Source, open_source
 from glowserve_training.data.splits import Split, choose_splits
 from glowserve_training.data.unreadable import UnreadableImages
 from glowserve_training.errors import DataError
@@ -39,6 +39,12 @@ class HeldOutImages:
     test: UInt8Array
     """Used for no decision; bundles are verified on it."""
 
+    validation_keys: Sequence[str] = field(default=(), kw_only=True)
+    """What the source calls the validation images, `SourceImages.key`."""
+
+    test_keys: Sequence[str] = field(default=(), kw_only=True)
+    """What the source calls the test images."""
+
     @property
     def digest(self) -> str:
         """SHA-256 of all of them, to check whether a source still yields the same images."""
@@ -54,9 +60,17 @@ class ImageData(HeldOutImages):
     train: UInt8Array
     """uint8 [N, H, W, C]; a read-only `np.memmap` if too large for memory."""
 
+    files: Sequence[str] | None = field(default=None, kw_only=True)
+    """`Source.files`: of a folder, the images that all of this came from."""
+
 
 def load_images(
-    config: DataConfig, *, cache: Path | None = None, memory_limit: int = MEMORY_LIMIT
+    config: DataConfig,
+    *,
+    files: Sequence[str] | None = None,
+    cache: Path | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ImageData:
     """Reads, prepares and splits the images of a source; see `choose_splits`.
 
@@ -64,17 +78,31 @@ def load_images(
 
     Args:
         config: the images.
+        files: of a folder, the only files to use; see `open_source`.
         cache: a folder for the file of training images beyond `memory_limit`; an existing file of the same images is
             used. None for a temporary file in $TMPDIR, which is deleted with the array.
         memory_limit: in bytes; N * H * W * C for the training images.
+        say: called with a line of text for each thing that a user should know about the images.
 
     Raises:
-        DataError: the source cannot be opened, has too few images, more than 1 in 100 of them (and more than one)
+        DataError: the source cannot be opened, has too few images, more than 1 in 10 of them (and more than one)
             are unreadable, or there is no room for the file.
     """
-    with _open_reader(config, ("validation", "test", "train")) as reader:
+    source = open_source(config.data, files=files)
+    for line in describe_source(source, config):
+        say(line)
+    with _open_reader(source, config, ("validation", "test", "train")) as reader:
         held_out = reader.held_out()
-        return ImageData(held_out.validation, held_out.test, reader.train(held_out, cache, memory_limit))
+        train = reader.train(held_out, cache, memory_limit)
+    say(describe_splits(source, config, len(train), len(held_out.validation), len(held_out.test)))
+    return ImageData(
+        held_out.validation,
+        held_out.test,
+        train,
+        validation_keys=held_out.validation_keys,
+        test_keys=held_out.test_keys,
+        files=source.files,
+    )
 
 
 def load_held_out(config: DataConfig) -> HeldOutImages:
@@ -83,14 +111,14 @@ def load_held_out(config: DataConfig) -> HeldOutImages:
     Raises:
         DataError: see `load_images`.
     """
-    with _open_reader(config, ("validation", "test")) as reader:
+    with _open_reader(open_source(config.data), config, ("validation", "test")) as reader:
         return reader.held_out()
 
 
 @contextmanager
-def _open_reader(config: DataConfig, names: Iterable[str]) -> Iterator[_Reader]:
+def _open_reader(source: Source, config: DataConfig, names: Iterable[str]) -> Iterator[_Reader]:
     """A reader of the splits with these names; reports skipped images when it is closed."""
-    splits = choose_splits(config)
+    splits = choose_splits(source, config)
     total = sum(len(indices) for _, indices in splits.values())
     splits = {name: splits[name] for name in names}
     read = sum(len(indices) for _, indices in splits.values())
@@ -127,9 +155,15 @@ class _Reader:
         self._config, self._splits, self._total = config, splits, total
         self._pool, self._unreadable, self._progress = pool, unreadable, progress
         self._shape = (config.image_size, config.image_size, config.channels)
+        self._keys: dict[str, list[str]] = {name: [] for name in splits}
 
     def held_out(self) -> HeldOutImages:
-        return HeldOutImages(self._in_memory("validation"), self._in_memory("test"))
+        return HeldOutImages(
+            self._in_memory("validation"),
+            self._in_memory("test"),
+            validation_keys=self._keys["validation"],
+            test_keys=self._keys["test"],
+        )
 
     def train(self, held_out: HeldOutImages, cache: Path | None, memory_limit: int) -> UInt8Array:
         """In memory, or beyond the limit memory-mapped from a file whose key includes the held-out images."""
@@ -167,11 +201,15 @@ class _Reader:
         """The readable images of a split in order, each [H, W, C]."""
         source, indices = self._splits[name]
         readable = 0
-        for index, image in zip(indices, self._prepared(source, indices), strict=True):
+        wanted = ((source, int(index)) for index in indices)
+        prepared = prepare_in_parallel(wanted, self._config, self._pool)
+        for index, image in zip(map(int, indices), prepared, strict=True):
             if isinstance(image, InvalidImageError):
-                self._unreadable.add(source.name(int(index)), image)
+                self._unreadable.add(source.name(index), image)
             else:
                 readable += 1
+                if name != "train":
+                    self._keys[name].append(source.key(index))
                 yield image
             self._progress.update()
         if name == next(reversed(self._splits)):
@@ -182,23 +220,3 @@ class _Reader:
                 f"data {self._config.data!r} leaves no images for {name}: none of the {len(indices)} can be read. "
                 f"Unreadable are {self._unreadable}; repair them"
             )
-
-    def _prepared(
-        self, source: SourceImages, indices: npt.NDArray[np.int64]
-    ) -> Iterator[UInt8Array | InvalidImageError]:
-        """Prepares images in parallel and yields them in order; at most a few wait to be yielded."""
-
-        def prepare_one(index: int) -> UInt8Array | InvalidImageError:
-            try:
-                return prepare(source[index], *self._shape, self._config.preparation)
-            except InvalidImageError as error:
-                return error
-
-        most_waiting = 4 * (os.cpu_count() or 1)
-        waiting: deque[Future[UInt8Array | InvalidImageError]] = deque()
-        for index in indices:
-            waiting.append(self._pool.submit(prepare_one, int(index)))
-            if len(waiting) > most_waiting:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

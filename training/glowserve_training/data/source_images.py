@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from glowserve.images import InvalidImageError, UInt8Array, open_encoded, to_pil
-from glowserve_training.data.unreadable import UnreadableImages, tolerated
+from glowserve.pictures import printable
 from glowserve_training.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 
 # Errors that mean that this file is unreadable for good; any other error may be the disk's.
 _UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class ImageFiles:
+    """Images in files, as rows that `SourceImages` reads.
+
+    `datasets` cannot hold names that are not UTF-8.
+
+    Args:
+        folder: the source's folder.
+        names: paths from there.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, dict[str, str]]:
+        return {"image": {"path": f"{self._folder}/{self.names[index]}"}}
 
 
 class SourceImages(Sequence[Image.Image]):
@@ -30,13 +50,26 @@ class SourceImages(Sequence[Image.Image]):
     read for another reason.
 
     Args:
-        rows: a dataset, or images uint8 [N, H, W, C].
+        rows: files, a dataset, or images uint8 [N, H, W, C].
         column: the dataset's column of images.
+        split: the source's name of this split.
     """
 
-    def __init__(self, rows: datasets.Dataset | UInt8Array, column: str = "image") -> None:
+    def __init__(
+        self, rows: datasets.Dataset | ImageFiles | UInt8Array, column: str = "image", *, split: str = "train"
+    ) -> None:
         self._rows = rows
         self._column = column
+        self._split = split
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The paths of the images from the source's folder; None if it is not a folder of images."""
+        return self._rows.names if isinstance(self._rows, ImageFiles) else None
+
+    def key(self, index: int) -> str:
+        """What the image is called in its source, as long as that only grows: its path, or its split and index."""
+        return f"{self._split}/{index}" if self.names is None else self.names[index]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,7 +96,7 @@ class SourceImages(Sequence[Image.Image]):
     def name(self, index: int) -> str:
         """How messages name an image: by its file, else by its index."""
         file = None if isinstance(self._rows, np.ndarray) else self._cell(index).get("path")
-        return f"image {index if file is None else file}"
+        return f"image {index if file is None else printable(file)}"
 
     def _bytes(self, index: int) -> bytes:
         cell = self._cell(index)
@@ -75,28 +108,3 @@ class SourceImages(Sequence[Image.Image]):
 
     def _cell(self, index: int) -> dict[str, Any]:
         return self._rows[index][self._column] or {}
-
-
-def native_shape(images: SourceImages) -> tuple[int, int]:
-    """The shorter side of the first readable image in pixels, and its channels: 1 if it is grey, else 3.
-
-    Raises:
-        DataError: too many images before it are unreadable.
-    """
-    first = _first_readable(images)
-    grey = first.mode in ("1", "L", "LA", "I", "F") or first.mode.startswith("I;16")
-    return min(first.size), 1 if grey else 3
-
-
-def _first_readable(images: SourceImages) -> Image.Image:
-    unreadable = UnreadableImages()
-    while unreadable.count < len(images):
-        try:
-            return images[unreadable.count]
-        except InvalidImageError as error:
-            unreadable.add(images.name(unreadable.count), error)
-            if unreadable.count > tolerated(len(images)):
-                break
-    raise DataError(
-        f"the first {unreadable.count} images cannot be read: {unreadable}; repair them, or remove them"
-    )

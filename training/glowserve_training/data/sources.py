@@ -7,45 +7,64 @@ from pathlib import Path
 
 import numpy as np
 
-from glowserve.images import FILE_SUFFIXES, UInt8Array
-from glowserve_training.data.source_images import SourceImages
+from glowserve.images import UInt8Array
+from glowserve.pictures import FILE_SUFFIXES, find_pictures, printable, unpacking
+from glowserve_training.data.source_images import ImageFiles, SourceImages
 from glowserve_training.errors import DataError
 
 # Names of the splits here, and the names that sources use for them.
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def open_source(data: str) -> dict[str, SourceImages]:
+class Source(dict[str, SourceImages]):
+    """Images by split. Keys are "train" and, if the source has such splits, "validation" and "test".
+
+    Args:
+        splits: the images.
+        left_out: what a folder has besides them, in words; "" if nothing.
+    """
+
+    def __init__(self, splits: Mapping[str, SourceImages], left_out: str = "") -> None:
+        super().__init__(splits)
+        self.left_out = left_out
+
+    @property
+    def files(self) -> list[str] | None:
+        """The paths of all images from the folder, ordered; None if the source is not a folder of images."""
+        names = [name for images in self.values() if images.names is not None for name in images.names]
+        return sorted(names, key=_parts) if names else None
+
+
+def open_source(data: str, *, files: Sequence[str] | None = None) -> Source:
     """Opens a data source.
 
     Args:
         data: "digits" (scikit-learn's 8x8 digits); the path of a folder of images, of a folder of parquet files, of a
             .parquet or an .npz file; or a dataset's name on the Hugging Face hub.
-
-    Returns:
-        Images by split. Keys are "train" and, if the source has such splits, "validation" and "test".
+        files: of a folder of images, the only files to use, as `Source.files` names them; None for all.
 
     Raises:
-        DataError: there is no such source, or it has no images.
+        DataError: there is no such source, it has no images, or some of `files` are missing.
     """
     path = Path(data)
     if not data:
         raise DataError("data is empty; give 'digits', a path, or a dataset's name on the Hugging Face hub")
     if data == "digits":
-        splits = {"train": SourceImages(_digits())}
-    elif path.suffix == ".npz" and path.is_file():
+        return Source({"train": SourceImages(_digits())})
+    if path.is_dir():
+        return _folder(path, files)
+    if path.suffix == ".npz" and path.is_file():
         splits = _arrays(path)
     elif path.suffix == ".parquet" and path.is_file():
         splits = _dataset(data, "parquet", data_files={"train": str(path)})
-    elif path.is_dir():
-        splits = _folder(path)
     elif path.exists():
-        raise DataError(f"data {data!r} is a file; use a .parquet or .npz file, or a folder of images")
+        remedy = unpacking(path) or "it is a file; use a .parquet or .npz file, or a folder of images"
+        raise DataError(f"data {data!r}: {remedy}")
     elif data.startswith((".", "/", "~")) or data.count("/") > 1:
         raise DataError(f"data {data!r}: there is no such file or folder")
     else:
         splits = _dataset(data, data)
-    return _with_our_names(data, splits)
+    return Source(_with_our_names(data, splits))
 
 
 def _digits() -> UInt8Array:
@@ -81,50 +100,81 @@ def _arrays(path: Path) -> dict[str, SourceImages]:
                 f"{path}: array {name!r} is {array.dtype} {list(array.shape)}; it must be uint8 [N, H, W] or "
                 "[N, H, W, C] with C 1 or 3"
             )
-        splits[name.removesuffix("images").rstrip("_") or "train"] = SourceImages(images)
+        split = name.removesuffix("images").rstrip("_") or "train"
+        splits[split] = SourceImages(images, split=split)
     return splits
 
 
-def _folder(path: Path) -> dict[str, SourceImages]:
+def _folder(path: Path, files: Sequence[str] | None) -> Source:
     """The folder's images, ordered by path; subfolders "train" and so on are splits.
 
     `datasets` could read folders, but takes file names for splits, too: of a folder with a file "my-test.png", it
     would silently ignore all other images.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    images = [file for file in files if file.suffix.lower() in FILE_SUFFIXES]
-    if any(file.suffix.lower() == ".parquet" for file in files):
-        if images:
-            raise DataError(
-                f"data {str(path)!r} has both .parquet files and images; keep one kind in a folder"
-            )
-        return _dataset(str(path), "parquet", data_dir=str(path))
-    if not images:
+    data = str(path)
+    try:
+        found = find_pictures(path)
+    except OSError as error:
+        raise DataError(f"data {data!r}: the folder cannot be listed: {error.strerror}") from error
+    if found.others[".parquet"]:
+        if found.names:
+            raise DataError(f"data {data!r} has both .parquet files and images; keep one kind in a folder")
+        return Source(_with_our_names(data, _dataset(data, "parquet", data_dir=data)))
+    left_out = found.left_out()
+    names = found.names
+    if files is not None:
+        names = _only(data, names, files)
+        if added := len(found.names) - len(names):
+            left_out = ", ".join(filter(None, (left_out, f"{added} added since the run began")))
+    if not names:
         kinds = ", ".join(sorted(FILE_SUFFIXES))
-        raise DataError(f"data {str(path)!r}: the folder has no images; looked for {kinds}, and for .parquet")
+        raise DataError(
+            f"data {data!r}: the folder has no images; looked for {kinds}, and for .parquet"
+            + (f"; left out {left_out}" if left_out else "")
+        )
+    _check_links(data, found.repeated, names)
+    return Source(_folder_splits(path, names), left_out)
+
+
+def _only(data: str, names: Sequence[str], files: Sequence[str]) -> list[str]:
+    """The names that are among `files`, all of which must be there."""
+    wanted, there = set(files), set(names)
+    if missing := sorted(wanted - there, key=_parts):
+        raise DataError(
+            f"data {data!r}: {len(missing)} of the {len(wanted)} images that the run began with are missing, such as "
+            f"{printable(missing[0])}; restore them, or use another --out"
+        )
+    return [name for name in names if name in wanted]
+
+
+def _folder_splits(path: Path, names: Sequence[str]) -> dict[str, SourceImages]:
     splits = {
-        name: [file for file in images if file.relative_to(path).parts[0] in names]
-        for name, names in _SPLIT_NAMES.items()
+        ours: [name for name in names if _parts(name)[0] in theirs] for ours, theirs in _SPLIT_NAMES.items()
     }
     if not splits["train"]:
-        return {"train": _image_files(images)}
-    outside = sorted(set(images) - {file for split in splits.values() for file in split})
+        return {"train": SourceImages(ImageFiles(path, names))}
+    outside = sorted(set(names) - {name for split in splits.values() for name in split}, key=_parts)
     if outside:
         raise DataError(
             f"data {str(path)!r} has a folder 'train' and {len(outside)} images outside of it and of 'validation' "
-            f"and 'test', such as {outside[0]}; move them, or rename the folder"
+            f"and 'test', such as {printable(path / outside[0])}; move them, or rename the folder"
         )
-    return {name: _image_files(split) for name, split in splits.items() if split}
+    return {ours: SourceImages(ImageFiles(path, split)) for ours, split in splits.items() if split}
 
 
-def _image_files(files: Sequence[Path]) -> SourceImages:
-    """Images in files, in the same order."""
-    import datasets
+def _check_links(data: str, links: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses a split of which nothing is left, because its links lead to images in another part of the folder."""
+    split_folders = {name for theirs in _SPLIT_NAMES.values() for name in theirs}
+    empty = split_folders - {_parts(name)[0] for name in names}
+    if lost := [link for link in links if _parts(link)[0] in empty]:
+        raise DataError(
+            f"data {data!r}: all of '{_parts(lost[0])[0]}' are links to images elsewhere in the folder, such as "
+            f"{printable(lost[0])}; an image belongs to one split: move the images there, or out of the folder"
+        )
 
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    return SourceImages(
-        datasets.Dataset.from_dict({"image": [str(file) for file in files]}, features=features)
-    )
+
+def _parts(name: str) -> list[str]:
+    return name.split("/")
 
 
 def _dataset(data: str, builder: str, **arguments: object) -> dict[str, SourceImages]:
@@ -137,7 +187,8 @@ def _dataset(data: str, builder: str, **arguments: object) -> dict[str, SourceIm
         loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(builder, **arguments)
         for name, rows in loaded.items():
             column = _image_column(data, rows.features)
-            splits[name] = SourceImages(rows.cast_column(column, datasets.Image(decode=False)), column)
+            encoded = rows.cast_column(column, datasets.Image(decode=False))
+            splits[name] = SourceImages(encoded, column, split=name)
     except DataError:
         raise
     except Exception as error:  # of many kinds: network, file system, Arrow, configuration

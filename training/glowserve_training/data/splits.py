@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from glowserve_training.config import DataConfig
 from glowserve_training.data.source_images import SourceImages
-from glowserve_training.data.sources import open_source
+from glowserve_training.data.sources import Source
 from glowserve_training.errors import DataError
 
 # Fewer images are too few to train on and to hold some out.
@@ -21,15 +21,14 @@ Split = tuple[SourceImages, npt.NDArray[np.int64]]
 """Images of a source, and the indices of those that belong to the split, in the split's order."""
 
 
-def choose_splits(config: DataConfig) -> dict[str, Split]:
+def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
     """The splits "test", "validation" and "train", as a function of the source's order and `split_seed`.
 
     A split of the source's own is used; of validation and test, at most 1,000 images.
 
     Raises:
-        DataError: the source cannot be opened, or has too few images.
+        DataError: the source has too few images.
     """
-    source = open_source(config.data)
     total = sum(len(images) for images in source.values())
     if total < _FEWEST_IMAGES:
         raise DataError(

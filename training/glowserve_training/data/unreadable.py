@@ -14,8 +14,8 @@ _MOST_NAMED = 3
 
 
 def tolerated(total: int) -> int:
-    """How many of `total` images may be unreadable: 1 in 100, and always one."""
-    return max(1, total // 100)
+    """How many of `total` images may be unreadable: 1 in 10, and always one."""
+    return max(1, total // 10)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class UnreadableImages:
         """
         if self.count > tolerated(total):
             raise DataError(
-                f"data {data!r}: {self.count} of {read} images cannot be read, more than 1 in 100: {self}; "
+                f"data {data!r}: {self.count} of {read} images cannot be read, more than 1 in 10: {self}; "
                 "repair them, or remove them"
             )
 

@@ -1,0 +1,122 @@
+"""Which images a run held out, so that they are found again after their source has grown, moved or lost some.
+
+An image is known by its key in the source, which says where to look, and by the SHA-256 of its prepared pixels, which
+decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from glowserve.images import InvalidImageError, UInt8Array
+from glowserve_training.config import DataConfig
+from glowserve_training.data.images import HeldOutImages
+from glowserve_training.data.parallel import prepare_in_parallel
+from glowserve_training.data.source_images import SourceImages
+from glowserve_training.data.sources import open_source
+
+
+@dataclass(frozen=True)
+class KnownImage:
+    """An image of a source, without its pixels."""
+
+    key: str
+    """`SourceImages.key`."""
+
+    sha256: str
+    """Of the prepared pixels, uint8 [H, W, C], in hexadecimal digits."""
+
+
+@dataclass(frozen=True)
+class HeldOutRecord:
+    """The images that a run held out, in their order. Checkpoints store it."""
+
+    validation: Sequence[KnownImage]
+    test: Sequence[KnownImage]
+
+    def __len__(self) -> int:
+        return len(self.validation) + len(self.test)
+
+    @classmethod
+    def of(cls, images: HeldOutImages) -> HeldOutRecord:
+        """The record of images."""
+        return cls(_known(images.validation_keys, images.validation), _known(images.test_keys, images.test))
+
+
+def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutImages, list[KnownImage]]:
+    """Looks for held-out images in a source: under their keys, and if most are not there, under their file names.
+
+    Args:
+        record: the images.
+        config: the source, which may have grown or moved since.
+
+    Returns:
+        The images that were found, in the order of the record; and those that were not.
+
+    Raises:
+        DataError: the source cannot be opened.
+    """
+    known = [*record.validation, *record.test]
+    source = list(open_source(config.data).values())
+    missing = {image.sha256 for image in known}
+    found: dict[str, UInt8Array] = {}
+    with (
+        tqdm(
+            total=len(missing), desc="finding held-out images", unit="", leave=False, disable=None
+        ) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for part in (_whole, _file_name):
+            for image in prepare_in_parallel(_candidates(source, known, part), config, pool):
+                if not isinstance(image, InvalidImageError) and (digest := _sha256(image)) in missing:
+                    found[digest] = image
+                    missing.remove(digest)
+                    progress.update()
+                    if not missing:
+                        break
+            if len(missing) < len(found):
+                break
+    shape = (config.image_size, config.image_size, config.channels)
+    images = HeldOutImages(*(_stack(split, found, shape) for split in (record.validation, record.test)))
+    return images, [image for image in known if image.sha256 in missing]
+
+
+def _candidates(
+    source: Sequence[SourceImages], known: Sequence[KnownImage], part: Callable[[str], str]
+) -> Iterator[tuple[SourceImages, int]]:
+    """The images of a source whose keys have a part in common with those of known images."""
+    wanted = {part(image.key) for image in known}
+    for images in source:
+        for index in range(len(images)):
+            if part(images.key(index)) in wanted:
+                yield images, index
+
+
+def _whole(key: str) -> str:
+    return key
+
+
+def _file_name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _known(keys: Sequence[str], images: UInt8Array) -> list[KnownImage]:
+    return [KnownImage(key, _sha256(image)) for key, image in zip(keys, images, strict=True)]
+
+
+def _sha256(image: UInt8Array) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _stack(
+    known: Sequence[KnownImage], found: Mapping[str, UInt8Array], shape: tuple[int, ...]
+) -> UInt8Array:
+    images = [found[image.sha256] for image in known if image.sha256 in found]
+    return np.stack(images) if images else np.empty((0, *shape), np.uint8)

@@ -1,0 +1,135 @@
+"""A look at some images of a source, spread evenly over it: their sizes, and whether they are grey.
+
+The defaults of a model's shape follow from it, and training says what it found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from glowserve.images import InvalidImageError
+from glowserve_training.data.source_images import SourceImages
+from glowserve_training.data.unreadable import UnreadableImages
+from glowserve_training.errors import DataError
+
+# Enough that a kind of image that makes up a fiftieth of the source is hardly missed.
+_MOST_LOOKED_AT = 256
+# Images whose pixels are decoded, to find images that are grey though stored in colour.
+_MOST_DECODED = 32
+# A grey image takes a third of the values, but makes colours grey for good: a model is grey if so many images are.
+_GREY_SHARE = 0.9
+# JPEG shifts the channels of a grey image by this much at most.
+_GREY_TOLERANCE = 3
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found; sizes are (width, height) in pixels."""
+
+    images: int
+    """How many were looked at and could be read."""
+
+    all_images: int
+    """How many the source has."""
+
+    sizes: list[tuple[int, int]]
+    """Of the images that were looked at, ordered by their shorter side."""
+
+    grey: int
+    """How many of them are stored in grey."""
+
+    looks_grey: bool
+    """Whether the others are stored in colour, but show none."""
+
+    @property
+    def side(self) -> int:
+        """The median of the shorter sides."""
+        return min(self.sizes[(len(self.sizes) - 1) // 2])
+
+    @property
+    def channels(self) -> int:
+        """1 if at least nine in ten are stored in grey, else 3."""
+        return 1 if self.grey >= _GREY_SHARE * self.images else 3
+
+    def __str__(self) -> str:
+        smallest, largest = (" x ".join(map(str, size)) for size in (self.sizes[0], self.sizes[-1]))
+        sizes = smallest if smallest == largest else f"{smallest} to {largest}"
+        some = f"; {self.images} were looked at" if self.images < self.all_images else ""
+        return f"{sizes} pixels, {self._colours()}{some}"
+
+    def _colours(self) -> str:
+        if self.grey in (0, self.images):
+            return "all grey" if self.grey else "all in colour"
+        return f"{self.images - self.grey} in colour and {self.grey} grey"
+
+    def remarks(self, image_size: int, channels: int) -> Iterator[str]:
+        """What a user might not expect of a model with images of this shape."""
+        coloured = self.images - self.grey
+        if channels == 1 and coloured and not self.looks_grey:
+            yield f"{coloured} of {self.images} images lose their colours; --channels 3 keeps them"
+        if channels == 3 and coloured and self.looks_grey:
+            yield "the images are stored in colour and show none: --channels 1 makes a smaller, faster and better model"
+        if smaller := sum(min(size) < image_size for size in self.sizes):
+            yield f"{smaller} of {self.images} images are smaller than {image_size} x {image_size} and are enlarged"
+
+
+def survey_images(images: SourceImages) -> Survey:
+    """Looks at no more than 256 images, the same ones each time.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    indices = np.linspace(0, len(images) - 1, min(len(images), _MOST_LOOKED_AT)).round().astype(int).tolist()
+    unreadable = UnreadableImages()
+
+    def look(index: int) -> Image.Image | InvalidImageError:
+        try:
+            return images[index]
+        except InvalidImageError as error:
+            return error
+
+    sizes: list[tuple[int, int]] = []
+    coloured: list[Image.Image] = []
+    grey = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, image in zip(indices, pool.map(look, indices), strict=True):
+            if isinstance(image, InvalidImageError):
+                unreadable.add(images.name(index), image)
+                continue
+            sizes.append(image.size)
+            if _is_stored_grey(image):
+                grey += 1
+            elif len(coloured) < _MOST_DECODED:
+                coloured.append(image)
+    if not sizes:
+        raise DataError(
+            f"none of {len(indices)} images can be read: {unreadable}; repair them, or remove them"
+        )
+    return Survey(
+        images=len(sizes),
+        all_images=len(images),
+        sizes=sorted(sizes, key=lambda size: (min(size), max(size), size)),
+        grey=grey,
+        looks_grey=bool(coloured) and all(map(_looks_grey, coloured)),
+    )
+
+
+def _is_stored_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+
+
+def _looks_grey(image: Image.Image) -> bool:
+    """Whether the pixels, or those of a smaller version of a large image, have no colour. A damaged image may have."""
+    try:
+        image.draft("RGB", (64, 64))  # of a JPEG, only as many pixels are decoded
+        image.thumbnail((64, 64))
+        opaque = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    except Exception:  # see glowserve.images.open_encoded
+        return False
+    return int(np.ptp(np.asarray(opaque)[..., :3], axis=2).max()) <= _GREY_TOLERANCE
