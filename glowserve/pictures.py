@@ -23,7 +23,7 @@ FILE_SUFFIXES = frozenset(
     {
         *(".png", ".apng"),
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".mpo"),
-        *(".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".webp", ".gif", ".bmp", ".tif", ".tiff"),
         *(".ppm", ".pgm", ".pbm", ".pnm"),
     }
 )
@@ -76,7 +76,7 @@ class FolderPictures:
             (self.others.total() - sum(n for _, n in common), "of other kinds"),
             (self.hidden, "hidden"),
             (self.special, "neither file nor folder"),
-            (len(self.repeated), "links to what is read already"),
+            (len(self.repeated), "repeated by links"),
             (len(self.unreadable), f"unreadable: {self._named()}"),
         ]
         return ", ".join(f"{n} {what}" for n, what in parts if n)

@@ -18,7 +18,7 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.errors import RequestError
 from glowserve.images import InvalidImageError, check_encoded, read_file
-from glowserve.pictures import FILE_SUFFIXES, find_pictures, printable, unpacking
+from glowserve.pictures import FILE_SUFFIXES, FolderPictures, find_pictures, printable, unpacking
 from glowserve.scores import COLUMNS, Scores
 
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         Failure: a folder has no pictures, or a call failed.
     """
-    files, listed = _expand(args.files)
+    files, folders = _expand(args.files)
     width = max(len(printable(file)) for file in files)
     scored = 0
     with (
@@ -52,9 +52,12 @@ def run(args: argparse.Namespace) -> int:
                 tqdm.write(_json(file, row) if args.json else _line(file, width, row), file=sys.stdout)
             scored += len(scores)
             bar.update(len(scores))
+    for folder in folders:
+        if left_out := folder.left_out():
+            print(f"glowserve: folder {printable(folder.folder)}: left out {left_out}", file=sys.stderr)
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
-    return 0 if listed and not failed else 1
+    return 1 if failed or any(folder.unreadable for folder in folders) else 0
 
 
 def _score(target: Target, files: Iterable[Path], seed: int | None) -> Iterator[tuple[list[Path], Scores]]:
@@ -129,13 +132,13 @@ def _json(file: Path, row: Mapping[str, Any]) -> str:
     return json.dumps({"file": str(file)} | values)
 
 
-def _expand(paths: Sequence[Path]) -> tuple[list[Path], bool]:
-    """The files, and the pictures in the folders; and whether all folders could be listed. Says what is left out.
+def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[FolderPictures]]:
+    """The files, and the pictures in the folders; and what else was found in the folders.
 
     Raises:
         Failure: a folder has no pictures, or cannot be listed.
     """
-    files, listed = [], True
+    files, folders = [], []
     for path in paths:
         if not path.is_dir():
             files.append(path)
@@ -144,15 +147,13 @@ def _expand(paths: Sequence[Path]) -> tuple[list[Path], bool]:
             found = find_pictures(path)
         except OSError as error:
             raise Failure(f"folder {printable(path)} cannot be listed: {error.strerror}", 2) from error
-        left_out = found.left_out()
         if not found.names:
+            left_out = found.left_out()
             raise Failure(
                 f"folder {printable(path)} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}"
                 + (f"; left out {left_out}" if left_out else ""),
                 2,
             )
-        if left_out:
-            print(f"glowserve: folder {printable(path)}: left out {left_out}", file=sys.stderr)
         files += [path / name for name in found.names]
-        listed = listed and not found.unreadable
-    return files, listed
+        folders.append(found)
+    return files, folders

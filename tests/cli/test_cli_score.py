@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def test_a_folder_is_scored_as_a_table(
         assert float(percentile) == pytest.approx(scores.percentile[row], abs=0.051)
         assert float(nats) == pytest.approx(scores.log_likelihood[row], abs=0.051)
     assert len({len(line) for line in (header, *lines)}) == 1
-    assert printed.err == ""
+    assert printed.err == f"glowserve: folder {folder}: left out 1 .txt\n"
 
 
 def test_a_line_of_json_for_each_file_has_every_score(
@@ -155,6 +157,61 @@ def test_a_folder_without_pictures_is_named(tmp_path: Path, target: list[str], c
     assert main(["score", str(tmp_path), *target]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"glowserve: folder {tmp_path} holds no pictures; looked for ")
+
+
+def test_what_is_left_out_of_a_folder_is_counted_and_is_no_failure(
+    folder: Path, target: list[str], tmp_path: Path, capsys: Printed
+) -> None:
+    (folder / "deeper").rename(tmp_path / "elsewhere")
+    (folder / "deeper").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(".")
+    (folder / "album.png").mkdir()
+    (folder / "._0.png").write_bytes(b"a resource fork")
+    (folder / "0.png").rename(folder / "0")
+
+    assert main(["score", str(folder), "--json", *target]) == 0
+
+    printed = capsys.readouterr()
+    files = [json.loads(line)["file"] for line in printed.out.splitlines()]
+    assert files == [str(folder / name) for name in ("0", "1.BMP", "deeper/2.png")]
+    assert printed.err == (f"glowserve: folder {folder}: left out 1 .txt, 1 hidden, 1 repeated by links\n")
+
+
+def test_a_subfolder_that_cannot_be_listed_is_named_and_a_failure(
+    folder: Path, target: list[str], capsys: Printed
+) -> None:
+    (folder / "more").symlink_to("nowhere")
+
+    assert main(["score", str(folder), "--json", *target]) == 1
+
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 3
+    assert f"unreadable: {folder}/more (a link: No such file or directory)" in printed.err
+
+
+def test_names_that_are_not_utf_8_or_not_printable_are_scored_and_escaped(
+    folder: Path, target: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    (folder / "1.BMP").rename(folder / "a\n\x1b[2J.bmp")
+
+    assert main(["score", str(folder), *target]) == 0
+
+    printed = capfd.readouterr()
+    assert f"{folder}/caf\\xe9.png " in printed.out
+    assert f"{folder}/a\\n\\x1b[2J.bmp " in printed.out
+    assert len(printed.out.splitlines()) == 4
+
+
+def test_an_archive_is_named_with_the_command_that_unpacks_it(
+    folder: Path, target: list[str], capsys: Printed
+) -> None:
+    archive = shutil.make_archive(str(folder), "zip", folder)
+
+    assert main(["score", archive, *target]) == 1
+
+    assert f"glowserve: {archive}: " in (error := capsys.readouterr().err)
+    assert "it is an archive: unpack it into a folder of its own (`unzip pictures.zip`)" in error
 
 
 def test_a_model_that_the_server_does_not_have_is_named(

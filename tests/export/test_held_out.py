@@ -17,8 +17,9 @@ from glowserve.images import UInt8Array
 
 @pytest.fixture
 def changed(source: Source) -> Source:
-    """A model whose training data has changed since."""
-    return replace(source, held_out_digest="0" * 64)
+    """A model whose training data has changed since, and of which the checkpoint alone is left."""
+    assert source.held_out is not None
+    return replace(source, held_out=replace(source.held_out, digest="0" * 64, record=None))
 
 
 def test_training_data_that_has_changed_is_refused(changed: Source, tmp_path: Path) -> None:

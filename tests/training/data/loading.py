@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from glowserve_training.data import DataConfig, ImageData
+from glowserve_training.data import DataConfig, ImageData, SourceImages, survey_images
 from PIL import Image
 
 from glowserve.images import UInt8Array
@@ -14,6 +14,12 @@ from glowserve.images import UInt8Array
 
 def config(data: object, *, size: int = 8, channels: int = 1, **changes: Any) -> DataConfig:
     return DataConfig(data=str(data), image_size=size, channels=channels, **changes)
+
+
+def native_shape(images: SourceImages) -> tuple[int, int]:
+    """The side and the channels that a model of these images gets."""
+    found = survey_images(images)
+    return found.side, found.channels
 
 
 def sizes(images: ImageData) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from glowserve_training.data import DataConfig, ImageData, StepLoader, images, load_images
+from glowserve_training.data import DataConfig, ImageData, StepLoader, load_images, parallel
 from glowserve_training.data.image_file import ImageFile
 from glowserve_training.errors import DataError
 from PIL import Image
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
 @pytest.fixture
 def prepared_since(monkeypatch: pytest.MonkeyPatch) -> PreparedSince:
     """Counts the images that were prepared since its last call."""
-    count, prepare, lock = [0], images.prepare, threading.Lock()
+    count, prepare, lock = [0], parallel.prepare, threading.Lock()
 
     def counting(*args: Any) -> UInt8Array:
         with lock:
@@ -50,7 +50,7 @@ def prepared_since(monkeypatch: pytest.MonkeyPatch) -> PreparedSince:
         n, count[0] = count[0], 0
         return n
 
-    monkeypatch.setattr(images, "prepare", counting)
+    monkeypatch.setattr(parallel, "prepare", counting)
     return since
 
 
@@ -288,7 +288,7 @@ def test_a_damaged_file_is_written_anew(
 def test_an_interruption_leaves_no_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare, count = images.prepare, [0]
+    prepare, count = parallel.prepare, [0]
 
     def interrupted(*args: Any) -> UInt8Array:
         count[0] += 1
@@ -297,7 +297,7 @@ def test_an_interruption_leaves_no_file(
         return prepare(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(images, "prepare", interrupted)
+        patch.setattr(parallel, "prepare", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_mapped(folder, tmp_path / "cache")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from glowserve_training.data import load_images, native_shape, open_source
+from glowserve_training.data import load_images, open_source
 from glowserve_training.errors import DataError
 from PIL import Image
 
 from tests.training.data.conftest import SaveImages
-from tests.training.data.loading import config, contents, rows, sizes
+from tests.training.data.loading import config, contents, native_shape, rows, sizes
 
 
 def test_digits_are_1797_grey_images_of_8x8_pixels() -> None:
@@ -167,7 +167,9 @@ def test_the_images_of_a_folder_are_ordered_by_path(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_refused_with_the_known_formats(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
 
-    with pytest.raises(DataError, match=r"has no images; looked for \.bmp, .*\.png.*, and for \.parquet"):
+    with pytest.raises(
+        DataError, match=r"has no images; looked for \.apng, .*\.png.*, and for \.parquet; left out 1 \.txt$"
+    ):
         open_source(str(tmp_path))
 
 
@@ -225,7 +227,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2")
 
-    with pytest.raises(DataError, match=r"is a file; use a \.parquet or \.npz file"):
+    with pytest.raises(DataError, match=r"it is a file; use a \.parquet or \.npz file"):
         open_source(str(tmp_path / "a.csv"))
 
 

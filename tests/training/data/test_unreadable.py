@@ -98,22 +98,19 @@ def test_held_out_images_are_the_same_when_loaded_without_the_training_images(
     assert load_held_out(config(numbered)).digest == load_images(config(numbered)).digest
 
 
-def test_more_than_1_in_100_unreadable_images_are_refused(tmp_path: Path) -> None:
-    for i in range(300):
-        Image.new("L", (2, 2), i % 256).save(tmp_path / f"{i:03d}.png")
-    for i in (5, 50, 150):
-        damage(tmp_path / f"{i:03d}.png", "header")
-    assert sum(sizes(load_images(config(tmp_path, size=2)))) == 297
+def test_more_than_1_in_10_unreadable_images_are_refused(numbered: Path) -> None:
+    for i in range(6):
+        damage(numbered / f"{9 * i:02d}.png", "header")
+    assert sum(sizes(load_images(config(numbered)))) == 54
 
-    for i in (7, 9):
-        damage(tmp_path / f"{i:03d}.png", "header")
+    damage(numbered / "01.png", "header")
 
     with pytest.raises(
         DataError,
-        match=r"5 of 300 images cannot be read, more than 1 in 100: "
-        r"(image .*/\d\d\d\.png \(12 bytes .*?\), ){3}and 2 more; repair them, or remove them",
+        match=r"7 of 60 images cannot be read, more than 1 in 10: "
+        r"(image .*/\d\d\.png \(12 bytes .*?\), ){3}and 4 more; repair them, or remove them",
     ):
-        load_images(config(tmp_path, size=2))
+        load_images(config(numbered))
 
 
 def test_unreadable_held_out_images_are_accepted_where_the_whole_source_is(tmp_path: Path) -> None:
@@ -121,23 +118,14 @@ def test_unreadable_held_out_images_are_accepted_where_the_whole_source_is(tmp_p
         Image.new("L", (2, 2), i % 256).save(tmp_path / f"{i:03d}.png")
     images = load_images(config(tmp_path, size=2))
     order = np.random.Generator(np.random.Philox(0)).permutation(300)
-    for i in order[:3]:  # three of the 30 test images: a tenth of them, but 1 in 100 of all
+    for i in order[:6]:  # six of the 30 test images: a fifth of them, but 1 in 50 of all
         damage(tmp_path / f"{i:03d}.png", "header")
 
     fewer = load_images(config(tmp_path, size=2))
 
-    assert sizes(fewer) == (240, 30, 27)
-    np.testing.assert_array_equal(fewer.test, images.test[3:])
+    assert sizes(fewer) == (240, 30, 24)
+    np.testing.assert_array_equal(fewer.test, images.test[6:])
     assert load_held_out(config(tmp_path, size=2)).digest == fewer.digest
-
-
-def test_of_a_few_images_one_may_be_unreadable_but_not_two(numbered: Path) -> None:
-    damage(numbered / "17.png", "header")
-    assert sum(sizes(load_images(config(numbered)))) == 59
-
-    damage(numbered / "18.png", "header")
-    with pytest.raises(DataError, match="2 of 60 images cannot be read"):
-        load_images(config(numbered))
 
 
 def test_a_split_of_only_unreadable_images_is_refused(numbered: Path) -> None:

@@ -60,7 +60,7 @@ class Survey:
     def __str__(self) -> str:
         smallest, largest = (" x ".join(map(str, size)) for size in (self.sizes[0], self.sizes[-1]))
         sizes = smallest if smallest == largest else f"{smallest} to {largest}"
-        some = f"; {self.images} were looked at" if self.images < self.all_images else ""
+        some = f"; {self.images} were looked at" if self.all_images > _MOST_LOOKED_AT else ""
         return f"{sizes} pixels, {self._colours()}{some}"
 
     def _colours(self) -> str:
