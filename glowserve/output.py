@@ -1,4 +1,4 @@
-"""Writing to a descriptor whose reader may be slow, absent or gone, without waiting for it longer than is wanted."""
+"""Writing text that people read: to a descriptor whose reader may be slow, absent or gone, and to a terminal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from typing import TextIO
 # POSIX: a pipe takes that many bytes as a whole or not at all. Linux calls a pipe writable when so many fit, so that
 # a write of no more does not block, although the descriptor is a blocking one.
 PIPE_BUF = getattr(select, "PIPE_BUF", 512)
+
+
+def printable(text: str) -> str:
+    r"""The text as one line that any terminal shows as it is.
+
+    Strings from elsewhere (a request, a server, the name of a file) may hold characters that a terminal or a reader of
+    lines obeys: line ends of every kind, escape sequences, marks that reverse the direction of writing, surrogates.
+    Each becomes the escape that Python writes for it, such as \n, \x1b or \u202e. Letters of all scripts stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def write(descriptor: int, data: bytes, seconds: float) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from glowserve.images import FILE_FORMATS
+from glowserve.output import printable
 
 FILE_SUFFIXES = frozenset(
     {
@@ -99,20 +100,13 @@ def find_pictures(folder: Path) -> FolderPictures:
     return found
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    r"""A path for messages: bytes that are not UTF-8 and control characters are escaped, as in `caf\xe9.png`."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def unpacking(path: Path) -> str | None:
     """How to unpack an archive of pictures; None if the file's name is not that of an archive."""
     if path.suffix.lower() not in ARCHIVE_SUFFIXES:
         return None
     tool = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}.get(path.suffix.lower(), "tar xf")
-    return (
-        f"it is an archive: unpack it into a folder of its own (`{tool} {path.name}`), and give that folder"
-    )
+    command = f"{tool} {printable(path.name)}"
+    return f"it is an archive: unpack it into a folder of its own (`{command}`), and give that folder"
 
 
 class _Search:
@@ -148,7 +142,7 @@ class _Search:
                 with os.scandir(folder) as entries:
                     waiting += [subfolder for entry in entries for subfolder in self._take(name, entry)]
             except OSError as error:
-                self._found.unreadable.append(f"{printable(folder)} ({error.strerror})")
+                self._found.unreadable.append(f"{printable(str(folder))} ({error.strerror})")
 
     def _take(self, folder: str, entry: os.DirEntry[str]) -> Iterator[str]:
         """Takes note of an entry; yields it if it is a folder to be listed."""
@@ -172,7 +166,7 @@ class _Search:
             if path.suffix.lower() in FILE_SUFFIXES:
                 self._found.names.append(name)  # whoever reads it reports it, as any file that cannot be read
             else:
-                self._found.unreadable.append(f"{printable(path)} (a link: {error.strerror})")
+                self._found.unreadable.append(f"{printable(str(path))} (a link: {error.strerror})")
             return
         if stat.S_ISDIR(mode):
             self._folder_links.append(name)

@@ -15,10 +15,17 @@ from glowserve_training.data import DataConfig
 from glowserve_training.evaluation import Decoded, ImageTerms
 
 from glowserve.images import UInt8Array
+from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve_export.graphs import DEQUANTIZED
+
+# An image that is none of 1,000 known ones has the score of one of them, by chance, in one case of five: all of eight
+# images have in one of 400,000. The scores of one image differ by less than this between batches and processors.
+_COMPARED_IMAGES = 8
+_SAME_BITS_PER_DIM = 1e-4
 
 
 class EvaluatedBundle:
@@ -49,6 +56,16 @@ class EvaluatedBundle:
             forward.log_det.astype(np.float64),
             self._manifest.log_det_constant,
         )
+
+    def is_calibrated_on(self, images: UInt8Array) -> bool:
+        """Whether the percentiles were computed from these images, uint8 [N, H, W, C]; true if there are none.
+
+        Only the first few are scored, and looked for among the scores of the manifest.
+        """
+        first, known = images[:_COMPARED_IMAGES], np.asarray(self._manifest.calibration.bits_per_dim)
+        nats = self._engine.forward(first, dequantization_noise(DEFAULT_SEED, first)).log_likelihood
+        bits = bits_per_dim(nats.astype(np.float64), first[0].size)
+        return not known.size or bool((np.abs(bits[:, None] - known).min(axis=1) < _SAME_BITS_PER_DIM).all())
 
     def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `glowserve_training.evaluation.Evaluated`; runs on the CPU."""

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from glowserve.cli.failure import Failure
 
 if TYPE_CHECKING:
-    from glowserve_training.data import DataConfig
+    from glowserve_training.data import DataConfig, HeldOutImages
     from glowserve_training.evaluation import Evaluated, Evaluation
-    from glowserve_training.held_out import HeldOut
 
     from glowserve.images import UInt8Array
 
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures a checkpoint or a bundle. The exit code is 1 if a likelihood is not finite."""
-    from glowserve_training.data import load_held_out
     from glowserve_training.errors import TrainingError
     from glowserve_training.evaluation import evaluate
 
@@ -61,18 +59,15 @@ def run(args: argparse.Namespace) -> int:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
     try:
         model, data, held_out = _open(args.source, args.device, args.data)
-        if args.data is not None:
-            data = replace(data, data=args.data)
-        found = load_held_out(data) if held_out is None else held_out.load(args.data, _warn)
-        images = _first(getattr(found, args.split), args.images, data, args.split)
+        images = _first(getattr(held_out, args.split), args.images, data, args.split)
     except (TrainingError, ValueError, OSError) as error:
         raise Failure(error, 2) from error
     evaluation = evaluate(model, images, importance_samples=args.importance_samples)
     if args.json:
-        named = {"source": str(args.source), "data": data.data, "split": args.split}
+        named = {"source": str(args.source), "data": data, "split": args.split}
         print(json.dumps(_without_infinity(named | asdict(evaluation))))
     else:
-        print(f"{args.source} on {evaluation.images} {args.split} images of {data.data}\n")
+        print(f"{args.source} on {evaluation.images} {args.split} images of {data}\n")
         print(_table(evaluation))
     if evaluation.non_finite:
         print(
@@ -83,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if evaluation.non_finite else 0
 
 
-def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, HeldOut | None]:
-    """The model, its training data, and the images held out in training (None if unknown)."""
+def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, str, HeldOutImages]:
+    """The model, the data to measure it on, and the images of that."""
     from glowserve.runtime.repository import MANIFEST, versions
 
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
-        return _open_checkpoint(source, device)
+        return _open_checkpoint(source, device, data)
     if source.is_dir() and ((source / MANIFEST).is_file() or versions(source)):
         return _open_bundle(source, device, data)
     what = "is neither a checkpoint nor a bundle" if source.exists() else "does not exist"
@@ -99,17 +94,18 @@ def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataC
     )
 
 
-def _open_checkpoint(source: Path, device: str) -> tuple[Evaluated, DataConfig, HeldOut | None]:
+def _open_checkpoint(source: Path, device: str, data: str | None) -> tuple[Evaluated, str, HeldOutImages]:
     from glowserve_training.checkpoint import load_checkpoint
     from glowserve_training.evaluation import EvaluatedGlow
     from glowserve_training.held_out import held_out_of
 
     checkpoint = load_checkpoint(source)
     model = checkpoint.model.to(_torch_device(device))
-    return EvaluatedGlow(model), checkpoint.data, held_out_of(checkpoint, source)
+    images = held_out_of(checkpoint, source).load(data, _warn)
+    return EvaluatedGlow(model), data or checkpoint.data.data, images
 
 
-def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated, DataConfig, HeldOut | None]:
+def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated, str, HeldOutImages]:
     from glowserve_export.evaluation import EvaluatedBundle, training_data
 
     from glowserve.runtime.errors import GlowserveError
@@ -122,7 +118,16 @@ def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated
                 f"{source} was trained by a public implementation and does not say on what data: give --data",
                 2,
             )
-        return EvaluatedBundle(bundle, device=device), training_data(bundle), None
+        model, config = EvaluatedBundle(bundle, device=device), training_data(bundle)
+        images = _load_held_out(replace(config, data=data) if data else config, trained_on=not data)
+        calibrated_elsewhere = data is None and bundle.manifest.calibration.data != config.data
+        if not calibrated_elsewhere and not model.is_calibrated_on(images.validation):
+            _warn(
+                f"warning: {data or config.data!r} does not yield the images that the bundle's percentiles were "
+                "computed from; the results are meaningless if the model was trained on any of these images. Give "
+                "RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
+            )
+        return model, data or config.data, images
     except GlowserveError as error:
         raise Failure(error, 2) from error
 
@@ -135,15 +140,27 @@ def _torch_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def _load_held_out(config: DataConfig, *, trained_on: bool) -> HeldOutImages:
+    from glowserve_training.data import load_held_out
+    from glowserve_training.errors import DataError
+
+    try:
+        return load_held_out(config)
+    except DataError as error:
+        if not trained_on:
+            raise
+        raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
+
+
 def _warn(text: str) -> None:
     print(f"glowserve: {text}", file=sys.stderr)
 
 
-def _first(images: UInt8Array, n: int | None, data: DataConfig, split: str) -> UInt8Array:
+def _first(images: UInt8Array, n: int | None, data: str, split: str) -> UInt8Array:
     """The first n images of a split, uint8 [N, H, W, C]."""
     if n is not None and n > len(images):
         raise Failure(
-            f"images is {n}, and data {data.data!r} has {len(images)} {split} images; give at most {len(images)}, or "
+            f"images is {n}, and data {data!r} has {len(images)} {split} images; give at most {len(images)}, or "
             "leave --images out",
             2,
         )

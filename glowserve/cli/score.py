@@ -18,7 +18,8 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.errors import RequestError
 from glowserve.images import InvalidImageError, check_encoded, read_file
-from glowserve.pictures import FILE_SUFFIXES, FolderPictures, find_pictures, printable, unpacking
+from glowserve.output import printable
+from glowserve.pictures import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
 from glowserve.scores import COLUMNS, Scores
 
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         Failure: a folder has no pictures, or a call failed.
     """
     files, folders = _expand(args.files)
-    width = max(len(printable(file)) for file in files)
+    width = max(len(printable(str(file))) for file in files)
     scored = 0
     with (
         open_target(args) as target,
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             bar.update(len(scores))
     for folder in folders:
         if left_out := folder.left_out():
-            print(f"glowserve: folder {printable(folder.folder)}: left out {left_out}", file=sys.stderr)
+            print(f"glowserve: folder {printable(str(folder.folder))}: left out {left_out}", file=sys.stderr)
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
     return 1 if failed or any(folder.unreadable for folder in folders) else 0
@@ -96,7 +97,7 @@ def _score_alone(target: Target, file: Path, seed: int | None) -> Scores | None:
     except RequestError as error:
         if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
-        tqdm.write(f"glowserve: {printable(file)}: {error}", file=sys.stderr)
+        tqdm.write(f"glowserve: {printable(str(file))}: {error}", file=sys.stderr)
         return None
 
 
@@ -123,7 +124,7 @@ def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
 def _line(file: Path, width: int, row: Mapping[str, Any]) -> str:
     note = "" if row["finite"] else "  (not finite)"
     bits, percentile, nats = row["bits_per_dim"], row["percentile"], row["log_likelihood"]
-    return f"{printable(file):<{width}}{bits:>14.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
+    return f"{printable(str(file)):<{width}}{bits:>14.3f}{percentile:>12.1f}{nats:>16.1f}{note}"
 
 
 def _json(file: Path, row: Mapping[str, Any]) -> str:
@@ -146,11 +147,11 @@ def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[FolderPictures]]:
         try:
             found = find_pictures(path)
         except OSError as error:
-            raise Failure(f"folder {printable(path)} cannot be listed: {error.strerror}", 2) from error
+            raise Failure(f"folder {printable(str(path))} cannot be listed: {error.strerror}", 2) from error
         if not found.names:
             left_out = found.left_out()
             raise Failure(
-                f"folder {printable(path)} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}"
+                f"folder {printable(str(path))} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}"
                 + (f"; left out {left_out}" if left_out else ""),
                 2,
             )

@@ -198,7 +198,7 @@ def test_names_that_are_not_utf_8_or_not_printable_are_scored_and_escaped(
     assert main(["score", str(folder), *target]) == 0
 
     printed = capfd.readouterr()
-    assert f"{folder}/caf\\xe9.png " in printed.out
+    assert f"{folder}/caf\\udce9.png " in printed.out
     assert f"{folder}/a\\n\\x1b[2J.bmp " in printed.out
     assert len(printed.out.splitlines()) == 4
 

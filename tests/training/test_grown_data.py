@@ -133,6 +133,32 @@ def test_a_finished_run_is_evaluated_and_exported_on_its_held_out_images_whateve
     assert main(["export", checkpoint, str(tmp_path / "models" / "photos")]) == 0
 
 
+def test_a_bundle_warns_when_its_folder_has_grown_and_takes_the_images_that_the_run_kept(
+    photos: Path, tmp_path: Path, capfd: Printed
+) -> None:
+    checkpoint = run(config(photos), tmp_path / "run")
+    bundle = tmp_path / "models" / "photos"
+    assert main(["export", str(checkpoint), str(bundle)]) == 0
+    evaluate = ["evaluate", str(bundle), "--device", "cpu", "--json"]
+    capfd.readouterr()
+    assert main(evaluate) == 0
+    before = capfd.readouterr()
+    assert before.err == ""
+    Image.new("L", (8, 8), 7).save(photos / "0" / "more.png")
+
+    assert main(evaluate) == 0
+    warning = capfd.readouterr().err
+    assert "does not yield the images that the bundle's percentiles were computed from" in warning
+    assert main([*evaluate, "--data", str(tmp_path / "run" / "held_out.npz")]) == 0
+    kept = capfd.readouterr()
+
+    assert kept.err == ""
+    assert json.loads(kept.out)["bits_per_dim"] == json.loads(before.out)["bits_per_dim"]
+    photos.rename(tmp_path / "moved")
+    assert main(evaluate) == 2
+    assert "If the data has moved, give its new path with --data" in capfd.readouterr().err
+
+
 def test_where_checkpoint_and_data_were_moved_apart_export_and_evaluate_name_data(
     photos: Path, tmp_path: Path, capfd: Printed
 ) -> None:

@@ -40,6 +40,7 @@ def test_a_run_leaves_a_checkpoint_a_record_a_state_logs_and_a_curve(
     assert uninterrupted.result == run_dir / "model.ckpt"
     assert sorted(path.name for path in run_dir.glob("[!.]*")) == [
         "curve.png",
+        "held_out.npz",
         "logs",
         "model.ckpt",
         "resume",

@@ -1,7 +1,4 @@
-"""Finds the images that a run held out, long after the run: beside its checkpoint, or in data that has changed.
-
-RUN_DIR/held_out.npz    the images, "validation" and "test", uint8 [N, H, W, C], if they are not too many to keep
-"""
+"""Finds the images that a run held out, long after the run: beside its checkpoint, or in data that has changed."""
 
 from __future__ import annotations
 
@@ -9,13 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from glowserve.files import atomic_write
-from glowserve.pictures import printable
+from glowserve.output import printable
 from glowserve_training.checkpoint import Checkpoint
 from glowserve_training.config import DataConfig
-from glowserve_training.data import HeldOutImages, HeldOutRecord, find_held_out, load_held_out
+from glowserve_training.data import (
+    HeldOutImages,
+    HeldOutRecord,
+    find_held_out,
+    load_held_out,
+    read_held_out,
+    write_held_out,
+)
 from glowserve_training.errors import DataError, HeldOutError, RunError
 
 HELD_OUT = "held_out.npz"
@@ -80,7 +81,7 @@ class HeldOut:
         path = self.checkpoint.parent / HELD_OUT if data is None else Path(data)
         if path.suffix != ".npz":
             return None
-        images = _read(path)
+        images = read_held_out(path)
         return images if images is not None and images.digest == self.digest else None
 
     def _find(self, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages | None:
@@ -124,18 +125,9 @@ def keep_held_out(images: HeldOutImages, folder: Path) -> None:
     if images.validation.nbytes + images.test.nbytes > _MOST_BYTES:
         return
     try:
-        with atomic_write(path) as file:
-            np.savez(file, validation=images.validation, test=images.test)
+        write_held_out(images, path)
     except OSError as error:
         raise RunError(
             f"the held-out images could not be written to {path}: {error.strerror or error}. Make room, and the same "
             "command resumes from the last saved state"
         ) from error
-
-
-def _read(path: Path) -> HeldOutImages | None:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return HeldOutImages(file["validation"], file["test"])
-    except Exception:  # many kinds, for files that are missing, damaged or foreign
-        return None

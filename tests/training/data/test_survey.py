@@ -148,7 +148,7 @@ def test_a_name_that_is_not_utf_8_is_an_image_like_any_other(
 
     load_images(config(photos))
 
-    assert rf"image {photos}/caf\xe9.png (7 bytes are not" in capfd.readouterr().err
+    assert rf"image {photos}/caf\udce9.png (7 bytes are not" in capfd.readouterr().err
 
 
 def test_links_of_a_split_to_images_of_another_part_are_refused(

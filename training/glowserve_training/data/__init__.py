@@ -2,13 +2,15 @@
 
 from glowserve_training.config import DataConfig
 from glowserve_training.data.batches import StepLoader, evaluation_batches
-from glowserve_training.data.held_out import HeldOutRecord, KnownImage, find_held_out
-from glowserve_training.data.images import (
-    HeldOutImages,
-    ImageData,
+from glowserve_training.data.held_out import (
+    HeldOutRecord,
+    KnownImage,
+    find_held_out,
     load_held_out,
-    load_images,
+    read_held_out,
+    write_held_out,
 )
+from glowserve_training.data.images import HeldOutImages, ImageData, load_images
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import Source, open_source
 from glowserve_training.data.survey import survey_images
@@ -27,5 +29,7 @@ __all__ = [
     "load_held_out",
     "load_images",
     "open_source",
+    "read_held_out",
     "survey_images",
+    "write_held_out",
 ]

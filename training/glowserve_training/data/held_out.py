@@ -1,7 +1,8 @@
 """Which images a run held out, so that they are found again after their source has grown, moved or lost some.
 
 An image is known by its key in the source, which says where to look, and by the SHA-256 of its prepared pixels, which
-decides.
+decides. A run also keeps the images themselves, if they are not too many, in an .npz file: "validation" and "test",
+uint8 [N, H, W, C].
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from glowserve.files import atomic_write
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
-from glowserve_training.data.images import HeldOutImages
+from glowserve_training.data.images import HeldOutImages, split_held_out
 from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import open_source
@@ -86,6 +89,39 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
     shape = (config.image_size, config.image_size, config.channels)
     images = HeldOutImages(*(_stack(split, found, shape) for split in (record.validation, record.test)))
     return images, [image for image in known if image.sha256 in missing]
+
+
+def load_held_out(config: DataConfig) -> HeldOutImages:
+    """The validation and test images that `load_images` yields, or those of the .npz file that a run kept.
+
+    Raises:
+        DataError: see `load_images`.
+    """
+    path, shape = Path(config.data), (config.image_size, config.image_size, config.channels)
+    kept = read_held_out(path) if path.suffix == ".npz" else None
+    if kept is not None and kept.validation.shape[1:] == kept.test.shape[1:] == shape:
+        return kept
+    return split_held_out(config)
+
+
+def read_held_out(path: Path) -> HeldOutImages | None:
+    """The images in a file that `write_held_out` wrote; None if it is missing, damaged or another kind of file."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            images = HeldOutImages(file["validation"], file["test"])
+    except Exception:  # zip and NumPy raise many kinds of errors for foreign bytes
+        return None
+    return images if images.validation.dtype == images.test.dtype == np.uint8 else None
+
+
+def write_held_out(images: HeldOutImages, path: Path) -> None:
+    """Writes the images to a file, completely or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(path) as file:
+        np.savez(file, validation=images.validation, test=images.test)
 
 
 def _candidates(

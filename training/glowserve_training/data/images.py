@@ -105,7 +105,7 @@ def load_images(
     )
 
 
-def load_held_out(config: DataConfig) -> HeldOutImages:
+def split_held_out(config: DataConfig) -> HeldOutImages:
     """The same validation and test images as `load_images` yields, without reading the training images.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from glowserve.pictures import printable
+from glowserve.output import printable
 from glowserve_training.config import DataConfig
 from glowserve_training.data.sources import Source
 from glowserve_training.data.survey import survey_images

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from glowserve.images import InvalidImageError, UInt8Array, open_encoded, to_pil
-from glowserve.pictures import printable
+from glowserve.output import printable
 from glowserve_training.errors import DataError
 
 if TYPE_CHECKING:

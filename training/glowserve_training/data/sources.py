@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from glowserve.images import UInt8Array
-from glowserve.pictures import FILE_SUFFIXES, find_pictures, printable, unpacking
+from glowserve.output import printable
+from glowserve.pictures import FILE_SUFFIXES, find_pictures, unpacking
 from glowserve_training.data.source_images import ImageFiles, SourceImages
 from glowserve_training.errors import DataError
 
@@ -157,7 +158,7 @@ def _folder_splits(path: Path, names: Sequence[str]) -> dict[str, SourceImages]:
     if outside:
         raise DataError(
             f"data {str(path)!r} has a folder 'train' and {len(outside)} images outside of it and of 'validation' "
-            f"and 'test', such as {printable(path / outside[0])}; move them, or rename the folder"
+            f"and 'test', such as {printable(str(path / outside[0]))}; move them, or rename the folder"
         )
     return {ours: SourceImages(ImageFiles(path, split)) for ours, split in splits.items() if split}
 
