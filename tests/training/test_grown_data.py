@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ Printed = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def photos(tmp_path: Path, rng: np.random.Generator) -> Path:
-    """60 images of noise in two folders."""
+    """60 images of noise in two folders; the name of one is not UTF-8."""
     for i in range(60):
         path = tmp_path / "photos" / f"{i % 2}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    (tmp_path / "photos" / "0" / "2.png").rename(os.fsdecode(bytes(tmp_path) + b"/photos/0/caf\xe9.png"))
     return tmp_path / "photos"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from glowserve_training import held_out as module
 from glowserve_training.checkpoint import load_checkpoint
-from glowserve_training.data import HeldOutImages, load_held_out
+from glowserve_training.data import HeldOutImages, load_held_out, read_held_out, write_held_out
 from glowserve_training.errors import DataError, HeldOutError, RunError
 from glowserve_training.held_out import HELD_OUT, HeldOut, held_out_of, keep_held_out
 from glowserve_training.presets import run_config
@@ -135,6 +135,20 @@ def test_the_kept_file_can_be_given_as_data(alone: HeldOut, finished: Path, phot
     images, warnings = loaded(alone, finished / "run" / HELD_OUT)
 
     assert (images.digest, warnings) == (alone.digest, [])
+
+
+def test_the_kept_file_of_another_run_is_used_with_a_warning(
+    alone: HeldOut, finished: Path, tmp_path: Path
+) -> None:
+    kept = read_held_out(finished / "run" / HELD_OUT)
+    assert kept is not None
+    other = tmp_path / "other.npz"
+    write_held_out(replace(kept, test=255 - kept.test), other)
+
+    images, (warning,) = loaded(alone, other)
+
+    np.testing.assert_array_equal(images.test, 255 - kept.test)
+    assert "does not yield the images that were held out in training" in warning
 
 
 def test_other_data_is_split_with_a_warning(alone: HeldOut, tmp_path: Path) -> None:

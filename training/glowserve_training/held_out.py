@@ -86,7 +86,7 @@ class HeldOut:
 
     def _find(self, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages | None:
         """The images that are still in the data; None if most are not."""
-        if self.record is None:
+        if self.record is None or read_held_out(Path(config.data)) is not None:
             images = load_held_out(config)
             return images if images.digest == self.digest else None
         images, missing = find_held_out(self.record, config)

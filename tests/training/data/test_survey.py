@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from glowserve_training.data import Source, SourceImages, load_images, open_source, survey_images
+from glowserve_training.errors import DataError
 from glowserve_training.presets import run_config
 from PIL import Image
 
@@ -151,6 +152,18 @@ def test_a_name_that_is_not_utf_8_is_an_image_like_any_other(
     assert rf"image {photos}/caf\udce9.png (7 bytes are not" in capfd.readouterr().err
 
 
+def test_a_path_that_is_not_utf_8_is_refused_with_a_remedy(photos: Path) -> None:
+    path = photos.rename(os.fsdecode(bytes(photos) + b"\xe9"))
+
+    with pytest.raises(
+        DataError, match=r"photos\\udce9' is not UTF-8; rename it, or give the path of a link to it"
+    ):
+        open_source(str(path))
+
+    photos.symlink_to(path)
+    assert len(open_source(str(photos))["train"]) == 120
+
+
 def test_links_of_a_split_to_images_of_another_part_are_refused(
     photos: Path, rng: np.random.Generator
 ) -> None:
@@ -159,7 +172,7 @@ def test_links_of_a_split_to_images_of_another_part_are_refused(
         (photos / "test" / f"{i}.png").symlink_to(f"../00{i}.png")
 
     with pytest.raises(
-        Exception, match="all of 'test' are links to images elsewhere in the folder, such as test/0"
+        DataError, match="all of 'test' are links to images elsewhere in the folder, such as test/0"
     ):
         open_source(str(photos))
 
@@ -177,6 +190,6 @@ def test_an_archive_is_refused_with_the_command_that_unpacks_it(name: str, tmp_p
     (tmp_path / name).write_bytes(b"PK")
 
     with pytest.raises(
-        Exception, match=r"it is an archive: unpack it into a folder of its own \(`(unzip|tar xf) a\."
+        DataError, match=r"it is an archive: unpack it into a folder of its own \(`(unzip|tar xf) a\."
     ):
         open_source(str(tmp_path / name))

@@ -50,6 +50,10 @@ def open_source(data: str, *, files: Sequence[str] | None = None) -> Source:
     path = Path(data)
     if not data:
         raise DataError("data is empty; give 'digits', a path, or a dataset's name on the Hugging Face hub")
+    try:
+        data.encode()
+    except UnicodeEncodeError as error:  # the manifest of a bundle could not name it
+        raise DataError(f"data {data!r} is not UTF-8; rename it, or give the path of a link to it") from error
     if data == "digits":
         return Source({"train": SourceImages(_digits())})
     if path.is_dir():
