@@ -17,7 +17,7 @@ from glowserve_training.checkpoint import (
     save_checkpoint,
 )
 from glowserve_training.config import DataConfig, GlowConfig
-from glowserve_training.data import load_images
+from glowserve_training.data import HeldOutRecord, KnownImage, load_images
 from glowserve_training.errors import CheckpointError, RunError
 from glowserve_training.model import Glow
 
@@ -44,7 +44,8 @@ def small(generator: torch.Generator) -> Checkpoint:
     record = TrainingRecord(
         steps=5, images_seen=40, seed=2, held_out_digest="ab", metrics={"test_bits_per_dim": 4.5}
     )
-    return Checkpoint(model, data, record)
+    held_out = HeldOutRecord([KnownImage("cats/1.png", "01")], [KnownImage("caf\udce9.png", "02")])
+    return Checkpoint(model, data, record, held_out=held_out)
 
 
 def test_a_checkpoint_is_loaded_as_it_was_saved(small: Checkpoint, tmp_path: Path) -> None:
@@ -54,6 +55,7 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(small: Checkpoint, tmp_path: Pat
     assert loaded.model.config == small.model.config
     assert loaded.data == small.data
     assert loaded.training == small.training
+    assert loaded.held_out == small.held_out
     assert loaded.glowserve_version == importlib.metadata.version("glowserve")
     assert not loaded.model.training
     state = loaded.model.state_dict()
@@ -233,6 +235,10 @@ def test_another_format_version_is_reported_with_the_version_that_wrote_it(
         ("state_dict", {}, "Missing key|loading state_dict"),
         ("data", {"data": "digits"}, "preparation"),
         ("training", {"steps": 3}, "missing"),
+        ("held_out", {"validation": [{"key": 3, "sha256": "ab"}], "test": []}, "known by strings"),
+        ("held_out", {"validation": [{"key": "3"}], "test": []}, "sha256"),
+        ("held_out", {"validation": []}, "test"),
+        ("held_out", [3], "list"),
     ],
 )
 def test_a_file_with_wrong_content_is_refused_with_the_reason(

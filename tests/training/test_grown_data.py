@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.errors import DataError, RunError
 from glowserve_training.presets import run_config
@@ -77,6 +78,37 @@ def test_the_same_command_resumes_though_the_grown_folder_would_give_another_sha
     assert main([*command, *FLAGS]) == 0
 
     assert json.loads(capfd.readouterr().out)["steps"] == 20
+
+
+def test_an_interrupted_run_goes_on_with_a_folder_that_has_moved(photos: Path, tmp_path: Path) -> None:
+    undisturbed = run(config(photos), tmp_path / "undisturbed")
+    interrupted(photos, tmp_path / "run")
+    photos.rename(tmp_path / "moved")
+
+    assert same_weights(run(config(tmp_path / "moved"), tmp_path / "run"), undisturbed)
+    assert load_checkpoint(tmp_path / "run" / "model.ckpt").data.data == str(tmp_path / "moved")
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_data(photos: Path, tmp_path: Path) -> None:
+    interrupted(photos, tmp_path / "run")
+
+    for path in photos.rglob("*.png"):
+        other = tmp_path / "other" / path.relative_to(photos)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 9).save(other)
+    with pytest.raises(RunError, match="a run with other images"):
+        run(config(tmp_path / "other"), tmp_path / "run")
+    np.savez(tmp_path / "other.npz", images=np.zeros((60, 8, 8), np.uint8))
+    with pytest.raises(RunError, match="a run with other images"):
+        run(config(tmp_path / "other.npz"), tmp_path / "run")
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_data(photos: Path, tmp_path: Path) -> None:
+    run(config(photos), tmp_path / "run")
+    photos.rename(tmp_path / "moved")
+
+    with pytest.raises(RunError, match=r"other arguments: data\.data was .* and is now .*/moved"):
+        run(config(tmp_path / "moved"), tmp_path / "run")
 
 
 def test_an_interrupted_run_names_the_images_that_are_missing(photos: Path, tmp_path: Path) -> None:

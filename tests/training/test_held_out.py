@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,20 @@ def test_other_data_is_split_with_a_warning(alone: HeldOut, tmp_path: Path) -> N
     assert "does not yield the images that were held out in training" in warning
 
 
+def test_a_small_file_of_large_arrays_is_not_read(alone: HeldOut, photos: Path) -> None:
+    large = np.zeros((200_000, 32, 32, 1), np.uint8)
+    np.savez_compressed(alone.checkpoint.parent / HELD_OUT, validation=large, test=large[:6])
+    assert (alone.checkpoint.parent / HELD_OUT).stat().st_size < 2**20
+    del large
+    tracemalloc.start()
+
+    images, _ = loaded(alone)
+
+    assert images.digest == alone.digest
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+
+
 # Old checkpoints
 
 
@@ -184,11 +199,11 @@ def test_an_old_checkpoint_of_other_data_names_data() -> None:
 
 def test_images_that_are_too_large_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load_held_out(run_config("digits").data)
-    monkeypatch.setattr(module, "_MOST_BYTES", 2 * 179 * 64 - 1)
+    monkeypatch.setattr(module, "MOST_BYTES", 2 * 179 * 64 - 1)
     keep_held_out(images, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.setattr(module, "_MOST_BYTES", 2 * 179 * 64)
+    monkeypatch.setattr(module, "MOST_BYTES", 2 * 179 * 64)
     keep_held_out(images, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [HELD_OUT]
 

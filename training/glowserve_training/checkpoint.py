@@ -104,9 +104,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} has missing or wrong content: {reason}") from error
 
 
-def _held_out(stored: dict[str, list[dict[str, str]]] | None) -> HeldOutRecord | None:
+def _held_out(stored: Any) -> HeldOutRecord | None:
     if stored is None:
         return None
+    if not isinstance(stored, dict):
+        raise TypeError(f"held_out is a {type(stored).__name__}")
     return HeldOutRecord(
         **{name: [KnownImage(**image) for image in images] for name, images in stored.items()}
     )

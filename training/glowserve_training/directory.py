@@ -50,6 +50,8 @@ class RunDirectory:
     def check(self, config: RunConfig) -> None:
         """Checks that the directory is new or belongs to a run with this configuration.
 
+        The path of the data may be another if the run is to be resumed: `claim` compares the images themselves.
+
         Raises:
             RunError: it does not; the message names the fields that differ.
         """
@@ -64,7 +66,10 @@ class RunDirectory:
         stored.pop("images", None)
         for name, key in _STORED_KEYS.items():
             stored[name] = stored.pop(key, None)
-        self._refuse_differences("a run with other arguments", _plain(asdict(config)), stored)
+        current = _plain(asdict(config))
+        if not self.result.exists() and isinstance(stored.get("data"), dict):
+            stored["data"]["data"] = current["data"]["data"]
+        self._refuse_differences("a run with other arguments", current, stored)
 
     def image_shape(self) -> dict[str, int]:
         """`image_size` and `channels` of the run, or nothing if the directory is new.

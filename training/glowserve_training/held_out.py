@@ -10,6 +10,7 @@ from glowserve.output import printable
 from glowserve_training.checkpoint import Checkpoint
 from glowserve_training.config import DataConfig
 from glowserve_training.data import (
+    MOST_BYTES,
     HeldOutImages,
     HeldOutRecord,
     find_held_out,
@@ -21,9 +22,6 @@ from glowserve_training.errors import DataError, HeldOutError, RunError
 
 HELD_OUT = "held_out.npz"
 """The file beside a checkpoint."""
-
-# At most 2,000 images are held out: in colour, those of 128 x 128 pixels are kept.
-_MOST_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def keep_held_out(images: HeldOutImages, folder: Path) -> None:
         RunError: it cannot be written.
     """
     path = folder / HELD_OUT
-    if images.validation.nbytes + images.test.nbytes > _MOST_BYTES:
+    if images.validation.nbytes + images.test.nbytes > MOST_BYTES:
         return
     try:
         write_held_out(images, path)

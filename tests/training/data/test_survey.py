@@ -65,6 +65,19 @@ def test_of_many_images_some_are_looked_at_and_the_same_ones_each_time(
     assert str(found) == "4 x 4 pixels, all grey; 256 were looked at"
 
 
+def test_of_large_files_only_the_headers_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    for i in range(60):
+        save(tmp_path / f"{i}.png", rng, 200, 200, 3)
+    read: list[int] = []
+    get = SourceImages.__getitem__
+    monkeypatch.setattr(SourceImages, "__getitem__", lambda self, i: read.append(i) or get(self, i))
+
+    assert str(survey_images(open_source(str(tmp_path))["train"])) == "200 x 200 pixels, all in colour"
+    assert read == []
+
+
 # What is told
 
 

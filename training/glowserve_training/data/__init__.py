@@ -3,6 +3,7 @@
 from glowserve_training.config import DataConfig
 from glowserve_training.data.batches import StepLoader, evaluation_batches
 from glowserve_training.data.held_out import (
+    MOST_BYTES,
     HeldOutRecord,
     KnownImage,
     find_held_out,
@@ -16,6 +17,7 @@ from glowserve_training.data.sources import Source, open_source
 from glowserve_training.data.survey import survey_images
 
 __all__ = [
+    "MOST_BYTES",
     "DataConfig",
     "HeldOutImages",
     "HeldOutRecord",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,12 @@ from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import open_source
 
+MOST_BYTES = 128 * 2**20
+"""Of the images that a run keeps. At most 2,000 are held out: those of 128 x 128 pixels in colour are kept."""
+
+# Of the two arrays in the file.
+_MOST_HEADERS = 2**16
+
 
 @dataclass(frozen=True)
 class KnownImage:
@@ -35,6 +42,10 @@ class KnownImage:
 
     sha256: str
     """Of the prepared pixels, uint8 [H, W, C], in hexadecimal digits."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.key, str) and isinstance(self.sha256, str)):  # it comes from a file
+            raise TypeError("an image must be known by strings")
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,10 @@ def load_held_out(config: DataConfig) -> HeldOutImages:
 def read_held_out(path: Path) -> HeldOutImages | None:
     """The images in a file that `write_held_out` wrote; None if it is missing, damaged or another kind of file."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with ZipFile(path) as archive:  # a small file may hold large arrays
+            if sum(info.file_size for info in archive.infolist()) > MOST_BYTES + _MOST_HEADERS:
+                return None
+        with np.load(path, allow_pickle=False) as file:
             images = HeldOutImages(file["validation"], file["test"])
     except Exception:  # zip and NumPy raise many kinds of errors for foreign bytes
         return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
 
-from glowserve.images import InvalidImageError, UInt8Array, open_encoded, to_pil
+from glowserve.images import FILE_FORMATS, InvalidImageError, UInt8Array, open_encoded, to_pil
 from glowserve.output import printable
 from glowserve_training.errors import DataError
 
@@ -92,6 +93,13 @@ class SourceImages(Sequence[Image.Image]):
                 f"{self.name(index)} cannot be read: {error}; try again, or check its disk"
             ) from error
         return open_encoded(data)
+
+    def open(self, index: int) -> Image.Image:
+        """The same image, to be closed: of a file only the header has been read, and the pixels are on access."""
+        if isinstance(self._rows, ImageFiles):
+            with suppress(Exception):  # access says why it cannot be read
+                return Image.open(self._cell(index)["path"], formats=FILE_FORMATS)
+        return self[index]
 
     def name(self, index: int) -> str:
         """How messages name an image: by its file, else by its index."""

@@ -20,8 +20,9 @@ from glowserve_training.errors import DataError
 
 # Enough that a kind of image that makes up a fiftieth of the source is hardly missed.
 _MOST_LOOKED_AT = 256
-# Images whose pixels are decoded, to find images that are grey though stored in colour.
+# Images, and pixels of each, that are decoded to find images that are grey though stored in colour.
 _MOST_DECODED = 32
+_MOST_PIXELS = 2**24
 # A grey image takes a third of the values, but makes colours grey for good: a model is grey if so many images are.
 _GREY_SHARE = 0.9
 # JPEG shifts the channels of a grey image by this much at most.
@@ -80,33 +81,31 @@ class Survey:
 
 
 def survey_images(images: SourceImages) -> Survey:
-    """Looks at no more than 256 images, the same ones each time.
+    """Looks at the headers of no more than 256 images, the same ones each time.
 
     Raises:
         DataError: none of them can be read.
     """
     indices = np.linspace(0, len(images) - 1, min(len(images), _MOST_LOOKED_AT)).round().astype(int).tolist()
-    unreadable = UnreadableImages()
 
-    def look(index: int) -> Image.Image | InvalidImageError:
+    def look(index: int) -> tuple[tuple[int, int], bool] | InvalidImageError:
         try:
-            return images[index]
+            with images.open(index) as image:
+                return image.size, _is_stored_grey(image)
         except InvalidImageError as error:
             return error
 
+    unreadable = UnreadableImages()
     sizes: list[tuple[int, int]] = []
-    coloured: list[Image.Image] = []
-    grey = 0
+    coloured: list[int] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, image in zip(indices, pool.map(look, indices), strict=True):
-            if isinstance(image, InvalidImageError):
-                unreadable.add(images.name(index), image)
+        for index, found in zip(indices, pool.map(look, indices), strict=True):
+            if isinstance(found, InvalidImageError):
+                unreadable.add(images.name(index), found)
                 continue
-            sizes.append(image.size)
-            if _is_stored_grey(image):
-                grey += 1
-            elif len(coloured) < _MOST_DECODED:
-                coloured.append(image)
+            size, grey = found
+            sizes.append(size)
+            coloured += [] if grey else [index]
     if not sizes:
         raise DataError(
             f"none of {len(indices)} images can be read: {unreadable}; repair them, or remove them"
@@ -115,8 +114,8 @@ def survey_images(images: SourceImages) -> Survey:
         images=len(sizes),
         all_images=len(images),
         sizes=sorted(sizes, key=lambda size: (min(size), max(size), size)),
-        grey=grey,
-        looks_grey=bool(coloured) and all(map(_looks_grey, coloured)),
+        grey=len(sizes) - len(coloured),
+        looks_grey=bool(coloured) and all(_looks_grey(images, index) for index in coloured[:_MOST_DECODED]),
     )
 
 
@@ -124,12 +123,15 @@ def _is_stored_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
-def _looks_grey(image: Image.Image) -> bool:
-    """Whether the pixels, or those of a smaller version of a large image, have no colour. A damaged image may have."""
+def _looks_grey(images: SourceImages, index: int) -> bool:
+    """Whether the pixels, or those of a smaller version, show no colour; false for a damaged or a very large image."""
     try:
-        image.draft("RGB", (64, 64))  # of a JPEG, only as many pixels are decoded
-        image.thumbnail((64, 64))
-        opaque = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        with images.open(index) as image:
+            image.draft("RGB", (64, 64))  # of a JPEG, only as many pixels are decoded
+            if image.width * image.height > _MOST_PIXELS:
+                return False
+            image.thumbnail((64, 64))
+            opaque = image.convert("RGBA" if image.has_transparency_data else "RGB")
     except Exception:  # see glowserve.images.open_encoded
         return False
     return int(np.ptp(np.asarray(opaque)[..., :3], axis=2).max()) <= _GREY_TOLERANCE
