@@ -57,7 +57,7 @@ class Checkpoint:
     """The version that trained it."""
 
     held_out: HeldOutRecord | None = None
-    """The images that were held out; None if version 0.1.0 trained it."""
+    """The images that were held out; None in old checkpoints."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -38,7 +38,7 @@ class HeldOut:
     """`HeldOutImages.digest`."""
 
     record: HeldOutRecord | None
-    """Each of the images; None in checkpoints of version 0.1.0, where the data must be as it was."""
+    """Each of the images; None in old checkpoints, for which the data must be as it was."""
 
     def load(self, data: str | None, say: Callable[[str], None]) -> HeldOutImages:
         """The images: from the file beside the checkpoint, else from the data.

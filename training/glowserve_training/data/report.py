@@ -32,7 +32,5 @@ def describe_splits(source: Source, config: DataConfig, train: int, validation: 
         parts.append(f"{images} for {name}")
         if name not in source:
             drawn.append(name)
-    how = (
-        f"{' and '.join(drawn)} drawn at random, whatever the subfolder" if drawn else "the data's own splits"
-    )
+    how = f"{' and '.join(drawn)} drawn at random, not stratified" if drawn else "the data's own splits"
     return f"split: {', '.join(parts)}; {how} (split seed {config.split_seed})"
