@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from glowserve_training.directory import RunDirectory
 from glowserve_training.errors import RunError
 
 from tests.training.runs import Interrupt, TinyRun, Uninterrupted, run
@@ -64,6 +65,14 @@ def test_a_damaged_record_is_refused(content: str, tiny_run: TinyRun, tmp_path: 
 
     with pytest.raises(RunError, match=r"run\.json is damaged; use another --out"):
         run(tiny_run(), tmp_path)
+
+
+@pytest.mark.parametrize("model", ["{}", '{"image_size": 8}', '{"image_size": "8", "channels": 1}'])
+def test_a_record_without_the_shape_of_images_is_refused(model: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(f'{{"model": {model}}}')
+
+    with pytest.raises(RunError, match=r"run\.json is damaged; use another --out"):
+        RunDirectory(tmp_path).image_shape()
 
 
 def test_a_checkpoint_without_a_record_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -80,7 +80,12 @@ class RunDirectory:
         if not self._record.exists():
             return {}
         model = self._read().get("model")
-        return {name: model[name] for name in ("image_size", "channels")} if isinstance(model, dict) else {}
+        shape = (
+            {name: model.get(name) for name in ("image_size", "channels")} if isinstance(model, dict) else {}
+        )
+        if not all(isinstance(value, int) for value in shape.values()):
+            raise self._damaged(self._record)
+        return shape
 
     def files(self) -> list[str] | None:
         """The files that the run began with, as `Source.files` names them; None if there is no run, or no folder.
