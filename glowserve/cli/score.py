@@ -17,9 +17,9 @@ from tqdm import tqdm
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.errors import RequestError
+from glowserve.folders import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
 from glowserve.images import InvalidImageError, check_encoded, read_file
 from glowserve.output import printable
-from glowserve.pictures import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
 from glowserve.scores import COLUMNS, Scores
 
 

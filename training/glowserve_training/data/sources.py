@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from glowserve.folders import FILE_SUFFIXES, find_pictures, unpacking
 from glowserve.images import UInt8Array
 from glowserve.output import printable
-from glowserve.pictures import FILE_SUFFIXES, find_pictures, unpacking
 from glowserve_training.data.source_images import ImageFiles, SourceImages
 from glowserve_training.errors import DataError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from glowserve.folders import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
 from glowserve.images import read_file
-from glowserve.pictures import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
 
 
 def save(path: Path, kind: str = "PNG") -> None:
