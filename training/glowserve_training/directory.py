@@ -80,12 +80,13 @@ class RunDirectory:
         if not self._record.exists():
             return {}
         model = self._read().get("model")
-        shape = (
-            {name: model.get(name) for name in ("image_size", "channels")} if isinstance(model, dict) else {}
-        )
-        if not all(isinstance(value, int) for value in shape.values()):
+        if not isinstance(model, dict):
             raise self._damaged(self._record)
-        return shape
+        shape = {name: model.get(name) for name in ("image_size", "channels")}
+        found = {name: value for name, value in shape.items() if isinstance(value, int)}
+        if found != shape:
+            raise self._damaged(self._record)
+        return found
 
     def files(self) -> list[str] | None:
         """The files that the run began with, as `Source.files` names them; None if there is no run, or no folder.
