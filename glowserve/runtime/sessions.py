@@ -169,6 +169,8 @@ def _options(threads: int) -> Any:
     # ONNX Runtime also raises its errors, and its log lines would break the format of the service's log.
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Not ONNX Runtime's own format, which `check_graph` does not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Without this, int8 products saturate at 16 bits on x86 processors without VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options

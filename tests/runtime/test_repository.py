@@ -14,14 +14,14 @@ import pytest
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.manifest import manifest_checksum
 from glowserve.runtime.repository import (
     Bundle,
-    find_versions,
+    has_bundle,
     fingerprint,
-    manifest_checksum,
     newest_bundle,
     open_bundle,
-    versions,
+    list_repository,
 )
 
 Manifest = dict[str, Any]
@@ -221,8 +221,7 @@ def test_the_newest_version_is_the_highest_number(copied: Path) -> None:
     model = copied / "digits"
     _add_version(model, "9")
     _add_version(model, "10")
-    assert versions(model) == [1, 9, 10]
-    assert find_versions(copied) == {"digits": [1, 9, 10]}
+    assert list_repository(copied).versions == {"digits": [1, 9, 10]}
     assert newest_bundle(model).path == model / "10"
 
 
@@ -231,8 +230,7 @@ def test_folders_that_are_not_versions_are_ignored(copied: Path) -> None:
     for name in (".staging-9x", "latest", "2.old", "02", "0", "-3", "3 ", "٣", "4e2"):
         _add_version(model, name)
     (model / "5").write_text("a file")
-    assert versions(model) == [1]
-    assert find_versions(copied) == {"digits": [1]}
+    assert list_repository(copied).versions == {"digits": [1]}
     assert newest_bundle(model).path == model / "1"
 
 
@@ -242,7 +240,7 @@ def test_folders_that_are_not_models_are_ignored(copied: Path) -> None:
         shutil.copytree(copied / "digits", copied / name)
     (copied / "empty").mkdir()
     (copied / "README.md").write_text("a file")
-    assert find_versions(copied) == {"digits": [1], "faces": [1]}
+    assert list_repository(copied).versions == {"digits": [1], "faces": [1]}
 
 
 def test_a_version_folder_can_be_opened(copied: Path) -> None:
@@ -253,12 +251,12 @@ def test_a_version_folder_can_be_opened(copied: Path) -> None:
 
 def test_a_missing_repository_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"models: there is no such folder; `glowserve export` makes one"):
-        find_versions(tmp_path / "models")
+        list_repository(tmp_path / "models")
 
 
 def test_a_repository_without_bundles_has_no_models(tmp_path: Path) -> None:
     (tmp_path / "digits" / ".staging-1").mkdir(parents=True)
-    assert find_versions(tmp_path) == {}
+    assert list_repository(tmp_path).versions == {}
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"])

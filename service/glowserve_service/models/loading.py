@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glowserve.runtime.canary import check_canary
+from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
@@ -45,6 +45,7 @@ def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
             _warm_up(engine, bundle, size)
         check_canary(engine, bundle)
+        check_n_bits(engine, bundle)
     except BaseException:
         engine.close()
         raise
