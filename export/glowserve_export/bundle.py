@@ -18,8 +18,8 @@ from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.manifest import CHECKSUM, MANIFEST, MODEL_NAME, manifest_checksum
+from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export.calibration import calibrate

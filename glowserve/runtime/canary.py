@@ -86,7 +86,9 @@ def _score(engine: Engine, image: UInt8Array) -> Forward:
 def _check_constant(scored: Forward, bundle: Bundle) -> None:
     """Checks that the manifest's constant is the one in the graph."""
     constant = bundle.manifest.log_det_constant
-    terms = np.concatenate([scored.log_prior[0], scored.log_det[0], [constant]], dtype=np.float64)  # [2 L + 1]
+    terms = np.concatenate(
+        [scored.log_prior[0], scored.log_det[0], [constant]], dtype=np.float64
+    )  # [2 L + 1]
     difference = abs(terms.sum() - scored.log_likelihood[0])
     if not difference <= _RELATIVE_ERROR["fp32"] * np.abs(terms).sum():
         raise BundleError(
@@ -113,6 +115,6 @@ def check_n_bits(engine: Engine, bundle: Bundle) -> None:
         return
     if not np.allclose(same, latent) or np.array_equal(other, latent):
         raise BundleError(
-            f"bundle {bundle.path}: the manifest's image.n_bits is {n_bits}, and the graphs do not have 2^{n_bits} bins "
-            "for a value; export the model again"
+            f"bundle {bundle.path}: the manifest's image.n_bits is {n_bits}, and the graphs do not divide a value into "
+            f"2^{n_bits} bins; export the model again"
         )

@@ -20,7 +20,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.errors import BundleError, DeviceError
 from glowserve.runtime.graphs import check_graph
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
-from glowserve.runtime.sessions import Graph, has_cuda, open_sessions
+from glowserve.runtime.sessions import Cancellation, Graph, has_cuda, open_sessions
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -79,9 +79,11 @@ class Engine:
     Args:
         bundle: the bundle.
         config: the device, its threads and its memory.
+        cancellation: ends the opening of the graphs, and their runs.
 
     Raises:
-        BundleError: a graph is damaged, is not what the manifest says, has operators that are never exported, fails in its first run on a GPU, or is int8, which CUDA does not run.
+        BundleError: a graph is damaged, differs from what the manifest says, has operators that are never exported,
+            fails in its first run on a GPU, or is int8, which CUDA does not run.
         DeviceError: the device cannot be used.
     """
 
@@ -91,7 +93,13 @@ class Engine:
     placements: list[Placement]
     """The execution providers of both graphs; for each graph, the one that runs the most nodes first."""
 
-    def __init__(self, bundle: Bundle, config: RuntimeConfig = _DEFAULTS) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: RuntimeConfig = _DEFAULTS,
+        cancellation: Cancellation | None = None,
+    ) -> None:
+        cancellation = cancellation or Cancellation()
         config = _for_precision(bundle, config)
         image, latent = bundle.shape, [bundle.manifest.image.latent_size]
         graphs = [
@@ -99,7 +107,7 @@ class Engine:
             Graph(_read_graph(bundle, REVERSE), {"latent": latent}),
         ]
         try:
-            self.device, sessions = open_sessions(graphs, config)
+            self.device, sessions = open_sessions(graphs, config, cancellation)
         except DeviceError:
             raise
         except Exception as error:  # ONNX Runtime has no public base class of its errors
@@ -109,6 +117,7 @@ class Engine:
         for name, session in ((FORWARD, forward), (REVERSE, reverse)):
             _check_tensors(bundle, session, name)
         self._bound: list[BoundSession] = []
+        self._options = [cancellation.run_options] if self.device == "cpu" else []
         if self.device != "cpu":
             forward, reverse = (self._bind(session, bundle, config.batch_sizes) for session in sessions)
         self._forward, self._reverse = forward, reverse
@@ -130,11 +139,11 @@ class Engine:
             noise: the dequantization noise in [0, 1), float32 [N, H, W, C].
         """
         names = ["log_likelihood", "latent", "log_prior", "log_det"]
-        return Forward(*self._forward.run(names, {"image": images, "noise": noise}))
+        return Forward(*self._forward.run(names, {"image": images, "noise": noise}, *self._options))
 
     def reverse(self, latent: Float32Array) -> Reverse:
         """Decodes latents, float32 [N, D], to images."""
-        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
+        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}, *self._options))
 
     def close(self) -> None:
         """Frees its memory on a GPU, after the current runs. No run may follow."""
@@ -172,7 +181,9 @@ def _check_tensors(bundle: Bundle, session: Any, graph: str) -> None:
     }
     for kind, expected in _tensors(bundle, graph).items():
         rows = {
-            name: (kind, shape[1:]) for name, (kind, shape) in found[kind].items() if not isinstance(shape[0], int)
+            name: (kind, shape[1:])
+            for name, (kind, shape) in found[kind].items()
+            if not isinstance(shape[0], int)
         }
         if rows != expected:
             raise BundleError(
@@ -183,7 +194,11 @@ def _check_tensors(bundle: Bundle, session: Any, graph: str) -> None:
 
 def _tensors(bundle: Bundle, graph: str) -> dict[str, dict[str, tuple[str, list[int]]]]:
     """The inputs and outputs of a graph by name: their types, and their shapes without N."""
-    image, latent, levels = list(bundle.shape), [bundle.manifest.image.latent_size], [bundle.manifest.flow.levels]
+    image, latent, levels = (
+        list(bundle.shape),
+        [bundle.manifest.image.latent_size],
+        [bundle.manifest.flow.levels],
+    )
     if graph == REVERSE:
         return {
             "takes": {"latent": (_FLOAT32, latent)},

@@ -22,12 +22,14 @@ from glowserve.runtime.errors import BundleError
 MAX_GRAPH_BYTES = 2**31 - 1
 """The size of the largest protobuf message, and so of the largest graph."""
 
-OPERATORS = frozenset(
-    """
-    Add Cast Clip Concat Conv DepthToSpace DequantizeLinear Div Exp Flatten Floor Log Mul Neg Pad QuantizeLinear
-    ReduceMax ReduceSum ReduceSumSquare Relu Reshape Round Sigmoid Softplus SpaceToDepth Split Sub Sum Transpose
-    """.split()
-)
+# fmt: off
+OPERATORS = frozenset((
+    "Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div", "Exp", "Flatten",
+    "Floor", "Log", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMax", "ReduceSum", "ReduceSumSquare",
+    "Relu", "Reshape", "Round", "Sigmoid", "Softplus", "SpaceToDepth", "Split", "Sub", "Sum",
+    "Transpose",
+))
+# fmt: on
 """The operators that the exporter writes, all of ONNX's own domain."""
 
 _BYTES, _INT32, _MESSAGE = 12, 5, 11  # FieldDescriptorProto.Type
@@ -76,7 +78,9 @@ def check_graph(data: bytes, what: str) -> None:
     except DecodeError:
         raise BundleError(f"{what} is not an ONNX graph; export the model again") from None
     for found in _foreign(model):
-        raise BundleError(f"{what} has {found}, which `glowserve export` never writes; export the model again")
+        raise BundleError(
+            f"{what} has {found}, which `glowserve export` never writes; export the model again"
+        )
 
 
 def _foreign(model: Any) -> Iterator[str]:
@@ -123,12 +127,12 @@ def _model_class() -> Any:
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
-            added = message.field.add(name=field, number=number, label=3)  # LABEL_REPEATED
+            added: Any = message.field.add(name=field, number=number, label=3)  # LABEL_REPEATED
             if isinstance(kind, str):
                 added.type, added.type_name = _MESSAGE, f".glowserve.graphs.{kind}"
             else:
-                added.type = kind  # type: ignore[assignment]
-    pool = descriptor_pool.DescriptorPool()
+                added.type = kind
+    pool: Any = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("glowserve.graphs.Model"))
 

@@ -5,6 +5,7 @@ No name of a request becomes part of a path: models and versions are found by li
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -47,7 +48,7 @@ class Bundle:
         """The content of a file of the bundle.
 
         Raises:
-            BundleError: the file is missing, or its SHA-256 is not the one in the manifest.
+            BundleError: the file is missing, or it is not the file that the manifest describes.
         """
         entry = next((file for file in self.manifest.files if file.name == name), None)
         if entry is None:
@@ -57,13 +58,17 @@ class Bundle:
         try:
             data = read_regular_file(self.path / name, entry.size)
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise self._changed(name, str(error.strerror)) from None
             raise BundleError(f"bundle {self.path}: {name} cannot be read: {error.strerror}") from error
-        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise BundleError(
-                f"bundle {self.path}: {name} is not the file that was exported (its size or its SHA-256 differs); "
-                "export the model again"
-            )
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise self._changed(name, "its SHA-256 differs")
         return data
+
+    def _changed(self, name: str, how: str) -> BundleError:
+        return BundleError(
+            f"bundle {self.path}: {name} is not the file that was exported ({how}); export the model again"
+        )
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -85,7 +90,7 @@ class Listing:
     """The models in a repository."""
 
     versions: dict[str, list[int]] = field(default_factory=dict)
-    """The versions of each model that has any, ascending, by the model's name. Whether they can be read is not known."""
+    """The versions of each model that has any, ascending, by the model's name. Not all may be readable."""
 
     unreadable: dict[str, str] = field(default_factory=dict)
     """Why the folder of a model cannot be listed, by the model's name."""
@@ -102,16 +107,16 @@ def list_repository(repository: Path) -> Listing:
     """
     listing = Listing()
     try:
-        names = sorted(os.listdir(repository))
+        models = sorted(repository.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"repository {repository}: there is no such folder; `glowserve export` makes one"
         ) from None
     except OSError as error:
         raise BundleError(f"repository {repository}: it cannot be listed: {error.strerror}") from error
-    for name in names:
-        if not name.startswith("."):
-            _list_model(repository / name, listing)
+    for model in models:
+        if not model.name.startswith("."):
+            _list_model(model, listing)
     return listing
 
 
@@ -149,15 +154,16 @@ def _list_versions(model: Path) -> tuple[list[int], dict[str, str]]:
         OSError: the folder cannot be listed.
     """
     numbers, ignored = [], {}
-    for name in sorted(os.listdir(model)):
+    for folder in sorted(model.iterdir()):
+        name = folder.name
         if name.startswith("."):
             continue
         if not VERSION.fullmatch(name):
-            if _is_folder(model / name):
+            if _is_folder(folder):
                 ignored[name] = "a version's name is a whole number from 1, without leading zeros"
             continue
         try:
-            (model / name / MANIFEST).stat()
+            (folder / MANIFEST).stat()
         except FileNotFoundError:
             ignored[name] = f"there is no {MANIFEST} in it"
             continue

@@ -17,11 +17,10 @@ from glowserve.runtime.errors import BundleError
 from glowserve.runtime.manifest import manifest_checksum
 from glowserve.runtime.repository import (
     Bundle,
-    has_bundle,
     fingerprint,
+    list_repository,
     newest_bundle,
     open_bundle,
-    list_repository,
 )
 
 Manifest = dict[str, Any]
@@ -191,20 +190,20 @@ def test_another_format_is_refused_with_both_versions(version: Path, number: int
 )
 def test_an_image_of_an_impossible_shape_is_refused(version: Path, image: Manifest) -> None:
     _edit(version, lambda manifest: manifest["image"].update(image))
-    with pytest.raises(BundleError, match="the manifest's image is not one"):
+    with pytest.raises(BundleError, match=r"the manifest's image.* (must|may|values)"):
         open_bundle(version)
 
 
 def test_randomness_of_an_unknown_version_is_refused(version: Path) -> None:
     for randomness in ("RANDOMNESS_VERSION_UNSPECIFIED", 7):
         _edit(version, lambda manifest, value=randomness: manifest.update(randomness=value))
-        with pytest.raises(BundleError, match=r"randomness, .*is of an unknown version"):
+        with pytest.raises(BundleError, match=r"randomness is \d, a version that this release does not know"):
             open_bundle(version)
 
 
 def test_a_bundle_without_calibration_is_refused(version: Path) -> None:
     _edit(version, lambda manifest: manifest["calibration"].pop("bits_per_dim"))
-    with pytest.raises(BundleError, match="no calibration, or no finite one; export the model again"):
+    with pytest.raises(BundleError, match=r"calibration\.bits_per_dim is empty; export the model again"):
         open_bundle(version)
 
 
@@ -305,5 +304,5 @@ def test_a_calibration_that_is_not_finite_is_refused(bundle: Bundle, tmp_path: P
     shutil.copytree(bundle.path, tmp_path / "digits" / "1")
     version = tmp_path / "digits" / "1"
     _edit(version, lambda manifest: manifest["calibration"]["bits_per_dim"].append("NaN"))
-    with pytest.raises(BundleError, match="no finite one"):
+    with pytest.raises(BundleError, match="bits_per_dim has a value that is not finite"):
         open_bundle(version)
