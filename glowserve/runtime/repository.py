@@ -192,14 +192,17 @@ def has_bundle(model: Path) -> bool:
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
-    """The inodes, sizes and times of the bundle's files in a VERSION folder. They differ after a file has changed."""
+    """The inodes, sizes, times and permissions of the bundle's files in a VERSION folder, to see whether one changes."""
 
     def state(name: str) -> object:
         try:
             found = (path / name).stat()
         except OSError as error:
             return error.errno
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return (
+            *(found.st_ino, found.st_size, found.st_mtime_ns),
+            *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
+        )
 
     return tuple(state(name) for name in (MANIFEST, CHECKSUM, FORWARD, REVERSE))
 

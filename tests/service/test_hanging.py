@@ -192,7 +192,10 @@ def test_as_process_1_the_first_signal_stops_the_server_and_the_second_ends_it_a
     models: Path, digits: UInt8Array
 ) -> None:
     port = free_port()
-    with process_1(*serve_as_process_1(models, port)) as (outer, inner), connect(f"127.0.0.1:{port}") as stubs:
+    with (
+        process_1(*serve_as_process_1(models, port)) as (outer, inner),
+        connect(f"127.0.0.1:{port}") as stubs,
+    ):
         wait_for(lambda: listens(f"127.0.0.1:{port}"))
         wait_for(lambda: stubs.status() == SERVING)
         watch = stubs.watch()

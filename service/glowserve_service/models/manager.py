@@ -293,11 +293,13 @@ class ModelManager:
 
     def _refuse(self, key: Key, failure: LoadFailure) -> None:
         self._unserved.set(key, failure)
+        name, version = key
+        what = name if version == WHOLE_MODEL else f"{name} version {version}"
         if not failure.final:
-            log.info("%s version %d cannot be loaded yet: %s", *key, failure.reason)
+            log.info("%s cannot be loaded yet: %s", what, failure.reason)
             return
-        self._metrics.model_loads.labels(key[0], "refused").inc()
-        log.error("%s version %d is refused: %s", *key, failure.reason)
+        self._metrics.model_loads.labels(name, "refused").inc()
+        log.error("%s is refused: %s", what, failure.reason)
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
         if self._workers is None:
