@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -163,12 +164,21 @@ def _senseless_canary(canary: manifest_pb2.Canary, image: manifest_pb2.ImageSpec
 def _long_texts(message: Message, place: str) -> Iterator[str]:
     """The texts of a message and of those in it that are longer than any that the exporter writes."""
     for field, value in message.ListFields():
-        many = not isinstance(value, str | Message) and hasattr(value, "__iter__")
-        for each in value if many else [value]:
+        for each in _parts(value):
             if isinstance(each, Message):
                 yield from _long_texts(each, f"{place}{field.name}.")
             elif isinstance(each, str) and len(each) > _MAX_TEXT:
                 yield f"{place}{field.name} has {len(each)} characters and may have {_MAX_TEXT}"
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A single value, the values of a list, or the keys and values of a map."""
+    if isinstance(value, str | bytes | Message) or not hasattr(value, "__iter__"):
+        yield value
+        return
+    yield from value
+    if hasattr(value, "values"):
+        yield from value.values()
 
 
 def _read(path: Path, name: str) -> bytes:

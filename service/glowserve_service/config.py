@@ -38,7 +38,7 @@ class ServiceConfig:
         "seconds between two polls of the repository; 0: only at the start and on request",
     )
     load_timeout_seconds: float = _setting(
-        300.0, "how long loading a version, or listing the repository, may take; 0 for any time"
+        600.0, "how long loading a version, or listing the repository, may take; 0 for any time"
     )
     canary_seconds: float = _setting(
         30.0,

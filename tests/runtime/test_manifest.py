@@ -51,10 +51,7 @@ def fields(message: Any, path: str = "") -> Iterator[tuple[str, Any, FieldDescri
     for field in message.DESCRIPTOR.fields:
         yield f"{path}{field.name}", message, field
         value = getattr(message, field.name)
-        if (
-            field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
-            and not field.message_type.GetOptions().map_entry
-        ):
+        if field.message_type and field.message_type.file.name == Manifest.DESCRIPTOR.file.name:
             inner = value if isinstance(value, Message) else next(iter(value), None)
             if isinstance(inner, Message):
                 yield from fields(inner, f"{path}{field.name}.")
@@ -117,6 +114,8 @@ def test_a_bundle_with_a_senseless_value_is_refused_or_works(
             {"calibration": {"bits_per_dim": [2.0, 1.0]}},
             r"calibration\.bits_per_dim is not in ascending order",
         ),
+        ({"tools": {"numpy": 5000 * "1"}}, r"the manifest's tools has 5000 characters and may have 4096"),
+        ({"tools": {5000 * "1": "numpy"}}, r"the manifest's tools has 5000 characters and may have 4096"),
         ({"files": []}, r"the manifest does not mention forward\.onnx"),
     ],
 )
