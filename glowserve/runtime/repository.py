@@ -192,7 +192,7 @@ def has_bundle(model: Path) -> bool:
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
-    """The inodes, sizes, times and permissions of the bundle's files in a VERSION folder, to see whether one changes."""
+    """The state of the bundle's files in a VERSION folder. It differs after one or its permissions changed."""
 
     def state(name: str) -> object:
         try:
