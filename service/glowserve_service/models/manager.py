@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 # A batch that was accepted has had the time of the drain. What takes longer than this after it hangs.
 _CLOSE_SECONDS = 1.0
+# Versions of a model that are tried before the older ones are given up.
+_MOST_REFUSED = 100
 # Log lines about folders that are ignored, for each look at the repository.
 _MOST_IGNORED_LINES = 20
 
@@ -238,7 +240,7 @@ class ModelManager:
         self._known.add(name)
         self._unserved.keep(name, versions)
         served, chosen, failed = self._models.versions(name), dict[int, ServedModel](), list[LoadFailure]()
-        for version in self._policy.candidates(name, versions):
+        for version in self._policy.candidates(name, versions)[: self._policy.most(name) + _MOST_REFUSED]:
             if len(chosen) == self._policy.most(name):
                 break
             model = await self._get(name, version, served.get(version), final=final, again=again)

@@ -26,6 +26,8 @@ from glowserve_service.scheduling.workers import Rows, Workers
 
 # A canary takes milliseconds. An engine that has not answered by then hangs.
 _CANARY_SECONDS = 30.0
+# A large batch of a large model takes seconds.
+_BATCH_SECONDS = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +143,8 @@ class ServedModel:
             failure = "its engine failed on the canary; the error is in the server's log"
         else:
             failure = ""
+            if self.health.batch_seconds > _BATCH_SECONDS:
+                failure = f"a batch has taken more than {_BATCH_SECONDS:g} s: the engine hangs"
         self._metrics.canary_checks.labels(self.name, "failed" if failure else "ok").inc()
         self.health.set(failure)
 

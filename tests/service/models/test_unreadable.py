@@ -194,6 +194,18 @@ def test_thousands_of_folders_cost_a_bounded_number_of_log_lines(
     assert lines[-1] == "2980 more folders in the repository are ignored"
 
 
+def test_of_thousands_of_broken_versions_the_newest_hundred_are_tried(
+    run_service: RunService, models: Path
+) -> None:
+    with run_service(repository=models, **ON_REQUEST) as service:
+        for number in range(2, 2002):
+            (models / "digits" / str(number)).mkdir()
+            (models / "digits" / str(number) / "manifest.json").write_text("{}")
+        service.poll()
+        assert service.served() == [("digits", 1)]
+        assert [version for _, version, _ in service.not_served()] == list(range(1901, 2002))
+
+
 def test_a_repository_with_nothing_but_unreadable_models_ends_the_start_with_a_sentence(models: Path) -> None:
     (models / "digits").rename(models.parent / "away")
     (models / "digits").symlink_to("digits")
