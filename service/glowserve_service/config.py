@@ -67,7 +67,8 @@ class ServiceConfig:
     max_images_per_call: int = _setting(Limits.max_images, "most images that a call may bring")
     max_samples_per_call: int = _setting(Limits.max_samples, "most images that a call may ask for")
     max_pixels_per_call: int = _setting(
-        Limits.max_pixels, "most pixels that a call's pictures may have together"
+        Limits.max_pixels,
+        "most pixels that a call's pictures may have together; a process that decodes takes 20 bytes for each",
     )
     max_message_mib: int = _setting(64, "largest request, in MiB")
     max_concurrent_streams: int = _setting(

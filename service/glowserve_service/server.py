@@ -30,6 +30,7 @@ from glowserve_service.observability import traces
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.metrics_server import MetricsServer
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.security.access import warning
 from glowserve_service.security.certificates import Certificates
 from glowserve_service.security.tokens import Tokens
@@ -100,7 +101,15 @@ class Server:
         self._bind(tokens)
         models = ModelRegistry(self.metrics)
         self._manager = ModelManager(self.config, models, self.metrics, self._health.set)
-        pool = CpuPool(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
+        workers = min(4, self.config.instances_on("cpu"))
+        # Two at least: while one decodes something slow, another takes the next.
+        self._decoders = Decoders(
+            max(2, workers),
+            self.config.max_pixels_per_call,
+            self.config.max_message_mib * 2**20,
+            lambda reason: self.metrics.failed_decodes.labels(reason).inc(),
+        )
+        pool = CpuPool(workers, self.config.max_queue_size, self._decoders)
         self._closers.append(pool.close)
         servicer = GlowServicer(models, self._manager, self.config, pool)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._middleware)
@@ -115,9 +124,11 @@ class Server:
         await self._server.start()
         try:
             await self._manager.start()
+            await self._decoders.ready()
         except BaseException:
             await self._server.stop(None)
             await self._manager.close()
+            await self._decoders.close()
             await self._close()
             raise
         self._middleware.accept()
@@ -138,6 +149,7 @@ class Server:
         await drained
         idle.cancel()
         await self._manager.close()
+        await self._decoders.close()
         await self._close()
         log.info("stopped")
 

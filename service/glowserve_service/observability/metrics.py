@@ -109,6 +109,11 @@ class Metrics:
         self.not_finite = self._counter(
             "not_finite_images", "Images with a NaN or infinite result.", ["model", "method"]
         )
+        self.failed_decodes = self._counter(
+            "failed_decodes",
+            "Calls whose pictures were given up: decoding was late, took too much memory, or crashed.",
+            ["reason"],
+        )
         self.inexact_encodings = self._counter(
             "inexact_encodings", "Encoded images that do not decode to the same image.", ["model"]
         )

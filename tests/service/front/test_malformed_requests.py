@@ -157,13 +157,13 @@ CASES: dict[str, list[Case]] = {
         behind_a_good_one(png_that_claims(2**31 - 1, 2)), BAD_FILE, "too large"
     ),
     "a decompression bomb": images_case(
-        lambda: encoded(GOOD, blank(9000, 9000)), BAD_FILE, "9000 x 9000 pixels", "at most 32000000"
+        lambda: encoded(GOOD, blank(9000, 9000)), BAD_FILE, "9000 x 9000 pixels", "at most 64000000"
     ),
     "a decompression bomb of three files": images_case(
-        lambda: encoded(*[blank(4000, 4000)] * 3),
+        lambda: encoded(*[blank(5000, 5000)] * 3),
         "images.encoded.data[2]: ",
-        "makes 48000000",
-        "at most 32000000",
+        "makes 75000000",
+        "at most 64000000",
     ),
     # Tensors of another shape or type than the model's images.
     "the wrong height": tensor_case(
