@@ -27,6 +27,8 @@ from tests.service.wire import file_of
 
 MAX_PIXELS = 10**7
 FAILURES: list[str] = []
+OF_OTHERS: set[int] = set()
+"""Processes of a server that another test has started in this process."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -35,11 +37,17 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 async def pool() -> AsyncIterator[Decoders]:
     """Two processes."""
     FAILURES.clear()
+    OF_OTHERS.clear()
+    OF_OTHERS.update(processes())
     pool = Decoders(2, MAX_PIXELS, 2**26, FAILURES.append)
     await pool.ready()
     yield pool
     await pool.close()
-    assert not decoder_processes(os.getpid())
+    assert not processes()
+
+
+def processes() -> set[int]:
+    return decoder_processes(os.getpid()) - OF_OTHERS
 
 
 def pictures(*files: bytes, max_pixels: int = MAX_PIXELS) -> Pictures:
@@ -53,7 +61,7 @@ def good(n: int = 1) -> Pictures:
 
 async def busy_process() -> int:
     """The process that works. Returns once there is one."""
-    before = {process: processor_seconds(process) for process in decoder_processes(os.getpid())}
+    before = {process: processor_seconds(process) for process in processes()}
     async with asyncio.timeout(PATIENCE):
         while True:
             await asyncio.sleep(0.05)
@@ -68,7 +76,7 @@ async def assert_ended_and_replaced(pool: Decoders, process: int) -> None:
             await asyncio.sleep(0.01)
         np.testing.assert_array_equal(await pool.decode(good()), good().decode())
         await pool.ready()
-    others = decoder_processes(os.getpid())
+    others = processes()
     assert len(others - {process}) == 2
 
 
@@ -80,7 +88,7 @@ async def test_images_are_those_that_this_process_decodes(pool: Decoders) -> Non
 
 
 async def test_an_invalid_picture_is_named_and_ends_no_process(pool: Decoders) -> None:
-    before = decoder_processes(os.getpid())
+    before = processes()
     for files, index, words in (
         ((b"?",), 0, "1 bytes are not a picture"),
         ((*good(2).files, file_of(Image.new("L", (4000, 4000)), "PNG")), 2, "at most 10000000 are accepted"),
@@ -89,7 +97,7 @@ async def test_an_invalid_picture_is_named_and_ends_no_process(pool: Decoders) -
         with pytest.raises(InvalidPictureError, match=words) as caught:
             await pool.decode(pictures(*files))
         assert caught.value.index == index
-    assert decoder_processes(os.getpid()) == before
+    assert processes() == before
     assert FAILURES == []
 
 
@@ -140,7 +148,7 @@ async def test_a_process_that_crashes_fails_its_own_call_alone(pool: Decoders, n
 
 
 async def test_a_process_that_crashes_while_it_waits_fails_no_call(pool: Decoders) -> None:
-    for process in decoder_processes(os.getpid()):
+    for process in processes():
         os.kill(process, signal.SIGKILL)
     await asyncio.sleep(0.3)
     for _ in range(3):
@@ -161,7 +169,7 @@ async def test_a_process_has_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_process_inherits_nothing_and_is_none_of_the_terminals(pool: Decoders) -> None:
-    for process in decoder_processes(os.getpid()):
+    for process in processes():
         folder = Path(f"/proc/{process}")
         targets = {file.name: str(file.readlink()) for file in (folder / "fd").iterdir()}
         assert targets.keys() == {"0", "1", "2"}
@@ -173,12 +181,12 @@ async def test_a_process_inherits_nothing_and_is_none_of_the_terminals(pool: Dec
 
 
 async def test_processes_ignore_the_signals_that_stop_a_service(pool: Decoders) -> None:
-    before = decoder_processes(os.getpid())
+    before = processes()
     for process in before:
         os.kill(process, signal.SIGTERM)
         os.kill(process, signal.SIGINT)
     assert len(await pool.decode(good(9))) == 9
-    assert decoder_processes(os.getpid()) == before
+    assert processes() == before
 
 
 async def test_a_pool_ends_at_once_whatever_its_processes_do(pool: Decoders) -> None:
@@ -190,7 +198,7 @@ async def test_a_pool_ends_at_once_whatever_its_processes_do(pool: Decoders) -> 
     with pytest.raises(DecoderError):
         await call
     await asyncio.sleep(0.1)
-    assert not decoder_processes(os.getpid())
+    assert not processes()
 
 
 async def test_a_process_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
