@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,21 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     save(content, path, "the finished model")
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, accept: Callable[[GlowConfig], None] = lambda _: None) -> Checkpoint:
     """Reads a checkpoint; no code in the file is executed.
+
+    Args:
+        path: the checkpoint.
+        accept: called with the architecture before the model is built; raises if the model is not wanted.
 
     Raises:
         CheckpointError: the file does not exist, is not a checkpoint, or is damaged.
     """
     content = _read(path)
     try:
-        model = Glow(GlowConfig(**content["config"]))
+        config = GlowConfig(**content["config"])
+        accept(config)
+        model = Glow(config)
         model.load_state_dict(content["state_dict"])
         data = dict(content["data"])
         data["preparation"] = Preparation(**data["preparation"])
