@@ -312,7 +312,8 @@ class Measurement:
         error = np.empty(len(latent))
         for batch in batches(len(latent), batch_size(self.glow, 8), doing):
             error[batch] = _worst_pixel(pixels[batch] - self.reference.pixels(latent[batch]))
-        return error * 2 ** (8 - self.glow.n_bits)
+        greys_per_bin: int = 2 ** (8 - self.glow.n_bits)
+        return error * greys_per_bin
 
     def _find_forward_layer(self) -> str:
         layer = diverging_layer_forward(self.reference, self.bundle, self.images[:2], self._noise[:2])

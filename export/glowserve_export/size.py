@@ -1,38 +1,40 @@
-"""The size of the graphs.
+"""The size of a graph, known before anything is built.
 
 An ONNX file is a protobuf message, which ends at 2 GiB. Weights in files beside it would lift that limit; no bundle has
 them, so that `glowserve.runtime` has one file to check for each graph.
-
-Shapes: C channels of a level after its squeeze.
 """
 
 from __future__ import annotations
 
-from glowserve.v1 import manifest_pb2
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from glowserve_export.errors import ExportError
 
 _LIMIT = 2**31
-# Names, nodes and whatever else is no weight of a convolution.
+# Nodes, names, and weights other than those of convolutions.
 _REST = 2**24
-# int8 leaves networks that lose too much in float32, and is calibrated with a float32 graph.
-_NETWORK_BYTES = {"fp32": 4, "fp16": 2, "int8": 4}
 _SMALLER = "train a model with fewer steps of flow or a smaller width"
 
 
-def check_size(flow: manifest_pb2.Flow, channels: int, precision: str) -> None:
-    """Checks that a flow fits into a graph, from its architecture alone: nothing has to be built.
+def check_size(weights: Mapping[str, Tensor], precision: str) -> None:
+    """Checks that a model fits into a graph. Nearly all of its weights are those of coupling networks.
 
     Args:
-        flow: the architecture.
-        channels: of an image.
-        precision: of the coupling networks.
+        weights: the model's state_dict.
+        precision: of the coupling networks. int8 counts as float32: networks that would lose too much stay float32, and
+            a float32 graph calibrates the others.
 
     Raises:
         ExportError: it does not fit.
     """
-    size = graph_bytes(flow, channels, precision)
-    halved = precision != "fp16" and graph_bytes(flow, channels, "fp16") + _REST <= _LIMIT
-    check_graph_bytes(size, f"export with precision fp16, or {_SMALLER}" if halved else _SMALLER)
+    values = sum(tensor.numel() for tensor in weights.values() if tensor.ndim == 4)
+    if precision == "fp16":
+        check_graph_bytes(2 * values)
+    else:
+        halved = 2 * values + _REST <= _LIMIT
+        check_graph_bytes(4 * values, f"export with precision fp16, or {_SMALLER}" if halved else _SMALLER)
 
 
 def check_graph_bytes(size: int, remedy: str = _SMALLER) -> None:
@@ -42,21 +44,3 @@ def check_graph_bytes(size: int, remedy: str = _SMALLER) -> None:
             f"the weights of a graph of this model take {size / 2**30:.2f} GiB, and an ONNX file holds less than "
             f"{_LIMIT / 2**30:.0f} GiB: {remedy}"
         )
-
-
-def graph_bytes(flow: manifest_pb2.Flow, channels: int, precision: str) -> int:
-    """The bytes of the weights in one graph."""
-    networks = others = 0
-    for level in range(flow.levels):
-        c = channels * 2 ** (level + 2)
-        outputs = c if flow.coupling == "affine" else c // 2
-        networks += flow.steps_per_level * _network_values(c // 2, outputs, flow.width)
-        others += flow.steps_per_level * c * c
-        if level < flow.levels - 1:
-            others += 9 * (c // 2) * c
-    return networks * _NETWORK_BYTES.get(precision, 4) + others * 4
-
-
-def _network_values(inputs: int, outputs: int, width: int) -> int:
-    """Weights of a coupling network: 3x3, 1x1 and 3x3 convolutions."""
-    return width * (9 * inputs + width + 9 * outputs)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glowserve_training.checkpoint import load_checkpoint
-from glowserve_training.config import GlowConfig
 from glowserve_training.data import DataConfig
 from glowserve_training.held_out import HeldOut, held_out_of
 
@@ -55,15 +54,22 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
         glowserve_export.errors.ExportError: the model is too large for a graph in that precision.
         glowserve_export.errors.NotInvertibleError: a weight is not finite, or a 1x1 convolution cannot be inverted.
     """
-    checkpoint = load_checkpoint(
-        path, accept=lambda config: check_size(_flow(config), config.channels, precision)
-    )
+    checkpoint = load_checkpoint(path, accept=lambda weights: check_size(weights, precision))
     config, record = checkpoint.model.config, checkpoint.training
     model = checkpoint.model.double()  # in place: folded arrays and reference share its weights
     return Source(
         glow=fold_glow(model),
         reference=TorchReference(model, device),
-        flow=_flow(config, sum(parameter.numel() for parameter in model.parameters())),
+        flow=manifest_pb2.Flow(
+            levels=config.levels,
+            steps_per_level=config.steps_per_level,
+            width=config.width,
+            coupling=config.coupling,
+            parametrization=config.parametrization,
+            dequantization=config.dequantization,
+            coupling_actnorm=config.coupling_actnorm,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+        ),
         training=manifest_pb2.Training(
             implementation="glowserve",
             data=checkpoint.data.data,
@@ -75,19 +81,6 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
         ),
         data=checkpoint.data,
         held_out=held_out_of(checkpoint, path),
-    )
-
-
-def _flow(config: GlowConfig, parameters: int = 0) -> manifest_pb2.Flow:
-    return manifest_pb2.Flow(
-        levels=config.levels,
-        steps_per_level=config.steps_per_level,
-        width=config.width,
-        coupling=config.coupling,
-        parametrization=config.parametrization,
-        dequantization=config.dequantization,
-        coupling_actnorm=config.coupling_actnorm,
-        parameters=parameters,
     )
 
 
@@ -106,7 +99,7 @@ def load_public_checkpoint(
     Raises:
         glowserve_export.errors.ExportError: see `glowserve_export.frontends.public.import_public`.
     """
-    model = import_public(implementation, path, arguments)
+    model = import_public(implementation, path, arguments, precision=precision)
     return Source(
         glow=model.glow,
         reference=FoldedReference(model.glow, device),

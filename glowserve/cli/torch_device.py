@@ -6,7 +6,7 @@ from glowserve.cli.failure import Failure
 
 
 def torch_device(device: str) -> str:
-    """ "cpu" or "cuda".
+    """The device's name in PyTorch, "cpu" or "cuda".
 
     Args:
         device: "auto", "cpu" or "cuda".
