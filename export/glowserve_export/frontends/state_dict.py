@@ -22,6 +22,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Where checkpoints have the state_dict, beside optimizers and counters.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "ema_state_dict")
+# A container can contain itself.
+_MAX_DEPTH = 8
+_REFUSED_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 # What wrappers insert into keys: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing.
 _INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # What trainers call the model; every key begins with it.
@@ -48,7 +51,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch raise many kinds of errors on foreign bytes
-        raise ForeignCheckpointError(f"checkpoint {path} {_unreadable(path)}; {_WRITE}") from error
+        raise ForeignCheckpointError(f"checkpoint {path} {_unreadable(path, error)}; {_WRITE}") from error
     content = _contained(content, path)
     if not isinstance(content, dict) or not content:
         raise ForeignCheckpointError(f"checkpoint {path} contains no state_dict; {_WRITE}")
@@ -61,37 +64,42 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return _unwrapped(content, path)
 
 
-def _unreadable(path: Path) -> str:
-    """Why torch cannot read a file without executing code. Reads names from it, and no objects."""
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why torch cannot read a file without executing code. Reads names of classes from it, and no objects."""
+    classes = _REFUSED_CLASS.findall(str(error))
     if zipfile.is_zipfile(path):
         with suppress(Exception):  # a damaged file has no names
             if any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
                 return "is a TorchScript program and not a state_dict"
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            if names:
-                own = [name for name in sorted(names) if not name.startswith("torch.")] or sorted(names)
-                module = any(name.startswith("torch.nn.modules.") for name in names)
-                what = "is a whole pickled model" if module else "contains Python objects beside tensors"
-                return (
-                    f"{what}, of class {' and '.join(own[:3])}: to load it would execute code. Load it where the model "
-                    "was trained"
-                )
-    return "cannot be read as a state_dict: it is damaged or another kind of file"
+            classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    if not classes:
+        return "cannot be read as a state_dict: it is damaged or another kind of file"
+    own = [name for name in classes if not name.startswith("torch.")] or classes
+    return (
+        f"is a whole pickled model, or contains other Python objects, of class {' and '.join(own[:3])}: to load it "
+        "would execute code. Load it where the model was trained"
+    )
 
 
 def _contained(content: Any, path: Path) -> Any:
     """The state_dict in a checkpoint, however deep; the content itself if it has none of the usual names."""
-    while isinstance(content, dict):
-        found = [name for name in _CONTAINERS if isinstance(content.get(name), dict)]
-        if len(found) > 1:
-            raise ForeignCheckpointError(
-                f"checkpoint {path} contains weights under {' and '.join(map(repr, found))}; write those to be exported "
-                f"with torch.save(torch.load({path.name!r})[{found[0]!r}], PATH)"
-            )
+    for _ in range(_MAX_DEPTH):
+        found = [name for name in _CONTAINERS if _may_contain(content, name)]
         if not found:
             break
+        if len(found) > 1:
+            raise ForeignCheckpointError(
+                f"checkpoint {path} contains weights under {' and '.join(map(repr, found))}; choose and write those to "
+                f"export: torch.save(torch.load({path.name!r})[{found[0]!r}], PATH)"
+            )
         content = content[found[0]]
     return content
+
+
+def _may_contain(content: Any, name: str) -> bool:
+    """Whether weights may be under a name."""
+    inner = content.get(name) if isinstance(content, dict) else None
+    return isinstance(inner, dict) and any(isinstance(value, Tensor | dict) for value in inner.values())
 
 
 def _unwrapped(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def import_y0ast(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path)
 def _inferred(found: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments that keys and shapes tell, those that they do not tell left out."""
     steps = numbers(found, r"flow\.layers\.(\d+)\.actnorm\.bias$")
-    splits = numbers(found, r"flow\.layers\.(\d+)\.conv\.weight$")
+    splits = numbers(found, r"flow\.layers\.(\d+)\.conv\.conv\.weight$")
     first, levels = "flow.layers.1", len(splits) + 1
     channels, size = length(found, f"{first}.actnorm.bias", 1), length(found, "prior_h", 2)
     passive = length(found, f"{first}.block.0.conv.weight", 1)
