@@ -30,7 +30,7 @@ from glowserve_export.folded import Float64Array, FoldedGlow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe
-from glowserve_export.operations import operations
+from glowserve_export.operations import check, operations
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
 
@@ -151,7 +151,7 @@ def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Cal
 
 
 def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
-    onnx.checker.check_model(graph, full_check=True)
+    check(graph)
     data = graph.SerializeToString(deterministic=True)
     path.write_bytes(data)
     return manifest_pb2.File(

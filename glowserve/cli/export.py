@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
     )
     parser.add_argument(
-        "--config", type=Path, help="with --from: JSON with the arguments of the model's constructor"
+        "--config",
+        type=Path,
+        help="with --from: JSON with what the checkpoint does not tell: image_size and n_bits for rosinality, the "
+        "hparams.json of the training script for y0ast",
     )
     parser.add_argument(
         "--verification-images",
