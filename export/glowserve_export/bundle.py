@@ -62,7 +62,8 @@ def export(
     Raises:
         ExportError: a value misses its bound, the held-out images have changed or are too few, or the model is too
             large; nothing was written.
-        glowserve.runtime.errors.DeviceError: the device cannot be used; nothing was written.
+        glowserve.runtime.errors.GlowserveError: the device cannot be used, or not in that precision; nothing was
+            written.
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
     _check_name(model_dir.name)

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from glowserve_export.triton import write_triton
     from glowserve_training.errors import TrainingError
 
-    from glowserve.runtime.errors import DeviceError
+    from glowserve.runtime.errors import GlowserveError
 
     if (args.implementation is None) != (args.config is None):
         raise Failure(
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 _say(f"wrote {path}")
     except ExportError as error:
         raise Failure(error, 1) from error
-    except (TrainingError, DeviceError, OSError) as error:
+    except (TrainingError, GlowserveError, OSError) as error:
         raise Failure(error, 2) from error
     manifest = bundle.manifest
     if args.json:

@@ -20,6 +20,7 @@ _KINDS = {
 }
 _MAX_LEVELS = 12
 _MAX_IMAGE_SIZE = 2**_MAX_LEVELS
+_MAX_BYTES = 2**20
 # The similarity, 0 to 1, from which an unknown name counts as a misspelt one.
 _MISSPELT = 0.8
 
@@ -138,9 +139,13 @@ def check_image(path: Path, image_size: int, channels: int, levels: int) -> None
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArgumentsError(f"arguments {path}: there is no such file; give a JSON file with --config")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ArgumentsError(
+            f"arguments {path} are larger than {_MAX_BYTES} bytes; give a JSON file with --config"
+        )
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:  # neither JSON nor Unicode
+    except (ValueError, RecursionError) as error:  # neither JSON nor Unicode, or nested too deep
         raise ArgumentsError(f"arguments {path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ArgumentsError(f"arguments {path} are not a JSON object; write {{NAME: VALUE, ...}}")

@@ -61,6 +61,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 f"checkpoint {path} is not a state_dict: the value of key {key!r} is a {type(value).__name__} and not "
                 f"a tensor; {_WRITE}"
             )
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise ForeignCheckpointError(
+                f"checkpoint {path}: {key} is a {value.layout} tensor of {value.dtype}, and weights are dense and "
+                "real; convert it to float32"
+            )
     return _unwrapped(content, path)
 
 

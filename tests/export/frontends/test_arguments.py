@@ -206,9 +206,11 @@ def test_arguments_of_the_other_implementation_are_refused(model: PublicModel, t
         (b"{", "cannot be read as JSON"),
         (b"\xff\xfe\xfd", "cannot be read as JSON"),
         (b"[]", "are not a JSON object"),
+        (b"[" * 200_000, "cannot be read as JSON"),
+        (b" " * 2**21, "are larger than 1048576 bytes"),
         (None, "there is no such file; give a JSON file with --config"),
     ],
-    ids=["cut off", "not text", "a list", "no file"],
+    ids=["cut off", "not text", "a list", "nested too deep", "too large", "no file"],
 )
 def test_a_file_that_is_not_a_json_object_is_refused(
     content: bytes | None, expected: str, model: PublicModel, tmp_path: Path

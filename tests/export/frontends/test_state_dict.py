@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,20 @@ def test_a_torchscript_program_is_named(model: PublicModel, paths: tuple[Path, P
         torch.jit.save(torch.jit.script(torch.nn.ReLU()), paths[0])
         with pytest.raises(ForeignCheckpointError, match="is a TorchScript program and not a state_dict"):
             import_public(model.kind, *paths)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64)], ids=str
+)
+def test_a_weight_that_is_not_dense_and_real_is_refused(
+    tensor: torch.Tensor, model: PublicModel, weights: Weights, paths: tuple[Path, Path]
+) -> None:
+    key = next(iter(weights))
+    torch.save(weights | {key: tensor}, paths[0])
+    with pytest.raises(
+        ForeignCheckpointError, match=f"{re.escape(key)} is a torch.* and weights are dense and real"
+    ):
+        import_public(model.kind, *paths)
 
 
 def test_two_sets_of_weights_are_refused_with_the_way_to_choose(
