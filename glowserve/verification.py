@@ -39,6 +39,8 @@ def verification_table(manifest: Manifest) -> str:
 
 def _held_out(manifest: Manifest) -> str:
     bits = manifest.calibration.bits_per_dim
+    if not bits:
+        return "held-out bits/dim: not measured"
     return (
         f"held-out bits/dim: {statistics.fmean(bits):.3f}, mean of {len(bits)} images of {manifest.calibration.data}; "
         f"a model that knows nothing needs {manifest.image.n_bits}"
@@ -57,13 +59,10 @@ def steps_table(manifest: Manifest) -> str:
 
 def verification_json(manifest: Manifest) -> dict[str, Any]:
     """The measured values for JSON; a value that is not finite becomes null."""
-    verification = manifest.verification
+    verification, bits = manifest.verification, manifest.calibration.bits_per_dim
     return {
         "images": verification.images,
-        "held_out": {
-            "bits_per_dim": statistics.fmean(manifest.calibration.bits_per_dim),
-            "images": len(manifest.calibration.bits_per_dim),
-        },
+        "held_out": {"bits_per_dim": statistics.fmean(bits) if bits else None, "images": len(bits)},
         "checks": {
             check.name: check.value if math.isfinite(check.value) else None for check in verification.checks
         },
