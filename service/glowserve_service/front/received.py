@@ -1,0 +1,193 @@
+"""The bytes that callers have sent and that are not answered yet: a budget for all calls together.
+
+A message counts with its size from when it has been received until it is answered, and no thread works on it any more.
+What gRPC has received of an unfinished message cannot be seen from Python. A message that has not arrived at once could
+become as long as any, and the memory of the process shows what the unfinished ones take together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from glowserve.runtime.errors import InvalidRequestError
+from glowserve_service.errors import BytesExhaustedError
+
+T = TypeVar("T")
+
+# A message that fits into HTTP/2's window lies there, mostly, when it is asked for.
+_PROMPT_SECONDS = 0.05
+# 64 MiB in that time are 1.8 Mbit/s.
+_LONGEST_SECONDS = 300.0
+_STATM = Path("/proc/self/statm")
+
+
+class ReceivedBytes:
+    """The budget.
+
+    Args:
+        most: how many bytes may be held.
+        max_message: the longest message, in bytes.
+    """
+
+    def __init__(self, most: int = sys.maxsize, max_message: int = 0) -> None:
+        self._most = most
+        self._max_message = max_message
+        self._usual = 0
+        """The least memory that was seen."""
+        self._held = 0
+        self._lock = threading.RLock()
+        # Since when each message is awaited; the first ones have waited longest.
+        self._awaited: dict[asyncio.Timeout, float] = {}
+        self._watching = False
+
+    @property
+    def held(self) -> int:
+        """The bytes of the messages that are received and not answered. From any thread."""
+        return self._held
+
+    def take(self, size: int) -> None:
+        """Adds the bytes of a message.
+
+        Raises:
+            BytesExhaustedError: they would exceed the budget; nothing was added.
+        """
+        with self._lock:
+            if self._held + size > self._most:
+                raise BytesExhaustedError(
+                    f"the request has {size} bytes and the server holds {self._held} of other requests; it takes "
+                    f"{self._most}; try again later, with increasing pauses"
+                )
+            self._held += size
+
+    def give_back(self, size: int) -> None:
+        """Removes bytes. From any thread."""
+        with self._lock:
+            self._held -= size
+
+    async def receive(self, context: Any) -> bytes:
+        """The only message of a call, which is not counted yet.
+
+        Args:
+            context: gRPC's.
+
+        Raises:
+            BytesExhaustedError: it has not arrived, and all messages that arrive together take too much memory.
+            InvalidRequestError: the caller has sent none, or not all of it in five minutes.
+        """
+        loop = asyncio.get_running_loop()
+        began, limit = loop.time(), asyncio.timeout(None)
+        try:
+            async with limit:
+                self._awaited[limit] = began
+                if not self._watching:
+                    self._watching = True
+                    loop.call_later(_PROMPT_SECONDS, self._watch)
+                message = await context.read()
+        except TimeoutError:
+            if loop.time() - began > _LONGEST_SECONDS:
+                raise InvalidRequestError(
+                    f"the request did not arrive in {_LONGEST_SECONDS:g} seconds"
+                ) from None
+            raise BytesExhaustedError(
+                f"the requests that arrive now and those that the server holds exceed {self._most} bytes; try again "
+                "later, with increasing pauses"
+            ) from None
+        finally:
+            self._awaited.pop(limit, None)
+        if message is grpc.aio.EOF:
+            # If the caller has cancelled the call, gRPC cancels this coroutine, a little later.
+            await asyncio.sleep(_PROMPT_SECONDS)
+            raise InvalidRequestError("the call has no request")
+        received: bytes = message
+        return received
+
+    def _watch(self) -> None:
+        """Looks at the messages that have not arrived at once, and gives up some if they take too much."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        slow = [limit for limit, began in self._awaited.items() if now - began >= _PROMPT_SECONDS]
+        late = [limit for limit in slow if now - self._awaited[limit] > _LONGEST_SECONDS]
+        # The newest half: it has brought less than the other one.
+        excess = slow[len(slow) // 2 :] if self._exceeds(len(slow)) else []
+        for limit in {*late, *excess}:
+            self._awaited.pop(limit)
+            limit.reschedule(now)
+        self._watching = bool(self._awaited)
+        if self._watching:
+            loop.call_later(_PROMPT_SECONDS, self._watch)
+
+    def _exceeds(self, slow: int) -> bool:
+        """Whether so many unfinished messages, and those that are held, could exceed the budget, and do."""
+        resident = _resident_bytes()
+        self._usual = min(self._usual or resident, resident)
+        could = slow > 0 and self._held + slow * self._max_message > self._most
+        return could and resident - self._usual > self._most
+
+
+class Holding:
+    """The messages of one call that are not answered yet.
+
+    Args:
+        received: the budget; None: there is none.
+    """
+
+    def __init__(self, received: ReceivedBytes | None = None) -> None:
+        self._messages: _Messages | None = _Messages(received or ReceivedBytes())
+
+    def add(self, size: int) -> None:
+        """Adds a message of so many bytes; raises BytesExhaustedError."""
+        if self._messages:
+            self._messages.add(size)
+
+    def answered(self) -> None:
+        """Gives back the bytes of the oldest message."""
+        if self._messages:
+            self._messages.remove()
+
+    def end(self) -> None:
+        """Gives back all of them, or lets the last kept function do so."""
+        self._messages = None
+
+    def kept(self, function: Callable[[], T]) -> Callable[[], T]:
+        """The same function. The messages count, even after the end of the call, as long as anybody refers to it."""
+        return partial(_call, function, self._messages)
+
+
+class _Messages:
+    """The sizes of messages. They are given back when nobody refers to this."""
+
+    def __init__(self, received: ReceivedBytes) -> None:
+        self._received = received
+        self._sizes: deque[int] = deque()
+
+    def add(self, size: int) -> None:
+        self._received.take(size)
+        self._sizes.append(size)
+
+    def remove(self) -> None:
+        self._received.give_back(self._sizes.popleft())
+
+    def __del__(self) -> None:
+        self._received.give_back(sum(self._sizes))
+
+
+def _call(function: Callable[[], T], _: _Messages | None) -> T:
+    return function()
+
+
+def _resident_bytes() -> int:
+    """The memory of this process; 0 where the system does not say."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
