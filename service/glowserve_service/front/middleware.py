@@ -25,7 +25,7 @@ from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import CallsExhaustedError, UnavailableError
 from glowserve_service.front.call import Call, request_id
 from glowserve_service.front.other_services import OtherServices, no_message
-from glowserve_service.front.received import Holding, ReceivedBytes
+from glowserve_service.front.received import Holding, ReceivedBytes, free_frames
 from glowserve_service.front.status import status_of, trailing_metadata
 from glowserve_service.front.wire import RequestLimits, request_type
 from glowserve_service.observability import log_context
@@ -103,6 +103,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
     def accept(self) -> None:
         """Accepts calls; until then they are answered UNAVAILABLE."""
+        self._received.begin()
         self._refusal = ""
 
     def refuse(self) -> None:
@@ -345,9 +346,7 @@ def _was_late(call: Call, context: Any) -> bool:
 
 async def _abort(context: Any, error: Exception, message: str) -> None:
     """Ends a call with the status and the details of an error. The trailing metadata that it has are kept."""
-    # gRPC keeps the exception that is raised here until the garbage collector comes by, and that keeps this error. The
-    # frames of its traceback hold the request.
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    free_frames(error)
     message = message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore")
     metadata = (*context.trailing_metadata(), *trailing_metadata(error, message))
     await context.abort(status_of(error), message, metadata)

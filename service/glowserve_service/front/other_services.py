@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from glowserve.runtime.errors import GlowserveError, InvalidRequestError
 from glowserve_service.errors import CallsExhaustedError
-from glowserve_service.front.received import ReceivedBytes
+from glowserve_service.front.received import ReceivedBytes, free_frames
 from glowserve_service.front.status import status_of
 
 # They ask by a name.
@@ -94,4 +94,5 @@ async def _refusals(context: Any) -> AsyncIterator[None]:
     try:
         yield
     except GlowserveError as error:
+        free_frames(error)
         await context.abort(status_of(error), str(error))

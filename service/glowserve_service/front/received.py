@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _PROMPT_SECONDS = 0.05
 # 64 MiB in that time are 1.8 Mbit/s.
 _LONGEST_SECONDS = 300.0
+_LONG_BYTES = 2**20
 _STATM = Path("/proc/self/statm")
 
 
@@ -43,7 +45,7 @@ class ReceivedBytes:
         self._most = most
         self._max_message = max_message
         self._usual = 0
-        """The least memory that was seen."""
+        """The memory of this process before it received anything, or less."""
         self._held = 0
         self._lock = threading.RLock()
         # Since when each message is awaited; the first ones have waited longest.
@@ -54,6 +56,10 @@ class ReceivedBytes:
     def held(self) -> int:
         """The bytes of the messages that are received and not answered. From any thread."""
         return self._held
+
+    def begin(self) -> None:
+        """Called when the service has loaded its models, and before it accepts calls."""
+        self._usual = _resident_bytes()
 
     def take(self, size: int) -> None:
         """Adds the bytes of a message.
@@ -109,29 +115,35 @@ class ReceivedBytes:
             await asyncio.sleep(_PROMPT_SECONDS)
             raise InvalidRequestError("the call has no request")
         received: bytes = message
+        if len(received) > _LONG_BYTES:
+            self._give_up()  # while long messages are copied, `_watch` does not get its turn
         return received
 
     def _watch(self) -> None:
-        """Looks at the messages that have not arrived at once, and gives up some if they take too much."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        """Looks after the messages that have not arrived at once, until all have."""
+        self._give_up()
+        self._watching = bool(self._awaited)
+        if self._watching:
+            asyncio.get_running_loop().call_later(_PROMPT_SECONDS, self._watch)
+
+    def _give_up(self) -> None:
+        """Gives up messages that are late, and some of those that have not arrived at once if they take too much."""
+        now = asyncio.get_running_loop().time()
         slow = [limit for limit, began in self._awaited.items() if now - began >= _PROMPT_SECONDS]
         late = [limit for limit in slow if now - self._awaited[limit] > _LONGEST_SECONDS]
         # The newest half: it has brought less than the other one.
         excess = slow[len(slow) // 2 :] if self._exceeds(len(slow)) else []
         for limit in {*late, *excess}:
-            self._awaited.pop(limit)
+            del self._awaited[limit]
             limit.reschedule(now)
-        self._watching = bool(self._awaited)
-        if self._watching:
-            loop.call_later(_PROMPT_SECONDS, self._watch)
 
     def _exceeds(self, slow: int) -> bool:
         """Whether so many unfinished messages, and those that are held, could exceed the budget, and do."""
+        if not slow or self._held + slow * self._max_message <= self._most:
+            return False
         resident = _resident_bytes()
-        self._usual = min(self._usual or resident, resident)
-        could = slow > 0 and self._held + slow * self._max_message > self._most
-        return could and resident - self._usual > self._most
+        self._usual = min(self._usual, resident)
+        return resident - self._usual > self._most
 
 
 class Holding:
@@ -148,6 +160,11 @@ class Holding:
         """Adds a message of so many bytes; raises BytesExhaustedError."""
         if self._messages:
             self._messages.add(size)
+
+    @property
+    def newest(self) -> int:
+        """The bytes of the newest message; 0 after the end."""
+        return self._messages.newest if self._messages else 0
 
     def answered(self) -> None:
         """Gives back the bytes of the oldest message."""
@@ -174,11 +191,25 @@ class _Messages:
         self._received.take(size)
         self._sizes.append(size)
 
+    @property
+    def newest(self) -> int:
+        return self._sizes[-1]
+
     def remove(self) -> None:
         self._received.give_back(self._sizes.popleft())
 
     def __del__(self) -> None:
         self._received.give_back(sum(self._sizes))
+
+
+def free_frames(error: BaseException | None) -> None:
+    """Clears the frames that an error has passed: they hold the request.
+
+    gRPC keeps the exception that ends a call, and with it this error, until Python's garbage collector comes by.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _call(function: Callable[[], T], _: _Messages | None) -> T:

@@ -56,8 +56,8 @@ class RequestLimits:
         self.max_fields = max_images + _OTHER_FIELDS
         self.max_values = max_values
         self.too_many_fields = (
-            f"the request has more than {self.max_fields} fields, where each element of a repeated field is one; a call "
-            f"takes at most {max_images} images"
+            f"the request has more than {self.max_fields} fields, each element of a repeated field counted; a "
+            f"call takes at most {max_images} images"
         )
         self._request = _Message(request)
 
