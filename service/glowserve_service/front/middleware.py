@@ -202,8 +202,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
                     yield write(response, call)
 
         async def both(_: Any, context: Any) -> AsyncIterator[bytes]:
-            requests = _Requests(context, self._stopping)
             async with self._call(service, method, context) as call:
+                requests = _Requests(context, self._stopping, call.holding)
                 messages = (read(request, call) async for request in requests)
                 async with aclosing(handler.stream_stream(messages, call)) as responses:
                     async for response in responses:  # one for each request, in their order
@@ -305,17 +305,19 @@ class _Requests:
     Args:
         context: gRPC's.
         stopping: set when the server stops.
+        holding: the call's. While there is no room for more requests, none is read.
     """
 
-    def __init__(self, context: Any, stopping: asyncio.Event) -> None:
+    def __init__(self, context: Any, stopping: asyncio.Event, holding: Holding) -> None:
         self._context = context
         self._stopping = stopping
+        self._holding = holding
         self.cut_short = False
         """Whether the server stopped before the caller had ended the stream."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         stopping = asyncio.create_task(self._stopping.wait())
-        arrival = asyncio.ensure_future(self._context.read())
+        arrival = asyncio.ensure_future(self._next())
         try:
             while True:
                 await asyncio.wait({arrival, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -325,10 +327,14 @@ class _Requests:
                 if (request := arrival.result()) is grpc.aio.EOF:
                     return
                 yield request
-                arrival = asyncio.ensure_future(self._context.read())
+                arrival = asyncio.ensure_future(self._next())
         finally:
             arrival.cancel()
             stopping.cancel()
+
+    async def _next(self) -> Any:
+        await self._holding.room()
+        return await self._context.read()
 
 
 def _names(path: str) -> tuple[str, str]:

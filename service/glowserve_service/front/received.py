@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import grpc
 
 from glowserve.runtime.errors import InvalidRequestError
+from glowserve_service.allocator import trim
 from glowserve_service.errors import BytesExhaustedError
 
 T = TypeVar("T")
@@ -45,12 +46,13 @@ class ReceivedBytes:
         self._most = most
         self._max_message = max_message
         self._usual = 0
-        """The memory of this process before it received anything, or less."""
+        """The memory of this process without what it has received."""
         self._held = 0
         self._lock = threading.RLock()
         # Since when each message is awaited; the first ones have waited longest.
         self._awaited: dict[asyncio.Timeout, float] = {}
         self._watching = False
+        self._had_long = False
 
     @property
     def held(self) -> int:
@@ -61,6 +63,10 @@ class ReceivedBytes:
         """Called when the service has loaded its models, and before it accepts calls."""
         self._usual = _resident_bytes()
 
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes are within the budget."""
+        return self._held + size <= self._most
+
     def take(self, size: int) -> None:
         """Adds the bytes of a message.
 
@@ -68,7 +74,7 @@ class ReceivedBytes:
             BytesExhaustedError: they would exceed the budget; nothing was added.
         """
         with self._lock:
-            if self._held + size > self._most:
+            if not self.has_room(size):
                 raise BytesExhaustedError(
                     f"the request has {size} bytes and the server holds {self._held} of other requests; it takes "
                     f"{self._most}; try again later, with increasing pauses"
@@ -116,15 +122,20 @@ class ReceivedBytes:
             raise InvalidRequestError("the call has no request")
         received: bytes = message
         if len(received) > _LONG_BYTES:
+            self._had_long = True
             self._give_up()  # while long messages are copied, `_watch` does not get its turn
         return received
 
     def _watch(self) -> None:
         """Looks after the messages that have not arrived at once, until all have."""
         self._give_up()
+        loop = asyncio.get_running_loop()
         self._watching = bool(self._awaited)
         if self._watching:
-            asyncio.get_running_loop().call_later(_PROMPT_SECONDS, self._watch)
+            loop.call_later(_PROMPT_SECONDS, self._watch)
+        elif self._had_long and not self._held:
+            self._had_long = False
+            loop.run_in_executor(None, self._settle)
 
     def _give_up(self) -> None:
         """Gives up messages that are late, and some of those that have not arrived at once if they take too much."""
@@ -141,9 +152,15 @@ class ReceivedBytes:
         """Whether so many unfinished messages, and those that are held, could exceed the budget, and do."""
         if not slow or self._held + slow * self._max_message <= self._most:
             return False
-        resident = _resident_bytes()
-        self._usual = min(self._usual, resident)
-        return resident - self._usual > self._most
+        # A message takes as much again when it is complete, and is copied and parsed.
+        return _resident_bytes() - self._usual > self._most / 2
+
+    def _settle(self) -> None:
+        """Takes the memory of this process for the usual one, while there is no message. In a thread."""
+        if _resident_bytes() - self._usual > self._most / 4:
+            # The allocator keeps what long messages took, and would take as much again for the next ones.
+            trim()
+            self._usual = _resident_bytes()
 
 
 class Holding:
@@ -171,6 +188,11 @@ class Holding:
         if self._messages:
             self._messages.remove()
 
+    async def room(self) -> None:
+        """Returns when another message like the newest would be within the budget, or none of these is unanswered."""
+        while self._messages and self._messages.lack_room():
+            await asyncio.sleep(_PROMPT_SECONDS / 10)
+
     def end(self) -> None:
         """Gives back all of them, or lets the last kept function do so."""
         self._messages = None
@@ -194,6 +216,9 @@ class _Messages:
     @property
     def newest(self) -> int:
         return self._sizes[-1]
+
+    def lack_room(self) -> bool:
+        return bool(self._sizes) and not self._received.has_room(self._sizes[-1])
 
     def remove(self) -> None:
         self._received.give_back(self._sizes.popleft())
