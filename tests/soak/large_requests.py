@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 
 import grpc
 
@@ -98,8 +99,9 @@ def call_with(
         outcomes.put(Counter(pool.map(call, range(calls))))
 
 
-def call_again_and_again(target: str, seconds: Queue[float], stop_at: float) -> None:
-    """A good caller: scores one image, and asks for the health, until a time. Puts the longest time into a queue."""
+def call_again_and_again(target: str, seconds: Queue[float], stop: Event) -> None:
+    """A good caller: scores one image, and asks for the health, until it is stopped. Puts the longest time of a pair of
+    them into a queue."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from glowserve.v1 import glow_service_pb2 as pb
@@ -109,7 +111,7 @@ def call_again_and_again(target: str, seconds: Queue[float], stop_at: float) -> 
     request, longest = pb.ScoreRequest(images={"tensor": tensor}), 0.0
     with grpc.insecure_channel(target, _OPTIONS) as channel:
         glow, health = GlowServiceStub(channel), health_pb2_grpc.HealthStub(channel)
-        while time.time() < stop_at:
+        while not stop.is_set():
             began = time.monotonic()
             glow.Score(request, timeout=60)
             health.Check(health_pb2.HealthCheckRequest(), timeout=60)

@@ -8,6 +8,7 @@ become as long as any, and the memory of the process shows what the unfinished o
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import threading
@@ -51,6 +52,9 @@ class ReceivedBytes:
         self._lock = threading.RLock()
         # Since when each message is awaited; the first ones have waited longest.
         self._awaited: dict[asyncio.Timeout, float] = {}
+        self._seen: list[asyncio.Timeout] = []
+        self._slow: list[asyncio.Timeout] = []
+        """Were awaited before the last two looks: they did not arrive at once, however busy the event loop is."""
         self._watching = False
         self._had_long = False
 
@@ -128,6 +132,7 @@ class ReceivedBytes:
 
     def _watch(self) -> None:
         """Looks after the messages that have not arrived at once, until all have."""
+        self._slow, self._seen = self._seen, list(self._awaited)
         self._give_up()
         loop = asyncio.get_running_loop()
         self._watching = bool(self._awaited)
@@ -140,10 +145,10 @@ class ReceivedBytes:
     def _give_up(self) -> None:
         """Gives up messages that are late, and some of those that have not arrived at once if they take too much."""
         now = asyncio.get_running_loop().time()
-        slow = [limit for limit, began in self._awaited.items() if now - began >= _PROMPT_SECONDS]
+        slow = [limit for limit in self._slow if limit in self._awaited]
         late = [limit for limit in slow if now - self._awaited[limit] > _LONGEST_SECONDS]
-        # The newest half: it has brought less than the other one.
-        excess = slow[len(slow) // 2 :] if self._exceeds(len(slow)) else []
+        # The oldest half: it has brought the most.
+        excess = slow[: math.ceil(len(slow) / 2)] if self._exceeds(len(slow)) else []
         for limit in {*late, *excess}:
             del self._awaited[limit]
             limit.reschedule(now)
