@@ -50,11 +50,11 @@ class ReceivedBytes:
         """The memory of this process without what it has received."""
         self._held = 0
         self._lock = threading.RLock()
-        # Since when each message is awaited; the first ones have waited longest.
-        self._awaited: dict[asyncio.Timeout, float] = {}
-        self._seen: list[asyncio.Timeout] = []
-        self._slow: list[asyncio.Timeout] = []
-        """Were awaited before the last two looks: they did not arrive at once, however busy the event loop is."""
+        # The calls that await a message, and since when; the first ones have waited longest.
+        self._awaited: dict[asyncio.Task[Any], float] = {}
+        self._seen: list[asyncio.Task[Any]] = []
+        self._slow: list[asyncio.Task[Any]] = []
+        """Awaited one before the last two looks: it did not arrive at once, however busy the event loop is."""
         self._watching = False
         self._had_long = False
 
@@ -100,16 +100,17 @@ class ReceivedBytes:
             BytesExhaustedError: it has not arrived, and all messages that arrive together take too much memory.
             InvalidRequestError: the caller has sent none, or not all of it in five minutes.
         """
-        loop = asyncio.get_running_loop()
-        began, limit = loop.time(), asyncio.timeout(None)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        began = self._awaited[task] = loop.time()
+        if not self._watching:
+            self._watching = True
+            loop.call_later(_PROMPT_SECONDS, self._watch)
         try:
-            async with limit:
-                self._awaited[limit] = began
-                if not self._watching:
-                    self._watching = True
-                    loop.call_later(_PROMPT_SECONDS, self._watch)
-                message = await context.read()
-        except TimeoutError:
+            message = await context.read()
+        except asyncio.CancelledError:
+            if task in self._awaited or task.uncancel():  # the caller has cancelled the call
+                raise
             if loop.time() - began > _LONGEST_SECONDS:
                 raise InvalidRequestError(
                     f"the request did not arrive in {_LONGEST_SECONDS:g} seconds"
@@ -119,7 +120,7 @@ class ReceivedBytes:
                 "later, with increasing pauses"
             ) from None
         finally:
-            self._awaited.pop(limit, None)
+            self._awaited.pop(task, None)
         if message is grpc.aio.EOF:
             # If the caller has cancelled the call, gRPC cancels this coroutine, a little later.
             await asyncio.sleep(_PROMPT_SECONDS)
@@ -145,13 +146,13 @@ class ReceivedBytes:
     def _give_up(self) -> None:
         """Gives up messages that are late, and some of those that have not arrived at once if they take too much."""
         now = asyncio.get_running_loop().time()
-        slow = [limit for limit in self._slow if limit in self._awaited]
-        late = [limit for limit in slow if now - self._awaited[limit] > _LONGEST_SECONDS]
+        slow = [task for task in self._slow if task in self._awaited]
+        late = [task for task in slow if now - self._awaited[task] > _LONGEST_SECONDS]
         # The oldest half: it has brought the most.
         excess = slow[: math.ceil(len(slow) / 2)] if self._exceeds(len(slow)) else []
-        for limit in {*late, *excess}:
-            del self._awaited[limit]
-            limit.reschedule(now)
+        for task in {*late, *excess}:
+            del self._awaited[task]
+            task.cancel()
 
     def _exceeds(self, slow: int) -> bool:
         """Whether so many unfinished messages, and those that are held, could exceed the budget, and do."""
