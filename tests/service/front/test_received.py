@@ -163,6 +163,7 @@ def without_requests(
 def test_a_call_without_a_request_is_invalid(run_server: RunServer) -> None:
     with run_server() as server, connect(server) as stubs:
         with without_requests(stubs, 2) as calls:
+            wait_for(lambda: in_flight(server) == 2)
             calls[0].cancel()
             wait_for(lambda: ended(server, "Score", "CANCELLED", model="") == 1)
         assert refusal(calls[1].result) == (INVALID, "the call has no request")
