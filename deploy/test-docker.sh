@@ -98,6 +98,12 @@ if [[ $(uname -m) == x86_64 ]]; then # the only architecture with a wheel; it ne
   perf_analyzer -m digits.sample -b 8 --input-data rows.json
 fi
 
+step "SIGTERM right after the start ends the container before SIGKILL would"
+early=$(docker run --detach --volume "$(realpath "${MODELS:-out/demo/models}"):/models:ro" "glowserve:${EXTRA:-cpu}")
+docker stop --time 20 "$early" >/dev/null
+[[ $(docker inspect --format '{{.State.ExitCode}}' "$early") != 137 ]]
+docker rm "$early" >/dev/null
+
 step "SIGTERM stops the service with exit code 0"
 compose stop glowserve
 [[ $(docker inspect --format '{{.State.ExitCode}}' "$container") == 0 ]]

@@ -7,14 +7,17 @@ client.score("photo.jpg").bits_per_dim
 
 from __future__ import annotations
 
+import importlib
 from os import PathLike
+from typing import TYPE_CHECKING, Any
 
-from glowserve.client.async_client import AsyncClient
-from glowserve.client.client import Client
-from glowserve.client.errors import RequestError
-from glowserve.images import InvalidImageError
-from glowserve.results import Encodings, ModelInfo, Samples
-from glowserve.scores import Scores
+if TYPE_CHECKING:
+    from glowserve.client.async_client import AsyncClient
+    from glowserve.client.client import Client
+    from glowserve.client.errors import RequestError
+    from glowserve.images import InvalidImageError
+    from glowserve.results import Encodings, ModelInfo, Samples
+    from glowserve.scores import Scores
 
 __all__ = [
     "AsyncClient",
@@ -29,6 +32,32 @@ __all__ = [
 ]
 
 
+# Imported when they are used (PEP 562): the command `glowserve` needs none of them to begin.
+_MODULES = {
+    "AsyncClient": "glowserve.client.async_client",
+    "Client": "glowserve.client.client",
+    "Encodings": "glowserve.results",
+    "InvalidImageError": "glowserve.images",
+    "ModelInfo": "glowserve.results",
+    "RequestError": "glowserve.client.errors",
+    "Samples": "glowserve.results",
+    "Scores": "glowserve.scores",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of the package's
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
 def open(model: str | PathLike[str], *, device: str = "auto") -> Client:  # noqa: A001  # as in PIL
     """Opens a bundle in this process: a client that needs no service. Requires the extra `cpu` or `gpu`.
 
@@ -39,6 +68,7 @@ def open(model: str | PathLike[str], *, device: str = "auto") -> Client:  # noqa
     Raises:
         glowserve.runtime.errors.GlowserveError: there is no bundle, it is damaged, or the device cannot be used.
     """
+    from glowserve.client.client import Client
     from glowserve.client.transports.embedded import EmbeddedTransport
     from glowserve.runtime.config import RuntimeConfig
 

@@ -18,17 +18,9 @@ from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.manifest import CHECKSUM, MANIFEST, MODEL_NAME, manifest_checksum
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
-from glowserve.runtime.repository import (
-    CHECKSUM,
-    FORWARD,
-    MANIFEST,
-    MODEL_NAME,
-    REVERSE,
-    Bundle,
-    manifest_checksum,
-    open_bundle,
-)
+from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export.calibration import calibrate
 from glowserve_export.errors import ExportError, VerificationError
@@ -162,6 +154,7 @@ def _publish(bundle: Bundle, model_dir: Path) -> Bundle:
         data = json_format.MessageToJson(manifest, preserving_proto_field_name=True).encode() + b"\n"
         (bundle.path / MANIFEST).write_bytes(data)
         (bundle.path / CHECKSUM).write_bytes(manifest_checksum(data))
+        open_bundle(bundle.path)  # nothing is published that could not be opened
         target = model_dir / str(manifest.version)
         with suppress(FileExistsError):  # another export took the number
             publish_directory(bundle.path, target)

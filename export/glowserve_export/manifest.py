@@ -6,7 +6,7 @@ import importlib.metadata
 
 from glowserve_training.data import DataConfig
 
-from glowserve.runtime.repository import FORMAT_VERSION
+from glowserve.runtime.manifest import FORMAT_VERSION
 from glowserve.v1 import manifest_pb2
 from glowserve_export.source import Source
 

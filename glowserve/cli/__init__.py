@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = arguments[0] if arguments else ""
+    if command == "serve":
+        _prepare_for_signals()
     try:
         return _run(command, arguments)
     except Failure as failure:
@@ -85,6 +87,13 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         parser.error("the command must be the first argument")
     code: int = module.run(parsed)
     return code
+
+
+def _prepare_for_signals() -> None:
+    """Before the imports of the service, which take a second."""
+    from glowserve_service import signals
+
+    signals.prepare()
 
 
 def _fail(code: int, sentence: str) -> int:

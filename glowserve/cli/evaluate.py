@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(source: Path, device: str, data: str | None) -> tuple[Evaluated, str, HeldOutImages]:
     """The model, the data to measure it on, and the images of that."""
-    from glowserve.runtime.repository import MANIFEST, versions
+    from glowserve.runtime.repository import has_bundle
 
     if source.is_file() and (source.suffix == ".ckpt" or zipfile.is_zipfile(source)):
         return _open_checkpoint(source, device, data)
-    if source.is_dir() and ((source / MANIFEST).is_file() or versions(source)):
+    if has_bundle(source):
         return _open_bundle(source, device, data)
     what = "is neither a checkpoint nor a bundle" if source.exists() else "does not exist"
     raise Failure(

@@ -38,10 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGTERM or SIGINT. Returns 0; 1 after a fault of the service's own, which is in the log.
+    """Serves until SIGTERM or SIGINT, and ends the process.
+
+    The exit code is 0; 1 after a fault of the service's own, which is in the log; 2 if the service cannot start. The
+    interpreter would wait for threads that hang, and so would destructors of libraries.
 
     Raises:
-        Failure: the settings are wrong, or the service cannot start.
+        Failure: the settings are wrong.
+        ModuleNotFoundError: a setting needs a package that is not installed.
     """
     from glowserve_service.allocator import share_arenas
     from glowserve_service.observability import standard_streams
@@ -56,19 +60,24 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         config = ServiceConfig(**_given(args))
-        log_writer = logs.set_up(config.log_format, config.log_level)
-        try:
-            asyncio.run(serve(config, _print_addresses))
-        except (GlowserveError, ValueError, ModuleNotFoundError):
-            raise
-        except Exception:
-            logging.getLogger(__name__).exception("the service failed")
-            return 1
-        finally:
-            log_writer.close()
-    except (GlowserveError, ValueError) as error:
+    except ValueError as error:
         raise Failure(error, 2) from error
-    return 0
+    log_writer = logs.set_up(config.log_format, config.log_level)
+    code, sentence = 0, ""
+    try:
+        asyncio.run(serve(config, _print_addresses))
+    except ModuleNotFoundError:
+        log_writer.close()
+        raise
+    except (GlowserveError, ValueError) as error:
+        code, sentence = 2, str(error)
+    except Exception:
+        logging.getLogger(__name__).exception("the service failed")
+        code = 1
+    log_writer.close()
+    if sentence:
+        output.say(sys.stderr, f"glowserve: {sentence}\n")
+    os._exit(code)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

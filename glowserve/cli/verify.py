@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks every file of a bundle against its hash, loads the graphs, and checks the canary."""
-    from glowserve.runtime.canary import check_canary
+    from glowserve.runtime.canary import check_canary, check_n_bits
     from glowserve.runtime.engine import Engine
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.repository import newest_bundle
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         bundle = newest_bundle(args.bundle)
         engine = Engine(bundle, RuntimeConfig(device=args.device))
         check_canary(engine, bundle)
+        check_n_bits(engine, bundle)
     except GlowserveError as error:
         raise Failure(error, 1) from error
     manifest = bundle.manifest

@@ -18,8 +18,9 @@ from glowserve.images import UInt8Array
 from glowserve.runtime.buffers import BoundSession
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.graphs import check_graph
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
-from glowserve.runtime.sessions import Graph, has_cuda, open_sessions
+from glowserve.runtime.sessions import Cancellation, Graph, has_cuda, open_sessions
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -69,6 +70,7 @@ class Placement:
 
 
 _DEFAULTS = RuntimeConfig()
+_UINT8, _FLOAT32 = "tensor(uint8)", "tensor(float)"
 
 
 class Engine:
@@ -77,9 +79,11 @@ class Engine:
     Args:
         bundle: the bundle.
         config: the device, its threads and its memory.
+        cancellation: ends the opening of the graphs, and their runs.
 
     Raises:
-        BundleError: a graph is damaged, fails in its first run on a GPU, or is int8, which CUDA does not run.
+        BundleError: a graph is damaged, differs from what the manifest says, has operators that are never exported,
+            fails in its first run on a GPU, or is int8, which CUDA does not run.
         DeviceError: the device cannot be used.
     """
 
@@ -89,24 +93,31 @@ class Engine:
     placements: list[Placement]
     """The execution providers of both graphs; for each graph, the one that runs the most nodes first."""
 
-    def __init__(self, bundle: Bundle, config: RuntimeConfig = _DEFAULTS) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: RuntimeConfig = _DEFAULTS,
+        cancellation: Cancellation | None = None,
+    ) -> None:
+        cancellation = cancellation or Cancellation()
         config = _for_precision(bundle, config)
         image, latent = bundle.shape, [bundle.manifest.image.latent_size]
         graphs = [
-            Graph(bundle.read(FORWARD), {"image": image, "noise": image}),
-            Graph(bundle.read(REVERSE), {"latent": latent}),
+            Graph(_read_graph(bundle, FORWARD), {"image": image, "noise": image}),
+            Graph(_read_graph(bundle, REVERSE), {"latent": latent}),
         ]
         try:
-            self.device, sessions = open_sessions(graphs, config)
+            self.device, sessions = open_sessions(graphs, config, cancellation)
         except DeviceError:
             raise
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
         forward, reverse = sessions
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
-        _check_input(bundle, forward, FORWARD, "image", list(image))
-        _check_input(bundle, reverse, REVERSE, "latent", latent)
+        for name, session in ((FORWARD, forward), (REVERSE, reverse)):
+            _check_tensors(bundle, session, name)
         self._bound: list[BoundSession] = []
+        self._options = [cancellation.run_options] if self.device == "cpu" else []
         if self.device != "cpu":
             forward, reverse = (self._bind(session, bundle, config.batch_sizes) for session in sessions)
         self._forward, self._reverse = forward, reverse
@@ -128,11 +139,11 @@ class Engine:
             noise: the dequantization noise in [0, 1), float32 [N, H, W, C].
         """
         names = ["log_likelihood", "latent", "log_prior", "log_det"]
-        return Forward(*self._forward.run(names, {"image": images, "noise": noise}))
+        return Forward(*self._forward.run(names, {"image": images, "noise": noise}, *self._options))
 
     def reverse(self, latent: Float32Array) -> Reverse:
         """Decodes latents, float32 [N, D], to images."""
-        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}))
+        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}, *self._options))
 
     def close(self) -> None:
         """Frees its memory on a GPU, after the current runs. No run may follow."""
@@ -156,12 +167,52 @@ def _for_precision(bundle: Bundle, config: RuntimeConfig) -> RuntimeConfig:
     return replace(config, device="cpu")
 
 
-def _check_input(bundle: Bundle, session: Any, graph: str, name: str, row: list[int]) -> None:
-    shapes = {given.name: given.shape for given in session.get_inputs()}
-    if shapes.get(name, [])[1:] != row:
-        raise BundleError(
-            f"bundle {bundle.path}: {graph} takes {shapes}, which is not what the manifest says; export the model again"
-        )
+def _read_graph(bundle: Bundle, name: str) -> bytes:
+    data = bundle.read(name)
+    check_graph(data, f"bundle {bundle.path}: {name}")
+    return data
+
+
+def _check_tensors(bundle: Bundle, session: Any, graph: str) -> None:
+    """Checks names, types and shapes of a graph's inputs and outputs; N may have any name, but no fixed size."""
+    found = {
+        kind: {each.name: (each.type, list(each.shape or [0])) for each in tensors}
+        for kind, tensors in (("takes", session.get_inputs()), ("returns", session.get_outputs()))
+    }
+    for kind, expected in _tensors(bundle, graph).items():
+        rows = {
+            name: (kind, shape[1:])
+            for name, (kind, shape) in found[kind].items()
+            if not isinstance(shape[0], int)
+        }
+        if rows != expected:
+            raise BundleError(
+                f"bundle {bundle.path}: {graph} {kind} {found[kind]}, which is not what the manifest says; export the "
+                "model again"
+            )
+
+
+def _tensors(bundle: Bundle, graph: str) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """The inputs and outputs of a graph by name: their types, and their shapes without N."""
+    image, latent, levels = (
+        list(bundle.shape),
+        [bundle.manifest.image.latent_size],
+        [bundle.manifest.flow.levels],
+    )
+    if graph == REVERSE:
+        return {
+            "takes": {"latent": (_FLOAT32, latent)},
+            "returns": {"image": (_UINT8, image), "pixels": (_FLOAT32, image)},
+        }
+    return {
+        "takes": {"image": (_UINT8, image), "noise": (_FLOAT32, image)},
+        "returns": {
+            "log_likelihood": (_FLOAT32, []),
+            "latent": (_FLOAT32, latent),
+            "log_prior": (_FLOAT32, levels),
+            "log_det": (_FLOAT32, levels),
+        },
+    }
 
 
 def _placements(graph: str, session: Any) -> list[Placement]:

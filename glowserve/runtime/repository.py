@@ -5,26 +5,22 @@ No name of a request becomes part of a path: models and versions are found by li
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import math
-import re
-from dataclasses import dataclass
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from google.protobuf import json_format
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.manifest import CHECKSUM, MANIFEST, MODEL_NAME, VERSION, read_manifest
+from glowserve.runtime.regular_files import read_regular_file
 from glowserve.v1 import manifest_pb2
 
-MANIFEST = "manifest.json"
-CHECKSUM = "manifest.json.sha256"
 FORWARD = "forward.onnx"
 REVERSE = "reverse.onnx"
-FORMAT_VERSION = 1
-
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Bundle:
         """The content of a file of the bundle.
 
         Raises:
-            BundleError: the file is missing, or its SHA-256 is not the one in the manifest.
+            BundleError: the file is missing, or it is not the file that the manifest describes.
         """
         entry = next((file for file in self.manifest.files if file.name == name), None)
         if entry is None:
@@ -60,114 +56,153 @@ class Bundle:
                 f"bundle {self.path}: the manifest does not mention {name}; export the model again"
             )
         try:
-            data = (self.path / name).read_bytes()
+            data = read_regular_file(self.path / name, entry.size)
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise self._changed(name, str(error.strerror)) from None
             raise BundleError(f"bundle {self.path}: {name} cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise BundleError(
-                f"bundle {self.path}: {name} is not the file that was exported (its SHA-256 differs); "
-                "export the model again"
-            )
+            raise self._changed(name, "its SHA-256 differs")
         return data
+
+    def _changed(self, name: str, how: str) -> BundleError:
+        return BundleError(
+            f"bundle {self.path}: {name} is not the file that was exported ({how}); export the model again"
+        )
 
 
 def open_bundle(path: Path) -> Bundle:
     """Opens the bundle in a VERSION folder, and reads its manifest. The folders' names are the model's and the version.
 
     Raises:
-        BundleError: there is no bundle, its manifest is damaged, or this release cannot read its format.
+        BundleError: there is no bundle, its manifest is damaged or makes no sense, or its format is unknown.
     """
-    try:
-        data, checksum = (path / MANIFEST).read_bytes(), (path / CHECKSUM).read_bytes()
-    except OSError as error:
-        name = Path(error.filename).name
-        raise BundleError(f"bundle {path}: {name} cannot be read: {error.strerror}") from error
-    if checksum != manifest_checksum(data):
-        raise BundleError(
-            f"bundle {path}: {MANIFEST} is not the file that was exported (its SHA-256 is not the one in {CHECKSUM}); "
-            "export the model again"
-        )
-    try:
-        manifest = json_format.Parse(data, manifest_pb2.Manifest())
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise BundleError(f"bundle {path}: {MANIFEST} is not a manifest: {error}") from error
-    _check(path, manifest)
+    manifest = read_manifest(path)
     folder = path.absolute()
     # A copied or renamed bundle has the names of its folders, not those in its manifest.
-    if _VERSION.fullmatch(folder.name):
+    if VERSION.fullmatch(folder.name):
         manifest.model, manifest.version = folder.parent.name, int(folder.name)
     return Bundle(path, manifest)
 
 
-def manifest_checksum(manifest: bytes) -> bytes:
-    """The content of the file CHECKSUM for the content of the file MANIFEST, in the format of sha256sum."""
-    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+@dataclass(frozen=True)
+class Listing:
+    """The models in a repository."""
+
+    versions: dict[str, list[int]] = field(default_factory=dict)
+    """The versions of each model that has any, ascending, by the model's name. Not all may be readable."""
+
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Why the folder of a model cannot be listed, by the model's name."""
+
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Why a folder is neither a model nor a version, by its name: FOLDER or MODEL/FOLDER."""
 
 
-def _check(path: Path, manifest: manifest_pb2.Manifest) -> None:
-    if manifest.format_version != FORMAT_VERSION:
-        raise BundleError(
-            f"bundle {path}: its format is version {manifest.format_version} and this service reads "
-            f"{FORMAT_VERSION}; export the model with this version of glowserve"
-        )
-    image = manifest.image
-    size = image.height * image.width * image.channels
-    if not (size and image.channels in (1, 3) and 1 <= image.n_bits <= 8 and image.latent_size == size):
-        raise BundleError(f"bundle {path}: the manifest's image is not one: {_one_line(image)}")
-    if manifest.randomness != manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER:
-        raise BundleError(f"bundle {path}: its randomness, {manifest.randomness}, is of an unknown version")
-    if not manifest.calibration.bits_per_dim or not all(
-        map(math.isfinite, manifest.calibration.bits_per_dim)
-    ):
-        raise BundleError(
-            f"bundle {path}: the manifest has no calibration, or no finite one; export the model again"
-        )
-    try:
-        Preparation(manifest.preparation.filter, manifest.preparation.background)
-    except ValueError as error:
-        raise BundleError(f"bundle {path}: preparation: {error}") from error
-
-
-def _one_line(message: manifest_pb2.ImageSpec) -> str:
-    return " ".join(str(message).split())
-
-
-def versions(model: Path) -> list[int]:
-    """The versions in a MODEL folder, ascending: the folders that have a number as their name, and a manifest."""
-    return sorted(
-        int(folder.name)
-        for folder in model.iterdir()
-        if _VERSION.fullmatch(folder.name) and (folder / MANIFEST).is_file()
-    )
-
-
-def find_versions(repository: Path) -> dict[str, list[int]]:
-    """The versions, ascending, of each model in a repository, by the model's name.
+def list_repository(repository: Path) -> Listing:
+    """Lists a repository. Names that begin with a dot, and files beside the folders of models, are passed over.
 
     Raises:
         BundleError: there is no such folder, or it cannot be listed.
     """
-    if not repository.is_dir():
-        raise BundleError(f"repository {repository}: there is no such folder; `glowserve export` makes one")
-    found = {}
+    listing = Listing()
     try:
-        for model in sorted(repository.iterdir()):
-            if model.is_dir() and MODEL_NAME.fullmatch(model.name) and (numbers := versions(model)):
-                found[model.name] = numbers
+        models = sorted(repository.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"repository {repository}: there is no such folder; `glowserve export` makes one"
+        ) from None
     except OSError as error:
-        raise BundleError(f"repository {repository}: it cannot be listed: {error}") from error
-    return found
+        raise BundleError(f"repository {repository}: it cannot be listed: {error.strerror}") from error
+    for model in models:
+        if not model.name.startswith("."):
+            _list_model(model, listing)
+    return listing
+
+
+def _list_model(model: Path, listing: Listing) -> None:
+    name = model.name
+    if not MODEL_NAME.fullmatch(name):
+        if _is_folder(model):
+            listing.ignored[name] = (
+                "a model's name is 1 to 128 letters, digits, dots, dashes and underscores, and begins with a letter "
+                "or a digit"
+            )
+        return
+    try:
+        numbers, ignored = _list_versions(model)
+    except NotADirectoryError:
+        return
+    except FileNotFoundError:  # deleted since, or a link
+        if model.is_symlink():
+            listing.ignored[name] = "it is a symbolic link to nothing"
+        return
+    except OSError as error:
+        listing.unreadable[name] = f"its folder cannot be listed: {error.strerror}"
+        return
+    listing.ignored.update({f"{name}/{folder}": why for folder, why in ignored.items()})
+    if numbers:
+        listing.versions[name] = numbers
+    elif not ignored:
+        listing.ignored[name] = "there is no version in it"
+
+
+def _list_versions(model: Path) -> tuple[list[int], dict[str, str]]:
+    """The versions in a MODEL folder, ascending, and why other folders in it are none.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    numbers, ignored = [], {}
+    for folder in sorted(model.iterdir()):
+        name = folder.name
+        if name.startswith("."):
+            continue
+        if not VERSION.fullmatch(name):
+            if _is_folder(folder):
+                ignored[name] = "a version's name is a whole number from 1, without leading zeros"
+            continue
+        try:
+            (folder / MANIFEST).stat()
+        except FileNotFoundError:
+            ignored[name] = f"there is no {MANIFEST} in it"
+            continue
+        except NotADirectoryError:
+            ignored[name] = "it is not a folder"
+            continue
+        except OSError:  # it may be a version: opening it will say what is wrong
+            pass
+        numbers.append(int(name))
+    return sorted(numbers), ignored
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def has_bundle(model: Path) -> bool:
+    """Whether a folder is a REPOSITORY/MODEL folder with a version, or a VERSION folder."""
+    try:
+        return os.path.lexists(model / MANIFEST) or bool(_list_versions(model)[0])
+    except OSError:
+        return False
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
-    """The inodes, sizes and times of the bundle's files in a VERSION folder. They differ after a file has changed."""
+    """The state of the bundle's files in a VERSION folder. It differs after one or its permissions changed."""
 
     def state(name: str) -> object:
         try:
             found = (path / name).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        except OSError as error:
+            return error.errno
+        return (
+            *(found.st_ino, found.st_size, found.st_mtime_ns),
+            *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
+        )
 
     return tuple(state(name) for name in (MANIFEST, CHECKSUM, FORWARD, REVERSE))
 
@@ -178,9 +213,15 @@ def newest_bundle(model: Path) -> Bundle:
     Raises:
         BundleError: there is no bundle, or the newest bundle cannot be opened.
     """
-    if (model / MANIFEST).is_file():
+    with suppress(OSError):
+        (model / MANIFEST).stat()
         return open_bundle(model)
-    numbers = versions(model) if model.is_dir() else []
+    try:
+        numbers = _list_versions(model)[0]
+    except (FileNotFoundError, NotADirectoryError):
+        numbers = []
+    except OSError as error:
+        raise BundleError(f"model {model}: its folder cannot be listed: {error.strerror}") from error
     if not numbers:
         raise BundleError(
             f"model {model}: there is no bundle VERSION/{MANIFEST} in it; "

@@ -39,17 +39,42 @@ class Graph:
     """The shape of each input by name, without the axis N."""
 
 
+class Cancellation:
+    """Ends, from another thread, what opens sessions and what runs them on a CPU: it raises an error soon."""
+
+    def __init__(self) -> None:
+        self.run_options = onnxruntime.RunOptions()
+        """Options of the runs."""
+        self._options: list[Any] = []
+        self._cancelled = False
+
+    def __call__(self) -> None:
+        """From now on, opening and running fails."""
+        self._cancelled = self.run_options.terminate = True
+        for options in self._options:
+            options.set_load_cancellation_flag(True)
+
+    def watch(self, options: Any) -> Any:
+        """The options of a session, which this may end."""
+        self._options.append(options)
+        options.set_load_cancellation_flag(self._cancelled)
+        return options
+
+
 def has_cuda() -> bool:
     """Whether the installed onnxruntime supports CUDA, with or without a GPU."""
     return CUDA in onnxruntime.get_available_providers()
 
 
-def open_sessions(graphs: Sequence[Graph], config: RuntimeConfig) -> tuple[str, list[Any]]:
+def open_sessions(
+    graphs: Sequence[Graph], config: RuntimeConfig, cancellation: Cancellation | None = None
+) -> tuple[str, list[Any]]:
     """Opens a session for each graph, all on one device.
 
     Args:
         graphs: the graphs.
         config: the device, its threads and its memory.
+        cancellation: ends the opening.
 
     Returns:
         The device, "cpu", "cuda" or "tensorrt", and the sessions.
@@ -57,18 +82,19 @@ def open_sessions(graphs: Sequence[Graph], config: RuntimeConfig) -> tuple[str, 
     Raises:
         DeviceError: the device is "cuda" or "tensorrt", and cannot be used.
     """
+    cancellation = cancellation or Cancellation()
     if config.device == "cpu" or (config.device == "auto" and not has_cuda()):
-        options = _options(config.threads)
+        options = cancellation.watch(_options(config.threads))
         return "cpu", [onnxruntime.InferenceSession(g.data, options, providers=[CPU]) for g in graphs]
     gpu = "cuda" if config.device == "auto" else config.device
     try:
         with TURNS.use():
-            return gpu, [_gpu_session(graph, gpu, config) for graph in graphs]
+            return gpu, [_gpu_session(graph, gpu, config, cancellation) for graph in graphs]
     except DeviceError as error:
         if config.device != "auto":
             raise
         log.warning("running on the CPU: %s", error)
-        return open_sessions(graphs, replace(config, device="cpu"))
+        return open_sessions(graphs, replace(config, device="cpu"), cancellation)
 
 
 def provider_options(
@@ -114,7 +140,7 @@ def _shapes(graph: Graph, rows: int) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, (rows, *row)))}" for name, row in graph.inputs.items())
 
 
-def _gpu_session(graph: Graph, device: str, config: RuntimeConfig) -> Any:
+def _gpu_session(graph: Graph, device: str, config: RuntimeConfig, cancellation: Cancellation) -> Any:
     providers = _PROVIDERS[device]
     if not set(providers) <= set(onnxruntime.get_available_providers()):
         raise DeviceError(
@@ -126,7 +152,7 @@ def _gpu_session(graph: Graph, device: str, config: RuntimeConfig) -> Any:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    options = _options(config.threads)
+    options = cancellation.watch(_options(config.threads))
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # A CUDA graph contains the addresses of its buffers, so capturing needs buffers.
     capture = device == "cuda" and bool(config.batch_sizes)
@@ -169,6 +195,8 @@ def _options(threads: int) -> Any:
     # ONNX Runtime also raises its errors, and its log lines would break the format of the service's log.
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Not ONNX Runtime's own format, which `check_graph` does not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Without this, int8 products saturate at 16 bits on x86 processors without VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options

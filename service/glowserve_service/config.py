@@ -37,6 +37,9 @@ class ServiceConfig:
         10.0,
         "seconds between two polls of the repository; 0: only at the start and on request",
     )
+    load_timeout_seconds: float = _setting(
+        600.0, "how long loading a version, or listing the repository, may take; 0 for any time"
+    )
     canary_seconds: float = _setting(
         30.0,
         "seconds between two canary checks of each model; 0: only at loading, and a failed model stays not ready",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from glowserve.oip import grpc_service_pb2_grpc
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
+from glowserve_service import signals
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
 from glowserve_service.front import health
@@ -24,6 +24,7 @@ from glowserve_service.front.health import Health
 from glowserve_service.front.middleware import CallMiddleware
 from glowserve_service.front.open_inference import servicer as open_inference
 from glowserve_service.front.open_inference.servicer import OpenInferenceServicer
+from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.manager import ModelManager
 from glowserve_service.models.registry import ModelRegistry
 from glowserve_service.observability import traces
@@ -42,6 +43,11 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 _LAST_CALLS_SECONDS = 0.2
 _MOST_LAST_CALLS_SECONDS = 1.0
 _LAST_ANSWERS_SECONDS = 3.0
+# How long the rest may take to stop: threads that decode pictures, the metrics' server, and the exporter of traces.
+_CLOSE_SECONDS = 2.0
+# The process ends so long after `drain_seconds`, whatever hangs: the sum of the times above, the second that hanging
+# models get, and that of the log.
+_MOST_STOP_SECONDS = 9.0
 
 # A client may send keepalive pings this often, in a call or between calls; ours do every `channel.KEEPALIVE_MS`.
 # gRPC's default is one ping in five minutes, and it closes the connection of clients that send more.
@@ -117,7 +123,7 @@ class Server:
         except BaseException:
             await self._server.stop(None)
             await self._manager.close()
-            self._close()
+            await self._close()
             raise
         self._middleware.accept()
         self._health.serve()
@@ -137,12 +143,17 @@ class Server:
         await drained
         idle.cancel()
         await self._manager.close()
-        self._close()
+        await self._close()
         log.info("stopped")
 
-    def _close(self) -> None:
-        for close in reversed(self._closers):
-            close()
+    async def _close(self) -> None:
+        def close_all() -> None:
+            for close in reversed(self._closers):
+                close()
+
+        closing = asyncio.wrap_future(call_in_daemon_thread(close_all))
+        if not (await asyncio.wait({closing}, timeout=_CLOSE_SECONDS))[0]:
+            log.error("the rest of the service has not stopped in %g s: it is left behind", _CLOSE_SECONDS)
 
     def _bind(self, tokens: Tokens | None) -> None:
         config, certificates = self.config, None
@@ -216,26 +227,22 @@ async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> No
     Raises:
         GlowserveError: it cannot start.
     """
-    asked_to_stop = _on_signals()
+    asked_to_stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    signals.on_stop(
+        lambda: loop.call_soon_threadsafe(asked_to_stop.set), config.drain_seconds + _MOST_STOP_SECONDS
+    )
     server = Server(config)
-    await server.start()
+    starting = asyncio.create_task(server.start())
+    asked = asyncio.create_task(asked_to_stop.wait())
+    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopping before every model is loaded")
+        starting.cancel()
+        await asyncio.wait({starting})
+        log.info("stopped")
+        return
+    await starting
     if not asked_to_stop.is_set():
         on_ready(server)
-    await asked_to_stop.wait()
+    await asked
     await server.stop()
-
-
-def _on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; another one ends the process at once."""
-    loop, asked = asyncio.get_running_loop(), asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def ask() -> None:
-        asked.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in signals:
-        loop.add_signal_handler(number, ask)
-    return asked

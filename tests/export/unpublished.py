@@ -59,7 +59,7 @@ def verify_changed(
             n_bits=glow.n_bits,
             latent_size=glow.dimensions,
         ),
-        flow=manifest_pb2.Flow(precision="fp32"),
+        flow=manifest_pb2.Flow(precision="fp32", levels=len(glow.levels)),
     )
     for name, model, change in (
         ("forward.onnx", forward_graph(glow), forward),
@@ -68,7 +68,7 @@ def verify_changed(
         change(model)
         data = model.SerializeToString(deterministic=True)
         (folder / name).write_bytes(data)
-        manifest.files.add(name=name, sha256=hashlib.sha256(data).hexdigest())
+        manifest.files.add(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
     bundle = Bundle(folder, manifest)
     engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
     with np.errstate(all="ignore"):

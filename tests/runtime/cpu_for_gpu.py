@@ -10,7 +10,7 @@ import pytest
 
 from glowserve.runtime.buffers import BoundSession
 from glowserve.runtime.config import RuntimeConfig
-from glowserve.runtime.sessions import Graph, open_sessions
+from glowserve.runtime.sessions import Cancellation, Graph, open_sessions
 
 
 def use_cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> list[BoundSession]:
@@ -22,8 +22,10 @@ def use_cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> list[BoundSession]:
             super().__init__(session, "cpu", sizes, capture=capture)
             bound.append(self)
 
-    def open_on_cpu(graphs: Sequence[Graph], config: RuntimeConfig) -> tuple[str, list[Any]]:
-        return config.device, open_sessions(graphs, replace(config, device="cpu"))[1]
+    def open_on_cpu(
+        graphs: Sequence[Graph], config: RuntimeConfig, cancellation: Cancellation
+    ) -> tuple[str, list[Any]]:
+        return config.device, open_sessions(graphs, replace(config, device="cpu"), cancellation)[1]
 
     monkeypatch.setattr("glowserve.runtime.engine.BoundSession", OnCpu)
     monkeypatch.setattr("glowserve.runtime.engine.open_sessions", open_on_cpu)

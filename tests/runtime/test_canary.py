@@ -16,7 +16,8 @@ from glowserve.runtime.canary import check_canary, draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.repository import Bundle, manifest_checksum, open_bundle
+from glowserve.runtime.manifest import manifest_checksum
+from glowserve.runtime.repository import Bundle, open_bundle
 
 
 def _changed(bundle: Bundle, target: Path, graph: str, constant: str, factor: float) -> Bundle:

@@ -193,10 +193,11 @@ def test_a_graph_with_a_flipped_bit_is_refused(copied: Path, name: str) -> None:
 
 
 def test_a_file_that_onnxruntime_cannot_load_is_refused(copied: Path) -> None:
-    (copied / "reverse.onnx").write_bytes(b"no graph")
+    data = b"\x08\x09"  # an IR version, and no graph
+    (copied / "reverse.onnx").write_bytes(data)
     bundle = newest_bundle(copied)
     next(file for file in bundle.manifest.files if file.name == "reverse.onnx").sha256 = hashlib.sha256(
-        b"no graph"
+        data
     ).hexdigest()
     with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
         Engine(bundle, RuntimeConfig(device="cpu"))

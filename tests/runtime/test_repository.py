@@ -14,14 +14,13 @@ import pytest
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.manifest import manifest_checksum
 from glowserve.runtime.repository import (
     Bundle,
-    find_versions,
     fingerprint,
-    manifest_checksum,
+    list_repository,
     newest_bundle,
     open_bundle,
-    versions,
 )
 
 Manifest = dict[str, Any]
@@ -191,20 +190,20 @@ def test_another_format_is_refused_with_both_versions(version: Path, number: int
 )
 def test_an_image_of_an_impossible_shape_is_refused(version: Path, image: Manifest) -> None:
     _edit(version, lambda manifest: manifest["image"].update(image))
-    with pytest.raises(BundleError, match="the manifest's image is not one"):
+    with pytest.raises(BundleError, match=r"the manifest's image.* (must|may|values)"):
         open_bundle(version)
 
 
 def test_randomness_of_an_unknown_version_is_refused(version: Path) -> None:
     for randomness in ("RANDOMNESS_VERSION_UNSPECIFIED", 7):
         _edit(version, lambda manifest, value=randomness: manifest.update(randomness=value))
-        with pytest.raises(BundleError, match=r"randomness, .*is of an unknown version"):
+        with pytest.raises(BundleError, match=r"randomness is \d, a version that this release does not know"):
             open_bundle(version)
 
 
 def test_a_bundle_without_calibration_is_refused(version: Path) -> None:
     _edit(version, lambda manifest: manifest["calibration"].pop("bits_per_dim"))
-    with pytest.raises(BundleError, match="no calibration, or no finite one; export the model again"):
+    with pytest.raises(BundleError, match=r"calibration\.bits_per_dim is empty; export the model again"):
         open_bundle(version)
 
 
@@ -221,8 +220,7 @@ def test_the_newest_version_is_the_highest_number(copied: Path) -> None:
     model = copied / "digits"
     _add_version(model, "9")
     _add_version(model, "10")
-    assert versions(model) == [1, 9, 10]
-    assert find_versions(copied) == {"digits": [1, 9, 10]}
+    assert list_repository(copied).versions == {"digits": [1, 9, 10]}
     assert newest_bundle(model).path == model / "10"
 
 
@@ -231,8 +229,7 @@ def test_folders_that_are_not_versions_are_ignored(copied: Path) -> None:
     for name in (".staging-9x", "latest", "2.old", "02", "0", "-3", "3 ", "٣", "4e2"):
         _add_version(model, name)
     (model / "5").write_text("a file")
-    assert versions(model) == [1]
-    assert find_versions(copied) == {"digits": [1]}
+    assert list_repository(copied).versions == {"digits": [1]}
     assert newest_bundle(model).path == model / "1"
 
 
@@ -242,7 +239,7 @@ def test_folders_that_are_not_models_are_ignored(copied: Path) -> None:
         shutil.copytree(copied / "digits", copied / name)
     (copied / "empty").mkdir()
     (copied / "README.md").write_text("a file")
-    assert find_versions(copied) == {"digits": [1], "faces": [1]}
+    assert list_repository(copied).versions == {"digits": [1], "faces": [1]}
 
 
 def test_a_version_folder_can_be_opened(copied: Path) -> None:
@@ -253,12 +250,12 @@ def test_a_version_folder_can_be_opened(copied: Path) -> None:
 
 def test_a_missing_repository_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"models: there is no such folder; `glowserve export` makes one"):
-        find_versions(tmp_path / "models")
+        list_repository(tmp_path / "models")
 
 
 def test_a_repository_without_bundles_has_no_models(tmp_path: Path) -> None:
     (tmp_path / "digits" / ".staging-1").mkdir(parents=True)
-    assert find_versions(tmp_path) == {}
+    assert list_repository(tmp_path).versions == {}
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"])
@@ -307,5 +304,5 @@ def test_a_calibration_that_is_not_finite_is_refused(bundle: Bundle, tmp_path: P
     shutil.copytree(bundle.path, tmp_path / "digits" / "1")
     version = tmp_path / "digits" / "1"
     _edit(version, lambda manifest: manifest["calibration"]["bits_per_dim"].append("NaN"))
-    with pytest.raises(BundleError, match="no finite one"):
+    with pytest.raises(BundleError, match="bits_per_dim has a value that is not finite"):
         open_bundle(version)

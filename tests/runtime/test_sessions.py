@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
+from glowserve.images import UInt8Array
 from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.errors import BundleError
 from glowserve.runtime.repository import FORWARD, Bundle
-from glowserve.runtime.sessions import CUDA, TENSORRT, Graph, open_sessions, provider_options
+from glowserve.runtime.sessions import CUDA, TENSORRT, Cancellation, Graph, open_sessions, provider_options
 from tests.runtime.gpu import with_gpu_wheel
 
 GRAPH = Graph(b"", {"image": (32, 32, 3), "noise": (32, 32, 3)})
@@ -71,3 +75,15 @@ def test_the_providers_of_the_gpu_wheel_know_every_option(provider: str, name: s
     unknown = [option for option in options if f"\0{option}\0".encode() not in library]
     assert not unknown
     assert b"\0no_such_option\0" not in library
+
+
+def test_a_cancellation_ends_the_opening_and_the_runs_of_a_bundle(bundle: Bundle, digits: UInt8Array) -> None:
+    cancel = Cancellation()
+    engine = Engine(bundle, RuntimeConfig(device="cpu"), cancel)
+    noise = np.full(digits.shape, 0.5, np.float32)
+    engine.forward(digits, noise)
+    cancel()
+    with pytest.raises(Exception, match="terminate flag"):
+        engine.forward(digits, noise)
+    with pytest.raises(BundleError, match=r"(?i)cannot load it: .*cancel"):
+        Engine(bundle, RuntimeConfig(device="cpu"), cancel)

@@ -16,7 +16,8 @@ from onnx import numpy_helper
 from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
-from glowserve.runtime.repository import manifest_checksum, open_bundle
+from glowserve.runtime.manifest import manifest_checksum
+from glowserve.runtime.repository import open_bundle
 
 
 def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> None:
@@ -31,6 +32,9 @@ def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> No
     shutil.copytree(source, target)
     scale(target, "forward.onnx", "log_det_constant", log_det)
     scale(target, "reverse.onnx", "bins", bins)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["log_det_constant"] *= log_det
+    _write(target, manifest)
     bundle = open_bundle(target)
     drawn = draw_canary(
         Engine(bundle, RuntimeConfig(device="cpu", threads=1)), bundle.manifest.image.latent_size

@@ -22,6 +22,7 @@ from tests.servers import RunServer, StartServer, failed_start, free_port
 from tests.service.stubs import NOT_SERVING, SERVING, connect
 from tests.service.wire import raw, refusal, wait_for
 
+HANGING_LOADS = Path(__file__).parent / "programs" / "serve_hanging_loads.py"
 STARTING = (grpc.StatusCode.UNAVAILABLE, "the server is starting; try again")
 
 
@@ -116,18 +117,16 @@ def test_variables_set_what_flags_leave_open(
 def test_a_server_that_is_loading_answers_unavailable_and_then_serves(
     start_server: StartServer, repository: Path, tmp_path: Path, digits: UInt8Array
 ) -> None:
-    """One graph is a named pipe: the server loads until the test writes to it.
+    """The server loads until the test deletes a file.
 
     Meanwhile nobody reads the log, which has a line for each call that is refused, more than a pipe holds.
     """
-    source, bundle = repository / "digits" / "1", tmp_path / "digits" / "1"
-    shutil.copytree(source, bundle)
-    pipe = bundle / "reverse.onnx"
-    pipe.unlink()
-    os.mkfifo(pipe)
+    shutil.copytree(repository / "digits" / "1", tmp_path / "digits" / "1")
+    hang = tmp_path / "digits" / "1" / "hang"
+    hang.touch()
     score = pb.ScoreRequest(images=raw(digits[:2]))
     infer = oip.ModelInferRequest(model_name="digits")
-    with start_server("--repository", str(tmp_path), wait=False) as server:
+    with start_server("--repository", str(tmp_path), wait=False, program=[str(HANGING_LOADS)]) as server:
         with connect(server.target) as stubs:
             live = stubs.inference.ServerLive(oip.ServerLiveRequest(), wait_for_ready=True, timeout=60)
             assert live.live
@@ -141,7 +140,7 @@ def test_a_server_that_is_loading_answers_unavailable_and_then_serves(
                 *1000 * [lambda: stubs.glow.Score(score)],
             ):
                 assert refusal(call) == STARTING
-            pipe.write_bytes((source / "reverse.onnx").read_bytes())
+            hang.unlink()
             wait_for(lambda: stubs.status() == SERVING)
             assert stubs.inference.ServerReady(oip.ServerReadyRequest()).ready
             assert stubs.inference.ModelReady(oip.ModelReadyRequest(name="digits")).ready

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from glowserve.images import UInt8Array, decode_png
-from glowserve.runtime.repository import manifest_checksum
+from glowserve.runtime.manifest import manifest_checksum
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub

@@ -15,7 +15,7 @@ import grpc
 
 from glowserve.client.errors import RequestError
 from glowserve.runtime import glow_service
-from glowserve.runtime.canary import check_canary
+from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import Limits, RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import GlowserveError, ModelNotFoundError
@@ -42,6 +42,7 @@ class EmbeddedTransport:
         self._engine = Engine(bundle, config)
         try:
             check_canary(self._engine, bundle)
+            check_n_bits(self._engine, bundle)
         except BaseException:
             self._engine.close()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,14 @@ class EngineHealth:
         self._name = name
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
+        self._began: dict[object, float] = {}
 
     def watched(self, function: Callable[..., Rows]) -> Callable[..., Rows]:
         """The function, which runs the engine in a thread; an exception that it raises is a failure of the engine."""
 
         def watched(*rows: Any) -> Rows:
+            batch = object()
+            self._began[batch] = time.monotonic()
             try:
                 return function(*rows)
             except Exception:
@@ -38,8 +42,16 @@ class EngineHealth:
                     self.set, "its engine failed in a batch; the error is in the server's log"
                 )
                 raise
+            finally:
+                del self._began[batch]
 
         return watched
+
+    @property
+    def batch_seconds(self) -> float:
+        """For how long the oldest of the batches that run has done so; 0 if none runs."""
+        now = time.monotonic()
+        return now - min(list(self._began.values()), default=now)
 
     def set(self, failure: str) -> None:
         """Changes the state: to failing with a sentence, to working with an empty one."""

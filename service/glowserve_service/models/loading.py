@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from glowserve.runtime.canary import check_canary
+from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.randomness import ENCODING_NOISE
 from glowserve.runtime.repository import Bundle, fingerprint, open_bundle
+from glowserve.runtime.sessions import Cancellation
 from glowserve_service.config import ServiceConfig
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,18 @@ class LoadedModel:
     fingerprint: tuple[object, ...]
     """Of the files, before they were read."""
 
+    def close(self) -> None:
+        """Frees the engine. No run may follow."""
+        self.engine.close()
 
-def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
+
+def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | None = None) -> LoadedModel:
     """Loads the bundle in a VERSION folder, runs it at every batch size that it will get, and checks its canary.
+
+    Args:
+        path: the folder.
+        config: the service's.
+        cancellation: ends the load.
 
     Raises:
         BundleError: it is damaged, or does not compute what it did when it was exported.
@@ -40,11 +50,12 @@ def load_model(path: Path, config: ServiceConfig) -> LoadedModel:
     began = time.monotonic()
     state = fingerprint(path)
     bundle = open_bundle(path)
-    engine = Engine(bundle, config.runtime)
+    engine = Engine(bundle, config.runtime, cancellation)
     try:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
             _warm_up(engine, bundle, size)
         check_canary(engine, bundle)
+        check_n_bits(engine, bundle)
     except BaseException:
         engine.close()
         raise

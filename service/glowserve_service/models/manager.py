@@ -13,14 +13,16 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 from glowserve.runtime.errors import BundleError, DeviceError, ModelNotFoundError
-from glowserve.runtime.repository import MANIFEST, find_versions, fingerprint
+from glowserve.runtime.manifest import MANIFEST
+from glowserve.runtime.repository import Listing, fingerprint, list_repository
+from glowserve.runtime.sessions import Cancellation
 from glowserve_service.config import ServiceConfig
-from glowserve_service.errors import ForbiddenError
-from glowserve_service.models.loader_thread import LoaderThread
+from glowserve_service.errors import ForbiddenError, UnavailableError
+from glowserve_service.models.loader_threads import LoaderThreads, LoadTimeoutError
 from glowserve_service.models.loading import LoadedModel, load_model, public_sentence
 from glowserve_service.models.registry import ModelRegistry
 from glowserve_service.models.served_model import ServedModel
-from glowserve_service.models.unserved import Key, LoadFailure, Unserved, UnservedVersions
+from glowserve_service.models.unserved import WHOLE_MODEL, Key, LoadFailure, Unserved, UnservedVersions
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.scheduling.workers import Workers
 from glowserve_service.versions import VersionPolicy
@@ -28,6 +30,13 @@ from glowserve_service.versions import VersionPolicy
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# A batch that was accepted has had the time of the drain. What takes longer than this after it hangs.
+_CLOSE_SECONDS = 1.0
+# Versions of a model that are tried before the older ones are given up.
+_MOST_REFUSED = 100
+# Log lines about folders that are ignored, for each look at the repository.
+_MOST_IGNORED_LINES = 20
 
 
 class ModelManager:
@@ -52,7 +61,7 @@ class ModelManager:
         self._metrics = metrics
         self._on_health = on_health
         self._policy = VersionPolicy.parse(config.versions)
-        self._thread = LoaderThread()
+        self._threads = LoaderThreads(config.load_timeout_seconds, metrics)
         self._workers: Workers | None = None
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -60,7 +69,8 @@ class ModelManager:
         self._unserved = UnservedVersions()
         self._unloaded: set[str] = set()
         self._known: set[str] = set()
-        self._scan_error = ""
+        self._listing_error = ""
+        self._ignored: set[str] = set()
 
     async def start(self) -> None:
         """Loads the models, and from then on follows the repository.
@@ -69,13 +79,14 @@ class ModelManager:
             GlowserveError: nothing there can be served, or the device cannot be used.
         """
         repository = self._config.repository
-        found = await self._thread.run(find_versions, repository)
-        if not found:
+        listing = await self._read(list_repository, repository)
+        self._note(listing)
+        if not (listing.versions or listing.unreadable):
             raise BundleError(
                 f"repository {repository} holds no bundle MODEL/VERSION/{MANIFEST}; "
                 "`glowserve export CHECKPOINT REPOSITORY/MODEL` writes one"
             )
-        for name, versions in found.items():
+        for name, versions in listing.versions.items():
             await self._update(name, versions, final=True)
         errors = self._unserved.errors()
         if device_errors := [error for error in errors if isinstance(error, DeviceError)]:
@@ -87,22 +98,27 @@ class ModelManager:
                 f"versions is {self._config.versions!r}, and repository {repository} has none of them"
             )
         own_threads = self._config.instances == 1 or any(model.device != "cpu" for model in self._models)
-        self._thread.settle(lower_priority=not own_threads)
+        self._threads.lower_priority = not own_threads
         if self._config.poll_seconds:
             self._spawn(self._repeat(self._poll, self._config.poll_seconds))
         if self._config.canary_seconds:
             self._spawn(self._repeat(self._try_canaries, self._config.canary_seconds))
 
     async def close(self) -> None:
-        """Ends the polls and canaries, and closes every model."""
+        """Ends the polls and canaries, and closes every model. What hangs is left behind, with a line in the log."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for model in (*self._models, *self._retiring):
-            await model.close()
-        self._thread.close()
+        models = {
+            asyncio.create_task(model.close()): f"{model.name} version {model.version}"
+            for model in (*self._models, *self._retiring)
+        }
+        hanging = (await asyncio.wait(models, timeout=_CLOSE_SECONDS))[1] if models else set()
+        for task in hanging:
+            log.error("%s hangs in a batch: it is left behind", models[task])
+            task.cancel()
         if self._workers:
-            self._workers.close()
+            self._workers.close(wait=not hanging)
 
     async def load(self, name: str) -> list[ServedModel]:
         """Looks now for versions of a model, tries refused ones again, and serves those of the policy.
@@ -140,12 +156,14 @@ class ModelManager:
 
     async def _load(self, name: str) -> list[ServedModel]:
         async with self._changing:
-            found = await self._scan()
-            if name not in found:
-                there = ", ".join(found) or "none"
+            listing = await self._list()
+            if name in listing.unreadable:
+                raise BundleError(f"model {name}: {listing.unreadable[name]}")
+            if name not in listing.versions:
+                there = ", ".join(listing.versions) or "none"
                 raise ModelNotFoundError(f"model {name[:128]!r} is not in the repository; there are {there}")
             self._unloaded.discard(name)
-            failed = await self._update(name, found[name], final=True, again=True)
+            failed = await self._update(name, listing.versions[name], final=True, again=True)
             if failed:
                 raise BundleError(failed[0].reason)
             return list(self._models.versions(name).values())
@@ -162,23 +180,49 @@ class ModelManager:
     async def _poll(self) -> None:
         async with self._changing:
             try:
-                found = await self._scan()
-            except BundleError as error:
-                if str(error) != self._scan_error:
+                listing = await self._list()
+                for name, versions in listing.versions.items():
+                    if name not in self._unloaded:
+                        await self._update(name, versions)
+            except (BundleError, UnavailableError) as error:
+                if str(error) != self._listing_error:
                     log.error("%s; the models that are served stay", error)
-                self._scan_error = str(error)
-                return
-            self._scan_error = ""
-            self._unserved.keep_models(found)
-            for name, versions in found.items():
-                if name not in self._unloaded:
-                    await self._update(name, versions)
+                self._listing_error = str(error)
+            else:
+                self._listing_error = ""
 
-    async def _scan(self) -> dict[str, list[int]]:
+    async def _list(self) -> Listing:
+        """What is in the repository now. Errors do not say where it lies."""
+        repository = self._config.repository
         try:
-            return await self._thread.run(find_versions, self._config.repository)
+            listing = await self._read(list_repository, repository)
         except BundleError as error:
-            raise BundleError(str(error).replace(str(self._config.repository), "of the service")) from error
+            sentence = str(error).removeprefix(f"repository {repository}: ")
+            raise BundleError(f"repository of the service: {sentence}") from error
+        self._unserved.keep_models({*listing.versions, *listing.unreadable})
+        self._note(listing)
+        return listing
+
+    def _note(self, listing: Listing) -> None:
+        """Logs what is ignored, once, and refuses the models whose folders cannot be listed."""
+        new = [name for name in listing.ignored if name not in self._ignored]
+        self._ignored = set(listing.ignored)
+        for name in new[:_MOST_IGNORED_LINES]:
+            log.warning("%a in the repository is ignored: %s", name, listing.ignored[name])
+        if more := new[_MOST_IGNORED_LINES:]:
+            log.warning("%d more folders in the repository are ignored", len(more))
+        for name, reason in listing.unreadable.items():
+            self._known.add(name)
+            before = self._unserved.get((name, WHOLE_MODEL))
+            if before is None or before.reason != reason:
+                error = BundleError(f"model {name}: {reason}")
+                self._refuse((name, WHOLE_MODEL), LoadFailure(error, reason, (), final=True))
+
+    async def _read(self, function: Callable[..., T], *args: Any) -> T:
+        try:
+            return await self._threads.run(function, *args)
+        except LoadTimeoutError as error:
+            raise UnavailableError(f"the repository does not answer: {error}") from error
 
     async def _update(
         self, name: str, versions: list[int], *, final: bool = False, again: bool = False
@@ -196,7 +240,7 @@ class ModelManager:
         self._known.add(name)
         self._unserved.keep(name, versions)
         served, chosen, failed = self._models.versions(name), dict[int, ServedModel](), list[LoadFailure]()
-        for version in self._policy.candidates(name, versions):
+        for version in self._policy.candidates(name, versions)[: self._policy.most(name) + _MOST_REFUSED]:
             if len(chosen) == self._policy.most(name):
                 break
             model = await self._get(name, version, served.get(version), final=final, again=again)
@@ -213,7 +257,7 @@ class ModelManager:
     ) -> ServedModel | LoadFailure | None:
         """The version as it is on the disk now; a failure if it failed just now, None if it failed before."""
         key, path = (name, version), self._config.repository / name / str(version)
-        state = await self._thread.run(fingerprint, path)
+        state = await self._read(fingerprint, path)
         before = self._unserved.get(key)
         if served and served.fingerprint == state:
             self._unserved.forget(key)
@@ -222,12 +266,20 @@ class ModelManager:
             if not before.final:
                 self._refuse(key, LoadFailure(before.error, before.reason, state, final=True))
             return None
-        self._unserved.loading = key
+        self._unserved.loading, cancel = key, Cancellation()
         try:
-            loaded = await self._thread.run(load_model, path, self._config)
+            loaded = await self._threads.run(
+                load_model, path, self._config, cancel, on_late=LoadedModel.close
+            )
+        except (UnavailableError, asyncio.CancelledError):
+            cancel()
+            raise
         except Exception as error:
+            cancel()  # a load that took too long still runs
             kind, sentence = type(error), str(error)
-            if kind not in (BundleError, DeviceError):
+            if kind is LoadTimeoutError:
+                kind, sentence, final = BundleError, f"bundle {path}: {sentence}", True
+            elif kind not in (BundleError, DeviceError):
                 log.exception("loading %s failed", path)
                 kind, sentence = (
                     BundleError,
@@ -243,11 +295,13 @@ class ModelManager:
 
     def _refuse(self, key: Key, failure: LoadFailure) -> None:
         self._unserved.set(key, failure)
+        name, version = key
+        what = name if version == WHOLE_MODEL else f"{name} version {version}"
         if not failure.final:
-            log.info("%s version %d cannot be loaded yet: %s", *key, failure.reason)
+            log.info("%s cannot be loaded yet: %s", what, failure.reason)
             return
-        self._metrics.model_loads.labels(key[0], "refused").inc()
-        log.error("%s version %d is refused: %s", *key, failure.reason)
+        self._metrics.model_loads.labels(name, "refused").inc()
+        log.error("%s is refused: %s", what, failure.reason)
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
         if self._workers is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache, partial
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import BundleError
 from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
+from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.engine_health import EngineHealth
 from glowserve_service.models.lane import FORWARD, REVERSE, Lane
 from glowserve_service.models.loading import LoadedModel, padded_sizes, public_sentence
@@ -24,6 +26,8 @@ from glowserve_service.scheduling.workers import Rows, Workers
 
 # A canary takes milliseconds. An engine that has not answered by then hangs.
 _CANARY_SECONDS = 30.0
+# A large batch of a large model takes seconds.
+_BATCH_SECONDS = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,7 @@ class ServedModel:
         self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
         """How many encodings did not decode to their image."""
         self._metrics = metrics
+        self._canary: Future[None] | None = None
         self._leases = 0
         self._unleased = asyncio.Event()
 
@@ -124,9 +129,11 @@ class ServedModel:
     async def try_canary(self) -> None:
         """Runs the canary beside the batches, and sets the engine's health by its result."""
         try:
+            if self._canary is None or self._canary.done():  # else the one before still hangs
+                self._canary = call_in_daemon_thread(check_canary, self._engine, self.bundle)
             # Not wait_for: if the canary ends as this task is cancelled, that forgets the cancellation.
             async with self.lease(), asyncio.timeout(_CANARY_SECONDS):
-                await asyncio.to_thread(check_canary, self._engine, self.bundle)
+                await asyncio.wrap_future(self._canary)
         except TimeoutError:
             failure = f"its canary has taken {_CANARY_SECONDS:g} s: the engine hangs"
         except BundleError as error:
@@ -136,6 +143,8 @@ class ServedModel:
             failure = "its engine failed on the canary; the error is in the server's log"
         else:
             failure = ""
+            if self.health.batch_seconds > _BATCH_SECONDS:
+                failure = f"a batch has taken more than {_BATCH_SECONDS:g} s: the engine hangs"
         self._metrics.canary_checks.labels(self.name, "failed" if failure else "ok").inc()
         self.health.set(failure)
 
@@ -150,7 +159,7 @@ class ServedModel:
         """Refuses new work, waits for the accepted work, and frees what the engine holds of a GPU."""
         await self.forward.close()
         await self.reverse.close()
-        await asyncio.to_thread(self._engine.close)
+        await asyncio.wrap_future(call_in_daemon_thread(self._engine.close))
 
 
 class Lease:

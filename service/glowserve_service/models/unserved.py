@@ -10,6 +10,9 @@ from glowserve.runtime.errors import GlowserveError
 Key = tuple[str, int]
 """A model's name, and a version."""
 
+WHOLE_MODEL = 0
+"""In place of a version: the model's folder cannot be listed."""
+
 
 @dataclass(frozen=True)
 class Unserved:

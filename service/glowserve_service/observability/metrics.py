@@ -119,6 +119,9 @@ class Metrics:
         )
 
     def _add_models(self) -> None:
+        self.hanging_loads = self._gauge(
+            "hanging_loads", "Loads and reads of the repository that took too long and have not ended.", []
+        )
         self.model_loads = self._counter(
             "model_loads", "Attempts to load a version of a model, by outcome.", ["model", "outcome"]
         )

@@ -31,6 +31,6 @@ class Workers:
         """Runs a function in a thread. The caller holds a permit of `free`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*rows))
 
-    def close(self) -> None:
-        """Waits for the batches that run. Blocks."""
-        self._pool.shutdown()
+    def close(self, *, wait: bool = True) -> None:
+        """Takes no more batches. Blocks until those that run have ended, unless `wait` is False."""
+        self._pool.shutdown(wait=wait)

@@ -15,7 +15,7 @@ from glowserve.images import UInt8Array
 from glowserve.messages import images_message
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.errors import BundleError, DeviceError
-from glowserve.runtime.repository import manifest_checksum
+from glowserve.runtime.manifest import manifest_checksum
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
 

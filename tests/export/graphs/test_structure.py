@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import glowserve_export
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +18,7 @@ from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import FP32
 from onnx import numpy_helper
 
+from glowserve.runtime import graphs as checked_graphs
 from tests.export.models import random_glow
 
 Graphs = dict[str, onnx.ModelProto]
@@ -191,3 +195,9 @@ def test_every_tensor_has_a_name_of_its_own_and_every_step_names_one() -> None:
         produced = [name for node in model.graph.node for name in node.output]
         assert len(produced) == len(set(produced))
         assert {name for name, _ in glow.named_steps()} <= set(produced)
+
+
+def test_a_service_accepts_exactly_the_operators_that_the_exporter_writes() -> None:
+    sources = [path.read_text() for path in Path(glowserve_export.__file__).parent.rglob("*.py")]
+    written = {name for text in sources for name in re.findall(r'(?:add|make_node)\(\s*"(\w+)"', text)}
+    assert written == checked_graphs.OPERATORS

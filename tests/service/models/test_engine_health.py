@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from glowserve_service.models import served_model
 from glowserve_service.models.engine_health import EngineHealth
 from glowserve_service.models.served_model import ServedModel
 
@@ -69,7 +71,7 @@ def failing(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Lets the sessions of an engine fail, and nothing of the service."""
 
     class Failing:
-        def run(self, names: Any, inputs: Any) -> Any:
+        def run(self, *_: Any) -> Any:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with monkeypatch.context() as patch:
@@ -120,6 +122,28 @@ def test_a_canary_finds_an_engine_that_computes_other_numbers(
             ((state, reason),) = listed(service)
             assert state == "FAILING"
             assert reason.startswith("bundle digits/1: its canary has a log-likelihood of")
+        wait_for(lambda: service.status("digits") == SERVING)
+
+
+def test_a_batch_that_does_not_end_makes_its_model_unready_until_it_has_ended(
+    run_service: RunService, repository: Path, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary, in another thread, passes meanwhile."""
+    go_on, forward = threading.Event(), Engine.forward
+
+    def wait_and_run(engine: Engine, *rows: Any) -> Any:
+        if threading.current_thread().name.startswith("engine"):
+            assert go_on.wait(60)
+        return forward(engine, *rows)
+
+    with run_service(repository=repository, **CANARIES) as service:
+        monkeypatch.setattr(Engine, "forward", wait_and_run)
+        monkeypatch.setattr(served_model, "_BATCH_SECONDS", 0.5)
+        call = service.glow.Score.future(pb.ScoreRequest(images=raw(digits[:1])))
+        wait_for(lambda: service.status("digits") == NOT_SERVING)
+        assert listed(service) == [("FAILING", "a batch has taken more than 0.5 s: the engine hangs")]
+        go_on.set()
+        assert call.result(60).scores
         wait_for(lambda: service.status("digits") == SERVING)
 
 

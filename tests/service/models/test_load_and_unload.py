@@ -12,6 +12,7 @@ from glowserve_service.config import ServiceConfig
 from glowserve_service.models.loading import LoadedModel, load_model
 
 from glowserve.oip import grpc_service_pb2 as oip
+from glowserve.runtime.sessions import Cancellation
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.service import metrics
 from tests.service.models.running import ON_REQUEST, RunService, damage, publish
@@ -120,10 +121,10 @@ def test_a_load_is_completed_although_its_caller_has_given_up(
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def load_later(path: Path, config: ServiceConfig) -> LoadedModel:
+    def load_later(path: Path, config: ServiceConfig, cancellation: Cancellation) -> LoadedModel:
         begun.set()
         assert go_on.wait(60)
-        return load_model(path, config)
+        return load_model(path, config, cancellation)
 
     with run_service(repository=models, **ON_REQUEST) as service:
         monkeypatch.setattr("glowserve_service.models.manager.load_model", load_later)

@@ -44,7 +44,7 @@ def test_every_batch_size_is_run_before_the_model_is_served(
     load_model(
         repository / "digits" / "1", ServiceConfig(repository=repository, device="cpu", max_batch_size=5)
     )
-    assert sizes == [1, 2, 4, 5, 1]  # the last is the canary
+    assert sizes == [1, 2, 4, 5, 1, 1, 1, 1]  # the last are the canary and its bins
 
 
 def test_batches_on_a_cpu_are_not_padded(engine: Engine, repository: Path) -> None:
@@ -72,7 +72,7 @@ def test_an_engine_that_fails_in_its_first_run_is_closed_and_named(
 
 
 def test_a_manifest_of_another_shape_than_its_graphs_is_refused(repository: Path, tmp_path: Path) -> None:
-    image = {"height": 4, "width": 8, "channels": 1, "n_bits": 4, "latent_size": 32}
+    image = {"height": 4, "width": 16, "channels": 1, "n_bits": 4, "latent_size": 64}
     version = copied(repository / "digits" / "1", tmp_path / "digits" / "1", image=image)
     with pytest.raises(BundleError, match="not what the manifest says"):
         load_model(version, config_of(tmp_path))

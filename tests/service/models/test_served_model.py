@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -112,31 +114,36 @@ async def test_a_canary_that_ends_as_it_is_cancelled_is_cancelled(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the canaries would go on, and a server that stops would wait for their end."""
-    started, ends = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    def to_thread(*_: object) -> asyncio.Future[None]:
-        started.set()
-        return ends
-
-    with monkeypatch.context() as patch:
-        patch.setattr(asyncio, "to_thread", to_thread)
-        task = asyncio.create_task(model.try_canary())
-        await started.wait()
-        await let_other_tasks_run()
-        ends.set_result(None)
-        task.cancel()
-        await asyncio.wait([task])
+    canary = Future[None]()
+    canary.set_running_or_notify_cancel()
+    monkeypatch.setattr(served_model, "call_in_daemon_thread", lambda *_: canary)
+    task = asyncio.create_task(model.try_canary())
+    await let_other_tasks_run()
+    canary.set_result(None)
+    task.cancel()
+    await asyncio.wait([task])
     assert task.cancelled()
 
 
-async def test_a_canary_that_does_not_end_is_a_failure(
+async def test_a_canary_that_does_not_end_is_a_failure_and_no_other_begins(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(asyncio, "to_thread", lambda *_: asyncio.get_running_loop().create_future())
-        patch.setattr(served_model, "_CANARY_SECONDS", 0.01)
+    goes_on, begun = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        begun.append(1)
+        assert goes_on.wait(60)
+
+    monkeypatch.setattr(served_model, "check_canary", hang)
+    monkeypatch.setattr(served_model, "_CANARY_SECONDS", 0.05)
+    for _ in range(3):
         await model.try_canary()
-    assert model.health.failure == "its canary has taken 0.01 s: the engine hangs"
+        assert model.health.failure == "its canary has taken 0.05 s: the engine hangs"
+    assert begun == [1]
+    goes_on.set()
+    monkeypatch.setattr(served_model, "_CANARY_SECONDS", 60)
+    await model.try_canary()
+    assert model.health.failure == ""
 
 
 async def test_what_callers_read_about_a_canary_does_not_show_where_the_bundle_lies(

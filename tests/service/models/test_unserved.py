@@ -100,7 +100,7 @@ def test_an_unforeseen_error_is_logged_and_callers_read_a_sentence_without_it(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(path: Path, config: object) -> None:
+    def fail(*_: object) -> None:
         raise MemoryError("of the machine")
 
     with run_service(repository=models, **ON_REQUEST) as service:

@@ -1,0 +1,192 @@
+"""Reads a bundle's manifest, and refuses values that make no sense. What each field means: manifest.proto."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from glowserve.images import Preparation
+from glowserve.runtime.errors import BundleError
+from glowserve.runtime.graphs import MAX_GRAPH_BYTES
+from glowserve.runtime.regular_files import read_regular_file
+from glowserve.v1 import manifest_pb2
+
+MANIFEST = "manifest.json"
+CHECKSUM = "manifest.json.sha256"
+FORMAT_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "int8")
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+# The canary of the largest image, in Base64, and the scores of half a million held-out images.
+_MAX_MANIFEST_BYTES = 2**24
+_MAX_VALUES = 2**22
+"""The most values of an image: 1024 x 1024 in colour, and some."""
+_MAX_TEXT = 4096
+_MAX_FILES = 16
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# An empty word means the first: the field is younger than the bundle.
+_WORDS = {
+    "coupling": ("affine", "additive"),
+    "dequantization": ("", "uniform", "variational"),
+    "precision": ("", *PRECISIONS),
+}
+
+
+def read_manifest(path: Path) -> manifest_pb2.Manifest:
+    """Reads and checks the manifest in a VERSION folder.
+
+    Raises:
+        BundleError: there is none, it is damaged, has a value that makes no sense, or is of an unknown format.
+    """
+    data, checksum = (_read(path, name) for name in (MANIFEST, CHECKSUM))
+    if checksum != manifest_checksum(data):
+        raise BundleError(
+            f"bundle {path}: {MANIFEST} is not the file that was exported (its SHA-256 is not the one in {CHECKSUM}); "
+            "export the model again"
+        )
+    try:
+        manifest = json_format.Parse(data, manifest_pb2.Manifest())
+    except Exception as error:  # deep nesting, huge numbers and odd Unicode raise errors of many types
+        raise BundleError(
+            f"bundle {path}: {MANIFEST} is not a manifest: {_one_line(error)}; export the model again"
+        ) from None
+    check_manifest(path, manifest)
+    return manifest
+
+
+def manifest_checksum(manifest: bytes) -> bytes:
+    """The content of the file CHECKSUM for the content of the file MANIFEST, in the format of sha256sum."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def check_manifest(path: Path, manifest: manifest_pb2.Manifest) -> None:
+    """Checks every value of a manifest that is used or shown.
+
+    Raises:
+        BundleError: a value makes no sense; the message names the first.
+    """
+    if manifest.format_version != FORMAT_VERSION:
+        raise BundleError(
+            f"bundle {path}: its format is version {manifest.format_version} and this service reads "
+            f"{FORMAT_VERSION}; export the model with this version of glowserve"
+        )
+    for wrong in _senseless(manifest):
+        raise BundleError(f"bundle {path}: the manifest's {wrong}; export the model again")
+
+
+def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
+    if not MODEL_NAME.fullmatch(manifest.model):
+        yield f"model is {manifest.model[:200]!r}, which is not a model's name"
+    if not VERSION.fullmatch(str(manifest.version)):
+        yield f"version is {manifest.version} and must lie in 1 to 999999999999999999"
+    yield from _senseless_image(manifest.image)
+    yield from _senseless_preparation(manifest.preparation)
+    yield from _senseless_flow(manifest.flow, manifest.image)
+    if not math.isfinite(manifest.log_det_constant):
+        yield f"log_det_constant is {manifest.log_det_constant} and must be finite"
+    yield from _senseless_files(manifest.files)
+    yield from _senseless_calibration(manifest.calibration.bits_per_dim)
+    if manifest.randomness != manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER:
+        yield f"randomness is {manifest.randomness}, a version that this release does not know"
+    yield from _senseless_canary(manifest.canary, manifest.image)
+    yield from _long_texts(manifest, "")
+
+
+def _senseless_image(image: manifest_pb2.ImageSpec) -> Iterator[str]:
+    size = image.height * image.width * image.channels
+    if image.channels not in (1, 3):
+        yield f"image.channels is {image.channels} and must be 1 or 3"
+    if not 1 <= size <= _MAX_VALUES:
+        yield f"image has {image.height} x {image.width} x {image.channels} values and may have 1 to {_MAX_VALUES}"
+    if not 1 <= image.n_bits <= 8:
+        yield f"image.n_bits is {image.n_bits} and must lie in 1 to 8"
+    if image.latent_size != size:
+        yield f"image.latent_size is {image.latent_size} and the image has {size} values"
+
+
+def _senseless_preparation(preparation: manifest_pb2.Preparation) -> Iterator[str]:
+    try:
+        Preparation(preparation.filter, preparation.background)
+    except ValueError as error:
+        yield f"preparation: {_one_line(error)}"
+
+
+def _senseless_flow(flow: manifest_pb2.Flow, image: manifest_pb2.ImageSpec) -> Iterator[str]:
+    for field, words in _WORDS.items():
+        if (word := getattr(flow, field)) not in words:
+            yield f"flow.{field} is {word[:200]!r} and must be one of {', '.join(filter(None, words))}"
+    # Each level halves the height and the width.
+    most = min(image.height, image.width).bit_length()
+    if not 1 <= flow.levels <= most:
+        yield f"flow.levels is {flow.levels} and must lie in 1 to {most}"
+
+
+def _senseless_files(files: Collection[manifest_pb2.File]) -> Iterator[str]:
+    if len(files) > _MAX_FILES:
+        yield f"files lists {len(files)} files and may list {_MAX_FILES}"
+    for file in files:
+        name = file.name[:200]
+        if [other.name for other in files].count(file.name) > 1:
+            yield f"files name {name!r} twice"
+        if not _SHA256.fullmatch(file.sha256):
+            yield f"files: the sha256 of {name!r} is {file.sha256[:200]!r} and must be 64 hexadecimal digits"
+        if not 1 <= file.size <= MAX_GRAPH_BYTES:
+            yield f"files: the size of {name!r} is {file.size} and must lie in 1 to {MAX_GRAPH_BYTES} bytes"
+
+
+def _senseless_calibration(bits: Collection[float]) -> Iterator[str]:
+    if not bits:
+        yield "calibration.bits_per_dim is empty"
+    if not all(map(math.isfinite, bits)):
+        yield "calibration.bits_per_dim has a value that is not finite"
+    if list(bits) != sorted(bits):
+        yield "calibration.bits_per_dim is not in ascending order"
+
+
+def _senseless_canary(canary: manifest_pb2.Canary, image: manifest_pb2.ImageSpec) -> Iterator[str]:
+    if len(canary.image) != image.latent_size:
+        yield f"canary.image has {len(canary.image)} bytes and must have {image.latent_size}"
+    if not 0 <= canary.temperature <= 1:
+        yield f"canary.temperature is {canary.temperature} and must lie in 0 to 1"
+    if not math.isfinite(canary.log_likelihood):
+        yield f"canary.log_likelihood is {canary.log_likelihood} and must be finite"
+
+
+def _long_texts(message: Message, place: str) -> Iterator[str]:
+    """The texts of a message and of those in it that are longer than any that the exporter writes."""
+    for field, value in message.ListFields():
+        for each in _parts(value):
+            if isinstance(each, Message):
+                yield from _long_texts(each, f"{place}{field.name}.")
+            elif isinstance(each, str) and len(each) > _MAX_TEXT:
+                yield f"{place}{field.name} has {len(each)} characters and may have {_MAX_TEXT}"
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A single value, the values of a list, or the keys and values of a map."""
+    if isinstance(value, str | bytes | Message) or not hasattr(value, "__iter__"):
+        yield value
+        return
+    yield from value
+    if hasattr(value, "values"):
+        yield from value.values()
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return read_regular_file(path / name, _MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise BundleError(f"bundle {path}: {name} cannot be read: {error.strerror}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
