@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,7 @@ class Server:
         self._middleware = CallMiddleware(
             (SERVICE_NAME, open_inference.SERVICE_NAME),
             self.metrics,
+            config,
             always=open_inference.READINESS_METHODS,
             traces=self._traces,
         )
@@ -100,6 +102,9 @@ class Server:
         self._server.add_generic_rpc_handlers((self._middleware,))
         self._bind(tokens)
         models = ModelRegistry(self.metrics)
+        self._middleware.image_values = lambda: max(
+            (math.prod(each.bundle.shape) for each in models), default=0
+        )
         self._manager = ModelManager(self.config, models, self.metrics, self._health.set)
         workers = min(4, self.config.instances_on("cpu"))
         # Two at least: while one decodes something slow, another takes the next.
@@ -204,7 +209,7 @@ def _try_to_bind(host: str, port: int) -> None:
 
 def _options(config: ServiceConfig) -> list[tuple[str, int]]:
     options = [
-        ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _SENT_AHEAD_BYTES),

@@ -83,7 +83,7 @@ class CallRunner:
             return work.function()
         with self._call.timed(work.stage):
             result = await self._pool.run(
-                work.function, self._pool_ticket, images=work.images, size=work.size
+                self._call.holding.kept(work.function), self._pool_ticket, images=work.images, size=work.size
             )
         self._pool_ticket = self._pool_ticket.later
         return result

@@ -67,6 +67,11 @@ class Metrics:
             "request_duration_seconds", "Time from the arrival of a call to its end.", ["method"], _SECONDS
         )
         self.requests_in_flight = self._gauge("requests_in_flight", "Unfinished calls.", [])
+        self.received_bytes = self._gauge(
+            "received_bytes",
+            "Bytes of requests that are received and not answered, or that threads still work on.",
+            [],
+        )
 
     def _add_stages(self) -> None:
         by_method, by_direction = ["model", "method"], ["model", "direction"]

@@ -125,7 +125,10 @@ CASES: dict[str, list[Case]] = {
         lambda: encoded(*[GOOD] * 257), "images.encoded.data: 257 images", "1 to 256"
     ),
     "too many empty files": images_case(
-        lambda: encoded(*[b""] * 100_000), "images.encoded.data: 100000 images"
+        lambda: encoded(*[b""] * 100_000),
+        "images.encoded.data: ",
+        "more than 1280 fields",
+        "at most 256 images",
     ),
     "too many images": tensor_case(lambda: tensor([257, 8, 8, 1]), "images.tensor.shape[0]: 257 images"),
     # Files that are not pictures.
