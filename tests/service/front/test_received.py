@@ -16,6 +16,7 @@ from glowserve_service.errors import BytesExhaustedError
 from glowserve_service.front import received
 from glowserve_service.front.received import Holding, ReceivedBytes
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.scheduling.ticket import Ticket
 from glowserve_service.server import Server
 from google.rpc import error_details_pb2
@@ -114,7 +115,8 @@ def test_refused_requests_are_freed_without_the_garbage_collector(run_server: Ru
 
 
 async def test_a_cancelled_call_counts_as_long_as_a_thread_works_on_it() -> None:
-    budget, pool, may_end = ReceivedBytes(100, 100), CpuPool(1, 100), threading.Event()
+    budget, may_end = ReceivedBytes(100, 100), threading.Event()
+    pool = CpuPool(1, 100, Decoders(0, 1, 1, lambda _: None))
 
     async def call() -> None:
         holding = Holding(budget)
