@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import Any
 
+from glowserve.output import printable
 from glowserve.v1.manifest_pb2 import Manifest
 
 SAMPLES_NOT_FINITE = "samples at temperature 1, not finite"
@@ -30,11 +31,12 @@ def verification_table(manifest: Manifest) -> str:
             value = f"{check.value:.0f} of {check.images}"
         bound = f"{check.bound:g}" if check.HasField("bound") else "-"
         lines.append(f"{check.name:<58}{value:>10}{bound:>10}{check.images or '':>8}  {check.layer}".rstrip())
-    lines += [_COLUMNS, "", f"{'out-of-distribution images':<58}{'finite':>10}{'lossless':>10}"]
+    lines += [*_COLUMNS.splitlines(), "", f"{'out-of-distribution images':<58}{'finite':>10}{'lossless':>10}"]
     for unseen in verification.unseen:
         finite, lossless = (f"{count}/{unseen.images}" for count in (unseen.finite, unseen.returned))
         lines.append(f"{unseen.kind:<58}{finite:>10}{lossless:>10}")
-    return "\n".join([*lines, _OUT_OF_DISTRIBUTION_COLUMNS, "", _held_out(manifest)])
+    lines += [*_OUT_OF_DISTRIBUTION_COLUMNS.splitlines(), "", _held_out(manifest)]
+    return "\n".join(map(printable, lines))
 
 
 def _held_out(manifest: Manifest) -> str:
@@ -54,7 +56,7 @@ def steps_table(manifest: Manifest) -> str:
         f"{step.step:<58}{step.condition_number:>10.3g}{step.residual:>10.1e}"
         for step in manifest.verification.steps
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def verification_json(manifest: Manifest) -> dict[str, Any]:

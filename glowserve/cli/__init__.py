@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -41,7 +42,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with exit code 2 and a sentence."""
-        output.say(sys.stderr, f"{self.format_usage()}{self.prog}: error: {message}\n")
+        sentence = output.printable(f"{self.prog}: error: {message}")
+        output.say(sys.stderr, f"{self.format_usage()}{sentence}\n")
         raise SystemExit(2)
 
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else ""
     if command == "serve":
         _prepare_for_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks are no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(command, arguments)
     except Failure as failure:
@@ -98,5 +102,5 @@ def _prepare_for_signals() -> None:
 
 def _fail(code: int, sentence: str) -> int:
     """Says why the command failed, also where nobody reads standard error."""
-    output.say(sys.stderr, f"glowserve: {sentence}\n")
+    output.say(sys.stderr, f"glowserve: {output.printable(sentence)}\n")
     return code

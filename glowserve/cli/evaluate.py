@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.torch_device import torch_device
+from glowserve.output import printable
 
 if TYPE_CHECKING:
     from glowserve_training.data import DataConfig, HeldOutImages
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         named = {"source": str(args.source), "data": data, "split": args.split}
         print(json.dumps(_without_infinity(named | asdict(evaluation))))
     else:
-        print(f"{args.source} on {evaluation.images} {args.split} images of {data}\n")
+        print(printable(f"{args.source} on {evaluation.images} {args.split} images of {data}"))
+        print()
         print(_table(evaluation))
     if evaluation.non_finite:
         print(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.torch_device import torch_device
+from glowserve.output import printable
 from glowserve.verification import verification_json, verification_table
 
 
@@ -102,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         print(verification_table(manifest))
-        print(f"wrote {bundle.path}")
-        print(f"next: glowserve serve --repository {args.model.parent}")
+        print(printable(f"wrote {bundle.path}"))
+        print(printable(f"next: glowserve serve --repository {args.model.parent}"))
     return 0
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)

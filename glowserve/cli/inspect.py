@@ -9,6 +9,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from glowserve.cli.failure import Failure
+from glowserve.output import printable
 from glowserve.v1.manifest_pb2 import Manifest
 from glowserve.verification import steps_table, verification_table
 
@@ -35,12 +36,13 @@ def run(args: argparse.Namespace) -> int:
         print(json_format.MessageToJson(manifest, preserving_proto_field_name=True))
         return 0
     for name, text in _facts(manifest):
-        print(f"{name:<14}{text}")
+        print(printable(f"{name:<14}{text}"))
     print()
     print(f"{'graph':<16}{'nodes':>7}{'MB':>9}{'million operations per image':>30}  sha256")
     for file in manifest.files:
         size, operations = file.size / 1e6, file.operations / 1e6
-        print(f"{file.name:<16}{file.nodes:>7}{size:>9.2f}{operations:>30.1f}  {file.sha256[:16]}...")
+        row = f"{file.name:<16}{file.nodes:>7}{size:>9.2f}{operations:>30.1f}  {file.sha256[:16]}..."
+        print(printable(row))
     print()
     print(verification_table(manifest))
     print()

@@ -8,6 +8,7 @@ from pathlib import Path
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.images import grid
+from glowserve.output import printable
 
 # Strips are enlarged to about this width in pixels.
 _STRIP_PIXELS = 1024
@@ -40,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
         images = target.client.interpolate(args.one, args.other, steps=args.steps, model=target.model)
     width = len(images) * (images.shape[2] + 1)
     grid(images, len(images), scale=max(1, _STRIP_PIXELS // width)).save(args.out)
-    print(f"wrote {args.out}: {len(images)} images from {args.one} to {args.other}")
+    print(printable(f"wrote {args.out}: {len(images)} images from {args.one} to {args.other}"))
     return 0

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.images import UInt8Array, grid, to_pil
+from glowserve.output import printable
 
 # Grids are enlarged to about this many pixels per side.
 _GRID_PIXELS = 512
@@ -63,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
         "model": samples.model,
         "version": samples.version,
     }
-    print(json.dumps(result) if args.json else f"wrote {args.out}: {done} images with seed {samples.seed}")
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(printable(f"wrote {args.out}: {done} images with seed {samples.seed}"))
     return 0
 
 

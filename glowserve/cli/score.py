@@ -97,8 +97,13 @@ def _score_alone(target: Target, file: Path, seed: int | None) -> Scores | None:
     except RequestError as error:
         if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
-        tqdm.write(f"glowserve: {printable(str(file))}: {error}", file=sys.stderr)
+        _report(f"{file}: {error}")
         return None
+
+
+def _report(sentence: str) -> None:
+    """Says on standard error why a file cannot be scored."""
+    tqdm.write(f"glowserve: {printable(sentence)}", file=sys.stderr)
 
 
 def _read(file: Path) -> bytes | None:
@@ -108,8 +113,7 @@ def _read(file: Path) -> bytes | None:
         check_encoded(data)
     except (InvalidImageError, OSError) as error:
         named = str(error) if str(file) in str(error) else f"{file}: {error}"
-        remedy = f"; {unpacking(file)}" if unpacking(file) else ""
-        tqdm.write(f"glowserve: {printable(named)}{remedy}", file=sys.stderr)
+        _report(f"{named}; {unpacking(file)}" if unpacking(file) else named)
         return None
     return data
 

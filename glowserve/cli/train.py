@@ -16,6 +16,7 @@ from glowserve_training.hardware import Hardware
 from glowserve_training.presets import DEFAULT_SIZE, DERIVED_DEFAULTS, SIZES
 
 from glowserve.cli.failure import Failure
+from glowserve.output import printable
 
 _METAVARS = {int: "N", float: "X"}
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             **_given(args, RunConfig),
         )
         if directory.result.exists():
-            print(f"{args.out} has a finished run: nothing to do", file=sys.stderr)
+            print(printable(f"{args.out} has a finished run: nothing to do"), file=sys.stderr)
         path = train(config, args.out, hardware=Hardware(**_given(args, Hardware)))
         if not is_rank_zero():
             return 0
@@ -74,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"checkpoint": str(path), "steps": record.steps, **record.metrics}))
     else:
-        print(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images")
-        print(f"next: glowserve export {path} models/NAME")
+        print(printable(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images"))
+        print(printable(f"next: glowserve export {path} models/NAME"))
     return 0
 
 

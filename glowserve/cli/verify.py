@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
+from glowserve.output import printable
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.verification import verification_json, verification_table
 
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"bundle": str(bundle.path), "device": engine.device} | verification_json(manifest)))
         return 0
     print(
-        f"{bundle.path}: no file has changed since the export, and on {engine.device} the graphs reproduce their"
+        f"{printable(str(bundle.path))}: no file has changed since the export, and on {engine.device} the graphs "
+        "reproduce their"
     )
     print("canary, a sample and its log-likelihood. The verification at the export measured:\n")
     print(verification_table(manifest))

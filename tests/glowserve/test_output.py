@@ -16,6 +16,22 @@ from tests.service.pipes import full_pipe, lines_until
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no select.poll")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("übung 日本語 الصور 🙂 a\\b", "übung 日本語 الصور 🙂 a\\b"),
+        ("a\nb\r\vc\fd\0", "a\\nb\\r\\x0bc\\x0cd\\x00"),
+        ("a\x85b\u2028c\u2029d", "a\\x85b\\u2028c\\u2029d"),
+        ("\x1b[2J\x9b31m\x7f\b", "\\x1b[2J\\x9b31m\\x7f\\x08"),
+        ("a\u202egnp.exe\u2066\u200b", "a\\u202egnp.exe\\u2066\\u200b"),
+        (os.fsdecode(b"a\xff.png"), "a\\udcff.png"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(text: str, shown: str) -> None:
+    assert output.printable(text) == shown
+    assert len(f"{shown}".splitlines()) == 1
+
+
 @pytest.mark.parametrize("blocking", [True, False])
 def test_writing_to_a_full_pipe_ends_when_the_time_is_up(blocking: bool) -> None:
     with full_pipe() as (_, write):

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from glowserve import output
 from glowserve_service.observability import log_context
 
-# Lines that wait for the reader. The thread holds up to as many more. A line takes 2 to 3 KB.
+# Lines that wait for the reader. The thread holds up to as many more. A line takes 2 to 3 KB, unless it is a long one.
 _CAPACITY = 2000
 # The thread collects lines for so long and then writes them at once. At 2,000 lines/s, waking up for each of them would
 # take the interpreter's lock away from the event loop 2,000 times a second.
@@ -30,7 +30,11 @@ _GATHER_SECONDS = 0.01
 _PATIENCE_SECONDS = 0.1
 _FLUSH_SECONDS = 1.0
 
-Item = logging.LogRecord | str | None
+# Most characters of a message and of a traceback. Both may quote what a caller sent, which has up to 64 MiB.
+_LONGEST_MESSAGE = 4096
+_LONGEST_TRACEBACK = 32_768
+
+Item = logging.LogRecord | None
 
 
 class LogWriter(QueueHandler):
@@ -68,9 +72,9 @@ class LogWriter(QueueHandler):
 
         The record is changed in place: a copy would cost more than the rest of this method.
         """
-        record.msg, record.args = record.getMessage(), None
+        record.msg, record.args = _shortened(record.getMessage(), _LONGEST_MESSAGE), None
         if record.exc_info and self.formatter:
-            record.exc_text = self.formatter.formatException(record.exc_info)
+            record.exc_text = _shortened(self.formatter.formatException(record.exc_info), _LONGEST_TRACEBACK)
             record.exc_info = None
         context = log_context.current()
         if context.request_id:
@@ -87,12 +91,9 @@ class LogWriter(QueueHandler):
             self._items.put(record)
 
     def write_text(self, text: str) -> None:
-        """Adds text that is not a log record, without a newline at its end."""
-        self.acquire()
-        try:
-            self.enqueue(text)
-        finally:
-            self.release()
+        """Adds each line of a text that was not logged, but written to standard error, as a record of its own."""
+        for line in filter(None, text.split("\n")):
+            self.handle(logging.LogRecord("stderr", logging.WARNING, "", 0, line, None, None))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Counts a record whose message and arguments do not fit each other. The base class would write to stderr."""
@@ -139,14 +140,11 @@ class LogWriter(QueueHandler):
             if self._write(self._line(record)):
                 self._reported += news
 
-    def _line(self, item: logging.LogRecord | str) -> bytes:
-        if isinstance(item, str):
-            text = item
-        else:
-            try:
-                text = self.format(item)
-            except Exception as error:  # of an object's own __str__: the thread has to go on
-                text = f"a log line of {item.name} could not be formatted: {type(error).__name__}"
+    def _line(self, record: logging.LogRecord) -> bytes:
+        try:
+            text = self.format(record)
+        except Exception as error:  # of an object's own __str__: the thread has to go on
+            text = f"a log line of {record.name} could not be formatted: {type(error).__name__}"
         return (text + "\n").encode(errors="backslashreplace")
 
     def _write(self, data: bytes) -> bool:
@@ -159,6 +157,14 @@ class LogWriter(QueueHandler):
         except OSError:
             return False
         return not data
+
+
+def _shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its end, and how many characters between them are left out."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}... {len(text) - 2 * half} characters are left out ...{text[-half:]}"
 
 
 def _chunks(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:

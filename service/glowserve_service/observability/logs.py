@@ -1,6 +1,7 @@
 """What the log of a service looks like: text, or JSON with one object a line. Each line names the call it belongs to.
 
-The JSON is made by python-json-logger. `log_writer` writes the lines, `log_context` knows the call.
+Messages and tracebacks may quote what callers sent. No quoted string can begin a line of its own, or move a terminal's
+cursor: CWE-117. The JSON is made by python-json-logger. `log_writer` writes the lines, `log_context` knows the call.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import onnxruntime
 from pythonjsonlogger.json import JsonFormatter as LibraryJsonFormatter
 
+from glowserve.output import printable
 from glowserve_service.observability.log_writer import LogWriter
 from glowserve_service.observability.standard_streams import STDERR, LogStream
 
@@ -64,7 +66,10 @@ def _is_fault(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """TIME LEVEL LOGGER: [REQUEST ID] MESSAGE; an exception's traceback follows in further lines."""
+    """TIME LEVEL LOGGER: [REQUEST ID] MESSAGE; an exception's traceback follows in further lines, which are indented.
+
+    A line that is not indented is the first of a record: a message is one line, whatever it quotes.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(bracketed_id)s%(message)s")
@@ -73,7 +78,12 @@ class TextFormatter(logging.Formatter):
         """The line of a record to which LogWriter has added the ids."""
         request_id = getattr(record, "request_id", "")
         record.bracketed_id = f"[{request_id}] " if request_id else ""
-        return super().format(record)
+        lines = super().format(record).split("\n")
+        return "\n    ".join(map(printable, lines))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The first line of a record."""
+        return printable(super().formatMessage(record))
 
 
 class JsonFormatter(LibraryJsonFormatter):
@@ -95,7 +105,7 @@ class JsonFormatter(LibraryJsonFormatter):
                 "name": "logger",
                 "exc_info": "exception",
             },
-            json_default=str,
+            json_default=lambda value: _encodable(str(value)),
         )
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
@@ -103,4 +113,11 @@ class JsonFormatter(LibraryJsonFormatter):
         log_data |= log_data.pop("fields", {})
         if "exception" in log_data:
             log_data["exception"] = log_data.pop("exception")
-        return log_data
+        return {
+            name: _encodable(value) if isinstance(value, str) else value for name, value in log_data.items()
+        }
+
+
+def _encodable(text: str) -> str:
+    """The text with escapes in place of surrogates, which names of files may hold and strict readers of JSON refuse."""
+    return text.encode(errors="backslashreplace").decode()

@@ -254,7 +254,7 @@ def test_a_line_outside_of_calls_has_no_id() -> None:
     assert TextFormatter().format(record("text")).endswith(" ERROR loader: text")
 
 
-def test_text_has_the_traceback_in_further_lines() -> None:
+def test_text_has_the_traceback_in_further_lines_that_are_indented() -> None:
     lines = TextFormatter().format(record("text", exc_text="Traceback\nValueError")).splitlines()
     assert lines[0].endswith(" ERROR loader: text")
-    assert lines[1:] == ["Traceback", "ValueError"]
+    assert lines[1:] == ["    Traceback", "    ValueError"]
