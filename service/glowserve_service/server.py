@@ -10,15 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from glowserve.oip import grpc_service_pb2_grpc
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from glowserve_service import signals
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
-from glowserve_service.front import health
+from glowserve_service.front import health, reflection
 from glowserve_service.front.glow_service import GlowServicer
 from glowserve_service.front.health import Health
 from glowserve_service.front.middleware import CallMiddleware
@@ -123,9 +121,7 @@ class Server:
             self._middleware,
         )
         health.add_to_server(self._health, self._middleware)
-        names = (SERVICE_NAME, open_inference.SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
-        reflected = reflection.aio.ReflectionServicer(names)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._middleware)
+        reflection.add_to_server((SERVICE_NAME, open_inference.SERVICE_NAME), self._middleware)
         await self._server.start()
         try:
             await self._manager.start()

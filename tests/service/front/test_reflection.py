@@ -1,4 +1,4 @@
-"""gRPC reflection: a client that knows nothing but the address learns the contract, and calls the service."""
+"""gRPC reflection, v1 and v1alpha: a client that knows only the address learns the contract, and calls the service."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ PROGRAM = Path(__file__).parents[1] / "programs" / "reflection_client.py"
 PROTOS = Path(__file__).parents[3] / "protos"
 
 
-@pytest.fixture(scope="module")
-def found(server: Server, digits: UInt8Array, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["v1", "v1alpha"])
+def found(
+    request: pytest.FixtureRequest,
+    server: Server,
+    digits: UInt8Array,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
     """What the program learns."""
     folder = tmp_path_factory.mktemp("reflection")
     (folder / "digit.png").write_bytes(encode_png(digits[0]))
-    command = [sys.executable, str(PROGRAM), address(server), "digit.png"]
+    command = [sys.executable, str(PROGRAM), address(server), "digit.png", request.param]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     result: dict[str, Any] = json.loads(ended.stdout)
@@ -35,6 +40,7 @@ def test_reflection_lists_the_services(found: dict[str, Any]) -> None:
     assert sorted(found["services"]) == [
         "glowserve.v1.GlowService",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
     ]
@@ -65,3 +71,40 @@ def test_a_client_that_knows_reflection_alone_scores_and_samples(
     assert found["seed"] == 7
     assert found["log_likelihood"] == client.score(digits[0], seed=7).log_likelihood.tolist()
     assert found["samples"] == 3
+
+
+def test_the_details_of_errors_are_described(found: dict[str, Any]) -> None:
+    """A client finds them as Any in a status."""
+    assert {"google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo"} <= set(found["types"])
+
+
+def test_every_service_that_is_listed_is_described(found: dict[str, Any]) -> None:
+    assert found["described"] == found["services"]
+
+
+def test_v1_is_described_by_the_numbers_of_its_contract(found: dict[str, Any]) -> None:
+    """Those of grpc/reflection/v1/reflection.proto."""
+    assert found["v1"] == {
+        "ServerReflectionRequest": {
+            "host": 1,
+            "file_by_filename": 3,
+            "file_containing_symbol": 4,
+            "file_containing_extension": 5,
+            "all_extension_numbers_of_type": 6,
+            "list_services": 7,
+        },
+        "ExtensionRequest": {"containing_type": 1, "extension_number": 2},
+        "ServerReflectionResponse": {
+            "valid_host": 1,
+            "original_request": 2,
+            "file_descriptor_response": 4,
+            "all_extension_numbers_response": 5,
+            "list_services_response": 6,
+            "error_response": 7,
+        },
+        "FileDescriptorResponse": {"file_descriptor_proto": 1},
+        "ExtensionNumberResponse": {"base_type_name": 1, "extension_number": 2},
+        "ListServiceResponse": {"service": 1},
+        "ServiceResponse": {"name": 1},
+        "ErrorResponse": {"error_code": 1, "error_message": 2},
+    }
