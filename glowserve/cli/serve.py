@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
         ModuleNotFoundError: a setting needs a package that is not installed.
     """
     from glowserve_service.allocator import share_arenas
-    from glowserve_service.observability import standard_streams
+    from glowserve_service.observability import descriptors, standard_streams
 
+    descriptors.raise_limit()
     share_arenas()  # before there are many threads
     standard_streams.prepare()  # before ONNX Runtime is imported, which may write to standard error
 

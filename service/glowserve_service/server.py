@@ -25,7 +25,7 @@ from glowserve_service.front.open_inference.servicer import OpenInferenceService
 from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.manager import ModelManager
 from glowserve_service.models.registry import ModelRegistry
-from glowserve_service.observability import traces
+from glowserve_service.observability import descriptors, traces
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.metrics_server import MetricsServer
 from glowserve_service.scheduling.cpu_pool import CpuPool
@@ -54,6 +54,11 @@ _LEAST_BETWEEN_PINGS_MS = 10_000
 # The server sends pings, too: a client that vanished would leave its calls open.
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
+
+# A handshake, up to the first settings of HTTP/2, takes no longer, or the connection is closed.
+_HANDSHAKE_MS = 10_000
+# Only where descriptors are few: gRPC closes an idle connection with an error, which clients print.
+_IDLE_MS = 20_000
 
 # How much a caller may send on a stream before the service reads it. gRPC's default grows to megabytes, for each stream
 # that does not read its answers. A message that is longer is still read as a whole, after one more round trip.
@@ -92,6 +97,8 @@ class Server:
             GlowserveError: a port is taken, or there is nothing to serve; the message says what to do.
             ValueError: certificates or tokens cannot be used; likewise.
         """
+        if scarcity := descriptors.warning():
+            log.warning("%s", scarcity)
         if self._traces:
             self._closers.append(self._traces.close)
         tokens = None if self.config.tokens is None else Tokens(self.config.tokens)
@@ -132,6 +139,7 @@ class Server:
             await self._decoders.close()
             await self._close()
             raise
+        self._closers.append(asyncio.create_task(descriptors.watch()).cancel)
         self._middleware.accept()
         self._health.serve()
 
@@ -214,11 +222,15 @@ def _options(config: ServiceConfig) -> list[tuple[str, int]]:
         # Two servers on one port would share its calls without a word.
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        ("grpc.max_allowed_incoming_connections", descriptors.most_connections()),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_BETWEEN_PINGS_MS),
     ]
+    if descriptors.limit() < descriptors.FEW:
+        options.append(("grpc.max_connection_idle_ms", _IDLE_MS))
     if config.max_connection_age_seconds:
         # The calls that are under way on an old connection may end there, however long they take.
         options.append(("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)))

@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from glowserve_service.observability import logs
+from glowserve_service.observability import descriptors, logs
 
 # A call may have a deadline of a minute; a call to a small model takes two milliseconds.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -55,6 +55,7 @@ class Metrics:
         self._add_images()
         self._add_models()
         self._add_log()
+        self._add_descriptors()
 
     def _add_calls(self) -> None:
         self.ready = self._gauge("ready", "1 while the service accepts calls, else 0.", [])
@@ -151,6 +152,10 @@ class Metrics:
         name, text = "glowserve_dropped_log_lines", "Log lines dropped because standard error was not read."
         self.descriptions.append(Description(f"{name}_total", "counter", (), text))
         self.registry.register(_DroppedLogLines(name, text))
+
+    def _add_descriptors(self) -> None:
+        text = "1 while so many file descriptors are open that connections may be refused, else 0."
+        self._gauge("descriptors_short", text, []).set_function(lambda: float(descriptors.are_short()))
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         self._describe(f"{name}_total", "counter", text, labels)

@@ -48,7 +48,7 @@ def test_a_scrape_needs_a_token_if_one_is_for_metrics(
 def test_metrics_are_encrypted_as_calls_are_and_a_silent_client_does_not_delay_others(
     run_server: RunServer, authority: Authority, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_server, "_TIMEOUT_SECONDS", 600.0)
+    monkeypatch.setattr(metrics_server, "_CONNECTION_SECONDS", 600.0)
     context = ssl.create_default_context(cafile=authority.file)
     with run_server(**authority.settings(), tokens=tokens) as server:
         with socket.create_connection(("localhost", server.metrics_port)):
