@@ -41,12 +41,14 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 # do. The limit is for callers that try again and again: by then a client has made its last attempt.
 _LAST_CALLS_SECONDS = 0.2
 _MOST_LAST_CALLS_SECONDS = 1.0
-_LAST_ANSWERS_SECONDS = 3.0
+# Calls are open until their answers are written. gRPC would wait longer, for clients to close their connections: those
+# that have no call do not even read that they should.
+_LAST_ANSWERS_SECONDS = 0.5
 # How long the rest may take to stop: threads that decode pictures, the metrics' server, and the exporter of traces.
 _CLOSE_SECONDS = 2.0
 # The process ends so long after `drain_seconds`, whatever hangs: the sum of the times above, the second that hanging
 # models get, and that of the log.
-_MOST_STOP_SECONDS = 9.0
+_MOST_STOP_SECONDS = 6.5
 
 # A client may send keepalive pings this often, in a call or between calls; ours do every `channel.KEEPALIVE_MS`.
 # gRPC's default is one ping in five minutes, and it closes the connection of clients that send more.
@@ -139,20 +141,21 @@ class Server:
             await self._decoders.close()
             await self._close()
             raise
-        self._closers.append(asyncio.create_task(descriptors.watch()).cancel)
+        self._watch = asyncio.create_task(descriptors.watch())
         self._middleware.accept()
         self._health.serve()
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
+        self._watch.cancel()
         self._health.stop()
         self._middleware.refuse()
         await self._middleware.quiet(_LAST_CALLS_SECONDS, at_most=_MOST_LAST_CALLS_SECONDS)
         drained = asyncio.ensure_future(self._server.stop(self.config.drain_seconds))
         idle = asyncio.ensure_future(self._middleware.idle())
         await asyncio.wait({drained, idle}, return_when=asyncio.FIRST_COMPLETED)
-        # Still open are answers on their way, and streams of reflection, which clients keep for good.
+        # Still open are idle connections, and streams of reflection, which clients keep for good.
         await asyncio.wait({drained}, timeout=_LAST_ANSWERS_SECONDS)
         await self._server.stop(0)
         await drained

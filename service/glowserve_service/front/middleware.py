@@ -88,7 +88,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._stopping = asyncio.Event()
         self._refusal = "the server is starting; try again"
         self._open_calls = 0
-        # A call is counted as ended before its caller learns of the end. It is open a little longer.
+        # A call is counted as ended before its caller learns of the end. It is open until gRPC has written its answer.
         self._in_flight = 0
         self._arrival, self._end = asyncio.Event(), asyncio.Event()
         self.tokens: Tokens | None = None
@@ -254,8 +254,6 @@ class CallMiddleware(grpc.GenericRpcHandler):
             self._finish(call, grpc.StatusCode.OK, context)
         finally:
             call.holding.end()
-            self._open_calls -= 1
-            self._end.set()
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
@@ -269,9 +267,14 @@ class CallMiddleware(grpc.GenericRpcHandler):
         log_context.bind(LogContext(call.request_id, call.span.trace_id if call.span else ""))
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self._open_calls += 1
+        context.add_done_callback(self._close)
         self._in_flight += 1
         self._arrival.set()
         return call
+
+    def _close(self, _context: Any) -> None:
+        self._open_calls -= 1
+        self._end.set()
 
     def _finish(self, call: Call, code: grpc.StatusCode, context: Any, message: str = "") -> None:
         """Counts, logs and traces a call, before its caller learns of its end."""

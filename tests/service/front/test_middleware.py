@@ -203,6 +203,9 @@ class Context:
     def peer(self) -> str:
         return "nobody"
 
+    def add_done_callback(self, callback: Any) -> None:
+        pass
+
     async def abort(self, code: grpc.StatusCode, message: str, metadata: Any) -> None:
         self.aborted_with = code, message
         raise AbortError
