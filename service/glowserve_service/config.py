@@ -82,6 +82,9 @@ class ServiceConfig:
         "most bytes of requests that are received and not answered, in MiB; more are refused, but one of the largest "
         "size is always accepted",
     )
+    max_connections: int = _setting(
+        10_000, "most connections at once to the port of gRPC; further ones are closed at once"
+    )
     max_connection_age_seconds: float = _setting(
         3600.0, "how old a connection may get before clients are told to open another; 0 for any age"
     )

@@ -26,6 +26,7 @@ from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.manager import ModelManager
 from glowserve_service.models.registry import ModelRegistry
 from glowserve_service.observability import descriptors, traces
+from glowserve_service.observability.descriptors import DescriptorWatch
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.metrics_server import MetricsServer
 from glowserve_service.scheduling.cpu_pool import CpuPool
@@ -46,9 +47,9 @@ _MOST_LAST_CALLS_SECONDS = 1.0
 _LAST_ANSWERS_SECONDS = 0.5
 # How long the rest may take to stop: threads that decode pictures, the metrics' server, and the exporter of traces.
 _CLOSE_SECONDS = 2.0
-# The process ends so long after `drain_seconds`, whatever hangs: the sum of the times above, the second that hanging
+# The process ends so long after `drain_seconds`, whatever hangs: more than the times above, the second that hanging
 # models get, and that of the log.
-_MOST_STOP_SECONDS = 6.5
+_MOST_STOP_SECONDS = 9.0
 
 # A client may send keepalive pings this often, in a call or between calls; ours do every `channel.KEEPALIVE_MS`.
 # gRPC's default is one ping in five minutes, and it closes the connection of clients that send more.
@@ -90,6 +91,7 @@ class Server:
             always=open_inference.READINESS_METHODS,
             traces=self._traces,
         )
+        self._most_connections = descriptors.most_connections(config.max_connections)
         self._closers: list[Callable[[], Any]] = []
 
     async def start(self) -> None:
@@ -99,13 +101,13 @@ class Server:
             GlowserveError: a port is taken, or there is nothing to serve; the message says what to do.
             ValueError: certificates or tokens cannot be used; likewise.
         """
-        if scarcity := descriptors.warning():
+        if scarcity := descriptors.warning(self._most_connections):
             log.warning("%s", scarcity)
         if self._traces:
             self._closers.append(self._traces.close)
         tokens = None if self.config.tokens is None else Tokens(self.config.tokens)
         self._middleware.tokens = tokens
-        self._server = grpc.aio.server(options=_options(self.config))
+        self._server = grpc.aio.server(options=_options(self.config, self._most_connections))
         self._server.add_generic_rpc_handlers((self._middleware,))
         self._bind(tokens)
         models = ModelRegistry(self.metrics)
@@ -141,14 +143,16 @@ class Server:
             await self._decoders.close()
             await self._close()
             raise
-        self._watch = asyncio.create_task(descriptors.watch())
+        watch = DescriptorWatch(self._most_connections)
+        self.metrics.descriptors_short.set_function(lambda: float(watch.are_short()))
+        self._watching = asyncio.create_task(watch.run())
         self._middleware.accept()
         self._health.serve()
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
-        self._watch.cancel()
+        self._watching.cancel()
         self._health.stop()
         self._middleware.refuse()
         await self._middleware.quiet(_LAST_CALLS_SECONDS, at_most=_MOST_LAST_CALLS_SECONDS)
@@ -214,7 +218,7 @@ def _try_to_bind(host: str, port: int) -> None:
         probe.bind(address)
 
 
-def _options(config: ServiceConfig) -> list[tuple[str, int]]:
+def _options(config: ServiceConfig, most_connections: int) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
@@ -225,7 +229,7 @@ def _options(config: ServiceConfig) -> list[tuple[str, int]]:
         # Two servers on one port would share its calls without a word.
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
-        ("grpc.max_allowed_incoming_connections", descriptors.most_connections()),
+        ("grpc.max_allowed_incoming_connections", most_connections),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),

@@ -32,6 +32,15 @@ def test_calls_over_the_limit_of_a_connection_wait_in_the_client(run_server: Run
         watches[1].cancel()
 
 
+def test_connections_over_the_limit_of_the_service_are_closed(run_server: RunServer) -> None:
+    with run_server(max_connections=1) as server, connect(server) as first, connect(server) as second:
+        assert first.status() == SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            second.status()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert first.status() == SERVING
+
+
 def test_an_old_connection_is_replaced_and_no_call_fails(run_server: RunServer) -> None:
     """A stream that is under way goes on over the old connection. Calls are not retried: one that fails is seen."""
     with (

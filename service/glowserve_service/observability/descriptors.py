@@ -18,9 +18,8 @@ FEW = 1024
 
 # What is kept for graphs, a model that is being loaded, the log, the metrics port and its threads.
 _MOST_KEPT = 256
-_REMEDY = "raise the limit (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker)"
+_REMEDY = "raise the limit of open files (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker)"
 _INTERVAL_SECONDS = 5.0
-_NONE_LEFT = (errno.EMFILE, errno.ENFILE)
 
 log = logging.getLogger(__name__)
 
@@ -38,42 +37,54 @@ def limit() -> int:
     return 2**20 if soft == resource.RLIM_INFINITY else soft
 
 
-def most_connections() -> int:
-    """How many of them connections to the port of gRPC may take."""
-    return max(1, limit() - min(limit() // 2, _MOST_KEPT))
+def most_connections(wanted: int) -> int:
+    """How many connections to the port of gRPC may be admitted, if so many are wanted."""
+    return min(wanted, max(1, limit() - min(limit() // 2, _MOST_KEPT)))
 
 
-def warning() -> str | None:
-    """A sentence with the remedy if this process may have few descriptors; else None."""
+def warning(connections: int) -> str | None:
+    """A sentence with the remedy if this process may have few descriptors, and so admits few connections; else None."""
     if limit() >= FEW:
         return None
-    return (
-        f"this process may open only {limit()} files and admits {most_connections()} connections; {_REMEDY}"
-    )
+    return f"this process may open only {limit()} files and admits {connections} connections; {_REMEDY}"
 
 
-def are_short() -> bool:
-    """Whether so many descriptors are in use that connections may be refused. False where /dev/fd does not tell."""
+class DescriptorWatch:
+    """Watches for connections that take as many descriptors as they may: then gRPC closes further ones.
+
+    Args:
+        connections: how many are admitted.
+    """
+
+    def __init__(self, connections: int) -> None:
+        self._connections = connections
+        self._own = _count_open()
+
+    def are_short(self) -> bool:
+        """Whether connections may be refused. False where /dev/fd does not tell."""
+        return _count_open() - self._own >= self._connections
+
+    async def run(self) -> None:
+        """Logs when descriptors become short, and when that is over; until it is cancelled."""
+        before = False
+        while True:
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            if (short := await asyncio.to_thread(self.are_short)) == before:
+                continue
+            before = short
+            if short:
+                log.warning(
+                    "file descriptors are short, and connections may be refused: %d are admitted; raise "
+                    "--max-connections, or if that is higher already, %s",
+                    self._connections,
+                    _REMEDY,
+                )
+            else:
+                log.info("file descriptors are no longer short")
+
+
+def _count_open() -> int:
     try:
-        return sum(1 for _ in Path("/dev/fd").iterdir()) >= most_connections()
+        return sum(1 for _ in Path("/dev/fd").iterdir())
     except OSError as error:
-        return error.errno in _NONE_LEFT
-
-
-async def watch() -> None:
-    """Logs when descriptors become short, and when that is over; until it is cancelled."""
-    before = False
-    while True:
-        await asyncio.sleep(_INTERVAL_SECONDS)
-        if (short := await asyncio.to_thread(are_short)) == before:
-            continue
-        before = short
-        if short:
-            log.warning(
-                "file descriptors are short, and connections may be refused: up to %d of %d are for those; %s",
-                most_connections(),
-                limit(),
-                _REMEDY,
-            )
-        else:
-            log.info("file descriptors are no longer short")
+        return limit() if error.errno in (errno.EMFILE, errno.ENFILE) else 0

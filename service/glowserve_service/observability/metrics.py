@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from glowserve_service.observability import descriptors, logs
+from glowserve_service.observability import logs
 
 # A call may have a deadline of a minute; a call to a small model takes two milliseconds.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -155,7 +155,7 @@ class Metrics:
 
     def _add_descriptors(self) -> None:
         text = "1 while so many file descriptors are open that connections may be refused, else 0."
-        self._gauge("descriptors_short", text, []).set_function(lambda: float(descriptors.are_short()))
+        self.descriptors_short = self._gauge("descriptors_short", text, [])
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         self._describe(f"{name}_total", "counter", text, labels)

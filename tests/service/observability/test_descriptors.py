@@ -61,7 +61,7 @@ def test_silent_connections_leave_a_service_with_few_descriptors_room_to_work(
         wait_for(lambda: value(server.metrics_url, "descriptors_short") == 0)
         time.sleep(descriptors._INTERVAL_SECONDS)
         log = server.stop()
-    assert "may open only 64 files and admits 32 connections; raise the limit" in log
+    assert "may open only 64 files and admits 32 connections; raise the limit of open files" in log
     assert "file descriptors are short, and connections may be refused" in log
     assert "no longer short" in log
     assert "File descriptor limit reached" not in log  # gRPC's own line: it would try to accept once a second
