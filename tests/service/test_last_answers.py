@@ -27,24 +27,26 @@ IMAGES = 20_000
 @contextmanager
 def slow_network(port: int, go_on: threading.Event) -> Iterator[str]:
     """Forwards one connection to a port; of what the server sends, no more than 100 kB until an event."""
-    small = (socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     with socket.socket() as listener, socket.socket() as server, ThreadPoolExecutor() as pool:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server.setsockopt(*small)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         server.connect(("127.0.0.1", port))
 
         def forward() -> None:
             client, _ = listener.accept()
-            with client, suppress(OSError):
+            with client:
                 pool.submit(backward, client)
                 received = 0
-                while data := server.recv(8192):
-                    received += len(data)
-                    if received > 100_000:
-                        go_on.wait(60)
-                    client.sendall(data)
-                client.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):
+                    while data := server.recv(8192):
+                        received += len(data)
+                        if received > 100_000:
+                            go_on.wait(60)
+                            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+                        client.sendall(data)
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
 
         def backward(client: socket.socket) -> None:
             with suppress(OSError):
