@@ -47,8 +47,8 @@ _MOST_LAST_CALLS_SECONDS = 1.0
 _LAST_ANSWERS_SECONDS = 0.5
 # How long the rest may take to stop: threads that decode pictures, the metrics' server, and the exporter of traces.
 _CLOSE_SECONDS = 2.0
-# The process ends so long after `drain_seconds`, whatever hangs: more than the times above, the second that hanging
-# models get, and that of the log.
+# The process ends so long after `drain_seconds`, whatever hangs: more than the sum of the times above, the second
+# that hanging models get, and that of the log.
 _MOST_STOP_SECONDS = 9.0
 
 # A client may send keepalive pings this often, in a call or between calls; ours do every `channel.KEEPALIVE_MS`.
