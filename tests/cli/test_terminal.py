@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from glowserve.cli import main
 from glowserve.images import UInt8Array, encode_png
 from glowserve.output import printable
-from glowserve.runtime.repository import CHECKSUM, MANIFEST, manifest_checksum
+from glowserve.runtime.manifest import CHECKSUM, MANIFEST, manifest_checksum
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import manifest_pb2
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceServicer
@@ -112,11 +112,11 @@ def test_a_bundles_manifest(
     copied(repository / "digits" / "1", folder)
     manifest = json_format.Parse((folder / MANIFEST).read_bytes(), manifest_pb2.Manifest())
     manifest.training.data = manifest.calibration.data = manifest.glowserve_version = HOSTILE
-    manifest.flow.coupling = manifest.tools[HOSTILE] = HOSTILE
+    manifest.tools[HOSTILE] = HOSTILE
     manifest.verification.checks.add(name=HOSTILE, layer=HOSTILE)
     manifest.verification.unseen.add(kind=HOSTILE)
     manifest.verification.steps.add(step=HOSTILE)
-    manifest.files.add(name=HOSTILE, sha256=HOSTILE)
+    manifest.files.add(name=HOSTILE, sha256=64 * "0", size=1)
     data = json_format.MessageToJson(manifest).encode()
     (folder / MANIFEST).write_bytes(data)
     (folder / CHECKSUM).write_bytes(manifest_checksum(data))
