@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         code = 1
     log_writer.close()
     if sentence:
-        output.say(sys.stderr, f"glowserve: {sentence}\n")
+        output.say(sys.stderr, f"glowserve: {output.printable(sentence)}\n")
     os._exit(code)
 
 
