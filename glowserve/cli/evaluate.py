@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
+    use_allowed_cores()
     try:
         model, data, held_out = _open(args.source, args.device, args.data)
         images = _first(getattr(held_out, args.split), args.images, data, args.split)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glowserve.cores import cores
 from glowserve.runtime.config import DEVICES, Limits, RuntimeConfig, bucket_sizes
 from glowserve_service.versions import VersionPolicy
 
@@ -158,11 +158,4 @@ class ServiceConfig:
 
     def instances_on(self, device: str) -> int:
         """How many batches run side by side on "cpu", "cuda" or "tensorrt"."""
-        return self.instances or (_cores() if device == "cpu" else 1)
-
-
-def _cores() -> int:
-    """How many this process may use, if the system says; else how many there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return self.instances or (cores() if device == "cpu" else 1)

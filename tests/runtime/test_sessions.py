@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve.runtime.sessions import CUDA, TENSORRT, Cancellation, Graph, open_sessions, provider_options
 from tests.runtime.gpu import with_gpu_wheel

@@ -11,9 +11,9 @@ import time
 import warnings
 from typing import Any
 
-import onnxruntime
 from pythonjsonlogger.json import JsonFormatter as LibraryJsonFormatter
 
+from glowserve.runtime.ort import onnxruntime
 from glowserve_service.observability.log_writer import LogWriter
 from glowserve_service.observability.standard_streams import STDERR, LogStream
 

@@ -173,7 +173,7 @@ def test_without_a_folder_the_file_is_deleted_with_the_array(
 def test_images_are_not_prepared_far_ahead_of_writing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared_since: PreparedSince
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images, "cores", lambda: 2)
     waiting: list[int] = []
 
     def watched(_: ImageFile, arrays: Iterator[UInt8Array], *args: Any) -> None:
