@@ -1,7 +1,7 @@
 """How many CPU cores this process may use: what `taskset` leaves it, and the quotas of its control groups.
 
-A container's CPU limit is such a quota (Linux, cgroups(7)). The system counts all cores of the machine nevertheless, and
-a process with a thread for each of them is stopped for most of each period.
+A container's CPU limit is such a quota: Linux, cgroups(7). The system counts all cores of the machine nevertheless,
+and a process with a thread for each of them is stopped for most of each period.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from pathlib import Path, PurePosixPath
 
 def cores() -> int:
     """How many cores this process may use, at least 1. A quota of two and a half counts as three."""
-    if hasattr(os, "sched_getaffinity"):
-        available = len(os.sched_getaffinity(0))
-    else:
-        available = os.cpu_count() or 1
+    everywhere = os.cpu_count() or 1
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everywhere
     return max(1, math.ceil(min(available, quota())))
 
 

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures a checkpoint or a bundle. The exit code is 1 if a likelihood is not finite."""
     from glowserve_training.errors import TrainingError
     from glowserve_training.evaluation import evaluate
+    from glowserve_training.hardware import use_allowed_cores
 
     for name in ("images", "importance_samples"):
         value = getattr(args, name)

@@ -121,7 +121,9 @@ def test_a_process_in_a_real_group_sees_the_quota_around_it() -> None:
 
 def test_a_process_bound_to_one_core_has_one() -> None:
     core = min(os.sched_getaffinity(0))
-    program = f"import os; os.sched_setaffinity(0, [{core}]); from glowserve.cores import cores; print(cores())"
+    program = (
+        f"import os; os.sched_setaffinity(0, [{core}]); from glowserve.cores import cores; print(cores())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
