@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -163,23 +164,27 @@ class Server:
                 self.port = self._server.add_insecure_port(address)
             else:
                 self.port = self._server.add_secure_port(address, certificates.credentials())
-        except (OSError, RuntimeError):
+        except OSError as error:
+            raise PortError(_cannot_listen("port", config.port, config.host, error)) from error
+        except RuntimeError:  # gRPC's, without a reason: another process was faster
             self.port = 0
         if not self.port:
-            raise PortError(
-                f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?"
-            )
+            raise PortError(_cannot_listen("port", config.port, config.host, OSError(errno.EADDRINUSE, "")))
         try:
             metrics = MetricsServer(
                 config.host, config.metrics_port, self.metrics.registry, certificates, tokens
             )
         except OSError as error:
             raise PortError(
-                f"metrics_port {self.config.metrics_port} on {self.config.host} cannot be listened on: "
-                f"{error.strerror}"
+                _cannot_listen("metrics_port", config.metrics_port, config.host, error)
             ) from error
         self.metrics_port = metrics.server_port
         self._closers.append(metrics.close)
+
+
+def _cannot_listen(name: str, port: int, host: str, error: OSError) -> str:
+    reason = "; is it in use?" if error.errno == errno.EADDRINUSE else f": {error.strerror}"
+    return f"{name} {port} on {host} cannot be listened on{reason}"
 
 
 def _try_to_bind(host: str, port: int) -> None:
