@@ -32,8 +32,7 @@ def set_up(form: str, level: str) -> LogWriter:
     # documentation, "Optimization".
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    descriptor = None if sys.stderr is None else STDERR  # None: closed when Python started
-    writer = LogWriter(descriptor, JsonFormatter() if form == "json" else TextFormatter())
+    writer = LogWriter(STDERR, JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[writer])
     sys.stderr = LogStream(writer)
     _silence_libraries()
