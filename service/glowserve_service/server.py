@@ -60,6 +60,8 @@ _KEEPALIVE_TIMEOUT_MS = 20_000
 # that does not read its answers. A message that is longer is still read as a whole, after one more round trip.
 _SENT_AHEAD_BYTES = 256 * 2**10
 
+_CERTIFICATE_SECONDS = 86_400.0
+
 log = logging.getLogger(__name__)
 
 
@@ -155,6 +157,9 @@ class Server:
         config, certificates = self.config, None
         if config.tls_cert is not None and config.tls_key is not None:
             certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+            self.metrics.show_certificates(certificates)
+            watch = asyncio.ensure_future(_watch(certificates))
+            self._closers.append(watch.cancel)
         if danger := warning(config):
             log.warning("%s", danger)
         address = config.address(config.port)
@@ -180,6 +185,13 @@ class Server:
             ) from error
         self.metrics_port = metrics.server_port
         self._closers.append(metrics.close)
+
+
+async def _watch(certificates: Certificates) -> None:
+    """Has the log tell of certificates that expire, also where nobody connects."""
+    while True:
+        await asyncio.sleep(_CERTIFICATE_SECONDS)
+        await asyncio.to_thread(certificates.log_validity)
 
 
 def _cannot_listen(name: str, port: int, host: str, error: OSError) -> str:
