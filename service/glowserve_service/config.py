@@ -99,7 +99,7 @@ class ServiceConfig:
     instances: int = _setting(
         0, "batches that run side by side; 0 for one a core on the CPU, one on a GPU", least=0, most=1024
     )
-    max_batch_size: int = _setting(Limits.max_batch_size, "most images in a batch", most=65_536)
+    max_batch_size: int = _setting(Limits.max_batch_size, "most images in a batch", most=16_384)
     max_queue_delay_ms: float = _setting(
         0.0, "how long an image may wait for more images although a batch could run"
     )
