@@ -131,8 +131,11 @@ def test_no_proxy_is_asked_for_a_collector_on_this_machine(
     for name in ("http_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
-    with serving(run_server) as stub:
-        stub.Score(score(digits, 1))
+    with (
+        run_server() as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.enable_http_proxy", 0)]) as channel,
+    ):
+        GlowServiceStub(channel).Score(score(digits, 1))
     assert len(calls(collector)) == 1
 
 
