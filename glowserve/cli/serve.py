@@ -63,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise Failure(error, 2) from error
     log_writer = logs.set_up(config.log_format, config.log_level)
-    known = [variable(setting) for setting in fields(ServiceConfig)]
-    for name, similar in environment.mistaken(known).items():
-        log.warning("$%s is not used; is $%s meant?", name, " or $".join(similar))
+    _log_unused_variables()
     code, sentence = 0, ""
     try:
         asyncio.run(serve(config, _print_addresses))
@@ -81,6 +79,14 @@ def run(args: argparse.Namespace) -> int:
     if sentence:
         output.say(sys.stderr, f"glowserve: {sentence}\n")
     os._exit(code)
+
+
+def _log_unused_variables() -> None:
+    known = [variable(setting) for setting in fields(ServiceConfig)]
+    for name in environment.links(known):
+        log.info("$%s is not used: it is a link, as Kubernetes sets", name)
+    for name, similar in environment.mistaken(known).items():
+        log.warning("$%s is not used; is $%s meant?", name, " or $".join(similar))
 
 
 def _config(args: argparse.Namespace) -> ServiceConfig:

@@ -25,6 +25,11 @@ def read(name: str) -> str:
     return "" if _LINK.fullmatch(text) else text
 
 
+def links(known: Sequence[str]) -> list[str]:
+    """Which of the service's variables have the form of a link of Kubernetes', and so are not read."""
+    return [name for name in known if os.environ.get(name) and not read(name)]
+
+
 def mistaken(known: Sequence[str]) -> dict[str, list[str]]:
     """The variables that are nobody's, and for each the variables of the service that it is similar to.
 
