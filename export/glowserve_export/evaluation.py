@@ -17,8 +17,8 @@ from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine, Float32Array
-from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.ort import onnxruntime
+from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve_export.graphs import DEQUANTIZED
 

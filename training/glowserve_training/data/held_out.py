@@ -17,8 +17,8 @@ from zipfile import ZipFile
 import numpy as np
 from tqdm import tqdm
 
-from glowserve.files import atomic_write
 from glowserve.cores import cores
+from glowserve.files import atomic_write
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
 from glowserve_training.data.images import HeldOutImages, split_held_out
