@@ -68,8 +68,9 @@ class ServiceConfig:
         or_zero=True,
     )
     load_timeout_seconds: float = _setting(
-        600.0, "how long loading a version, or listing the repository, may take; 0 for any time",
-        least=1,
+        600.0,
+        "how long loading a version, or listing the repository, may take; 0 for any time",
+        least=0.1,
         or_zero=True,
     )
     canary_seconds: float = _setting(

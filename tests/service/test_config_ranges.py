@@ -56,7 +56,7 @@ def ends(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ends("least"),
+        ends("least") | {"load_timeout_seconds": 60.0},
         ends("most") | FULL,
         {setting.name: 0 for setting in NUMBERS if setting.metadata["range"].or_zero},
         {"max_batch_size": 16_384, "max_queue_size": 16_384},
