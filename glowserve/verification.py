@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from glowserve.v1.manifest_pb2 import Manifest
 
+SAMPLES_NOT_FINITE = "samples at temperature 1, not finite"
+"""The name of the check that counts samples."""
+
 _COLUMNS = """\
-Every value is within its bound, or the export would have failed. "-": reported, without a bound. worst layer: the
-layer with the largest value, where the value belongs to one."""
+Every value is within its bound, or the export would have failed. "-": reported, without a bound. images: held-out
+images or samples that were measured. worst layer: the layer with the largest value, where the value belongs to one."""
 _OUT_OF_DISTRIBUTION_COLUMNS = """\
 finite: images with a finite likelihood and latent. lossless: images that decode to the same pixels. Low counts are no
 fault of the export: far from its training data, a flow can overflow or become non-invertible in float32."""
@@ -19,15 +23,28 @@ def verification_table(manifest: Manifest) -> str:
     """The measured values as lines of text, and what the columns mean."""
     verification = manifest.verification
     title = f"verification on {verification.images} held-out images"
-    lines = [f"{title:<58}{'value':>10}{'bound':>10}  worst layer"]
+    lines = [f"{title:<58}{'value':>10}{'bound':>10}{'images':>8}  worst layer"]
     for check in verification.checks:
+        value = f"{check.value:.3g}" if math.isfinite(check.value) else "not finite"
+        if check.name == SAMPLES_NOT_FINITE:
+            value = f"{check.value:.0f} of {check.images}"
         bound = f"{check.bound:g}" if check.HasField("bound") else "-"
-        lines.append(f"{check.name:<58}{check.value:>10.3g}{bound:>10}  {check.layer}".rstrip())
+        lines.append(f"{check.name:<58}{value:>10}{bound:>10}{check.images or '':>8}  {check.layer}".rstrip())
     lines += [_COLUMNS, "", f"{'out-of-distribution images':<58}{'finite':>10}{'lossless':>10}"]
     for unseen in verification.unseen:
         finite, lossless = (f"{count}/{unseen.images}" for count in (unseen.finite, unseen.returned))
         lines.append(f"{unseen.kind:<58}{finite:>10}{lossless:>10}")
-    return "\n".join([*lines, _OUT_OF_DISTRIBUTION_COLUMNS])
+    return "\n".join([*lines, _OUT_OF_DISTRIBUTION_COLUMNS, "", _held_out(manifest)])
+
+
+def _held_out(manifest: Manifest) -> str:
+    bits = manifest.calibration.bits_per_dim
+    if not bits:
+        return "held-out bits/dim: not measured"
+    return (
+        f"held-out bits/dim: {statistics.fmean(bits):.3f}, mean of {len(bits)} images of {manifest.calibration.data}; "
+        f"a model that knows nothing needs {manifest.image.n_bits}"
+    )
 
 
 def steps_table(manifest: Manifest) -> str:
@@ -42,8 +59,10 @@ def steps_table(manifest: Manifest) -> str:
 
 def verification_json(manifest: Manifest) -> dict[str, Any]:
     """The measured values for JSON; a value that is not finite becomes null."""
-    verification = manifest.verification
+    verification, bits = manifest.verification, manifest.calibration.bits_per_dim
     return {
+        "images": verification.images,
+        "held_out": {"bits_per_dim": statistics.fmean(bits) if bits else None, "images": len(bits)},
         "checks": {
             check.name: check.value if math.isfinite(check.value) else None for check in verification.checks
         },

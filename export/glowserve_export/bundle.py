@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
+from glowserve_training.data import HeldOutImages
 from google.protobuf import json_format
 
 from glowserve.files import publish_directory, staging_directory
@@ -22,17 +23,16 @@ from glowserve.runtime.manifest import CHECKSUM, MANIFEST, MODEL_NAME, manifest_
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
+from glowserve_export import workload
 from glowserve_export.calibration import calibrate
 from glowserve_export.errors import ExportError, VerificationError
 from glowserve_export.folded import Float64Array, FoldedGlow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe
-from glowserve_export.operations import operations
+from glowserve_export.operations import check, operations
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
-
-_BATCH = 32
 
 
 def export(
@@ -41,6 +41,8 @@ def export(
     *,
     data: str | None = None,
     precision: str = "fp32",
+    verification_images: int | None = None,
+    device: str = "auto",
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Exports a model as the next version of a bundle.
@@ -50,34 +52,74 @@ def export(
         model_dir: REPOSITORY/MODEL; made if needed.
         data: the data to take held-out images from; None for the training data.
         precision: of the coupling networks: "fp32", "fp16" or "int8".
+        verification_images: the number of held-out images to verify on; None for 128, or fewer if the model is large.
+        device: "auto", "cpu" or "cuda": runs the graphs that are verified.
         say: called with a line of text when a stage begins, and with warnings.
 
     Returns:
         The bundle, in REPOSITORY/MODEL/VERSION.
 
     Raises:
-        ExportError: a value misses its bound, or the held-out images have changed; nothing was written.
+        ExportError: a value misses its bound, the held-out images have changed or are too few, or the model is too
+            large; nothing was written.
+        glowserve.runtime.errors.GlowserveError: the device cannot be used, or not in that precision; nothing was
+            written.
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
     _check_name(model_dir.name)
     say("reading held-out images")
     config = held_out_config(source, data)
     images = load_held_out_images(source, config, say)
+    _check_available(verification_images, len(images.test), config.data)
     # Overflow is an error with a sentence of its own; NumPy's warnings would only come before it.
     with _staged(model_dir) as staging, np.errstate(all="ignore"):
         say("writing graphs")
         bundle = Bundle(staging, describe(source, config, model_dir.name, precision))
         _write_graphs(bundle, source.glow, images.validation, say)
-        engine = Engine(bundle, RuntimeConfig(device="cpu"))
-        say("verifying the graphs on held-out images")
-        measured = verify(source.reference, source.glow, bundle, engine, images.test)
-        bundle.manifest.verification.CopyFrom(measured)
-        say("scoring held-out images for percentiles")
-        bits = _held_out_bits_per_dim(engine, source.glow, images.validation)
-        bundle.manifest.calibration.bits_per_dim.extend(np.sort(bits).tolist())
-        bundle.manifest.calibration.data = config.data
-        bundle.manifest.canary.CopyFrom(_canary(engine, source.glow))
+        with closing(Engine(bundle, RuntimeConfig(device=device))) as engine:
+            _measure(source, bundle, engine, images, config.data, verification_images, say)
         return _publish(bundle, model_dir)
+
+
+def _measure(
+    source: Source,
+    bundle: Bundle,
+    engine: Engine,
+    images: HeldOutImages,
+    data: str,
+    verification_images: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Fills in what the manifest states about the graphs: verification, percentiles and canary."""
+    manifest, glow = bundle.manifest, source.glow
+    operations = manifest.files[0].operations
+    tested = images.test[: verification_images or workload.verification_images(operations)]
+    say(f"verifying the graphs on {len(tested)} held-out images")
+    manifest.verification.CopyFrom(verify(source.reference, glow, bundle, engine, tested))
+    scored = images.validation[: workload.percentile_images(operations, len(images.validation))]
+    say(f"scoring {len(scored)} of {len(images.validation)} held-out images for percentiles")
+    bits = _held_out_bits_per_dim(engine, glow, scored)
+    _compare_with_uniform(float(bits.mean()), glow.n_bits, say)
+    manifest.calibration.bits_per_dim.extend(np.sort(bits).tolist())
+    manifest.calibration.data = data
+    manifest.canary.CopyFrom(_canary(engine, glow))
+
+
+def _check_available(wanted: int | None, available: int, data: str) -> None:
+    if wanted is not None and not 1 <= wanted <= available:
+        raise ExportError(
+            f"verification images is {wanted}, and data {data!r} has {available} held-out images to verify on; give 1 "
+            f"to {available}, or leave it out"
+        )
+
+
+def _compare_with_uniform(bits: float, n_bits: int, say: Callable[[str], None]) -> None:
+    """Warns of a model to which held-out images are no likelier than noise: its image size or n_bits may be wrong."""
+    if bits >= n_bits:
+        say(
+            f"warning: held-out images need {bits:.3f} bits/dim, and a model that knows nothing needs {n_bits}: image "
+            "size and n_bits of the model may be other than given, or --data other than the training data"
+        )
 
 
 def _check_name(name: str) -> None:
@@ -104,15 +146,13 @@ def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Cal
     precision = calibrate(bundle.manifest.flow.precision, glow, images)
     if precision.name == "int8":
         say(f"{len(precision.ranges)} of {len(list(glow.named_steps()))} steps of flow are int8")
-    for name, graph in (
-        (FORWARD, forward_graph(glow, precision)),
-        (REVERSE, reverse_graph(glow, precision)),
-    ):
-        bundle.manifest.files.append(_write_graph(graph, bundle.path / name))
+    # One after the other: each takes as much memory as its weights, several times.
+    bundle.manifest.files.append(_write_graph(forward_graph(glow, precision), bundle.path / FORWARD))
+    bundle.manifest.files.append(_write_graph(reverse_graph(glow, precision), bundle.path / REVERSE))
 
 
 def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
-    onnx.checker.check_model(graph, full_check=True)
+    check(graph)
     data = graph.SerializeToString(deterministic=True)
     path.write_bytes(data)
     return manifest_pb2.File(
@@ -127,8 +167,8 @@ def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
 def _held_out_bits_per_dim(engine: Engine, glow: FoldedGlow, images: UInt8Array) -> Float64Array:
     """Bits per dimension of held-out images, [N], computed as the service computes them."""
     nats = []
-    for i in range(0, len(images), _BATCH):
-        batch = images[i : i + _BATCH]
+    for i in workload.batches(len(images), workload.batch_size(glow), "scoring"):
+        batch = images[i]
         nats.append(engine.forward(batch, dequantization_noise(DEFAULT_SEED, batch)).log_likelihood)
     bits = bits_per_dim(np.concatenate(nats).astype(np.float64), glow.dimensions)
     if not_finite := int((~np.isfinite(bits)).sum()):

@@ -12,26 +12,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from tqdm import tqdm
 
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
+from glowserve_export import workload
 from glowserve_export.errors import ExportError
 from glowserve_export.folded import Float64Array, FoldedConv, FoldedGlow, per_channel
 from glowserve_export.graphs import forward_graph
 from glowserve_export.graphs.builder import add_outputs
+from glowserve_export.operations import operations as count_operations
 from glowserve_export.precision import FP32, PRECISIONS, Precision, Ranges
 
 # The mean loss in bits per dimension that int8 may cause. Calibration aims lower: verification uses other images.
 INT8_BOUND = 0.02
 _INT8_AIM = 0.015
 
-# The number of images to measure ranges on, and to measure the loss of each network on.
+# The most images to measure ranges on.
 _RANGE_IMAGES = 512
-_LOSS_IMAGES = 128
-_BATCH = 32
+# Of one batch: all steps are measured at once.
+_ACTIVATION_BYTES = 2**29
 # The tensors of each step that are measured: the network's input, both ReLUs, and its output.
 _ACTIVATIONS = ("halves.0", "relu1", "relu2", "conv3")
 
@@ -46,7 +49,7 @@ def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
         name: one of `PRECISIONS`.
         glow: the flow.
         images: held-out images other than those of the verification, uint8 [N, H, W, C]. Only int8 uses them, at most
-            512, with the noise of the default seed.
+            512 and fewer if the model is large, with the noise of the default seed.
 
     Raises:
         ExportError: the name is unknown; or int8 has no images, the model diverges on them, or every network loses too
@@ -60,8 +63,11 @@ def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
         raise ExportError(
             "there are no images to calibrate int8 on; give some, or export with precision fp32"
         )
-    ranges = _measure_ranges(glow, images[:_RANGE_IMAGES])
-    return Precision(name, _choose(glow, ranges, images[:_LOSS_IMAGES]))
+    operations = count_operations(forward_graph(glow))
+    most = min(_RANGE_IMAGES, len(images))
+    ranges = _measure_ranges(glow, images[: workload.percentile_images(operations, most)])
+    few = workload.int8_loss_images(operations, len(ranges))
+    return Precision(name, _choose(glow, ranges, images[:few]))
 
 
 def _choose(glow: FoldedGlow, ranges: dict[str, Ranges], images: UInt8Array) -> dict[str, Ranges]:
@@ -70,7 +76,12 @@ def _choose(glow: FoldedGlow, ranges: dict[str, Ranges], images: UInt8Array) -> 
     _check_finite("log_likelihood", fp32)
     if _loss(glow, ranges, images, fp32) <= _INT8_AIM:
         return ranges
-    losses = {step: _loss(glow, {step: own}, images, fp32) for step, own in ranges.items()}
+    losses = {
+        step: _loss(glow, {step: ranges[step]}, images, fp32)
+        for step in tqdm(
+            ranges, desc="measuring the loss of each network", unit="", disable=None, leave=False
+        )
+    }
     ascending = sorted(losses, key=losses.__getitem__)
     totals = accumulate(losses[step] for step in ascending)
     chosen = {step for step, total in zip(ascending, totals, strict=True) if total <= _INT8_AIM}
@@ -88,7 +99,7 @@ def _measure_ranges(glow: FoldedGlow, images: UInt8Array) -> dict[str, Ranges]:
     add_outputs(model, names)
     session = _session(model)
     ranges: dict[str, Ranges] = {}
-    for inputs in _batches(images):
+    for inputs in _batches(images, _activations_batch(glow), "measuring activations"):
         values = dict(zip(names, session.run(names, inputs), strict=True))
         for name in names:
             _check_finite(name, values[name])
@@ -125,15 +136,27 @@ def _loss(glow: FoldedGlow, ranges: Mapping[str, Ranges], images: UInt8Array, fp
 
 def _bits_per_dim(glow: FoldedGlow, precision: Precision, images: UInt8Array) -> Float64Array:
     session = _session(forward_graph(glow, precision))
-    nats = [session.run(["log_likelihood"], inputs)[0] for inputs in _batches(images)]
+    inputs = _batches(images, workload.batch_size(glow))
+    nats = [session.run(["log_likelihood"], batch)[0] for batch in inputs]
     return bits_per_dim(np.concatenate(nats).astype(np.float64), glow.dimensions)
 
 
-def _batches(images: UInt8Array) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Inputs of the forward graph, with the noise of the default seed."""
-    for i in range(0, len(images), _BATCH):
-        batch = images[i : i + _BATCH]
-        yield {"image": batch, "noise": dequantization_noise(DEFAULT_SEED, batch)}
+def _batches(
+    images: UInt8Array, size: int, doing: str | None = None
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Inputs of the forward graph, with the noise of the default seed. Draws a progress bar if it says `doing`."""
+    slices = workload.batches(len(images), size, doing) if doing else workload.slices(len(images), size)
+    for i in slices:
+        yield {"image": images[i], "noise": dequantization_noise(DEFAULT_SEED, images[i])}
+
+
+def _activations_batch(glow: FoldedGlow) -> int:
+    """The number of images whose measured activations fit into memory at a time."""
+    values = sum(
+        (glow.image_size >> i) ** 2 * sum(len(conv.bias) for step in level.steps for conv in step.network)
+        for i, level in enumerate(glow.levels, 1)
+    )
+    return max(1, min(workload.batch_size(glow), _ACTIVATION_BYTES // (4 * values)))
 
 
 def _session(model: onnx.ModelProto) -> Any:

@@ -34,7 +34,7 @@ def diverging_layer_reverse(reference: Reference, bundle: Bundle, latent: Float3
 
 
 def _diverging_layer(bundle: Bundle, graph: str, inputs: dict[str, Any], layers: Layers) -> str | None:
-    expected = {name: output.numpy() for name, output in layers}
+    expected = {name: output.numpy(force=True) for name, output in layers}
     model = onnx.load_from_string(bundle.read(graph))
     produced = {output for node in model.graph.node for output in node.output}
     for name in expected:

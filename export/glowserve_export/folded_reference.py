@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
+from glowserve_export.float64 import conv2d
 from glowserve_export.folded import (
     Float64Array,
     FoldedConv,
@@ -34,23 +35,26 @@ class FoldedReference:
 
     Args:
         glow: the folded flow.
+        device: "cpu" or "cuda".
 
     Raises:
         ValueError: its dequantization is variational.
     """
 
-    def __init__(self, glow: FoldedGlow) -> None:
+    def __init__(self, glow: FoldedGlow, device: str = "cpu") -> None:
         if glow.dequantization is not None:
             raise ValueError("FoldedReference has no variational dequantization; use TorchReference")
-        self._glow = glow
+        self._glow, self._device = glow, device
         self._squeeze = Squeeze()
 
     def log_likelihood(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
-        total = torch.full((len(images),), self._glow.log_det_constant, dtype=torch.float64)
+        total = torch.full(
+            (len(images),), self._glow.log_det_constant, dtype=torch.float64, device=self._device
+        )
         for _, _, nats in self._forward(images, noise):
             total += nats
-        return total.numpy()
+        return total.numpy(force=True)
 
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
@@ -60,7 +64,7 @@ class FoldedReference:
     def pixels(self, latent: Float32Array) -> Float64Array:
         """See `Reference`."""
         *_, (_, pixels) = self.reverse_layers(latent)
-        return pixels.numpy()
+        return pixels.numpy(force=True)
 
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:
         """See `Reference`."""
@@ -70,11 +74,12 @@ class FoldedReference:
     def reverse_layers(self, latent: Float32Array) -> Layers:
         """See `Reference`."""
         glow = self._glow
-        latents = latents_by_level(torch.from_numpy(latent).double(), glow.latent_shapes())
+        latents = latents_by_level(torch.from_numpy(latent).double().to(self._device), glow.latent_shapes())
         x = torch.empty(0)
         for i, level in reversed(list(enumerate(glow.levels, 1))):
             if level.prior is None:
-                x = latents[i - 1] * _per_channel(glow.top_log_scale).exp() + _per_channel(glow.top_mean)
+                z = latents[i - 1]
+                x = z * _per_channel(glow.top_log_scale, z).exp() + _per_channel(glow.top_mean, z)
                 yield "top.z", x
             else:
                 mean, log_scale = _conv(x, level.prior).chunk(2, dim=1)
@@ -89,7 +94,7 @@ class FoldedReference:
     def _forward(self, images: UInt8Array, noise: Float32Array) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Each layer's name, its output, and its term of the log-likelihood, [N]."""
         glow = self._glow
-        x = torch.from_numpy(self.dequantized(images, noise)) / 2**glow.n_bits - 0.5
+        x = torch.from_numpy(self.dequantized(images, noise)).to(self._device) / 2**glow.n_bits - 0.5
         x = x.permute(0, 3, 1, 2)
         latents = []
         for i, level in enumerate(glow.levels, 1):
@@ -98,7 +103,7 @@ class FoldedReference:
                 x, log_det = _step(x, step)
                 yield step_name(i, k), x, log_det
             if level.prior is None:
-                latent = (x - _per_channel(glow.top_mean)) / _per_channel(glow.top_log_scale).exp()
+                latent = (x - _per_channel(glow.top_mean, x)) / _per_channel(glow.top_log_scale, x).exp()
                 log_det = x.new_zeros(len(x))
             else:
                 x, z = x.chunk(2, dim=1)
@@ -142,9 +147,10 @@ def _linear(x: Tensor, matrix: Float64Array, bias: Float64Array) -> Tensor:
 
 
 def _conv(x: Tensor, conv: FoldedConv) -> Tensor:
-    weight = torch.from_numpy(conv.weight)
-    return F.conv2d(x, weight, padding=weight.shape[2] // 2) + _per_channel(conv.bias)
+    weight = torch.from_numpy(conv.weight).to(x.device)
+    return conv2d(x, weight, padding=weight.shape[2] // 2) + _per_channel(conv.bias, x)
 
 
-def _per_channel(values: Float64Array) -> Tensor:
-    return torch.from_numpy(per_channel(values))
+def _per_channel(values: Float64Array, like: Tensor) -> Tensor:
+    """`per_channel` on the device of `like`."""
+    return torch.from_numpy(per_channel(values)).to(like.device)

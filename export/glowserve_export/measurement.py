@@ -6,7 +6,7 @@ dequantization is uniform.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.mismatch import mismatched_values
-from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.engine import Engine, Float32Array, Reverse
 from glowserve.runtime.randomness import (
     DEFAULT_SEED,
     ENCODING_NOISE,
@@ -25,12 +25,14 @@ from glowserve.runtime.randomness import (
 )
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve.v1 import manifest_pb2
+from glowserve.verification import SAMPLES_NOT_FINITE
 from glowserve_export.calibration import INT8_BOUND
 from glowserve_export.divergence import diverging_layer_forward, diverging_layer_reverse
 from glowserve_export.folded import Float64Array, FoldedGlow, condition_number, inversion_residual
 from glowserve_export.frontends.checks import CONDITION_LIMIT
 from glowserve_export.out_of_distribution import out_of_distribution_images
 from glowserve_export.reference import Reference
+from glowserve_export.workload import batch_size, batches
 
 # |error| / |float64 value| of a log-likelihood. Rounding alone causes about 1e-6.
 LOG_LIKELIHOOD_BOUND = 1e-5
@@ -46,13 +48,16 @@ RESIDUAL_BOUND = 1e-2
 LOSS_BOUNDS = {"fp16": 1e-3, "int8": INT8_BOUND}
 CHANGED_BOUNDS = {"fp16": 0.01, "int8": 0.5}
 
-_BATCH = 32
+# The most encoded images that are decoded in float64, and the most samples: float64 is slow.
+_DECODED_IMAGES = 32
+_SAMPLES = 32
+_SAMPLES_IN_FLOAT64 = 4
 # The layer in a message, where errors add up over all layers.
 _NO_LAYER = "no single one"
 _NETWORKS = "the coupling networks"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """A measured value, and how to find the layer that causes it if it misses its bound."""
 
@@ -61,6 +66,12 @@ class Value:
 
     value: float
     """The measured value."""
+
+    images: int = 0
+    """The number of images or samples that were measured; 0 if the value belongs to the weights."""
+
+    not_finite: int = 0
+    """The number of them that have no finite value."""
 
     bound: float | None = None
     """The largest allowed value; None if the value is only reported."""
@@ -106,9 +117,134 @@ class Measurement:
         condition = max(self.steps, key=lambda step: step.condition_number)
         residual = max(self.steps, key=lambda step: step.residual)
         return [
-            Value("worst condition number", condition.condition_number, CONDITION_LIMIT, condition.step),
-            Value("worst |W W^-1 - I|", residual.residual, RESIDUAL_BOUND, residual.step),
+            Value(
+                name="worst condition number",
+                value=condition.condition_number,
+                bound=CONDITION_LIMIT,
+                layer=condition.step,
+            ),
+            Value(
+                name="worst |W W^-1 - I|",
+                value=residual.residual,
+                bound=RESIDUAL_BOUND,
+                layer=residual.step,
+            ),
         ]
+
+    def errors(self) -> list[Value]:
+        """fp32: the errors of the log-likelihoods."""
+        graph, reference = self._log_likelihoods
+        error = np.abs(graph - reference)
+        bits = np.abs(bits_per_dim(error, self.glow.dimensions))
+        find = self._find_forward_layer
+        return [
+            _largest("log-likelihood, relative error", error / np.abs(reference), LOG_LIKELIHOOD_BOUND, find),
+            _largest("log-likelihood, error in bits/dim", bits, BITS_PER_DIM_BOUND, find),
+        ]
+
+    def losses(self) -> list[Value]:
+        """Low precision: its own bits per dimension, and the loss against float64 with the same noise."""
+        graph, reference = (bits_per_dim(nats, self.glow.dimensions) for nats in self._log_likelihoods)
+        lost, precision = graph - reference, self.bundle.manifest.flow.precision
+        return [
+            Value(name="bits/dim", value=float(graph.mean()), images=len(graph)),
+            Value(
+                name=f"bits/dim lost in {precision}",
+                value=float(lost.mean()),
+                images=len(lost),
+                not_finite=_not_finite(lost),
+                bound=LOSS_BOUNDS[precision],
+                layer=_NETWORKS,
+            ),
+            _largest("bits/dim lost, worst image", lost),
+        ]
+
+    def round_trip(self) -> list[Value]:
+        """fp32: images encoded and decoded."""
+        distance = np.empty(len(self.images))
+        for batch in self._batches("comparing with what was encoded"):
+            images = self.images[batch]
+            encoded = self.reference.dequantized(images, _encoding_noise(images))
+            distance[batch] = _worst_pixel(self._decoded.pixels[batch] - encoded)
+        return [
+            Value(
+                name="round trip, values changed",
+                value=int(self._changed.sum()),
+                images=len(self.images),
+                bound=ROUND_TRIP_BOUND,
+                find_layer=self._find_round_trip_layer,
+            ),
+            # In bins. If dequantization is uniform, the border of a bin is at 0.5.
+            _largest("round trip, farthest from what was encoded", distance),
+            # Values with noise near 0 or 1 may be rounded to the next bin.
+            Value(
+                name="round trip with random noise, values changed",
+                value=self._changed_with_random_noise(),
+                images=len(self.images),
+            ),
+        ]
+
+    def low_precision_round_trip(self) -> list[Value]:
+        """Low precision: images encoded and decoded, and samples."""
+        changed, images = self._changed, len(self.images)
+        _, finite = self._samples
+        return [
+            Value(
+                name="round trip, share of values changed",
+                value=float(changed.sum() / self.images.size),
+                images=images,
+                bound=CHANGED_BOUNDS[self.bundle.manifest.flow.precision],
+                layer=_NETWORKS,
+            ),
+            Value(
+                name="round trip, share of images changed",
+                value=float((changed > 0).mean()),
+                images=images,
+            ),
+            _not_finite_samples(finite),
+        ]
+
+    def decoding(self) -> list[Value]:
+        """fp32: the errors of decoded pixels, for encoded images and for samples."""
+        encoded = self._encoded[:_DECODED_IMAGES]
+
+        def find() -> str:
+            return diverging_layer_reverse(self.reference, self.bundle, encoded[:2]) or _NO_LAYER
+
+        error = self._decoding_error(encoded, self._decoded.pixels, "decoding in float64")
+        values = [_largest("decoding, error in grey values", error, DECODE_BOUND, find)]
+        samples, finite = self._samples
+        few = np.flatnonzero(finite)[:_SAMPLES_IN_FLOAT64]
+        if len(few):
+            latent = self._sampled_latents()[few]
+            sampling_error = self._decoding_error(latent, samples[few], "decoding samples in float64")
+            values.append(_largest("decoding samples at temperature 1, error in grey values", sampling_error))
+        return [*values, _not_finite_samples(finite)]
+
+    def out_of_distribution(self) -> list[manifest_pb2.UnseenProof]:
+        """How many images of each kind have a finite likelihood, and how many decode to the same image."""
+        kinds = out_of_distribution_images(self.images, most=max(4, len(self.images) // 4))
+        return [self._out_of_distribution(kind, images) for kind, images in kinds.items()]
+
+    def _out_of_distribution(self, kind: str, images: UInt8Array) -> manifest_pb2.UnseenProof:
+        finite, lossless = np.empty((2, len(images)), bool)
+        for batch in batches(len(images), self._batch_size, f"out-of-distribution images: {kind}"):
+            forward = self.engine.forward(images[batch], _encoding_noise(images[batch]))
+            finite[batch] = np.isfinite(forward.log_likelihood) & np.isfinite(forward.latent).all(axis=1)
+            decoded = self.engine.reverse(forward.latent)
+            lossless[batch] = mismatched_values(images[batch], decoded, self.glow.n_bits) == 0
+        return manifest_pb2.UnseenProof(
+            kind=kind, images=len(images), finite=int(finite.sum()), returned=int((finite & lossless).sum())
+        )
+
+    # What several values are computed from
+
+    @cached_property
+    def _batch_size(self) -> int:
+        return batch_size(self.glow)
+
+    def _batches(self, doing: str) -> Iterator[slice]:
+        return batches(len(self.images), self._batch_size, doing)
 
     @cached_property
     def _noise(self) -> Float32Array:
@@ -117,127 +253,108 @@ class Measurement:
     @cached_property
     def _log_likelihoods(self) -> tuple[Float64Array, Float64Array]:
         """The log-likelihoods of the graph and of the reference with the noise of the default seed, nats, [N] each."""
-        graph, reference = [], []
-        for batch in self._batches():
-            images, noise = self.images[batch], self._noise[batch]
-            graph.append(self.engine.forward(images, noise).log_likelihood.astype(np.float64))
-            reference.append(self.reference.log_likelihood(images, noise))
-        return np.concatenate(graph), np.concatenate(reference)
+        reference = np.empty(len(self.images))
+        for batch in batches(len(self.images), batch_size(self.glow, 8), "scoring in float64"):
+            reference[batch] = self.reference.log_likelihood(self.images[batch], self._noise[batch])
+        return self._noisy[0].astype(np.float64), reference
 
-    def errors(self) -> list[Value]:
-        """fp32: the errors of the log-likelihoods."""
-        graph, reference = self._log_likelihoods
-        error = np.abs(graph - reference)
-        relative = float((error / np.abs(reference)).max())
-        bits = float(np.abs(bits_per_dim(error, self.glow.dimensions)).max())
-        find = self._find_forward_layer
-        return [
-            Value("log-likelihood, relative error", relative, LOG_LIKELIHOOD_BOUND, find_layer=find),
-            Value("log-likelihood, error in bits/dim", bits, BITS_PER_DIM_BOUND, find_layer=find),
+    @cached_property
+    def _noisy(self) -> tuple[Float32Array, Float32Array]:
+        """The graph's log-likelihoods [N] and latents [N, D] with the noise of the default seed."""
+        return self._forward(self._noise, "scoring")
+
+    @cached_property
+    def _encoded(self) -> Float32Array:
+        """The graph's latents with noise 0.5, [N, D]."""
+        return self._forward(_encoding_noise(self.images), "encoding")[1]
+
+    def _forward(self, noise: Float32Array, doing: str) -> tuple[Float32Array, Float32Array]:
+        nats = np.empty(len(self.images), np.float32)
+        latent = np.empty((len(self.images), self.glow.dimensions), np.float32)
+        for batch in self._batches(doing):
+            forward = self.engine.forward(self.images[batch], noise[batch])
+            nats[batch], latent[batch] = forward.log_likelihood, forward.latent
+        return nats, latent
+
+    @cached_property
+    def _decoded(self) -> Reverse:
+        """The images that the graph decodes from `_encoded`."""
+        return self._reverse(self._encoded, "decoding")
+
+    @cached_property
+    def _changed(self) -> npt.NDArray[np.int64]:
+        """The number of values of each image that encoding and decoding change, [N]."""
+        return mismatched_values(self.images, self._decoded, self.glow.n_bits)
+
+    def _changed_with_random_noise(self) -> int:
+        decoded = self._reverse(self._noisy[1], "decoding with random noise")
+        return int(mismatched_values(self.images, decoded, self.glow.n_bits).sum())
+
+    @cached_property
+    def _samples(self) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+        """The pixels of samples at temperature 1 [M, H, W, C], and whether each is finite, [M]."""
+        pixels = self._reverse(self._sampled_latents(), "sampling").pixels
+        return pixels, np.all(np.isfinite(pixels), axis=(1, 2, 3))
+
+    def _sampled_latents(self) -> Float32Array:
+        return latents(DEFAULT_SEED, 0, min(_SAMPLES, len(self.images)), self.glow.dimensions)
+
+    def _reverse(self, latent: Float32Array, doing: str) -> Reverse:
+        parts = [
+            self.engine.reverse(latent[batch]) for batch in batches(len(latent), self._batch_size, doing)
         ]
+        return Reverse(
+            np.concatenate([part.image for part in parts]), np.concatenate([part.pixels for part in parts])
+        )
+
+    def _decoding_error(self, latent: Float32Array, pixels: Float32Array, doing: str) -> Float64Array:
+        """The largest error of each decoded latent, in grey values, [N]."""
+        error = np.empty(len(latent))
+        for batch in batches(len(latent), batch_size(self.glow, 8), doing):
+            error[batch] = _worst_pixel(pixels[batch] - self.reference.pixels(latent[batch]))
+        greys_per_bin: int = 2 ** (8 - self.glow.n_bits)
+        return error * greys_per_bin
 
     def _find_forward_layer(self) -> str:
         layer = diverging_layer_forward(self.reference, self.bundle, self.images[:2], self._noise[:2])
         return layer or f"the log-determinants of {FORWARD}"
 
-    def losses(self) -> list[Value]:
-        """Low precision: its own bits per dimension, and the loss against float64 with the same noise."""
-        graph, reference = (bits_per_dim(nats, self.glow.dimensions) for nats in self._log_likelihoods)
-        lost, precision = graph - reference, self.bundle.manifest.flow.precision
-        bound = LOSS_BOUNDS[precision]
-        return [
-            Value("bits/dim", float(graph.mean())),
-            Value(f"bits/dim lost in {precision}", float(lost.mean()), bound, layer=_NETWORKS),
-            Value("bits/dim lost, worst image", float(lost.max())),
-        ]
-
-    def round_trip(self) -> list[Value]:
-        """fp32: images encoded and decoded."""
-        changed, distance = 0, np.float32(0)
-        for batch in self._batches():
-            images = self.images[batch]
-            decoded = self.engine.reverse(self._encode(images))
-            changed += int(mismatched_values(images, decoded, self.glow.n_bits).sum())
-            error = np.abs(decoded.pixels - self.reference.dequantized(images, _encoding_noise(images)))
-            distance = np.maximum(distance, error.max())  # NaN stays NaN
-        find = self._find_round_trip_layer
-        return [
-            Value("round trip, values changed", changed, ROUND_TRIP_BOUND, find_layer=find),
-            # In bins. If dequantization is uniform, the border of a bin is at 0.5.
-            Value("round trip, farthest from what was encoded", float(distance)),
-            # Values with noise near 0 or 1 may be rounded to the next bin.
-            Value("round trip with random noise, values changed", self._changed_with_random_noise()),
-        ]
-
     def _find_round_trip_layer(self) -> str:
         images = self.images[:2]
         forward = diverging_layer_forward(self.reference, self.bundle, images, _encoding_noise(images))
-        reverse = diverging_layer_reverse(self.reference, self.bundle, self._encode(images))
+        reverse = diverging_layer_reverse(self.reference, self.bundle, self._encoded[:2])
         return " or ".join(filter(None, (forward, reverse))) or _NO_LAYER
 
-    def _changed_with_random_noise(self) -> int:
-        return sum(int(self._changed_values(self.images[i], self._noise[i]).sum()) for i in self._batches())
 
-    def low_precision_round_trip(self) -> list[Value]:
-        """Low precision: images encoded and decoded, and samples."""
-        changed = np.concatenate([self._changed_values(self.images[i]) for i in self._batches()])
-        samples = self.engine.reverse(self._sampled_latents()).pixels
-        finite = np.isfinite(samples).all(axis=(1, 2, 3))
-        share, bound = (
-            float(changed.sum() / self.images.size),
-            CHANGED_BOUNDS[self.bundle.manifest.flow.precision],
-        )
-        return [
-            Value("round trip, share of values changed", share, bound, layer=_NETWORKS),
-            Value("round trip, share of images changed", float((changed > 0).mean())),
-            Value("samples at temperature 1, share not finite", float((~finite).mean())),
-        ]
+def _largest(
+    name: str,
+    values: Float64Array,
+    bound: float | None = None,
+    find_layer: Callable[[], str] | None = None,
+) -> Value:
+    """The largest of the values of images, [N]."""
+    return Value(
+        name=name,
+        value=float(values.max()),  # NaN stays NaN
+        images=len(values),
+        not_finite=_not_finite(values),
+        bound=bound,
+        find_layer=find_layer,
+    )
 
-    def decoding(self) -> list[Value]:
-        """fp32: the errors of decoded pixels, for encoded images and for samples."""
-        encoded = self._encode(self.images[:_BATCH])
 
-        def find() -> str:
-            return diverging_layer_reverse(self.reference, self.bundle, encoded[:2]) or _NO_LAYER
+def _not_finite(values: Float64Array) -> int:
+    return int((~np.isfinite(values)).sum())
 
-        error, sampling_error = self._decoding_error(encoded), self._decoding_error(self._sampled_latents())
-        return [
-            Value("decoding, error in grey values", error, DECODE_BOUND, find_layer=find),
-            Value("decoding samples at temperature 1, error in grey values", sampling_error),
-        ]
 
-    def out_of_distribution(self) -> list[manifest_pb2.UnseenProof]:
-        """How many images of each kind have a finite likelihood, and how many decode to the same image."""
-        counts = []
-        for kind, images in out_of_distribution_images(self.images).items():
-            forward = self.engine.forward(images, _encoding_noise(images))
-            finite = np.isfinite(forward.log_likelihood) & np.isfinite(forward.latent).all(axis=1)
-            decoded = self.engine.reverse(forward.latent)
-            lossless = finite & (mismatched_values(images, decoded, self.glow.n_bits) == 0)
-            counts.append(
-                manifest_pb2.UnseenProof(
-                    kind=kind, images=len(images), finite=int(finite.sum()), returned=int(lossless.sum())
-                )
-            )
-        return counts
+def _not_finite_samples(finite: npt.NDArray[np.bool_]) -> Value:
+    return Value(name=SAMPLES_NOT_FINITE, value=int((~finite).sum()), images=len(finite))
 
-    def _batches(self) -> list[slice]:
-        return [slice(i, i + _BATCH) for i in range(0, len(self.images), _BATCH)]
 
-    def _changed_values(self, images: UInt8Array, noise: Float32Array | None = None) -> npt.NDArray[np.int64]:
-        """The number of values of each image that encoding and decoding change, [N]."""
-        latent = self.engine.forward(images, _encoding_noise(images) if noise is None else noise).latent
-        return mismatched_values(images, self.engine.reverse(latent), self.glow.n_bits)
-
-    def _encode(self, images: UInt8Array) -> Float32Array:
-        return self.engine.forward(images, _encoding_noise(images)).latent
-
-    def _sampled_latents(self) -> Float32Array:
-        return latents(DEFAULT_SEED, 0, _BATCH, self.glow.dimensions)
-
-    def _decoding_error(self, latent: Float32Array) -> float:
-        bins = self.engine.reverse(latent).pixels - self.reference.pixels(latent)
-        return float(np.abs(bins).max() * 2 ** (8 - self.glow.n_bits))
+def _worst_pixel(error: Float64Array) -> Float64Array:
+    """The largest error of each image, [N]."""
+    worst: Float64Array = np.abs(error).max(axis=(1, 2, 3))
+    return worst
 
 
 def _encoding_noise(images: UInt8Array) -> Float32Array:

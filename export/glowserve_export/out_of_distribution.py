@@ -9,20 +9,22 @@ from glowserve.images import UInt8Array
 _MAX_IMAGES = 32
 
 
-def out_of_distribution_images(held_out: UInt8Array) -> dict[str, UInt8Array]:
+def out_of_distribution_images(held_out: UInt8Array, most: int = _MAX_IMAGES) -> dict[str, UInt8Array]:
     """At most 32 images of each kind, uint8 [N, H, W, C], by the name of the kind.
 
     Args:
         held_out: images to invert, uint8 [N, H, W, C].
+        most: the number of images of each kind, if fewer than 32.
     """
     _, height, width, channels = held_out.shape
-    shape = (_MAX_IMAGES, height, width, channels)
-    greys = np.linspace(0, 255, _MAX_IMAGES).round().astype(np.uint8)
+    most = min(most, _MAX_IMAGES)
+    shape = (most, height, width, channels)
+    greys = np.linspace(0, 255, most).round().astype(np.uint8)
     return {
         "noise": np.random.Generator(np.random.Philox(0)).integers(0, 256, shape, dtype=np.uint8),
         "constant": np.broadcast_to(greys[:, None, None, None], shape).copy(),
-        "inverted": 255 - held_out[:_MAX_IMAGES],
-        "checkerboard": _checkerboards(height, width, channels),
+        "inverted": 255 - held_out[:most],
+        "checkerboard": _checkerboards(height, width, channels)[:most],
     }
 
 

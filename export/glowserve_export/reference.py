@@ -5,6 +5,7 @@ Shapes: N images, H W C of an image, D = H * W * C; [N, C, H, W] inside the flow
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Protocol
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
+from glowserve_export.float64 import Float64Convolutions
 from glowserve_export.folded import DEQUANTIZATION, Float64Array
 
 Layers = Iterator[tuple[str, Tensor]]
@@ -46,38 +48,39 @@ class TorchReference:
     """The reference of a model that was trained here: PyTorch's own computation, so that folding is measured too.
 
     Args:
-        model: in any precision.
+        model: in any precision; a float64 model is used as it is, and not copied.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, model: Glow) -> None:
-        self._model = Glow(model.config).double().eval()
-        self._model.load_state_dict(model.state_dict())
+    def __init__(self, model: Glow, device: str = "cpu") -> None:
+        self._model, self._device = as_float64(model).to(device).eval(), device
 
     @torch.no_grad()
     def log_likelihood(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
-        nats: Float64Array = self._model.log_prob(
-            torch.from_numpy(images), torch.from_numpy(noise).double()
-        ).numpy()
-        return nats
+        with Float64Convolutions():
+            nats: Tensor = self._model.log_prob(self._bytes(images), self._doubles(noise))
+        return nats.numpy(force=True)
 
     @torch.no_grad()
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
-        y, _ = self._model.dequantize(torch.from_numpy(images), torch.from_numpy(noise).double())
-        return self._in_bins(y).numpy()
+        with Float64Convolutions():
+            y, _ = self._model.dequantize(self._bytes(images), self._doubles(noise))
+        return self._in_bins(y).numpy(force=True)
 
     @torch.no_grad()
     def pixels(self, latent: Float32Array) -> Float64Array:
         """See `Reference`."""
-        y, _ = self._model.inverse(torch.from_numpy(latent).double())
-        return self._in_bins(y).numpy()
+        with Float64Convolutions():
+            y, _ = self._model.inverse(self._doubles(latent))
+        return self._in_bins(y).numpy(force=True)
 
     @torch.no_grad()
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:
         """See `Reference`."""
-        model, bytes_ = self._model, torch.from_numpy(images)
-        x, _ = model.dequantize(bytes_, torch.from_numpy(noise).double())
+        model, bytes_ = self._model, self._bytes(images)
+        x, _ = model.dequantize(bytes_, self._doubles(noise))
         if model.dequantization is not None:
             yield DEQUANTIZATION, self._in_bins(x) - to_bins(bytes_, model.config.n_bits)
         latents = []
@@ -96,7 +99,7 @@ class TorchReference:
     def reverse_layers(self, latent: Float32Array) -> Layers:
         """See `Reference`."""
         model = self._model
-        latents = latents_by_level(torch.from_numpy(latent).double(), model.latent_shapes())
+        latents = latents_by_level(self._doubles(latent), model.latent_shapes())
         x = torch.empty(0)
         for i, level in reversed(list(enumerate(model.flow_levels(), 1))):
             top = i == model.config.levels
@@ -110,6 +113,19 @@ class TorchReference:
 
     def _in_bins(self, y: Tensor) -> Tensor:
         return in_bins(y, self._model.config.n_bits)
+
+    def _bytes(self, images: UInt8Array) -> Tensor:
+        return torch.from_numpy(images).to(self._device)
+
+    def _doubles(self, values: Float32Array) -> Tensor:
+        return torch.from_numpy(values).double().to(self._device)
+
+
+def as_float64(model: Glow) -> Glow:
+    """The model in float64: itself if it is, else a copy."""
+    if next(model.parameters()).dtype == torch.float64:
+        return model
+    return copy.deepcopy(model).double()
 
 
 def in_bins(y: Tensor, n_bits: int) -> Tensor:

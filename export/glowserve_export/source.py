@@ -15,6 +15,7 @@ from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.frontends.public import IMPLEMENTATIONS, import_public
 from glowserve_export.reference import Reference, TorchReference
+from glowserve_export.size import check_size
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,25 @@ class Source:
     """The images that were held out in training; None if unknown."""
 
 
-def load_glowserve_checkpoint(path: Path) -> Source:
+def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: str = "cpu") -> Source:
     """Loads a checkpoint of `glowserve train`.
+
+    Args:
+        path: the checkpoint.
+        precision: that the model will be exported with.
+        device: "cpu" or "cuda": where PyTorch computes the reference.
 
     Raises:
         glowserve_training.errors.CheckpointError: it cannot be read.
+        glowserve_export.errors.ExportError: the model is too large for a graph in that precision.
         glowserve_export.errors.NotInvertibleError: a weight is not finite, or a 1x1 convolution cannot be inverted.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, accept=lambda weights: check_size(weights, precision))
     config, record = checkpoint.model.config, checkpoint.training
+    model = checkpoint.model.double()  # in place: folded arrays and reference share its weights
     return Source(
-        glow=fold_glow(checkpoint.model),
-        reference=TorchReference(checkpoint.model),
+        glow=fold_glow(model),
+        reference=TorchReference(model, device),
         flow=manifest_pb2.Flow(
             levels=config.levels,
             steps_per_level=config.steps_per_level,
@@ -60,7 +68,7 @@ def load_glowserve_checkpoint(path: Path) -> Source:
             parametrization=config.parametrization,
             dequantization=config.dequantization,
             coupling_actnorm=config.coupling_actnorm,
-            parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
         ),
         training=manifest_pb2.Training(
             implementation="glowserve",
@@ -76,21 +84,25 @@ def load_glowserve_checkpoint(path: Path) -> Source:
     )
 
 
-def load_public_checkpoint(implementation: str, path: Path, arguments: Path) -> Source:
+def load_public_checkpoint(
+    implementation: str, path: Path, arguments: Path, *, precision: str = "fp32", device: str = "cpu"
+) -> Source:
     """Loads a checkpoint of a public implementation.
 
     Args:
         implementation: see `glowserve_export.frontends.public.IMPLEMENTATIONS`.
         path: the model's state_dict.
         arguments: JSON with the arguments of the model's constructor.
+        precision: that the model will be exported with.
+        device: "cpu" or "cuda": where PyTorch computes the reference.
 
     Raises:
         glowserve_export.errors.ExportError: see `glowserve_export.frontends.public.import_public`.
     """
-    model = import_public(implementation, path, arguments)
+    model = import_public(implementation, path, arguments, precision=precision)
     return Source(
         glow=model.glow,
-        reference=FoldedReference(model.glow),
+        reference=FoldedReference(model.glow, device),
         flow=manifest_pb2.Flow(
             levels=len(model.glow.levels),
             steps_per_level=model.steps_per_level,

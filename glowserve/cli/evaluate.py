@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glowserve.cli.failure import Failure
+from glowserve.cli.torch_device import torch_device
 
 if TYPE_CHECKING:
     from glowserve_training.data import DataConfig, HeldOutImages
@@ -102,7 +103,7 @@ def _open_checkpoint(source: Path, device: str, data: str | None) -> tuple[Evalu
     from glowserve_training.held_out import held_out_of
 
     checkpoint = load_checkpoint(source)
-    model = checkpoint.model.to(_torch_device(device))
+    model = checkpoint.model.to(torch_device(device))
     images = held_out_of(checkpoint, source).load(data, _warn)
     return EvaluatedGlow(model), data or checkpoint.data.data, images
 
@@ -132,14 +133,6 @@ def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated
         return model, data or config.data, images
     except GlowserveError as error:
         raise Failure(error, 2) from error
-
-
-def _torch_device(device: str) -> str:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Failure("device is 'cuda', and PyTorch finds no usable GPU; use 'cpu' or 'auto'", 2)
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _load_held_out(config: DataConfig, *, trained_on: bool) -> HeldOutImages:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
+from glowserve.cli.torch_device import torch_device
 from glowserve.verification import verification_json, verification_table
 
 
@@ -32,7 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
     )
     parser.add_argument(
-        "--config", type=Path, help="with --from: JSON with the arguments of the model's constructor"
+        "--config",
+        type=Path,
+        help="with --from: JSON with what the checkpoint does not tell: image_size and n_bits for rosinality, the "
+        "hparams.json of the training script for y0ast",
+    )
+    parser.add_argument(
+        "--verification-images",
+        type=int,
+        metavar="N",
+        help="held-out images to verify the graphs on (default: 128, or fewer if the model is large)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="runs the verification (default: auto: CUDA if it works, else the CPU)",
     )
     parser.add_argument(
         "--triton", type=Path, metavar="DIR", help="also write the bundle to a Triton model repository"
@@ -49,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from glowserve_training.errors import TrainingError
     from glowserve_training.hardware import use_allowed_cores
 
+    from glowserve.runtime.errors import GlowserveError
+
     if (args.implementation is None) != (args.config is None):
         raise Failure(
             "--from and --config must be given together: a public implementation's checkpoint needs both", 2
@@ -56,17 +74,26 @@ def run(args: argparse.Namespace) -> int:
     use_allowed_cores()
     _say(f"reading {args.checkpoint}")
     try:
+        how = {"precision": args.precision, "device": torch_device(args.device)}
         if args.implementation:
-            source = load_public_checkpoint(args.implementation, args.checkpoint, args.config)
+            source = load_public_checkpoint(args.implementation, args.checkpoint, args.config, **how)
         else:
-            source = load_glowserve_checkpoint(args.checkpoint)
-        bundle = export(source, args.model, data=args.data, precision=args.precision, say=_say)
+            source = load_glowserve_checkpoint(args.checkpoint, **how)
+        bundle = export(
+            source,
+            args.model,
+            data=args.data,
+            precision=args.precision,
+            verification_images=args.verification_images,
+            device=args.device,
+            say=_say,
+        )
         if args.triton:
             for path in write_triton(bundle, args.triton):
                 _say(f"wrote {path}")
     except ExportError as error:
         raise Failure(error, 1) from error
-    except (TrainingError, OSError) as error:
+    except (TrainingError, GlowserveError, OSError) as error:
         raise Failure(error, 2) from error
     manifest = bundle.manifest
     if args.json:

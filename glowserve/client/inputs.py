@@ -30,7 +30,7 @@ ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
 Portion: TypeAlias = "list[bytes] | UInt8Array"
 """The images of one call: the bytes of files, or uint8 [N, H, W, C]."""
 
-# Below the default limits of the service for one call: 256 images, 64 MiB and 32,000,000 pixels.
+# Below the default limits of the service for one call: 256 images, 64 MiB and 64,000,000 pixels.
 _MOST_IMAGES = 64
 _MOST_BYTES = 16 * 2**20
 _MOST_PIXELS = 16_000_000

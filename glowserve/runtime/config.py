@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glowserve.images import MAX_PIXELS
 from glowserve.runtime.errors import DeviceError
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
@@ -44,7 +45,7 @@ class Limits:
     max_samples: int = 100_000
     """The most samples of a request."""
 
-    max_pixels: int = 32_000_000
+    max_pixels: int = MAX_PIXELS
     """The most pixels of all pictures in a request together."""
 
     max_batch_size: int = 32

@@ -6,18 +6,13 @@ Shapes: N images, H W C, D = H * W * C.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from glowserve.images import (
-    ENCODED_FORMATS,
-    InvalidImageError,
-    UInt8Array,
-    open_encoded,
-    prepare,
-)
+from glowserve.images import UInt8Array
+from glowserve.pictures import InvalidPictureError, Pictures
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import InvalidRequestError
@@ -29,20 +24,20 @@ _SIZES = {tensor_pb2.DATA_TYPE_UINT8: 1, tensor_pb2.DATA_TYPE_FLOAT32: 4}
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of a request, before they are decoded."""
+    """The images of a tensor, before they are read."""
 
     count: int
     """N, 1 or more."""
 
     size: int
-    """Roughly how many bytes `read` processes; 0 if the images need no decoding."""
+    """Roughly how many bytes `read` processes; 0 if there is nothing to do."""
 
     read: Callable[[], UInt8Array]
-    """Decodes the images to uint8 [N, H, W, C] of the model's shape. Raises InvalidRequestError."""
+    """The images, uint8 [N, H, W, C] of the model's shape. Raises InvalidRequestError."""
 
 
-def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits) -> ImageSource:
-    """The images of a request. Checks a tensor, or the number of pictures; `ImageSource.read` decodes the pictures.
+def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits) -> ImageSource | Pictures:
+    """The images of a request. Checks a tensor, or the number of pictures, which a runner decodes.
 
     Args:
         images: the field of the request.
@@ -62,8 +57,13 @@ def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits
         return ImageSource(len(array), 0, lambda: array)
     files = images.encoded.data
     _check_count("images.encoded.data", len(files), limits.max_images)
-    # A small file may hold a large picture, so the limit stands for the size.
-    return ImageSource(len(files), limits.max_pixels, lambda: _decoded(files, bundle, limits.max_pixels))
+    return Pictures(files, bundle.shape, bundle.preparation, limits.max_pixels)
+
+
+def invalid_picture(error: InvalidPictureError) -> InvalidRequestError:
+    """The error of a request whose pictures cannot be decoded."""
+    field = "images.encoded.data" + ("" if error.index is None else f"[{error.index}]")
+    return InvalidRequestError(f"{field}: {error}", field)
 
 
 def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) -> Float32Array:
@@ -145,25 +145,6 @@ def check_temperature(temperature: float, field: str = "temperature") -> None:
     """
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise InvalidRequestError(f"temperature is {temperature}; it must be 0 or more, and finite", field)
-
-
-def _decoded(files: Sequence[bytes], bundle: Bundle, max_pixels: int) -> UInt8Array:
-    height, width, channels = bundle.shape
-    pixels, result = 0, np.empty((len(files), *bundle.shape), np.uint8)
-    for i, data in enumerate(files):
-        try:
-            with open_encoded(data, formats=ENCODED_FORMATS) as picture:
-                pixels += picture.width * picture.height
-                if pixels > max_pixels:
-                    raise InvalidImageError(
-                        f"it has {picture.width} x {picture.height} pixels, which makes {pixels} in this call; at "
-                        f"most {max_pixels} are accepted"
-                    )
-                result[i] = prepare(picture, height, width, channels, bundle.preparation)
-        except InvalidImageError as error:
-            field = f"images.encoded.data[{i}]"
-            raise InvalidRequestError(f"{field}: {error}", field) from None
-    return result
 
 
 def _image_tensor(tensor: tensor_pb2.Tensor, bundle: Bundle, max_images: int) -> UInt8Array:

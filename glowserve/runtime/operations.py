@@ -12,9 +12,10 @@ import numpy as np
 
 from glowserve.images import UInt8Array
 from glowserve.mismatch import Int64Array, mismatched_values
+from glowserve.pictures import InvalidPictureError, Pictures
 from glowserve.runtime.checks import require_finite_images, require_finite_latents
 from glowserve.runtime.engine import Float32Array
-from glowserve.runtime.inputs import ImageSource
+from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
 from glowserve.runtime.randomness import ENCODING_NOISE, dequantization_noise, latents
 from glowserve.runtime.runner import Runner, Work
@@ -46,7 +47,7 @@ class Encoded:
     """How many values of each image are in another bin after its latent is decoded, [N]."""
 
 
-async def score(runner: Runner, images: ImageSource, seed: int) -> Scores:
+async def score(runner: Runner, images: ImageSource | Pictures, seed: int) -> Scores:
     """Scores images.
 
     Args:
@@ -57,13 +58,14 @@ async def score(runner: Runner, images: ImageSource, seed: int) -> Scores:
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
+    source = await _decoded(runner, images)
 
     def prepare() -> tuple[UInt8Array, Float32Array]:
-        array = images.read()
+        array = source.read()
         return array, dequantization_noise(seed, array)
 
-    size = images.size + images.count * runner.bundle.manifest.image.latent_size
-    array, noise = await runner.compute(Work(prepare, images.count, size))
+    size = source.size + source.count * runner.bundle.manifest.image.latent_size
+    array, noise = await runner.compute(Work(prepare, source.count, size))
     return runner.scorer.score(await runner.forward(array, noise), seed)
 
 
@@ -93,7 +95,7 @@ async def sample(
     return await decode(runner, drawn, first=first, what=what)
 
 
-async def encode(runner: Runner, images: ImageSource) -> Encoded:
+async def encode(runner: Runner, images: ImageSource | Pictures) -> Encoded:
     """Encodes images, and counts the values that differ when the latents are decoded again.
 
     Args:
@@ -104,7 +106,7 @@ async def encode(runner: Runner, images: ImageSource) -> Encoded:
         NotFiniteError: a latent is not finite.
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    array = await runner.compute(Work(images.read, images.count, images.size))
+    array = await _array(runner, images)
     encoded = await _encode(runner, array)
     decoded = await runner.reverse(encoded)
     return Encoded(encoded, mismatched_values(array, decoded, runner.bundle.manifest.image.n_bits))
@@ -130,7 +132,7 @@ async def decode(
     return decoded.image
 
 
-async def interpolate(runner: Runner, pair: ImageSource, steps: int) -> UInt8Array:
+async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) -> UInt8Array:
     """Interpolates between two images along the path between their latents, uint8 [S, H, W, C], both ends included.
 
     Args:
@@ -142,9 +144,25 @@ async def interpolate(runner: Runner, pair: ImageSource, steps: int) -> UInt8Arr
         NotFiniteError: a latent or an image is not finite.
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    array = await runner.compute(Work(pair.read, pair.count, pair.size))
-    start, end = await _encode(runner, array)
+    start, end = await _encode(runner, await _array(runner, pair))
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
+
+
+async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSource:
+    """The images, of which pictures are decoded."""
+    if isinstance(images, ImageSource):
+        return images
+    try:
+        array = await runner.decode(images)
+    except InvalidPictureError as error:
+        raise invalid_picture(error) from None
+    return ImageSource(len(array), 0, lambda: array)
+
+
+async def _array(runner: Runner, images: ImageSource | Pictures) -> UInt8Array:
+    """The images, uint8 [N, H, W, C]."""
+    source = await _decoded(runner, images)
+    return await runner.compute(Work(source.read, source.count, source.size))
 
 
 async def _encode(runner: Runner, images: UInt8Array) -> Float32Array:

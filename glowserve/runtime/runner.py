@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from glowserve.images import UInt8Array
+from glowserve.pictures import Pictures
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
 from glowserve.runtime.repository import Bundle
@@ -27,7 +28,7 @@ PREPARATION, SERIALIZATION = "preparation", "serialization"
 
 
 class Work(NamedTuple, Generic[T]):
-    """CPU work outside the graphs: decoding pictures, computing noise, encoding PNG files."""
+    """CPU work outside the graphs: reading tensors, computing noise, encoding PNG files. How long it takes is known."""
 
     function: Callable[[], T]
     """Does the work, and returns its result."""
@@ -63,6 +64,9 @@ class Runner(Protocol):
     async def compute(self, work: Work[T]) -> T:
         """Does CPU work, and returns its result."""
 
+    async def decode(self, pictures: Pictures) -> UInt8Array:
+        """Decodes pictures to images, uint8 [N, H, W, C]. Raises InvalidPictureError."""
+
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """Runs the forward graph on images, uint8 [N, H, W, C], and noise, float32 [N, H, W, C]."""
 
@@ -91,6 +95,10 @@ class EngineRunner:
     async def compute(self, work: Work[T]) -> T:
         """See Runner."""
         return work.function()
+
+    async def decode(self, pictures: Pictures) -> UInt8Array:
+        """See Runner."""
+        return pictures.decode()
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """See Runner."""

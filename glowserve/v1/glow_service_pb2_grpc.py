@@ -38,9 +38,10 @@ class GlowServiceStub(object):
     NOT_FOUND            The model or the version is not served. Do not retry: ListModels lists what is served.
     UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
     PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
-    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn. Nothing was computed.
-    Retry with back-off. A stream is refused only at its start. gRPC returns the same code for a
-    message over the size limit (64 MiB unless configured): do not retry that.
+    RESOURCE_EXHAUSTED   The queue is full, the call's deadline would pass before its turn, or the server has too many
+    calls or requests already. Nothing was computed. Retry with back-off. A stream is refused at
+    its start, or later if the server holds too many bytes of requests. gRPC returns the same
+    code for a message over the size limit (64 MiB unless configured): do not retry that.
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
@@ -130,9 +131,10 @@ class GlowServiceServicer(object):
     NOT_FOUND            The model or the version is not served. Do not retry: ListModels lists what is served.
     UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
     PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
-    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn. Nothing was computed.
-    Retry with back-off. A stream is refused only at its start. gRPC returns the same code for a
-    message over the size limit (64 MiB unless configured): do not retry that.
+    RESOURCE_EXHAUSTED   The queue is full, the call's deadline would pass before its turn, or the server has too many
+    calls or requests already. Nothing was computed. Retry with back-off. A stream is refused at
+    its start, or later if the server holds too many bytes of requests. gRPC returns the same
+    code for a message over the size limit (64 MiB unless configured): do not retry that.
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
@@ -331,9 +333,10 @@ class GlowService(object):
     NOT_FOUND            The model or the version is not served. Do not retry: ListModels lists what is served.
     UNAUTHENTICATED      The server requires a token, and the call has none or an unknown one. Do not retry.
     PERMISSION_DENIED    The token does not permit the call, or the server permits it to nobody. Do not retry.
-    RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn. Nothing was computed.
-    Retry with back-off. A stream is refused only at its start. gRPC returns the same code for a
-    message over the size limit (64 MiB unless configured): do not retry that.
+    RESOURCE_EXHAUSTED   The queue is full, the call's deadline would pass before its turn, or the server has too many
+    calls or requests already. Nothing was computed. Retry with back-off. A stream is refused at
+    its start, or later if the server holds too many bytes of requests. gRPC returns the same
+    code for a message over the size limit (64 MiB unless configured): do not retry that.
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.

@@ -144,16 +144,18 @@ class Training(_message.Message):
     def __init__(self, data: _Optional[str] = ..., steps: _Optional[int] = ..., images_seen: _Optional[int] = ..., seed: _Optional[int] = ..., split_seed: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., implementation: _Optional[str] = ...) -> None: ...
 
 class Verification(_message.Message):
-    __slots__ = ("checks", "images", "steps", "unseen")
+    __slots__ = ("checks", "images", "steps", "unseen", "device")
     CHECKS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     UNSEEN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     checks: _containers.RepeatedCompositeFieldContainer[Check]
     images: int
     steps: _containers.RepeatedCompositeFieldContainer[StepProof]
     unseen: _containers.RepeatedCompositeFieldContainer[UnseenProof]
-    def __init__(self, checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., images: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepProof, _Mapping]]] = ..., unseen: _Optional[_Iterable[_Union[UnseenProof, _Mapping]]] = ...) -> None: ...
+    device: str
+    def __init__(self, checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., images: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepProof, _Mapping]]] = ..., unseen: _Optional[_Iterable[_Union[UnseenProof, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class StepProof(_message.Message):
     __slots__ = ("step", "condition_number", "residual")
@@ -190,16 +192,18 @@ class Canary(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., temperature: _Optional[float] = ..., image: _Optional[bytes] = ..., log_likelihood: _Optional[float] = ...) -> None: ...
 
 class Check(_message.Message):
-    __slots__ = ("name", "value", "bound", "layer")
+    __slots__ = ("name", "value", "bound", "layer", "images")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     BOUND_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     value: float
     bound: float
     layer: str
-    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., layer: _Optional[str] = ...) -> None: ...
+    images: int
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., layer: _Optional[str] = ..., images: _Optional[int] = ...) -> None: ...
 
 class Calibration(_message.Message):
     __slots__ = ("bits_per_dim", "data")

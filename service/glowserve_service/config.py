@@ -112,11 +112,20 @@ class ServiceConfig:
     max_images_per_call: int = _setting(Limits.max_images, "most images that a call may bring")
     max_samples_per_call: int = _setting(Limits.max_samples, "most images that a call may ask for")
     max_pixels_per_call: int = _setting(
-        Limits.max_pixels, "most pixels that a call's pictures may have together"
+        Limits.max_pixels,
+        "most pixels that a call's pictures may have together; a process that decodes takes 20 bytes for each",
     )
     max_message_mib: int = _setting(64, "largest request, in MiB", most=2047)
     max_concurrent_streams: int = _setting(
         1024, "most calls at once on a connection; more wait in the client"
+    )
+    max_concurrent_calls: int = _setting(
+        2048, "most calls at once on all connections; more are refused, health checks excepted"
+    )
+    max_received_mib: int = _setting(
+        1024,
+        "most bytes of requests that are received and not answered, in MiB; more are refused, but one of the largest "
+        "size is always accepted",
     )
     max_connection_age_seconds: float = _setting(
         3600.0,
@@ -185,9 +194,19 @@ class ServiceConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
+    @property
+    def max_message_bytes(self) -> int:
+        """The size of the largest request."""
+        return self.max_message_mib * 2**20
+
+    @property
+    def max_received_bytes(self) -> int:
+        """The size of all requests together that are received and not answered."""
+        return max(self.max_received_mib, self.max_message_mib) * 2**20
+
     def share_of_a_call(self, images: int, size: int) -> float:
         """The share of what one call may bring that so many images in so many bytes are; at least that of one image."""
-        return max(max(images, 1) / self.max_images_per_call, size / (self.max_message_mib * 2**20))
+        return max(max(images, 1) / self.max_images_per_call, size / self.max_message_bytes)
 
     @property
     def runtime(self) -> RuntimeConfig:

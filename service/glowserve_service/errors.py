@@ -2,7 +2,9 @@
 
 GlowserveError (glowserve.runtime.errors)
 ├── QueueFullError       too many images wait already                  RESOURCE_EXHAUSTED
-│   └── WaitTooLongError so many that the deadline cannot be met       RESOURCE_EXHAUSTED
+│   ├── WaitTooLongError so many that the deadline cannot be met       RESOURCE_EXHAUSTED
+│   ├── CallsExhaustedError too many calls are open                    RESOURCE_EXHAUSTED
+│   └── BytesExhaustedError too many bytes are received, unanswered    RESOURCE_EXHAUSTED
 ├── DeadlineError        the deadline passed before the work began     DEADLINE_EXCEEDED
 ├── UnavailableError     the server is starting or stopping            UNAVAILABLE
 ├── UnauthenticatedError the call carries no token, or a wrong one     UNAUTHENTICATED
@@ -34,6 +36,14 @@ class QueueFullError(GlowserveError):
 
 class WaitTooLongError(QueueFullError):
     """So many images wait that the deadline would pass first; nothing was done."""
+
+
+class CallsExhaustedError(QueueFullError):
+    """Too many calls are open; nothing was done, and the request was not received."""
+
+
+class BytesExhaustedError(QueueFullError):
+    """Too many bytes of requests are received and not answered; nothing was done."""
 
 
 class DeadlineError(GlowserveError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from glowserve_service.observability import traces
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.metrics_server import MetricsServer
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.security.access import warning
 from glowserve_service.security.certificates import Certificates
 from glowserve_service.security.tokens import Tokens
@@ -82,6 +84,7 @@ class Server:
         self._middleware = CallMiddleware(
             (SERVICE_NAME, open_inference.SERVICE_NAME),
             self.metrics,
+            config,
             always=open_inference.READINESS_METHODS,
             traces=self._traces,
         )
@@ -102,8 +105,19 @@ class Server:
         self._server.add_generic_rpc_handlers((self._middleware,))
         self._bind(tokens)
         models = ModelRegistry(self.metrics)
+        self._middleware.image_values = lambda: max(
+            (math.prod(each.bundle.shape) for each in models), default=0
+        )
         self._manager = ModelManager(self.config, models, self.metrics, self._health.set)
-        pool = CpuPool(min(4, self.config.instances_on("cpu")), self.config.max_queue_size)
+        workers = min(4, self.config.instances_on("cpu"))
+        # Two at least: while one decodes something slow, another takes the next.
+        self._decoders = Decoders(
+            max(2, workers),
+            self.config.max_pixels_per_call,
+            self.config.max_message_mib * 2**20,
+            lambda reason: self.metrics.failed_decodes.labels(reason).inc(),
+        )
+        pool = CpuPool(workers, self.config.max_queue_size, self._decoders)
         self._closers.append(pool.close)
         servicer = GlowServicer(models, self._manager, self.config, pool)
         glow_service_pb2_grpc.add_GlowServiceServicer_to_server(servicer, self._middleware)
@@ -118,9 +132,11 @@ class Server:
         await self._server.start()
         try:
             await self._manager.start()
+            await self._decoders.ready()
         except BaseException:
             await self._server.stop(None)
             await self._manager.close()
+            await self._decoders.close()
             await self._close()
             raise
         self._middleware.accept()
@@ -141,6 +157,7 @@ class Server:
         await drained
         idle.cancel()
         await self._manager.close()
+        await self._decoders.close()
         await self._close()
         log.info("stopped")
 
@@ -209,7 +226,7 @@ def _try_to_bind(host: str, port: int) -> None:
 
 def _options(config: ServiceConfig) -> list[tuple[str, int]]:
     options = [
-        ("grpc.max_receive_message_length", config.max_message_mib * 2**20),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _SENT_AHEAD_BYTES),

@@ -116,14 +116,14 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_scored(
 def test_a_refused_picture_is_reported_and_the_others_are_scored(
     folder: Path, target: list[str], capsys: Printed
 ) -> None:
-    Image.new("1", (8000, 8000)).save(folder / "large.png")
+    Image.new("1", (9000, 8000)).save(folder / "large.png")
     files = [str(folder / "0.png"), str(folder / "large.png"), str(folder / "deeper" / "2.png")]
     assert main(["score", *files, "--json", *target]) == 1
     printed = capsys.readouterr()
     assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [files[0], files[2]]
     report, count = printed.err.splitlines()
     assert report.startswith(f"glowserve: {files[1]}: INVALID_ARGUMENT: ")
-    assert "it has 8000 x 8000 pixels" in report
+    assert "it has 9000 x 8000 pixels" in report
     assert count == "glowserve: 1 of 3 files could not be scored"
 
 

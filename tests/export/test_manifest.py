@@ -83,6 +83,7 @@ def test_it_has_every_value_of_the_verification_with_its_bound(bundle: Bundle) -
         "round trip, farthest from what was encoded",
         "round trip with random noise, values changed",
         "decoding samples at temperature 1, error in grey values",
+        "samples at temperature 1, not finite",
     }
     for name, bound in bounds.items():
         assert checks[name].value <= bound, name
@@ -92,6 +93,20 @@ def test_it_has_every_value_of_the_verification_with_its_bound(bundle: Bundle) -
     for name in ("worst condition number", "worst |W W^-1 - I|"):
         assert checks[name].layer.startswith("level")
     assert bundle.manifest.verification.images == 128
+    assert bundle.manifest.verification.device == "cpu"
+
+
+def test_it_has_the_number_of_images_of_every_value(bundle: Bundle) -> None:
+    images = {check.name: check.images for check in bundle.manifest.verification.checks}
+    assert images == {
+        **{"worst condition number": 0, "worst |W W^-1 - I|": 0},
+        **{"log-likelihood, relative error": 128, "log-likelihood, error in bits/dim": 128},
+        **{"round trip, values changed": 128, "round trip, farthest from what was encoded": 128},
+        "round trip with random noise, values changed": 128,
+        "decoding, error in grey values": 32,
+        "decoding samples at temperature 1, error in grey values": 4,
+        "samples at temperature 1, not finite": 32,
+    }
 
 
 def test_it_has_every_matrix_and_the_counts_of_out_of_distribution_images(bundle: Bundle) -> None:

@@ -118,12 +118,6 @@ def test_sixteen_bits_are_rounded_to_the_nearest_grey_value() -> None:
     assert image.flatten().tolist() == [0, 0, 1, 1, 1, 254, 255, 255]
 
 
-def test_grey_values_beyond_sixteen_bits_are_clipped() -> None:
-    deep = np.array([[-5, 0, 65535, 10**6]], np.int32)
-
-    assert read(encoded(Image.fromarray(deep), "TIFF"), (1, 4, 1)).flatten().tolist() == [0, 0, 255, 255]
-
-
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (6, 6), (grey, grey, grey)) for grey in (51, 255, 102)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from PIL import Image
 
 from glowserve.images import UInt8Array, encode_png, prepare
 from glowserve.messages import images_message, latent_tensor
+from glowserve.pictures import InvalidPictureError, Pictures
 from glowserve.runtime import inputs
 from glowserve.runtime.config import Limits
 from glowserve.runtime.errors import InvalidRequestError
+from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.randomness import latents
 from glowserve.runtime.repository import Bundle
 from glowserve.v1 import glow_service_pb2 as pb
@@ -31,21 +34,28 @@ def blank(width: int, height: int) -> bytes:
     return file_of(Image.new("1", (width, height)))
 
 
+def pictures_of(files: list[bytes], bundle: Bundle) -> Pictures:
+    source = inputs.image_source(images_message(files), bundle, LIMITS)
+    assert isinstance(source, Pictures)
+    return source
+
+
 # Images
 
 
 def test_a_tensor_needs_no_decoding(bundle: Bundle, digits: UInt8Array) -> None:
     source = inputs.image_source(images_message(digits[:3]), bundle, LIMITS)
+    assert isinstance(source, ImageSource)
     assert (source.count, source.size) == (3, 0)
     np.testing.assert_array_equal(source.read(), digits[:3])
 
 
-def test_pictures_are_prepared_when_they_are_read(bundle: Bundle) -> None:
+def test_pictures_are_prepared_when_they_are_decoded(bundle: Bundle) -> None:
     pictures = [Image.effect_noise((20, 10), 80).convert("RGB"), Image.effect_noise((7, 9), 80)]
-    source = inputs.image_source(images_message([file_of(each) for each in pictures]), bundle, LIMITS)
-    assert (source.count, source.size) == (2, LIMITS.max_pixels)
+    source = pictures_of([file_of(each) for each in pictures], bundle)
+    assert (source.count, source.max_pixels) == (2, LIMITS.max_pixels)
     expected = [prepare(each, *bundle.shape, bundle.preparation) for each in pictures]
-    np.testing.assert_array_equal(source.read(), expected)
+    np.testing.assert_array_equal(source.decode(), expected)
 
 
 @pytest.mark.parametrize(
@@ -65,15 +75,15 @@ def test_pictures_are_prepared_when_they_are_read(bundle: Bundle) -> None:
     ],
 )
 def test_a_picture_that_cannot_be_decoded_is_named(bundle: Bundle, pictures: list[bytes], words: str) -> None:
-    source = inputs.image_source(images_message(pictures), bundle, LIMITS)
-    with pytest.raises(InvalidRequestError, match=words) as caught:
-        source.read()
-    assert caught.value.field == f"images.encoded.data[{len(pictures) - 1}]"
+    with pytest.raises(InvalidPictureError) as caught:
+        pictures_of(pictures, bundle).decode()
+    error = inputs.invalid_picture(caught.value)
+    assert re.search(words, str(error))
+    assert error.field == f"images.encoded.data[{len(pictures) - 1}]"
 
 
 def test_all_pictures_together_may_have_as_many_pixels_as_the_limit(bundle: Bundle) -> None:
-    source = inputs.image_source(images_message([blank(40, 20), blank(20, 10)]), bundle, LIMITS)
-    assert source.read().shape == (2, 8, 8, 1)
+    assert pictures_of([blank(40, 20), blank(20, 10)], bundle).decode().shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize("n", [0, 5])

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glowserve.images import UInt8Array
+from glowserve.images import UInt8Array, encode_png
+from glowserve.pictures import Pictures
 from glowserve.runtime import operations
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
@@ -56,7 +57,7 @@ def runner(bundle: Bundle, engine: Engine) -> Runner:
 
 
 def source(images: UInt8Array) -> ImageSource:
-    """Images that need decoding, of 1000 bytes."""
+    """Images of a tensor that takes work to read, of 1000 bytes."""
     return ImageSource(len(images), 1000, lambda: images)
 
 
@@ -171,7 +172,28 @@ def test_images_are_decoded_and_noise_is_drawn_as_cpu_work(runner: Runner, digit
     ]
 
 
-def test_an_image_that_cannot_be_decoded_ends_the_operation(runner: Runner) -> None:
+def test_a_picture_that_cannot_be_decoded_ends_the_operation(runner: Runner, digits: UInt8Array) -> None:
+    pictures = Pictures([encode_png(digits[0]), b"?"], (8, 8, 1), runner.bundle.preparation)
+    for call in (
+        operations.score(runner, pictures, 0),
+        operations.encode(runner, pictures),
+        operations.interpolate(runner, pictures, 3),
+    ):
+        with pytest.raises(
+            InvalidRequestError, match=r"^images\.encoded\.data\[1\]: 1 bytes are not"
+        ) as caught:
+            run_now(call)
+        assert caught.value.field == "images.encoded.data[1]"
+
+
+def test_pictures_score_like_a_tensor(runner: Runner, digits: UInt8Array) -> None:
+    pictures = Pictures([encode_png(each) for each in digits[:3]], (8, 8, 1), runner.bundle.preparation)
+    scores = run_now(operations.score(runner, pictures, 0))
+    expected = run_now(operations.score(runner, source(digits[:3]), 0))
+    np.testing.assert_array_equal(scores.log_likelihood, expected.log_likelihood)
+
+
+def test_a_tensor_that_cannot_be_read_ends_the_operation(runner: Runner) -> None:
     def fail() -> UInt8Array:
         raise InvalidRequestError("images.encoded.data[0]: 2 bytes are not a picture")
 

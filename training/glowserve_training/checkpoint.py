@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig
@@ -80,14 +82,21 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     save(content, path, "the finished model")
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(
+    path: Path, *, accept: Callable[[Mapping[str, Tensor]], None] = lambda _: None
+) -> Checkpoint:
     """Reads a checkpoint; no code in the file is executed.
+
+    Args:
+        path: the checkpoint.
+        accept: called with the weights before the model is built; raises an error if the model is not wanted.
 
     Raises:
         CheckpointError: the file does not exist, is not a checkpoint, or is damaged.
     """
     content = _read(path)
     try:
+        accept(content["state_dict"])
         model = Glow(GlowConfig(**content["config"]))
         model.load_state_dict(content["state_dict"])
         data = dict(content["data"])
@@ -99,7 +108,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             glowserve_version=content["glowserve_version"],
             held_out=_held_out(content.get("held_out")),
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"checkpoint {path} has missing or wrong content: {reason}") from error
 

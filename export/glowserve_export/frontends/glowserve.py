@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import cast
 
@@ -26,18 +25,19 @@ from glowserve_export.folded import (
 )
 from glowserve_export.frontends.checks import check_condition, check_finite
 from glowserve_export.frontends.convolutions import shift_and_logit
+from glowserve_export.reference import as_float64
 
 
 @torch.no_grad()
 def fold_glow(model: Glow) -> FoldedGlow:
-    """Folds a model.
+    """Folds a model. The result shares weights with a float64 model.
 
     Raises:
         NotInvertibleError: a weight is not finite, or a 1x1 convolution is singular or nearly so.
     """
     check_finite(model.state_dict())
     config = model.config
-    double = copy.deepcopy(model).double()
+    double = as_float64(model)
     levels, constant = [], -config.dimensions * config.n_bits * math.log(2)
     for i, level in enumerate(double.flow_levels(), 1):
         steps = [_fold_step(step, step_name(i, k)) for k, step in enumerate(level.flow_steps(), 1)]
@@ -104,4 +104,4 @@ def _fold_conv(conv: HiddenConv2d | ZeroConv2d) -> FoldedConv:
 
 
 def _array(tensor: Tensor) -> Float64Array:
-    return tensor.detach().numpy().astype(np.float64)
+    return np.asarray(tensor.detach().numpy(), np.float64)

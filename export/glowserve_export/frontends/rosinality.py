@@ -18,21 +18,28 @@ from torch import Tensor
 
 from glowserve_export.errors import ForeignCheckpointError
 from glowserve_export.folded import Float64Array, FoldedConv
-from glowserve_export.frontends.arguments import check_image, read_arguments
+from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
 from glowserve_export.frontends.convolutions import reordered, shift_and_logit, zero_conv
 from glowserve_export.frontends.folding import PublicGlow, PublicLevel, PublicStep, fold_public
-from glowserve_export.frontends.state_dict import match
+from glowserve_export.frontends.state_dict import implied, length, match, numbers
 
-_ARGUMENTS = {
-    "in_channel": int,
-    "n_flow": int,
-    "n_block": int,
-    "affine": bool,
-    "conv_lu": bool,
-    "image_size": int,
-}
-# Hidden channels of a coupling network, a constant of the implementation.
-_WIDTH = 512
+_KNOWN = Known(
+    implementation="rosinality/glow-pytorch",
+    kinds={
+        "in_channel": int,
+        "n_flow": int,
+        "n_block": int,
+        "filter_size": int,
+        "affine": bool,
+        "conv_lu": bool,
+        "image_size": int,
+        "n_bits": int,
+    },
+    # Of train.py, whose other flags have the names of arguments or do not matter.
+    flags={"img_size": ("image_size", False), "no_lu": ("conv_lu", True)},
+    # Hidden channels of a coupling network: no flag of train.py sets them.
+    defaults={"filter_size": 512},
+)
 _BUFFERS = ("initialized", "w_p", "u_mask", "l_mask", "s_sign", "l_eye")
 
 
@@ -42,15 +49,16 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     Args:
         found: the model's state_dict.
         checkpoint: the file of the state_dict, for messages.
-        arguments: JSON with the arguments of `Glow`, and the size of an image.
+        arguments: JSON with image_size and n_bits, and with any other arguments of `Glow` or flags of train.py.
 
     Raises:
         ExportError: state_dict and arguments do not fit, or the model cannot be inverted.
     """
-    given = read_arguments(arguments, "rosinality/glow-pytorch", _ARGUMENTS)
+    inferred = _inferred(found)
+    given = read_arguments(arguments, _KNOWN, inferred)
     check_image(arguments, given["image_size"], given["in_channel"], given["n_block"])
-    shapes = dict(_shapes(given, found))
-    weights = match(found, shapes, checkpoint)
+    shapes = implied(_shapes(given, found), found)
+    weights = match(found, shapes, checkpoint, contradictions(given, inferred))
     for key, value in weights.items():
         if key.endswith(".initialized") and not value:
             raise ForeignCheckpointError(
@@ -69,7 +77,7 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     )
     return PublicGlow(
         glow=glow,
-        width=_WIDTH,
+        width=given["filter_size"],
         steps_per_level=given["n_flow"],
         coupling="affine" if given["affine"] else "additive",
         parametrization="lu" if given["conv_lu"] else "plain",
@@ -78,12 +86,31 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     )
 
 
+def _inferred(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that keys and shapes tell, those that they do not tell left out."""
+    blocks, flows = numbers(found, r"blocks\.(\d+)\."), numbers(found, r"blocks\.0\.flows\.(\d+)\.")
+    first = "blocks.0.flows.0"
+    channels = length(found, f"{first}.actnorm.loc", 1)
+    passive = length(found, f"{first}.coupling.net.0.weight", 1)
+    outputs = length(found, f"{first}.coupling.net.4.conv.weight", 0)
+    told = {
+        "in_channel": channels and channels // 4,
+        "n_flow": len(flows) or None,
+        "n_block": len(blocks) or None,
+        "filter_size": length(found, f"{first}.coupling.net.0.weight", 0),
+        "affine": outputs and passive and outputs > passive,
+        "conv_lu": f"{first}.invconv.weight" not in found if flows else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def _shapes(given: Mapping[str, Any], found: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Keys and shapes that the arguments imply, in the model's order.
 
     Versions of the implementation differ in two ways that no argument states: whether an actnorm saves that it was
     initialized, and whether the last block obeys `conv_lu` or always has LU-decomposed convolutions.
     """
+    width = given["filter_size"]
     saves_initialized = any(key.endswith(".initialized") for key in found)
     last = given["n_block"] - 1
     plain_last = f"blocks.{last}.flows.0.invconv.weight" in found
@@ -102,12 +129,12 @@ def _shapes(given: Mapping[str, Any], found: Mapping[str, Tensor]) -> Iterator[t
                     yield f"{flow}.invconv.{name}", (channels,) if vector else (channels, channels)
             else:
                 yield f"{flow}.invconv.weight", (channels, channels, 1, 1)
-            yield f"{flow}.coupling.net.0.weight", (_WIDTH, channels // 2, 3, 3)
-            yield f"{flow}.coupling.net.0.bias", (_WIDTH,)
-            yield f"{flow}.coupling.net.2.weight", (_WIDTH, _WIDTH, 1, 1)
-            yield f"{flow}.coupling.net.2.bias", (_WIDTH,)
+            yield f"{flow}.coupling.net.0.weight", (width, channels // 2, 3, 3)
+            yield f"{flow}.coupling.net.0.bias", (width,)
+            yield f"{flow}.coupling.net.2.weight", (width, width, 1, 1)
+            yield f"{flow}.coupling.net.2.bias", (width,)
             outputs = channels if given["affine"] else channels // 2
-            yield from _zero_conv_shapes(f"{flow}.coupling.net.4", outputs, _WIDTH)
+            yield from _zero_conv_shapes(f"{flow}.coupling.net.4", outputs, width)
         inputs = channels if i == last else channels // 2
         yield from _zero_conv_shapes(f"blocks.{i}.prior", 2 * inputs, inputs)
 

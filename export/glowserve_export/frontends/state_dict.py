@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +20,29 @@ from glowserve_export.frontends.checks import check_finite
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each weight by its key, in the order of the model's layers."""
 
-# The prefix of every key of a torch.nn.DataParallel.
-_PARALLEL = "module."
+# Where checkpoints have the state_dict, beside optimizers and counters.
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "ema_state_dict")
+# A container can contain itself.
+_MAX_DEPTH = 8
+_REFUSED_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
+# What wrappers insert into keys: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing.
+_INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What trainers call the model; every key begins with it.
+_ATTRIBUTES = {"model", "net", "network", "glow", "ema", "ema_model"}
+# AveragedModel counts in a buffer of its own.
+_COUNTER = "n_averaged"
 _WRITE = "write one with torch.save(model.state_dict(), PATH)"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads a state_dict, or a checkpoint with a state_dict under "model" (ignite). Executes no code in the file.
+    """Reads a state_dict, or a checkpoint with one in it (ignite, Lightning). Executes no code in the file.
 
     Returns:
-        Tensors on the CPU by key, without the prefix of `torch.nn.DataParallel`.
+        Tensors on the CPU by key, without the prefixes of wrappers such as `torch.nn.DataParallel` and
+        `torch.compile`.
 
     Raises:
-        ForeignCheckpointError: the file does not exist, or has no state_dict in it.
+        ForeignCheckpointError: the file does not exist, or has no state_dict in it, or several.
     """
     if not path.is_file():
         raise ForeignCheckpointError(
@@ -36,11 +51,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch raise many kinds of errors on foreign bytes
-        raise ForeignCheckpointError(
-            f"checkpoint {path} cannot be read as a state_dict: it is damaged or another kind of file; {_WRITE}"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+        raise ForeignCheckpointError(f"checkpoint {path} {_unreadable(path, error)}; {_WRITE}") from error
+    content = _contained(content, path)
     if not isinstance(content, dict) or not content:
         raise ForeignCheckpointError(f"checkpoint {path} contains no state_dict; {_WRITE}")
     for key, value in content.items():
@@ -49,13 +61,92 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 f"checkpoint {path} is not a state_dict: the value of key {key!r} is a {type(value).__name__} and not "
                 f"a tensor; {_WRITE}"
             )
-    if all(key.startswith(_PARALLEL) for key in content):
-        return {key.removeprefix(_PARALLEL): tensor for key, tensor in content.items()}
-    return dict(content)
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise ForeignCheckpointError(
+                f"checkpoint {path}: {key} is a {value.layout} tensor of {value.dtype}, and weights are dense and "
+                "real; convert it to float32"
+            )
+    return _unwrapped(content, path)
 
 
-def match(found: Mapping[str, Tensor], shapes: Shapes, path: Path) -> dict[str, Float64Array]:
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why torch cannot read a file without executing code. Reads names of classes from it, and no objects."""
+    classes = _REFUSED_CLASS.findall(str(error))
+    if zipfile.is_zipfile(path):
+        with suppress(Exception):  # a damaged file has no names
+            if any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+                return "is a TorchScript program and not a state_dict"
+            classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    if not classes:
+        return "cannot be read as a state_dict: it is damaged or another kind of file"
+    own = [name for name in classes if not name.startswith("torch.")] or classes
+    return (
+        f"is a whole pickled model, or contains other Python objects, of class {' and '.join(own[:3])}: to load it "
+        "would execute code. Load it where the model was trained"
+    )
+
+
+def _contained(content: Any, path: Path) -> Any:
+    """The state_dict in a checkpoint, however deep; the content itself if it has none of the usual names."""
+    for _ in range(_MAX_DEPTH):
+        found = [name for name in _CONTAINERS if _may_contain(content, name)]
+        if not found:
+            break
+        if len(found) > 1:
+            raise ForeignCheckpointError(
+                f"checkpoint {path} contains weights under {' and '.join(map(repr, found))}; choose and write those to "
+                f"export: torch.save(torch.load({path.name!r})[{found[0]!r}], PATH)"
+            )
+        content = content[found[0]]
+    return content
+
+
+def _may_contain(content: Any, name: str) -> bool:
+    """Whether weights may be under a name."""
+    inner = content.get(name) if isinstance(content, dict) else None
+    return isinstance(inner, dict) and any(isinstance(value, Tensor | dict) for value in inner.values())
+
+
+def _unwrapped(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights by the keys of the model itself."""
+    keys = {key: key.split(".") for key in weights if key != _COUNTER}
+    stripped = {key: [part for part in parts if part not in _INSERTED] for key, parts in keys.items()}
+    while len(first := {parts[0] for parts in stripped.values() if parts}) == 1 and first <= _ATTRIBUTES:
+        stripped = {key: parts[1:] for key, parts in stripped.items()}
+    unwrapped = {".".join(parts): weights[key] for key, parts in stripped.items()}
+    if len(unwrapped) < len(stripped):
+        raise ForeignCheckpointError(
+            f"checkpoint {path} contains some weights twice, with and without the prefix of a wrapper; {_WRITE}"
+        )
+    return unwrapped
+
+
+def numbers(found: Mapping[str, Tensor], pattern: str) -> set[str]:
+    """The different numbers that keys have in the group of a pattern, as they are written."""
+    return {matched[1] for key in found if (matched := re.match(pattern, key))}
+
+
+def length(found: Mapping[str, Tensor], key: str, axis: int) -> int | None:
+    """The length of an axis of a weight with four axes; None if the weight is missing, of another kind, or empty."""
+    shape = found[key].shape if key in found else ()
+    return shape[axis] or None if len(shape) == 4 else None
+
+
+def implied(shapes: Iterator[tuple[str, tuple[int, ...]]], found: Mapping[str, Tensor]) -> Shapes:
+    """The implied shapes, as many as it takes to find a missing key: arguments can imply any number of them."""
+    return dict(islice(shapes, len(found) + 1))
+
+
+def match(
+    found: Mapping[str, Tensor], shapes: Shapes, path: Path, contradictions: str = ""
+) -> dict[str, Float64Array]:
     """Checks keys and shapes against those that the arguments imply, and returns the weights in float64.
+
+    Args:
+        found: the model's state_dict.
+        shapes: see `implied`.
+        path: the file of the state_dict, for messages.
+        contradictions: see `glowserve_export.frontends.arguments.contradictions`.
 
     Raises:
         ForeignCheckpointError: they differ; the message names the first key that differs.
@@ -71,7 +162,8 @@ def match(found: Mapping[str, Tensor], shapes: Shapes, path: Path) -> dict[str, 
         else:
             continue
         raise ForeignCheckpointError(
-            f"checkpoint {path} does not fit its arguments: key {key} {difference}. Check --config, and --from"
+            f"checkpoint {path} does not fit its arguments: key {key} {difference}.{contradictions} Check "
+            "--config, and --from"
         )
     check_finite(found)
     return {key: tensor.detach().double().numpy() for key, tensor in found.items()}
@@ -79,11 +171,11 @@ def match(found: Mapping[str, Tensor], shapes: Shapes, path: Path) -> dict[str, 
 
 def _in_model_order(found: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
     """All keys in the model's order; an unexpected key comes after the key that it follows in the file."""
-    order, place = list(shapes), 0
-    for key in found:
-        if key in shapes:
-            place = order.index(key) + 1
+    index = {key: i for i, key in enumerate(shapes)}
+    order, place = [(i, 0, key) for key, i in index.items()], -1
+    for i, key in enumerate(found, 1):
+        if key in index:
+            place = index[key]
         else:
-            order.insert(place, key)
-            place += 1
-    return order
+            order.append((place, i, key))
+    return [key for _, _, key in sorted(order)]

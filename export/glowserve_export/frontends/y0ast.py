@@ -17,24 +17,32 @@ from torch import Tensor
 
 from glowserve_export.errors import ArgumentsError
 from glowserve_export.folded import Float64Array, FoldedConv
-from glowserve_export.frontends.arguments import check_image, read_arguments
+from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
 from glowserve_export.frontends.convolutions import reordered, scaled, shift_and_logit, zero_conv
 from glowserve_export.frontends.folding import PublicGlow, PublicLevel, PublicStep, fold_public
-from glowserve_export.frontends.state_dict import match
+from glowserve_export.frontends.state_dict import implied, length, match, numbers
 
-_ARGUMENTS = {
-    "image_shape": list,
-    "hidden_channels": int,
-    "K": int,
-    "L": int,
-    "actnorm_scale": float,
-    "flow_permutation": str,
-    "flow_coupling": str,
-    "LU_decomposed": bool,
-    "y_classes": int,
-    "learn_top": bool,
-    "y_condition": bool,
-}
+_KNOWN = Known(
+    implementation="y0ast/Glow-PyTorch",
+    kinds={
+        "image_shape": list,
+        "hidden_channels": int,
+        "K": int,
+        "L": int,
+        "actnorm_scale": float,
+        "flow_permutation": str,
+        "flow_coupling": str,
+        "LU_decomposed": bool,
+        "y_classes": int,
+        "learn_top": bool,
+        "y_condition": bool,
+        "n_bits": int,
+    },
+    # Of the initialization and of class-conditional models.
+    optional=frozenset({"actnorm_scale", "y_classes"}),
+    # A constant of datasets.py.
+    defaults={"n_bits": 8},
+)
 _BUFFERS = ("invconv.p", "invconv.sign_s", "prior_h")
 
 
@@ -44,14 +52,15 @@ def import_y0ast(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path)
     Args:
         found: the model's state_dict.
         checkpoint: the file of the state_dict, for messages.
-        arguments: JSON with the arguments of `Glow`.
+        arguments: JSON with any arguments of `Glow`, such as the hparams.json of train.py.
 
     Raises:
         ExportError: state_dict and arguments do not fit, or the model is not supported or cannot be inverted.
     """
-    given = read_arguments(arguments, "y0ast/Glow-PyTorch", _ARGUMENTS, n_bits=8)
+    inferred = _inferred(found)
+    given = read_arguments(arguments, _KNOWN, inferred)
     _check(given, arguments)
-    weights = match(found, dict(_shapes(given)), checkpoint)
+    weights = match(found, implied(_shapes(given), found), checkpoint, contradictions(given, inferred))
     height, _, channels = given["image_shape"]
     glow = fold_public(
         [_level(weights, given, i) for i in range(given["L"])],
@@ -70,6 +79,31 @@ def import_y0ast(found: Mapping[str, Tensor], checkpoint: Path, arguments: Path)
         coupling_actnorm=True,
         parameters=sum(value.size for key, value in weights.items() if not key.endswith(_BUFFERS)),
     )
+
+
+def _inferred(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that keys and shapes tell, those that they do not tell left out."""
+    steps = numbers(found, r"flow\.layers\.(\d+)\.actnorm\.bias$")
+    splits = numbers(found, r"flow\.layers\.(\d+)\.conv\.conv\.weight$")
+    first, levels = "flow.layers.1", len(splits) + 1
+    channels, size = length(found, f"{first}.actnorm.bias", 1), length(found, "prior_h", 2)
+    passive = length(found, f"{first}.block.0.conv.weight", 1)
+    outputs = length(found, f"{first}.block.4.conv.weight", 0)
+    if not (steps and channels and size):
+        return {}
+    told = {
+        "image_shape": [size << levels, size << levels, channels // 4] if levels <= len(steps) else None,
+        "hidden_channels": length(found, f"{first}.block.0.conv.weight", 0),
+        "K": len(steps) // levels or None,
+        "L": levels,
+        # Neither "reverse" nor "shuffle" has weights.
+        "flow_permutation": "invconv" if any(".invconv." in key for key in found) else None,
+        "flow_coupling": passive and outputs and ("affine" if outputs > passive else "additive"),
+        "LU_decomposed": any(key.endswith(".invconv.p") for key in found),
+        "learn_top": any(key.startswith("learn_top_fn.") for key in found),
+        "y_condition": any(key.startswith("project_ycond.") for key in found),
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _check(given: Mapping[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from glowserve_export.folded import FoldedConv
+from glowserve_export.size import check_graph_bytes
 
 # ONNX Runtime 1.17 and newer read these.
 _OPSET = 18
@@ -90,12 +91,16 @@ class GraphBuilder:
     def model(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
-        """The finished model."""
-        graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._constants.values()))
+        """The finished model. The builder is empty afterwards, so that weights are in memory once."""
+        check_graph_bytes(sum(len(constant.raw_data) for constant in self._constants.values()))
         model = helper.make_model(
-            graph, producer_name="glowserve", opset_imports=[helper.make_opsetid("", _OPSET)]
+            helper.make_graph(self._nodes, name, inputs, outputs),
+            producer_name="glowserve",
+            opset_imports=[helper.make_opsetid("", _OPSET)],
         )
         model.ir_version = _IR_VERSION
+        for constant in list(self._constants):
+            model.graph.initializer.append(self._constants.pop(constant))
         return model
 
 

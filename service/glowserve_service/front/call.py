@@ -11,6 +11,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
+from glowserve_service.front.received import Holding
 from glowserve_service.observability.traces import CallSpan
 from glowserve_service.scheduling.ticket import Ticket
 
@@ -32,6 +33,8 @@ class Call:
     span: CallSpan | None = None
     images: int = 0
     """How many images it brought or asked for."""
+    holding: Holding = field(default_factory=Holding)
+    """Its requests that count as received and not answered."""
     models: set[tuple[str, int]] = field(default_factory=set)
     """The names and versions of the models that it used; a stream may use several."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import TypeVar
 
 from glowserve.images import UInt8Array
+from glowserve.pictures import Pictures
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.repository import Bundle
-from glowserve.runtime.runner import Work
+from glowserve.runtime.runner import PREPARATION, Work
 from glowserve.scores import Scorer
 from glowserve_service.front.call import Call
 from glowserve_service.models.lane import Lane
@@ -82,10 +83,17 @@ class CallRunner:
             return work.function()
         with self._call.timed(work.stage):
             result = await self._pool.run(
-                work.function, self._pool_ticket, images=work.images, size=work.size
+                self._call.holding.kept(work.function), self._pool_ticket, images=work.images, size=work.size
             )
         self._pool_ticket = self._pool_ticket.later
         return result
+
+    async def decode(self, pictures: Pictures) -> UInt8Array:
+        """See Runner; raises QueueFullError, too."""
+        with self._call.timed(PREPARATION):
+            images = await self._pool.decode(pictures, self._pool_ticket)
+        self._pool_ticket = self._pool_ticket.later
+        return images
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """See Runner; raises as `Batcher.submit`."""

@@ -59,8 +59,13 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             # The model is leased for this request alone: a stream may outlive many versions.
             return await self._score(request, call, next(tickets))
 
+        def share(request: pb.ScoreRequest) -> float:
+            images = request.images
+            n = images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
+            return self._config.share_of_a_call(n, call.holding.newest)
+
         try:
-            async with aclosing(in_order(requests, answer, 1, self._share_of_a_call)) as responses:
+            async with aclosing(in_order(requests, answer, 1, share)) as responses:
                 async for response in responses:
                     yield response
                     answered += 1
@@ -131,11 +136,6 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             response = await glow_service.score(runner, request)
             runner.count_not_finite(len(response.scores) - sum([score.finite for score in response.scores]))
             return response
-
-    def _share_of_a_call(self, request: pb.ScoreRequest) -> float:
-        images = request.images
-        n = images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
-        return self._config.share_of_a_call(n, request.ByteSize())
 
 
 def _tickets(call: Call, *, long: bool) -> Iterator[Ticket]:

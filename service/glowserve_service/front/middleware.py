@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
@@ -21,9 +21,13 @@ from google.protobuf.message import DecodeError
 
 from glowserve.runtime.errors import GlowserveError, InvalidRequestError
 from glowserve.runtime.runner import PREPARATION, SERIALIZATION
-from glowserve_service.errors import UnavailableError
+from glowserve_service.config import ServiceConfig
+from glowserve_service.errors import CallsExhaustedError, UnavailableError
 from glowserve_service.front.call import Call, request_id
+from glowserve_service.front.other_services import OtherServices, no_message
+from glowserve_service.front.received import Holding, ReceivedBytes, free_frames
 from glowserve_service.front.status import status_of, trailing_metadata
+from glowserve_service.front.wire import RequestLimits, request_type
 from glowserve_service.observability import log_context
 from glowserve_service.observability.log_context import LogContext
 from glowserve_service.observability.metrics import Metrics
@@ -46,10 +50,11 @@ class CallMiddleware(grpc.GenericRpcHandler):
     """Wraps the methods of the gRPC services that are added to it, and is itself added to a server.
 
     Args:
-        services: the full names of the services whose calls are counted, logged and traced. In calls of other services
-            only malformed messages are handled.
+        services: the full names of the services whose calls are counted, logged and traced; see `other_services.py` for
+            other ones.
         metrics: where calls are counted.
-        always: methods that are accepted even before `accept` and after `refuse`.
+        config: has the limits of requests, calls and memory.
+        always: methods that are accepted even before `accept`, after `refuse`, and beside too many calls.
         traces: where calls are traced.
     """
 
@@ -57,6 +62,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self,
         services: Collection[str],
         metrics: Metrics,
+        config: ServiceConfig,
         always: Collection[str] = (),
         traces: Traces | None = None,
     ) -> None:
@@ -64,6 +70,10 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._metrics = metrics
         metrics.ready.set_function(lambda: float(self.accepts))
         metrics.requests_in_flight.set_function(lambda: float(self._in_flight))
+        self._config = config
+        self._received = ReceivedBytes(config.max_received_bytes, config.max_message_bytes)
+        metrics.received_bytes.set_function(lambda: float(self._received.held))
+        self._other_services = OtherServices(self._received, config.max_concurrent_calls)
         self._always = always
         self._traces = traces
         self._services_added: list[Any] = []
@@ -83,6 +93,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._arrival, self._end = asyncio.Event(), asyncio.Event()
         self.tokens: Tokens | None = None
         """Every call must present one of these; None: no call needs a token."""
+        self.image_values: Callable[[], int] = lambda: 0
+        """How many values the largest image of a served model has."""
 
     @property
     def accepts(self) -> bool:
@@ -91,6 +103,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
     def accept(self) -> None:
         """Accepts calls; until then they are answered UNAVAILABLE."""
+        self._received.begin()
         self._refusal = ""
 
     def refuse(self) -> None:
@@ -137,54 +150,75 @@ class CallMiddleware(grpc.GenericRpcHandler):
             if (handler := next(filter(None, found), None)) is None:
                 return None
             self._handlers[path] = self._wrapped(*_names(path), handler)
-        if refused := refusal(self.tokens, handler_call_details):
-            return self._refusing(*_names(path), refused)
-        return self._handlers[path]
+        refused = refusal(self.tokens, handler_call_details) or self._one_too_many(*_names(path))
+        return self._refusing(*_names(path), refused) if refused else self._handlers[path]
+
+    def _one_too_many(self, service: str, method: str) -> GlowserveError | None:
+        """Why a call is refused beside those that are in flight; None if it is accepted."""
+        most = self._config.max_concurrent_calls
+        if self._in_flight < most or method in self._always or service not in self._services:
+            return None
+        return CallsExhaustedError(
+            f"{self._in_flight} calls are in flight; the server takes {most} (--max-concurrent-calls); try again "
+            "later, with increasing pauses"
+        )
 
     def _wrapped(self, service: str, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         if service not in self._services:
-            return _of_another_service(handler, method)
+            return self._other_services.wrapped(handler, method)
+        limits = RequestLimits(
+            request_type(service, method),
+            max_images=self._config.max_images_per_call,
+            max_values=lambda: self._config.max_images_per_call * self.image_values(),
+        )
 
         def read(request: bytes, call: Call) -> Any:
+            call.holding.add(len(request))
             with call.timed(PREPARATION):
+                limits.check(request)
                 try:
                     return handler.request_deserializer(request)
                 except DecodeError as error:
-                    raise InvalidRequestError(_no_message(method, error)) from error
+                    raise InvalidRequestError(no_message(method, error)) from error
+
+        async def receive(context: Any, call: Call) -> Any:
+            # The bytes are freed here: the message has copies of them.
+            return read(await self._received.receive(context), call)
 
         def write(response: Any, call: Call) -> bytes:
             with call.timed(SERIALIZATION):
                 return cast("bytes", handler.response_serializer(response))
 
-        async def unary(request: bytes, context: Any) -> bytes:
+        async def unary(_: Any, context: Any) -> bytes:
             async with self._call(service, method, context) as call:
-                return write(await handler.unary_unary(read(request, call), call), call)
+                return write(await handler.unary_unary(await receive(context, call), call), call)
 
-        async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        async def stream(_: Any, context: Any) -> AsyncIterator[bytes]:
             async with (
                 self._call(service, method, context) as call,
-                aclosing(handler.unary_stream(read(request, call), call)) as responses,
+                aclosing(handler.unary_stream(await receive(context, call), call)) as responses,
             ):
                 async for response in responses:
                     yield write(response, call)
 
         async def both(_: Any, context: Any) -> AsyncIterator[bytes]:
-            requests = _Requests(context, self._stopping)
             async with self._call(service, method, context) as call:
+                requests = _Requests(context, self._stopping, call.holding)
                 messages = (read(request, call) async for request in requests)
                 async with aclosing(handler.stream_stream(messages, call)) as responses:
-                    async for response in responses:
+                    async for response in responses:  # one for each request, in their order
                         yield write(response, call)
+                        call.holding.answered()
                 if requests.cut_short:
                     raise UnavailableError(self._refusal)
 
         # Handlers take and return bytes. If gRPC parsed them, it would answer UNKNOWN to bytes that are no message, and
-        # such calls would not be counted.
+        # such calls would not be counted. All of them are streams of requests: gRPC receives no request on its own.
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(both)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(stream)
-        return grpc.unary_unary_rpc_method_handler(unary)
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     def _refusing(
         self, service: str, method: str, refused: GlowserveError
@@ -219,12 +253,13 @@ class CallMiddleware(grpc.GenericRpcHandler):
         else:
             self._finish(call, grpc.StatusCode.OK, context)
         finally:
+            call.holding.end()
             self._open_calls -= 1
             self._end.set()
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
-        call = Call(method, request_id(metadata.get(REQUEST_ID)))
+        call = Call(method, request_id(metadata.get(REQUEST_ID)), holding=Holding(self._received))
         if self._traces:
             call.span = self._traces.begin(f"{service}/{method}", metadata)
         # gRPC computes the time that is left from the wall clock: if that has just jumped forward, 0 is left. gRPC ends
@@ -270,17 +305,19 @@ class _Requests:
     Args:
         context: gRPC's.
         stopping: set when the server stops.
+        holding: the call's. While there is no room for more requests, none is read.
     """
 
-    def __init__(self, context: Any, stopping: asyncio.Event) -> None:
+    def __init__(self, context: Any, stopping: asyncio.Event, holding: Holding) -> None:
         self._context = context
         self._stopping = stopping
+        self._holding = holding
         self.cut_short = False
         """Whether the server stopped before the caller had ended the stream."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         stopping = asyncio.create_task(self._stopping.wait())
-        arrival = asyncio.ensure_future(self._context.read())
+        arrival = asyncio.ensure_future(self._next())
         try:
             while True:
                 await asyncio.wait({arrival, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -290,10 +327,14 @@ class _Requests:
                 if (request := arrival.result()) is grpc.aio.EOF:
                     return
                 yield request
-                arrival = asyncio.ensure_future(self._context.read())
+                arrival = asyncio.ensure_future(self._next())
         finally:
             arrival.cancel()
             stopping.cancel()
+
+    async def _next(self) -> Any:
+        await self._holding.room()
+        return await self._context.read()
 
 
 def _names(path: str) -> tuple[str, str]:
@@ -309,46 +350,9 @@ def _was_late(call: Call, context: Any) -> bool:
     return is_late(call.deadline, call.began)
 
 
-def _of_another_service(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of health or reflection that refuses bytes that are no message.
-
-    gRPC itself would log a traceback, and answer UNKNOWN.
-    """
-
-    async def read(request: bytes, context: Any) -> Any:
-        if handler.request_deserializer is None:
-            return request
-        try:
-            return handler.request_deserializer(request)
-        except DecodeError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _no_message(method, error))
-
-    async def unary(request: bytes, context: Any) -> Any:
-        return await handler.unary_unary(await read(request, context), context)
-
-    async def stream(request: bytes, context: Any) -> AsyncIterator[Any]:
-        async for response in handler.unary_stream(await read(request, context), context):
-            yield response
-
-    async def both(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        messages = (await read(request, context) async for request in requests)
-        async for response in handler.stream_stream(messages, context):
-            yield response
-
-    write = handler.response_serializer
-    if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(both, response_serializer=write)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, response_serializer=write)
-    return grpc.unary_unary_rpc_method_handler(unary, response_serializer=write)
-
-
-def _no_message(method: str, error: DecodeError) -> str:
-    return f"the message is not one that {method} takes: {error}"
-
-
 async def _abort(context: Any, error: Exception, message: str) -> None:
     """Ends a call with the status and the details of an error. The trailing metadata that it has are kept."""
+    free_frames(error)
     message = message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore")
     metadata = (*context.trailing_metadata(), *trailing_metadata(error, message))
     await context.abort(status_of(error), message, metadata)

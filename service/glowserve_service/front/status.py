@@ -18,6 +18,8 @@ from glowserve.runtime import status as runtime_status
 from glowserve.runtime.errors import InvalidRequestError
 from glowserve.runtime.status import Status
 from glowserve_service.errors import (
+    BytesExhaustedError,
+    CallsExhaustedError,
     DeadlineError,
     ForbiddenError,
     QueueFullError,
@@ -34,6 +36,8 @@ STATUSES: Mapping[type[Exception], Status] = {
     **runtime_status.STATUSES,
     QueueFullError: Status("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
     WaitTooLongError: Status("RESOURCE_EXHAUSTED", "WAIT_TOO_LONG"),
+    CallsExhaustedError: Status("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS"),
+    BytesExhaustedError: Status("RESOURCE_EXHAUSTED", "TOO_MANY_BYTES"),
     DeadlineError: Status("DEADLINE_EXCEEDED", "DEADLINE_PASSED"),
     UnavailableError: Status("UNAVAILABLE", "SERVER_UNAVAILABLE"),
     UnauthenticatedError: Status("UNAUTHENTICATED", "UNAUTHENTICATED"),

@@ -73,6 +73,11 @@ class Metrics:
             "request_duration_seconds", "Time from the arrival of a call to its end.", ["method"], _SECONDS
         )
         self.requests_in_flight = self._gauge("requests_in_flight", "Unfinished calls.", [])
+        self.received_bytes = self._gauge(
+            "received_bytes",
+            "Bytes of requests that are received and not answered, or that threads still work on.",
+            [],
+        )
 
     def _add_stages(self) -> None:
         by_method, by_direction = ["model", "method"], ["model", "direction"]
@@ -114,6 +119,11 @@ class Metrics:
     def _add_images(self) -> None:
         self.not_finite = self._counter(
             "not_finite_images", "Images with a NaN or infinite result.", ["model", "method"]
+        )
+        self.failed_decodes = self._counter(
+            "failed_decodes",
+            "Calls whose pictures were given up: decoding was late, took too much memory, or crashed.",
+            ["reason"],
         )
         self.inexact_encodings = self._counter(
             "inexact_encodings", "Encoded images that do not decode to the same image.", ["model"]

@@ -136,6 +136,8 @@ class Batcher:
         try:
             return await answer
         except asyncio.CancelledError:
+            if not submission.taken:
+                submission.rows = ()  # it may stay in the queue for a while
             if answer.cancelled() and (left := size - submission.taken):
                 self._on_drop(DEADLINE if is_late(ticket.deadline, now) else CANCELLED, left)
                 self._arrival.set()  # if nobody else waits, the dispatcher removes it from the queue

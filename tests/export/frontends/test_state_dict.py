@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,10 @@ def paths(model: PublicModel, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "public.pt", write_arguments(tmp_path, model)
 
 
+def _prefixed(prefix: str, weights: Weights) -> Weights:
+    return {prefix + key: tensor for key, tensor in weights.items()}
+
+
 # Files
 
 
@@ -53,8 +60,25 @@ def paths(model: PublicModel, tmp_path: Path) -> tuple[Path, Path]:
         lambda weights: {"model": {f"module.{key}": tensor for key, tensor in weights.items()}},
         lambda weights: dict(reversed(weights.items())),
         lambda weights: {key: torch.nn.Parameter(x) if x.ndim else x for key, x in weights.items()},
+        lambda weights: _prefixed("_orig_mod.", weights),
+        lambda weights: _prefixed("module._orig_mod.", weights),
+        lambda weights: _prefixed("_orig_mod.module.", weights),
+        lambda weights: {"state_dict": _prefixed("model.", weights), "epoch": 3, "loops": {}},
+        lambda weights: {"state_dict": _prefixed("model._orig_mod.module.model.", weights)},
+        lambda weights: {"ema": _prefixed("module.", weights), "step": 7},
+        lambda weights: {"model": {"state_dict": weights}},
+        lambda weights: {"model": {"width": 512}, "state_dict": weights},
+        lambda weights: {"n_averaged": torch.tensor(5)} | _prefixed("module.", weights),
+        lambda weights: {
+            key.replace("blocks.0.", "blocks.0._orig_mod.").replace("layers.1.", "layers.1._orig_mod."): x
+            for key, x in weights.items()
+        },
     ],
-    ids=["of DataParallel", "of ignite", "of both", "in another order", "of parameters"],
+    ids=[
+        *("of DataParallel", "of ignite", "of both", "in another order", "of parameters"),
+        *("compiled", "compiled, then parallel", "parallel, then compiled", "of Lightning", "of everything"),
+        *("of an EMA", "two deep", "beside a configuration", "of AveragedModel", "with compiled layers"),
+    ],
 )
 def test_a_state_dict_is_found_however_it_was_saved(
     wrap: Callable[[Weights], Any], model: PublicModel, weights: Weights, paths: tuple[Path, Path]
@@ -67,17 +91,39 @@ class _Anything:
     """Any class: a checkpoint of a whole model could only be loaded by executing code."""
 
 
+def _endless() -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    return content
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_Anything(), "cannot be read as a state_dict"),
+        (_Anything(), r"of class tests\S*_Anything: to load it would execute code"),
+        (
+            torch.nn.Sequential(torch.nn.ReLU()),
+            r"is a whole pickled model, or .* of class torch\.nn\.modules",
+        ),
+        ({"state_dict": {}, "hparams": argparse.Namespace(K=2)}, r"of class argparse\.Namespace: to load"),
+        (_endless(), "the value of key 'model' is a dict"),
         ([torch.zeros(1)], "contains no state_dict"),
         ({}, "contains no state_dict"),
         (torch.zeros(2), "contains no state_dict"),
         ({"net": {"weight": torch.zeros(1)}}, "the value of key 'net' is a dict and not a tensor"),
         ({3: torch.zeros(1)}, "the value of key 3 is a Tensor"),
     ],
-    ids=["an object", "a list", "nothing", "a tensor", "nested", "numbered"],
+    ids=[
+        "an object",
+        "a model",
+        "with arguments",
+        "of itself",
+        "a list",
+        "nothing",
+        "a tensor",
+        "nested",
+        "numbered",
+    ],
 )
 def test_a_file_without_a_state_dict_is_refused_with_the_way_to_write_one(
     content: Any, message: str, model: PublicModel, paths: tuple[Path, Path]
@@ -87,6 +133,47 @@ def test_a_file_without_a_state_dict_is_refused_with_the_way_to_write_one(
         import_public(model.kind, *paths)
     assert str(paths[0]) in str(error.value)
     assert "torch.save(model.state_dict(), PATH)" in str(error.value)
+
+
+def test_a_pickled_model_in_the_old_format_of_torch_is_named(
+    model: PublicModel, paths: tuple[Path, Path]
+) -> None:
+    torch.save(_Anything(), paths[0], _use_new_zipfile_serialization=False)
+    with pytest.raises(ForeignCheckpointError, match=r"of class tests\S*_Anything: to load it would execute"):
+        import_public(model.kind, *paths)
+
+
+def test_a_torchscript_program_is_named(model: PublicModel, paths: tuple[Path, Path]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), paths[0])
+        with pytest.raises(ForeignCheckpointError, match="is a TorchScript program and not a state_dict"):
+            import_public(model.kind, *paths)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64)], ids=str
+)
+def test_a_weight_that_is_not_dense_and_real_is_refused(
+    tensor: torch.Tensor, model: PublicModel, weights: Weights, paths: tuple[Path, Path]
+) -> None:
+    key = next(iter(weights))
+    torch.save(weights | {key: tensor}, paths[0])
+    with pytest.raises(
+        ForeignCheckpointError, match=f"{re.escape(key)} is a torch.* and weights are dense and real"
+    ):
+        import_public(model.kind, *paths)
+
+
+def test_two_sets_of_weights_are_refused_with_the_way_to_choose(
+    model: PublicModel, weights: Weights, paths: tuple[Path, Path]
+) -> None:
+    torch.save({"model": weights, "ema": weights, "optimizer": {}}, paths[0])
+    with pytest.raises(ForeignCheckpointError, match=r"under 'model' and 'ema'.*public\.pt'\)\['model'\]"):
+        import_public(model.kind, *paths)
+    torch.save(weights | _prefixed("module.", weights), paths[0])
+    with pytest.raises(ForeignCheckpointError, match="contains some weights twice"):
+        import_public(model.kind, *paths)
 
 
 def test_a_damaged_or_missing_checkpoint_is_refused(

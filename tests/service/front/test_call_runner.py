@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,16 +23,19 @@ from glowserve_service.observability.metrics import Metrics
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE, Answer, StageTime
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
+from PIL import Image
 
 from glowserve.images import UInt8Array, encode_png
+from glowserve.pictures import Pictures
 from glowserve.runtime import glow_service
 from glowserve.runtime.engine import Engine
-from glowserve.runtime.errors import NotFiniteError
+from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, SERIALIZATION, Work
 from glowserve.scores import Scorer
 from glowserve.v1 import glow_service_pb2 as pb
-from tests.service.wire import encoded, raw
+from tests.glowserve.pictures import png_with
+from tests.service.wire import encoded, file_of, raw
 
 T = TypeVar("T")
 
@@ -63,11 +69,23 @@ class Model:
         self._leases, self._unleased = 0, asyncio.Event()
 
 
+class Processes:
+    """In place of the processes that decode pictures."""
+
+    def __init__(self) -> None:
+        self.trips = 0
+
+    async def decode(self, pictures: Pictures) -> UInt8Array:
+        self.trips += 1
+        return pictures.decode()
+
+
 class Pool(CpuPool):
     """Keeps the tickets of the work that it gets, and the names of the threads that do it."""
 
     def __init__(self) -> None:
-        super().__init__(1, max_images=1000)
+        self.decoders = Processes()
+        super().__init__(1, max_images=1000, decoders=self.decoders)  # type: ignore[arg-type]
         self.tickets: list[Ticket] = []
         self.threads: list[str] = []
 
@@ -81,8 +99,9 @@ class Pool(CpuPool):
 
     @property
     def trips(self) -> int:
-        """How much work was done in another thread."""
-        return sum(name != threading.main_thread().name for name in self.threads)
+        """How much work was done in another thread or process."""
+        elsewhere = sum(name != threading.main_thread().name for name in self.threads)
+        return elsewhere + self.decoders.trips
 
 
 @pytest.fixture
@@ -246,41 +265,65 @@ async def test_a_part_has_a_ticket_of_its_own_under_the_same_lease(
     assert pool.tickets == [later, Ticket()]
 
 
-# Trips to the pool of threads
+# Trips to threads and processes
 
 
 async def trips(runner: CallRunner, pool: Pool, answer: Any, request: Any) -> int:
+    pool.threads.clear()
+    pool.decoders.trips = 0
     async with runner:
         await answer(runner, request)
     return pool.trips
 
 
-async def test_decoding_pictures_and_drawing_their_noise_is_one_trip(
+async def test_a_few_small_pictures_take_no_trip_and_others_one_and_one_for_their_noise(
     make_runner: MakeRunner, pool: Pool, digits: UInt8Array
 ) -> None:
-    for n in (1, 20):
-        pool.threads.clear()
+    for n, expected in ((1, 0), (4, 0), (5, 2), (20, 2)):
         files = [encode_png(image) for image in digits[:n]]
         request = pb.ScoreRequest(images=encoded(*files))
-        assert await trips(make_runner(), pool, glow_service.score, request) == 1
+        assert await trips(make_runner(), pool, glow_service.score, request) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        file_of(Image.new("1", (200, 200)), "PNG"),
+        file_of(Image.new("L", (8, 8)), "JPEG"),
+        file_of(Image.new("L", (8, 8)), "WEBP"),
+        png_with(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(10**6))),
+        png_with(b"eXIf", b"MM"),
+        png_with(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(10**6)), last=True),
+        png_with(b"tIME", b"", times=17),
+        png_with(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0), first=(4000, 4000)),
+        b"",
+    ],
+    ids=["large", "jpeg", "webp", "text", "exif", "text at the end", "chunks", "two headers", "empty"],
+)
+async def test_a_picture_whose_work_is_not_in_its_header_is_never_decoded_on_the_event_loop(
+    make_runner: MakeRunner, pool: Pool, data: bytes
+) -> None:
+    request = pb.ScoreRequest(images=encoded(data))
+    with suppress(InvalidRequestError):
+        await trips(make_runner(), pool, glow_service.score, request)
+    assert pool.decoders.trips == 1
 
 
 async def test_a_small_tensor_takes_no_trip_and_a_large_one_takes_one_for_its_noise(
     make_runner: MakeRunner, pool: Pool, digits: UInt8Array
 ) -> None:
     for n, expected in ((1, 0), (4, 0), (5, 1), (100, 1)):
-        pool.threads.clear()
         request = pb.ScoreRequest(images=raw(digits[:n]))
         assert await trips(make_runner(), pool, glow_service.score, request) == expected
 
 
-async def test_a_tensor_is_encoded_without_a_trip_and_pictures_with_one(
+async def test_a_tensor_is_encoded_without_a_trip_and_many_pictures_with_one(
     make_runner: MakeRunner, pool: Pool, digits: UInt8Array
 ) -> None:
     request = pb.EncodeRequest(images=raw(digits))
     assert await trips(make_runner(), pool, glow_service.encode, request) == 0
     assert pool.tickets == []
-    request = pb.EncodeRequest(images=encoded(encode_png(digits[0])))
+    request = pb.EncodeRequest(images=encoded(*map(encode_png, digits[:5])))
     assert await trips(make_runner(), pool, glow_service.encode, request) == 1
 
 
@@ -288,6 +331,5 @@ async def test_writing_many_png_files_is_one_trip(
     make_runner: MakeRunner, pool: Pool, digits: UInt8Array
 ) -> None:
     for form, expected in ((pb.IMAGE_FORMAT_RAW, 0), (pb.IMAGE_FORMAT_PNG, 1)):
-        pool.threads.clear()
         request = pb.InterpolateRequest(images=raw(digits[:2]), steps=9, format=form)
         assert await trips(make_runner(), pool, glow_service.interpolate, request) == expected

@@ -125,7 +125,10 @@ CASES: dict[str, list[Case]] = {
         lambda: encoded(*[GOOD] * 257), "images.encoded.data: 257 images", "1 to 256"
     ),
     "too many empty files": images_case(
-        lambda: encoded(*[b""] * 100_000), "images.encoded.data: 100000 images"
+        lambda: encoded(*[b""] * 100_000),
+        "images.encoded.data: ",
+        "more than 1280 fields",
+        "at most 256 images",
     ),
     "too many images": tensor_case(lambda: tensor([257, 8, 8, 1]), "images.tensor.shape[0]: 257 images"),
     # Files that are not pictures.
@@ -157,13 +160,13 @@ CASES: dict[str, list[Case]] = {
         behind_a_good_one(png_that_claims(2**31 - 1, 2)), BAD_FILE, "too large"
     ),
     "a decompression bomb": images_case(
-        lambda: encoded(GOOD, blank(9000, 9000)), BAD_FILE, "9000 x 9000 pixels", "at most 32000000"
+        lambda: encoded(GOOD, blank(9000, 9000)), BAD_FILE, "9000 x 9000 pixels", "at most 64000000"
     ),
     "a decompression bomb of three files": images_case(
-        lambda: encoded(*[blank(4000, 4000)] * 3),
+        lambda: encoded(*[blank(5000, 5000)] * 3),
         "images.encoded.data[2]: ",
-        "makes 48000000",
-        "at most 32000000",
+        "makes 75000000",
+        "at most 64000000",
     ),
     # Tensors of another shape or type than the model's images.
     "the wrong height": tensor_case(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import QueueFullError
 from glowserve_service.front.call import Call
 from glowserve_service.front.middleware import INTERNAL_ERROR, REQUEST_ID, CallMiddleware
@@ -74,7 +76,9 @@ def servicer() -> Servicer:
 @pytest.fixture
 def middleware(metrics: Metrics, servicer: Servicer) -> CallMiddleware:
     """It accepts calls, and lets ListModels in even when it does not."""
-    middleware = CallMiddleware([SERVICE_NAME], metrics, always=["ListModels"])
+    middleware = CallMiddleware(
+        [SERVICE_NAME], metrics, ServiceConfig(repository=Path()), always=["ListModels"]
+    )
     add_GlowServiceServicer_to_server(servicer, middleware)
     middleware.accept()
     return middleware
@@ -181,6 +185,9 @@ class Context:
         self._remaining = remaining
         self.aborted_with: tuple[grpc.StatusCode, str] | None = None
 
+    async def read(self) -> bytes:
+        return b""
+
     def time_remaining(self) -> float | None:
         return self._remaining
 
@@ -215,7 +222,7 @@ def handler_of(middleware: CallMiddleware, method: str) -> Any:
 async def test_a_call_that_grpc_ends_is_late_if_its_deadline_has_passed(
     middleware: CallMiddleware, servicer: Servicer, metrics: Metrics, remaining: float | None, code: str
 ) -> None:
-    call = handler_of(middleware, "Score").unary_unary(b"", Context(remaining))
+    call = handler_of(middleware, "Score").stream_unary(None, Context(remaining))
     task = asyncio.ensure_future(call)
     await servicer.begun.wait()
     task.cancel()
@@ -228,13 +235,15 @@ async def test_a_call_that_grpc_ends_is_late_if_its_deadline_has_passed(
 
 
 async def test_calls_are_refused_before_accept(servicer: Servicer, metrics: Metrics) -> None:
-    middleware = CallMiddleware([SERVICE_NAME], metrics, always=["ListModels"])
+    middleware = CallMiddleware(
+        [SERVICE_NAME], metrics, ServiceConfig(repository=Path()), always=["ListModels"]
+    )
     add_GlowServiceServicer_to_server(servicer, middleware)
     context = Context(None)
     with pytest.raises(AbortError):
-        await handler_of(middleware, "Score").unary_unary(b"", context)
+        await handler_of(middleware, "Score").stream_unary(None, context)
     assert context.aborted_with == STARTING
-    assert await handler_of(middleware, "ListModels").unary_unary(b"", Context(None)) == b""
+    assert await handler_of(middleware, "ListModels").stream_unary(None, Context(None)) == b""
     assert not middleware.accepts
     assert metrics.registry.get_sample_value("glowserve_ready") == 0
 

@@ -21,6 +21,7 @@ from glowserve_service.observability.log_context import LogContext
 from glowserve_service.observability.log_writer import LogWriter
 from glowserve_service.observability.logs import JsonFormatter, TextFormatter
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.scheduling.ticket import Ticket
 from glowserve_service.server import Server
 
@@ -213,7 +214,7 @@ async def test_a_line_from_a_thread_of_the_pool_has_the_id_of_the_call(
         work = lambda: logging.getLogger("decoder").warning("odd image of %s", request_id)  # noqa: E731
         await pool.run(work, Ticket(), images=1, size=1 << 20)
 
-    pool = CpuPool(2, max_images=10)
+    pool = CpuPool(2, max_images=10, decoders=Decoders(0, 1, 1, lambda _: None))
     await asyncio.gather(*(call(name) for name in ("one", "two", "three")))
     pool.close()
     lines = {line["message"]: line for line in read_json() if line["logger"] == "decoder"}

@@ -1,29 +1,36 @@
-"""The threads that decode pictures and draw noise."""
+"""The threads that draw noise, and where pictures are decoded."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
+import pytest_asyncio
 from glowserve_service.errors import QueueFullError
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.scheduling.ticket import Ticket
 
+from glowserve.images import Preparation, encode_png
+from glowserve.pictures import Pictures
 from tests.service.scheduling.batching import PATIENCE, end_of_cancelled, settle
 
 LARGE = 1 << 20
 FIRST, LATER = Ticket(), Ticket(first=False)
 
 
-@pytest.fixture
-def pool() -> Iterator[CpuPool]:
-    """One thread, and room for ten images."""
-    pool = CpuPool(1, max_images=10)
+@pytest_asyncio.fixture
+async def pool() -> AsyncIterator[CpuPool]:
+    """One thread, one process, and room for ten images."""
+    decoders = Decoders(1, 10**6, 2**20, lambda _: None)
+    pool = CpuPool(1, max_images=10, decoders=decoders)
     yield pool
     pool.close()
+    await decoders.close()
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,21 @@ async def test_small_work_is_done_at_once_and_large_work_in_a_thread(
 ) -> None:
     thread = await pool.run(threading.get_ident, FIRST, images=images, size=size)
     assert (thread != threading.get_ident()) is in_thread
+
+
+async def test_more_pictures_than_the_pool_holds_are_refused_unless_they_are_later_work_of_a_call(
+    pool: CpuPool,
+) -> None:
+    def pictures(n: int) -> Pictures:
+        return Pictures(n * [encode_png(np.zeros((8, 8, 1), np.uint8))], (8, 8, 1), Preparation())
+
+    first = asyncio.ensure_future(pool.decode(pictures(8), FIRST))
+    await settle()
+    with pytest.raises(QueueFullError, match=r"^8 images are being prepared and 5 more exceed 10; "):
+        await pool.decode(pictures(5), FIRST)
+    assert len(await pool.decode(pictures(4), FIRST)) == 4  # little work does not enter the pool
+    assert len(await pool.decode(pictures(5), LATER)) == 5
+    assert len(await first) == 8
 
 
 async def test_a_thread_has_the_context_of_its_caller(pool: CpuPool) -> None:

@@ -119,7 +119,10 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             return await self._answer(request, call)
 
-        async with aclosing(in_order(requests, answer, 1, self._share_of_a_call)) as answers:
+        def share(request: pb.ModelInferRequest) -> float:
+            return self._config.share_of_a_call(_rows(request), call.holding.newest)
+
+        async with aclosing(in_order(requests, answer, 1, share)) as answers:
             async for response in answers:
                 yield response
 
@@ -162,9 +165,6 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         view = self._views.find(name, version)
         call.models.add((view.model.name, view.model.version))
         return view
-
-    def _share_of_a_call(self, request: pb.ModelInferRequest) -> float:
-        return self._config.share_of_a_call(_rows(request), request.ByteSize())
 
     async def _answer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelStreamInferResponse:
         try:
