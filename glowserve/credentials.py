@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from os import PathLike
 from pathlib import Path
 
 import grpc
 
+# An IPv6 address stands in brackets there.
+_HOST_AND_PORT = re.compile(r"(?P<host>\[.*\]|[^:]*):\d+")
 FilePath = str | PathLike[str]
 """The path of a file."""
 
@@ -98,26 +101,43 @@ def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[t
         return ()
     if not (token.isascii() and token.isprintable() and token) or " " in token:
         raise ValueError("the token is empty, or has other characters than letters, digits and signs")
-    if not encrypted and not _is_local(target):
+    if not encrypted and not is_local(target):
         raise ValueError(
             f"the token would travel to {target} unencrypted; pass tls, or ca with the service's authority"
         )
     return (("authorization", f"Bearer {token}"),)
 
 
+def proxy_options(target: str) -> list[tuple[str, int]]:
+    """Options of a channel to a target: none of the environment's proxies is asked for this machine itself."""
+    return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, a name or an IP address, is this machine's loopback interface."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    address = _address(host)
+    return host.lower().rstrip(".") == "localhost" if address is None else address.is_loopback
 
 
-def _is_local(target: str) -> bool:
-    """Whether calls to a target, HOST:PORT, dns:///HOST:PORT or unix:PATH, stay on this machine."""
+def is_local(target: str) -> bool:
+    """Whether calls to a target, HOST:PORT, dns:///HOST:PORT, ipv4:HOST:PORT or unix:PATH, stay on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    return is_loopback(target.removeprefix("dns:///").rpartition(":")[0])
+    scheme = next((each for each in ("dns:///", "dns:", "ipv4:", "ipv6:") if target.startswith(each)), "")
+    found = _HOST_AND_PORT.fullmatch(target.removeprefix(scheme))
+    host = found["host"] if found else target.removeprefix(scheme)
+    address = _address(host)
+    # To connect to the address of all interfaces is to connect to this machine.
+    return is_loopback(host) or (address is not None and address.is_unspecified)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a host is, with or without brackets; an IPv4 address that is written as IPv6 is IPv4."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _read(what: str, path: FilePath) -> bytes:

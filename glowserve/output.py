@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import select
+import sys
 import time
 from typing import TextIO
 
+_STDOUT, _STDERR = 1, 2
 # POSIX: a pipe takes that many bytes as a whole or not at all. Linux calls a pipe writable when so many fit, so that
 # a write of no more does not block, although the descriptor is a blocking one.
 PIPE_BUF = getattr(select, "PIPE_BUF", 512)
@@ -23,6 +25,19 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def open_closed_streams() -> None:
+    """Opens /dev/null in place of the standard streams that are closed. To be called before files are opened.
+
+    Else the next file or socket would get the number of a standard stream, and with it what libraries write to that.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
+    for name, number in (("stdout", _STDOUT), ("stderr", _STDERR)):
+        if getattr(sys, name) is None:  # Python found it closed when it started
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  # as long as the process
 
 
 def write(descriptor: int, data: bytes, seconds: float) -> int:

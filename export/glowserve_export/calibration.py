@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve_export import workload
 from glowserve_export.errors import ExportError

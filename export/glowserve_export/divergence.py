@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
 from glowserve_export.graphs.builder import add_outputs
 from glowserve_export.reference import Layers, Reference

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from glowserve_training.data import DataConfig
 from glowserve_training.evaluation import Decoded, ImageTerms
 
@@ -18,6 +17,7 @@ from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve_export.graphs import DEQUANTIZED

@@ -49,6 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
+    output.open_closed_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = arguments[0] if arguments else ""
     if command == "serve":

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo; SIGTERM ends it as Ctrl-C does, and neither leaves anything running."""
+    """Runs the demo; SIGTERM and SIGHUP end it as Ctrl-C does, and none of them leaves anything running."""
     from glowserve_export.errors import ExportError
     from glowserve_training.errors import TrainingError
 
@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from glowserve.demo.service import ServiceDiedError
 
     signal.signal(signal.SIGTERM, _as_ctrl_c)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, _as_ctrl_c)
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         run_demo(args.out, steps=args.steps, say=lambda text: print(text, flush=True))

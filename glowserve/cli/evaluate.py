@@ -54,11 +54,13 @@ def run(args: argparse.Namespace) -> int:
     """Measures a checkpoint or a bundle. The exit code is 1 if a likelihood is not finite."""
     from glowserve_training.errors import TrainingError
     from glowserve_training.evaluation import evaluate
+    from glowserve_training.hardware import use_allowed_cores
 
     for name in ("images", "importance_samples"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
+    use_allowed_cores()
     try:
         model, data, held_out = _open(args.source, args.device, args.data)
         images = _first(getattr(held_out, args.split), args.images, data, args.split)

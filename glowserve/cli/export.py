@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from glowserve_export.source import load_glowserve_checkpoint, load_public_checkpoint
     from glowserve_export.triton import write_triton
     from glowserve_training.errors import TrainingError
+    from glowserve_training.hardware import use_allowed_cores
 
     from glowserve.runtime.errors import GlowserveError
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(
             "--from and --config must be given together: a public implementation's checkpoint needs both", 2
         )
+    use_allowed_cores()
     _say(f"reading {args.checkpoint}")
     try:
         how = {"precision": args.precision, "device": torch_device(args.device)}

@@ -13,6 +13,7 @@ import typing
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
+from glowserve_service import environment
 from glowserve_service.config import ServiceConfig, variable
 
 from glowserve import output
@@ -21,24 +22,24 @@ from glowserve.cli.failure import Failure
 if TYPE_CHECKING:
     from glowserve_service.server import Server
 
+log = logging.getLogger(__name__)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag and an environment variable for each field of ServiceConfig; the flag takes precedence."""
-    types = {name: _type(hint) for name, hint in typing.get_type_hints(ServiceConfig).items()}
+    """A flag for each field of ServiceConfig."""
+    types = _types()
     for setting in fields(ServiceConfig):
-        name = variable(setting)
         default = "required" if setting.default is MISSING else f"default: {setting.default}"
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}",
             type=types[setting.name],
-            default=_from_environment(name, types[setting.name]),
             metavar=types[setting.name].__name__.upper(),
-            help=f"{setting.metadata['help']} ({default}; ${name})",
+            help=f"{setting.metadata['help']} ({default}; ${variable(setting)})",
         )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGTERM or SIGINT, and ends the process.
+    """Serves until SIGTERM, SIGINT or SIGHUP, and ends the process.
 
     The exit code is 0; 1 after a fault of the service's own, which is in the log; 2 if the service cannot start. The
     interpreter would wait for threads that hang, and so would destructors of libraries.
@@ -60,10 +61,11 @@ def run(args: argparse.Namespace) -> int:
     from glowserve.runtime.errors import GlowserveError
 
     try:
-        config = ServiceConfig(**_given(args))
+        config = _config(args)
     except ValueError as error:
         raise Failure(error, 2) from error
     log_writer = logs.set_up(config.log_format, config.log_level)
+    _log_unused_variables()
     code, sentence = 0, ""
     try:
         asyncio.run(serve(config, _print_addresses))
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     except (GlowserveError, ValueError) as error:
         code, sentence = 2, str(error)
     except Exception:
-        logging.getLogger(__name__).exception("the service failed")
+        log.exception("the service failed")
         code = 1
     log_writer.close()
     if sentence:
@@ -81,16 +83,39 @@ def run(args: argparse.Namespace) -> int:
     os._exit(code)
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings for which there is a flag or a variable."""
-    given = {
-        setting.name: value
-        for setting in fields(ServiceConfig)
-        if (value := getattr(args, setting.name)) is not None
-    }
+def _log_unused_variables() -> None:
+    known = [variable(setting) for setting in fields(ServiceConfig)]
+    for name in environment.links(known):
+        log.info("$%s is not used: it is a link, as Kubernetes sets", name)
+    for name, similar in environment.mistaken(known).items():
+        log.warning("$%s is not used; is $%s meant?", name, " or $".join(similar))
+
+
+def _config(args: argparse.Namespace) -> ServiceConfig:
+    """The settings: of each the flag, else the variable, else the default.
+
+    Raises:
+        Failure: the repository is missing, or a variable is not of its setting's type.
+        ValueError: a setting is out of range.
+    """
+    given: dict[str, Any] = {}
+    variables: dict[str, str] = {}
+    types = _types()
+    for setting in fields(ServiceConfig):
+        if (value := getattr(args, setting.name)) is None:
+            value = _from_environment(variable(setting), types[setting.name])
+            variables[setting.name] = variable(setting)
+        if value is not None:
+            given[setting.name] = value
     if "repository" not in given:
         raise Failure("--repository (or $GLOWSERVE_REPOSITORY) is missing: the folder of bundles to serve", 2)
-    return given
+    try:
+        return ServiceConfig(**given)
+    except ValueError as error:
+        name = str(error).partition(" ")[0]
+        if name in variables and name in given:
+            raise ValueError(f"{error} (${variables[name]})") from error
+        raise
 
 
 def _print_addresses(server: Server) -> None:
@@ -102,6 +127,11 @@ def _print_addresses(server: Server) -> None:
     threading.Thread(target=output.say, args=(sys.stdout, text, math.inf), daemon=True).start()
 
 
+def _types() -> dict[str, type]:
+    """The type of each setting."""
+    return {name: _type(hint) for name, hint in typing.get_type_hints(ServiceConfig).items()}
+
+
 def _type(hint: Any) -> type:
     """The type that a flag's text becomes: Path for `Path | None`."""
     types = [each for each in typing.get_args(hint) or (hint,) if each is not type(None)]
@@ -110,7 +140,7 @@ def _type(hint: Any) -> type:
 
 
 def _from_environment(name: str, kind: type) -> object:
-    text = os.environ.get(name)
+    text = environment.read(name)
     if not text:
         return None
     try:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from glowserve.runtime.gpu_turns import TURNS
+from glowserve.runtime.ort import onnxruntime
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")

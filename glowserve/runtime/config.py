@@ -22,7 +22,7 @@ class RuntimeConfig:
     """"cpu", "cuda", "tensorrt", or "auto": CUDA if it works and the bundle is not int8, else the CPU."""
 
     threads: int = 0
-    """CPU threads inside one run; 0 for one per core."""
+    """CPU threads inside one run; 0 for one per core that this process may use."""
 
     gpu_memory_mib: int = 0
     """The GPU memory that each of the two graphs may use, in MiB; 0 for no limit."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
+from glowserve.cores import cores
 from glowserve.runtime.config import Limits, RuntimeConfig
 from glowserve.runtime.errors import DeviceError
 from glowserve.runtime.gpu_turns import TURNS
+from glowserve.runtime.ort import onnxruntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 """ONNX Runtime's names of the execution providers."""
@@ -190,7 +190,9 @@ def _missing_library(providers: Sequence[str]) -> str:
 
 def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # ONNX Runtime's own default, one thread per core and bound to it, counts cores that this process may not use.
+    few = cores()
+    options.intra_op_num_threads = threads or (0 if few == os.cpu_count() else few)
     options.inter_op_num_threads = 1
     # ONNX Runtime also raises its errors, and its log lines would break the format of the service's log.
     options.log_severity_level = 4

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-import math
-import os
-from dataclasses import Field, dataclass, field
+import ipaddress
+import re
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from glowserve.cores import cores
 from glowserve.runtime.config import DEVICES, Limits, RuntimeConfig, bucket_sizes
 from glowserve_service.versions import VersionPolicy
 
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_HOST_NAME = re.compile(r"[\w.-]{1,253}")
+# Eleven days: gRPC counts milliseconds in 32 bits.
+_MOST_SECONDS = 1_000_000.0
+# gRPC and its messages count streams and images in 32 bits.
+_MOST = 2**31 - 1
 
 
-def _setting(default: Any, text: str, variable: str = "") -> Any:
-    return field(default=default, metadata={"help": text, "variable": variable})
+class Range(NamedTuple):
+    """The numbers that a setting may have."""
+
+    least: float
+    most: float
+    or_zero: bool
+    """Whether it may also be 0, which then means something of its own."""
+
+
+def _setting(
+    default: Any,
+    text: str,
+    variable: str = "",
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    or_zero: bool = False,
+) -> Any:
+    """A field. Unless it has other ends, a whole number lies in 1 to _MOST, and a time in 0 to _MOST_SECONDS."""
+    numbers = None
+    if isinstance(default, int | float):
+        first, last = (1, _MOST) if isinstance(default, int) else (0, _MOST_SECONDS)
+        numbers = Range(first if least is None else least, last if most is None else most, or_zero)
+    return field(default=default, metadata={"help": text, "variable": variable, "range": numbers})
 
 
 def variable(setting: Field[Any]) -> str:
@@ -36,28 +64,45 @@ class ServiceConfig:
     poll_seconds: float = _setting(
         10.0,
         "seconds between two polls of the repository; 0: only at the start and on request",
+        least=0.1,
+        or_zero=True,
     )
     load_timeout_seconds: float = _setting(
-        600.0, "how long loading a version, or listing the repository, may take; 0 for any time"
+        600.0,
+        "how long loading a version, or listing the repository, may take; 0 for any time",
+        least=0.1,
+        or_zero=True,
     )
     canary_seconds: float = _setting(
         30.0,
         "seconds between two canary checks of each model; 0: only at loading, and a failed model stays not ready",
+        least=0.1,
+        or_zero=True,
     )
     admin: str = _setting("off", "on, or off: whether calls may load and unload models")
-    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    host: str = _setting(
+        "127.0.0.1", "IP address to listen on, or its name; 0.0.0.0 for all, :: for all of IPv6, too"
+    )
     # Kubernetes sets GLOWSERVE_PORT, to something else, beside a Service called glowserve.
-    port: int = _setting(8001, "port of gRPC; 0 for any that is free", "GLOWSERVE_GRPC_PORT")
-    metrics_port: int = _setting(8002, "port of Prometheus metrics; 0 for any that is free")
+    port: int = _setting(
+        8001, "port of gRPC; 0 for any that is free", "GLOWSERVE_GRPC_PORT", least=0, most=65_535
+    )
+    metrics_port: int = _setting(
+        8002, "port of Prometheus metrics; 0 for any that is free", least=0, most=65_535
+    )
     device: str = _setting(
         RuntimeConfig.device, "auto (CUDA if it works, else the CPU), cpu, cuda or tensorrt"
     )
     gpu_memory_mib: int = _setting(
         RuntimeConfig.gpu_memory_mib,
         "most memory of the GPU for each graph, of which a model has two, in MiB; 0 for all there is",
+        least=0,
+        most=2**24,
     )
-    instances: int = _setting(0, "batches that run side by side; 0 for one a core on the CPU, one on a GPU")
-    max_batch_size: int = _setting(Limits.max_batch_size, "most images in a batch")
+    instances: int = _setting(
+        0, "batches that run side by side; 0 for one a core on the CPU, one on a GPU", least=0, most=1024
+    )
+    max_batch_size: int = _setting(Limits.max_batch_size, "most images in a batch", most=16_384)
     max_queue_delay_ms: float = _setting(
         0.0, "how long an image may wait for more images although a batch could run"
     )
@@ -70,7 +115,7 @@ class ServiceConfig:
         Limits.max_pixels,
         "most pixels that a call's pictures may have together; a process that decodes takes 20 bytes for each",
     )
-    max_message_mib: int = _setting(64, "largest request, in MiB")
+    max_message_mib: int = _setting(64, "largest request, in MiB", most=2047)
     max_concurrent_streams: int = _setting(
         1024, "most calls at once on a connection; more wait in the client"
     )
@@ -86,7 +131,10 @@ class ServiceConfig:
         10_000, "most connections at once to the port of gRPC; further ones are closed at once"
     )
     max_connection_age_seconds: float = _setting(
-        3600.0, "how old a connection may get before clients are told to open another; 0 for any age"
+        3600.0,
+        "how old a connection may get before clients are told to open another; 0 for any age",
+        least=0.1,
+        or_zero=True,
     )
     tls_cert: Path | None = field(
         default=None, metadata={"help": "the service's certificate, PEM, with its chain; encrypts both ports"}
@@ -107,18 +155,9 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         self._check_words()
         VersionPolicy.parse(self.versions)
-        for name in ("port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0 to 65535")
-        for name, value in vars(self).items():
-            duration = name.endswith(("_seconds", "_ms")) or name in ("instances", "gpu_memory_mib")
-            if duration and not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name} is {value}; it must be 0 or more")
-        for name, value in vars(self).items():
-            if name.startswith("max_") and isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more")
-        if self.max_message_mib > 2047:
-            raise ValueError(f"max_message_mib is {self.max_message_mib}; gRPC takes at most 2047")
+        self._check_numbers()
+        # As in a URL, an IPv6 address may stand in brackets.
+        object.__setattr__(self, "host", _host(self.host))
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together; give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -133,6 +172,20 @@ class ServiceConfig:
     def address(self, port: int) -> str:
         """HOST:PORT; an IPv6 address stands in brackets."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+    def _check_numbers(self) -> None:
+        for setting in fields(self):
+            if (numbers := setting.metadata.get("range")) is None:
+                continue
+            value, whole = getattr(self, setting.name), isinstance(setting.default, int)
+            if isinstance(value, int if whole else int | float) and (
+                numbers.least <= value <= numbers.most or (numbers.or_zero and value == 0)
+            ):
+                continue
+            raise ValueError(
+                f"{setting.name} is {value}; it must be {'0, or ' if numbers.or_zero else ''}"
+                f"a {'whole ' if whole else ''}number from {numbers.least:.10g} to {numbers.most:.10g}"
+            )
 
     def _check_words(self) -> None:
         for name, known in (
@@ -180,11 +233,21 @@ class ServiceConfig:
 
     def instances_on(self, device: str) -> int:
         """How many batches run side by side on "cpu", "cuda" or "tensorrt"."""
-        return self.instances or (_cores() if device == "cpu" else 1)
+        return self.instances or (cores() if device == "cpu" else 1)
 
 
-def _cores() -> int:
-    """How many this process may use, if the system says; else how many there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _host(text: str) -> str:
+    """An IP address without brackets, or a name.
+
+    Raises:
+        ValueError: it is something else, such as a URL.
+    """
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        if bare is not text or not _HOST_NAME.fullmatch(text):
+            raise ValueError(
+                f"host is {text!r}; it must be an IP address, such as 127.0.0.1, 0.0.0.0, ::1 or ::, or the name of one"
+            ) from None
+    return bare

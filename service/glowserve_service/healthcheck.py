@@ -7,7 +7,6 @@ presents $GLOWSERVE_CERT and $GLOWSERVE_KEY, or else the service's own certifica
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import sys
@@ -16,7 +15,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from glowserve.credentials import channel_credentials
+from glowserve.credentials import channel_credentials, proxy_options
+from glowserve_service.config import ServiceConfig
+from glowserve_service.environment import read
 
 _TIMEOUT_SECONDS = 2.0
 
@@ -33,17 +34,26 @@ def is_serving(target: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def default_target() -> str:
+    """HOST:PORT of the service with the same variables."""
+    host = read("GLOWSERVE_HOST").strip("[]") or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    port = read("GLOWSERVE_GRPC_PORT") or str(ServiceConfig.port)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _channel(target: str) -> grpc.Channel:
-    certificate = os.environ.get("GLOWSERVE_TLS_CERT")
+    options = proxy_options(target)
+    certificate = read("GLOWSERVE_TLS_CERT")
     if not certificate:
-        return grpc.insecure_channel(target)
-    cert, key = (os.environ.get(f"GLOWSERVE_{name}") for name in ("CERT", "KEY"))
-    if not cert and os.environ.get("GLOWSERVE_TLS_CLIENT_CA"):
-        cert, key = certificate, os.environ.get("GLOWSERVE_TLS_KEY")
+        return grpc.insecure_channel(target, options)
+    cert, key = read("GLOWSERVE_CERT"), read("GLOWSERVE_KEY")
+    if not cert and read("GLOWSERVE_TLS_CLIENT_CA"):
+        cert, key = certificate, read("GLOWSERVE_TLS_KEY")
     credentials = channel_credentials(tls=True, ca=certificate, cert=cert or None, key=key or None)
     assert credentials is not None
     name = _certified_name(target, certificate)
-    return grpc.secure_channel(target, credentials, [("grpc.ssl_target_name_override", name)])
+    return grpc.secure_channel(target, credentials, [*options, ("grpc.ssl_target_name_override", name)])
 
 
 def _certified_name(target: str, certificate: str) -> str:
@@ -64,5 +74,4 @@ def _certified_name(target: str, certificate: str) -> str:
 
 
 if __name__ == "__main__":
-    default = f"127.0.0.1:{os.environ.get('GLOWSERVE_GRPC_PORT', '8001')}"
-    sys.exit(0 if is_serving(sys.argv[1] if len(sys.argv) > 1 else default) else 1)
+    sys.exit(0 if is_serving(sys.argv[1] if len(sys.argv) > 1 else default_target()) else 1)

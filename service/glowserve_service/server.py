@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import socket
@@ -66,6 +67,8 @@ _IDLE_MS = 20_000
 # How much a caller may send on a stream before the service reads it. gRPC's default grows to megabytes, for each stream
 # that does not read its answers. A message that is longer is still read as a whole, after one more round trip.
 _SENT_AHEAD_BYTES = 256 * 2**10
+
+_CERTIFICATE_SECONDS = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +185,9 @@ class Server:
         config, certificates = self.config, None
         if config.tls_cert is not None and config.tls_key is not None:
             certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+            self.metrics.show_certificates(certificates)
+            watch = asyncio.ensure_future(_watch(certificates))
+            self._closers.append(watch.cancel)
         if danger := warning(config):
             log.warning("%s", danger)
         address = config.address(config.port)
@@ -191,23 +197,34 @@ class Server:
                 self.port = self._server.add_insecure_port(address)
             else:
                 self.port = self._server.add_secure_port(address, certificates.credentials())
-        except (OSError, RuntimeError):
+        except OSError as error:
+            raise PortError(_cannot_listen("port", config.port, config.host, error)) from error
+        except RuntimeError:  # gRPC's, without a reason: another process was faster
             self.port = 0
         if not self.port:
-            raise PortError(
-                f"port {self.config.port} on {self.config.host} cannot be listened on; is it in use?"
-            )
+            raise PortError(_cannot_listen("port", config.port, config.host, OSError(errno.EADDRINUSE, "")))
         try:
             metrics = MetricsServer(
                 config.host, config.metrics_port, self.metrics.registry, certificates, tokens
             )
         except OSError as error:
             raise PortError(
-                f"metrics_port {self.config.metrics_port} on {self.config.host} cannot be listened on: "
-                f"{error.strerror}"
+                _cannot_listen("metrics_port", config.metrics_port, config.host, error)
             ) from error
         self.metrics_port = metrics.server_port
         self._closers.append(metrics.close)
+
+
+async def _watch(certificates: Certificates) -> None:
+    """Has the log tell of certificates that expire, also where nobody connects."""
+    while True:
+        await asyncio.sleep(_CERTIFICATE_SECONDS)
+        await asyncio.to_thread(certificates.log_validity)
+
+
+def _cannot_listen(name: str, port: int, host: str, error: OSError) -> str:
+    reason = "; is it in use?" if error.errno == errno.EADDRINUSE else f": {error.strerror}"
+    return f"{name} {port} on {host} cannot be listened on{reason}"
 
 
 def _try_to_bind(host: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the service to stop, the second ends the process.
+"""SIGTERM, SIGINT and SIGHUP: the first asks the service to stop, another SIGTERM or SIGINT ends the process.
 
 This file imports little, so that `prepare` can be called before the imports that take time.
 """
@@ -26,7 +26,9 @@ def prepare() -> None:
 
 
 def on_stop(ask: Callable[[], object], seconds: float) -> None:
-    """Calls a function on the first signal. Another signal ends the process at once, and so does the time.
+    """Calls a function on the first signal. Another SIGTERM or SIGINT ends the process at once, and so does the time.
+
+    A terminal that closes sends SIGHUP, once or twice; under `nohup` it is ignored, and stays so.
 
     The process ends even if the main thread or the interpreter hangs: then faulthandler writes the tracebacks of all
     threads to standard error, and the exit code is 1.
@@ -41,9 +43,11 @@ def on_stop(ask: Callable[[], object], seconds: float) -> None:
         for each in _STOP:
             # Linux needs no help of this process for the default, ending it, but ignores it for process 1.
             signal.signal(each, _end if os.getpid() == 1 else signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         ask()
 
-    for number in _STOP:
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    for number in (*_STOP, *hangup):
         signal.signal(number, first)
 
 

@@ -279,7 +279,7 @@ def _cuda(folder: Path, served: bool, direction: str, batch: int) -> Run:
 
 
 def _session(path: Path, threads: int, profile: Path | None = None) -> Any:
-    import onnxruntime
+    from glowserve.runtime.ort import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

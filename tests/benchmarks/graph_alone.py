@@ -91,7 +91,7 @@ def _runner(version: Path, threads: int, device: str, images: UInt8Array) -> Cal
 
         engine = Engine(open_bundle(version), RuntimeConfig(device=device, batch_sizes=(len(images),)))
         return lambda: engine.forward(images, noise)
-    import onnxruntime
+    from glowserve.runtime.ort import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -62,7 +62,9 @@ async def running(server: Server) -> AsyncIterator[int]:
     """
     OUT.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), OUT / "server.log"
-    environment = os.environ | {"PYTHONPATH": str(SERVERS)} | server.environment
+    # No server shall report to anybody while it is measured; ONNX Runtime by default does.
+    quiet = {"ORT_DISABLE_TELEMETRY": "1"}
+    environment = os.environ | quiet | {"PYTHONPATH": str(SERVERS)} | server.environment
     command = (*server.command, "--port", str(port))
     with log.open("w") as file:
         process = subprocess.Popen(

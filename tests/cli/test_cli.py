@@ -11,6 +11,7 @@ import pytest
 from glowserve_service.server import Server
 
 from glowserve.cli import main
+from glowserve.images import UInt8Array, encode_png
 
 Printed = pytest.CaptureFixture[str]
 
@@ -121,3 +122,15 @@ def test_a_command_with_a_server_needs_no_extra(server: Server) -> None:
     ended = run(WITHOUT, ",".join(missing), "models", "--server", f"127.0.0.1:{server.port}")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "digits" in ended.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_where_standard_streams_are_closed(
+    closed: str, repository: Path, digits: UInt8Array, tmp_path: Path
+) -> None:
+    pictures = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, image in zip(pictures, digits, strict=False):
+        path.write_bytes(encode_png(image))
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "glowserve"]
+    command = [*shell, "score", "--model", repository / "digits", *pictures]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 0

@@ -35,13 +35,13 @@ def test_the_help_has_every_setting_with_its_flag_variable_and_default(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--port", "65536"], "port is 65536; it must lie in 0 to 65535"),
-        (["--metrics-port", "-1"], "metrics_port is -1; it must lie in 0 to 65535"),
+        (["--port", "65536"], "port is 65536; it must be a whole number from 0 to 65535"),
+        (["--metrics-port", "-1"], "metrics_port is -1; it must be a whole number from 0 to 65535"),
         (["--device", "tpu"], "device is 'tpu'; it must be one of auto, cpu, cuda, tensorrt"),
-        (["--instances", "-1"], "instances is -1; it must be 0 or more"),
-        (["--drain-seconds", "nan"], "drain_seconds is nan; it must be 0 or more"),
-        (["--max-queue-delay-ms", "inf"], "max_queue_delay_ms is inf; it must be 0 or more"),
-        (["--max-message-mib", "4096"], "max_message_mib is 4096; gRPC takes at most 2047"),
+        (["--instances", "-1"], "instances is -1; it must be a whole number from 0 to 1024"),
+        (["--drain-seconds", "nan"], "drain_seconds is nan; it must be a number from 0 to 1000000"),
+        (["--max-queue-delay-ms", "inf"], "max_queue_delay_ms is inf; it must be a number from 0 to 1000000"),
+        (["--max-message-mib", "4096"], "max_message_mib is 4096; it must be a whole number from 1 to 2047"),
         (
             ["--max-queue-size", "255"],
             "max_queue_size is 255; it must be at least max_images_per_call, 256, or such a call could never run",
@@ -74,8 +74,8 @@ def test_a_flag_that_cannot_be_parsed_is_refused_with_the_usage(
         ("GRPC_PORT", "http", "$GLOWSERVE_GRPC_PORT is 'http'; it must be of type int"),
         ("GRPC_PORT", "80.5", "$GLOWSERVE_GRPC_PORT is '80.5'; it must be of type int"),
         ("DRAIN_SECONDS", "soon", "$GLOWSERVE_DRAIN_SECONDS is 'soon'; it must be of type float"),
-        ("GRPC_PORT", "-1", "port is -1; it must lie in 0 to 65535"),
-        ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda, tensorrt"),
+        ("GRPC_PORT", "-1", "port is -1; it must be a whole number from 0 to 65535 ($GLOWSERVE_GRPC_PORT)"),
+        ("DEVICE", "tpu", "device is 'tpu'; it must be one of auto, cpu, cuda, tensorrt ($GLOWSERVE_DEVICE)"),
     ],
 )
 def test_a_wrong_variable_is_refused_with_a_sentence(

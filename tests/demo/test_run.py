@@ -113,6 +113,10 @@ def test_ctrl_c_in_a_later_stage_leaves_no_process(stage: str, finished: tuple[P
     _interrupt(finished[0], stage, _ctrl_c)
 
 
+def test_a_terminal_that_closes_leaves_no_process(finished: tuple[Path, str]) -> None:
+    _interrupt(finished[0], "[4/5]", lambda process: process.send_signal(signal.SIGHUP))
+
+
 def test_a_second_demo_skips_the_training_and_sigterm_ends_it_with_its_service(
     finished: tuple[Path, str],
 ) -> None:

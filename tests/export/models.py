@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from glowserve_export.folded import FoldedGlow
 from glowserve_training.model import Glow, GlowConfig
+
+from glowserve.runtime.ort import onnxruntime
 
 _ORTHOGONAL = {"parametrization": "orthogonal", "coupling_actnorm": True}
 _VARIATIONAL = {"dequantization": "variational"}

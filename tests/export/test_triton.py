@@ -16,13 +16,13 @@ from typing import Any
 
 import glowserve_export.triton
 import numpy as np
-import onnxruntime
 import pytest
 from glowserve_export.errors import ExportError
 from glowserve_export.triton import write_triton
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import Bundle
 
 _PROGRAM = Path(__file__).parent / "programs" / "triton_client.py"

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("glowserve", "glowserve_training", "glowserve_export", "glowserve_service")
-# What everybody may use: files directly in glowserve/, the generated contract, the service's settings and errors.
+# What everybody may use: files directly in glowserve/, the generated contract; the service's settings and errors.
 SHARED = ""
 MOST_LINES = 400
 
@@ -31,7 +31,11 @@ def _package_room(module: str) -> str:
 
 def _service_room(module: str) -> str:
     package, *rest = module.split(".")
-    if package != "glowserve_service" or not rest or rest[0] in ("config", "errors", "versions"):
+    if (
+        package != "glowserve_service"
+        or not rest
+        or rest[0] in ("config", "environment", "errors", "versions")
+    ):
         return SHARED
     return rest[0]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.config import bucket_sizes
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.sessions import CUDA
 
 SIZES = bucket_sizes(32)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.buffers import BoundSession
 from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.gpu_turns import Turns
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
 

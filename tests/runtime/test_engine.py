@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
@@ -17,6 +16,7 @@ from glowserve.mismatch import mismatched_values
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import Bundle, newest_bundle
 

@@ -9,12 +9,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.sessions import CUDA, TENSORRT
 from tests.runtime.gpu import with_gpu_wheel, without_gpu

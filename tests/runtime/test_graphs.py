@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -17,6 +16,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.graphs import check_graph
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import Bundle, open_bundle
 from glowserve.runtime.sessions import CPU, Graph, open_sessions
 

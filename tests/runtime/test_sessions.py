@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from glowserve.images import UInt8Array
+from glowserve.runtime import sessions
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve.runtime.sessions import CUDA, TENSORRT, Cancellation, Graph, open_sessions, provider_options
 from tests.runtime.gpu import with_gpu_wheel
@@ -26,6 +27,15 @@ def test_a_session_on_the_cpu_has_the_threads_of_the_settings(bundle: Bundle, th
     assert device == "cpu"
     assert session.get_providers() == ["CPUExecutionProvider"]
     assert session.get_session_options().intra_op_num_threads == threads
+
+
+def test_a_session_has_no_more_threads_than_cores_that_may_be_used(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "cores", lambda: 1)
+    graph = Graph(bundle.read(FORWARD), {})
+    _, [session] = open_sessions([graph], RuntimeConfig(device="cpu"))
+    assert session.get_session_options().intra_op_num_threads == 1
 
 
 def test_tensorrt_has_the_shapes_from_one_row_to_the_largest_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,19 @@ class Authority:
         self.file = folder / "ca.pem"
         self._ca.cert_pem.write_to_path(self.file)
 
-    def pair(self, name: str, *hosts: str) -> tuple[Path, Path]:
+    def pair(
+        self, name: str, *hosts: str, begins: datetime | None = None, expires: datetime | None = None
+    ) -> tuple[Path, Path]:
         """A new certificate and its key, written to NAME.pem and NAME.key.
 
         Args:
             name: of the files.
             hosts: for which it is; this machine if there are none.
+            begins: when it begins to be valid; long ago if not given.
+            expires: when it ends to be valid; in some years if not given.
         """
-        issued = self._ca.issue_cert(*(hosts or ("localhost", "127.0.0.1", "::1")))
+        names = hosts or ("localhost", "127.0.0.1", "::1")
+        issued = self._ca.issue_cert(*names, not_before=begins, not_after=expires)
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
         key.write_bytes(issued.private_key_pem.bytes())

@@ -56,7 +56,7 @@ def test_a_port_of_another_server_is_in_use(run_server: RunServer) -> None:
 
 def test_a_metrics_port_in_use_is_named(run_server: RunServer, taken: int) -> None:
     error = error_of_start(run_server, PortError, metrics_port=taken)
-    assert error.startswith(f"metrics_port {taken} on 127.0.0.1 cannot be listened on: ")
+    assert error == f"metrics_port {taken} on 127.0.0.1 cannot be listened on; is it in use?"
 
 
 def test_a_host_that_does_not_exist_is_named(run_server: RunServer) -> None:

@@ -32,7 +32,7 @@ def in_flight(server: ServerProcess) -> float:
     return server.metric("glowserve_requests_in_flight")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_every_accepted_call_finish(
     start_server: StartServer, digits: UInt8Array, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -62,6 +62,37 @@ def test_a_signal_lets_every_accepted_call_finish(
     assert code == 0
     assert "Traceback" not in log
     assert log.rstrip().endswith("stopped")
+
+
+def test_a_terminal_that_closes_may_send_its_signal_twice(
+    start_server: StartServer, digits: UInt8Array, tmp_path: Path
+) -> None:
+    with start_server(program=(str(PROGRAM), str(tmp_path / "go-on"))) as server:
+        with connect(server.target) as stubs, ThreadPoolExecutor(1) as pool:
+            watch = stubs.watch("glowserve.v1.GlowService")
+            assert next(watch).status == SERVING
+            score = pool.submit(stubs.glow.Score, pb.ScoreRequest(images=raw(digits[:1])))
+            wait_for(lambda: in_flight(server) == 1)
+            server.process.send_signal(signal.SIGHUP)
+            assert next(watch).status == NOT_SERVING
+            server.process.send_signal(signal.SIGHUP)
+            (tmp_path / "go-on").touch()
+            assert len(score.result().scores) == 1
+        assert server.wait()[0] == 0
+
+
+def test_under_nohup_a_server_outlives_its_terminal(start_server: StartServer) -> None:
+    program = (
+        "-c",
+        "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys.argv[1:]])",
+        "glowserve",
+    )
+    with start_server(program=program) as server:
+        server.process.send_signal(signal.SIGHUP)
+        with connect(server.target) as stubs:
+            for _ in range(20):
+                assert stubs.status() == SERVING
+        server.stop()
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2])

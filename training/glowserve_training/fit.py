@@ -22,7 +22,7 @@ from glowserve_training.data import ImageData, StepLoader, evaluation_batches
 from glowserve_training.data.batches import Batch
 from glowserve_training.ema import EMA
 from glowserve_training.guard import Guard
-from glowserve_training.hardware import Hardware, keep_freed_memory
+from glowserve_training.hardware import Hardware, keep_freed_memory, use_allowed_cores
 from glowserve_training.module import GlowModule
 from glowserve_training.progress import Progress
 from glowserve_training.saving import save
@@ -63,6 +63,7 @@ def fit(
         KeyboardInterrupt: the user pressed Ctrl-C.
     """
     keep_freed_memory()
+    use_allowed_cores()
     start = torch.load(resume, map_location="cpu", weights_only=True)["global_step"] if resume.exists() else 0
     ema = EMA(config.average_decay)
     with _quiet_lightning():

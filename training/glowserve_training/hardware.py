@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+from glowserve.cores import cores
 from glowserve_training.option import option, require_at_least, require_choice
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -41,6 +42,13 @@ class Hardware:
     def processes(self) -> int:
         """Processes on all machines together."""
         return self.devices * self.nodes
+
+
+def use_allowed_cores() -> None:
+    """Takes from PyTorch the threads for cores that this process may not use: it knows of no quota."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from glowserve.credentials import FilePath, call_metadata, channel_credentials
+from glowserve.credentials import FilePath, call_metadata, channel_credentials, proxy_options
 
 TIMEOUT_SECONDS = 60.0
 """How long one call may take unless a client is given another timeout."""
@@ -73,9 +73,10 @@ class ChannelSettings:
             tls=self.tls, ca=self.ca, cert=self.cert, key=self.key
         )
         metadata = call_metadata(self.token, self.target, encrypted=encryption is not None)
+        options = [*CHANNEL_OPTIONS, *proxy_options(self.target)]
         if encryption is None:
-            return channels.insecure_channel(self.target, CHANNEL_OPTIONS), metadata
-        return channels.secure_channel(self.target, encryption, CHANNEL_OPTIONS), metadata
+            return channels.insecure_channel(self.target, options), metadata
+        return channels.secure_channel(self.target, encryption, options), metadata
 
 
 def check_transport(settings: ChannelSettings, transport: object | None) -> None:

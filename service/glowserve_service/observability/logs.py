@@ -12,10 +12,10 @@ import time
 import warnings
 from typing import Any
 
-import onnxruntime
 from pythonjsonlogger.json import JsonFormatter as LibraryJsonFormatter
 
 from glowserve.output import printable
+from glowserve.runtime.ort import onnxruntime
 from glowserve_service.observability.log_writer import LogWriter
 from glowserve_service.observability.standard_streams import STDERR, LogStream
 
@@ -34,8 +34,7 @@ def set_up(form: str, level: str) -> LogWriter:
     # documentation, "Optimization".
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    descriptor = None if sys.stderr is None else STDERR  # None: closed when Python started
-    writer = LogWriter(descriptor, JsonFormatter() if form == "json" else TextFormatter())
+    writer = LogWriter(STDERR, JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[writer])
     sys.stderr = LogStream(writer)
     _silence_libraries()

@@ -17,10 +17,11 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from glowserve_service.observability import logs
+from glowserve_service.security.certificates import Certificates
 
 # A call may have a deadline of a minute; a call to a small model takes two milliseconds.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -56,6 +57,11 @@ class Metrics:
         self._add_models()
         self._add_log()
         self._add_descriptors()
+        self._add_certificates()
+
+    def show_certificates(self, certificates: Certificates) -> None:
+        """Has each scrape say when these expire."""
+        self._expiry.certificates = certificates
 
     def _add_calls(self) -> None:
         self.ready = self._gauge("ready", "1 while the service accepts calls, else 0.", [])
@@ -157,6 +163,13 @@ class Metrics:
         text = "1 while so many file descriptors are open that connections may be refused, else 0."
         self.descriptors_short = self._gauge("descriptors_short", text, [])
 
+    def _add_certificates(self) -> None:
+        name, labels = "certificate_expiry_timestamp_seconds", ["file"]
+        text = "When a file of certificates expires, in Unix time. file is tls_cert or tls_client_ca."
+        self._describe(name, "gauge", text, labels)
+        self._expiry = _CertificateExpiry(f"glowserve_{name}", text, labels)
+        self.registry.register(self._expiry)
+
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         self._describe(f"{name}_total", "counter", text, labels)
         return Counter(f"glowserve_{name}", text, labels, registry=self.registry)
@@ -181,3 +194,17 @@ class _DroppedLogLines(Collector):
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         yield CounterMetricFamily(self._name, self._text, value=logs.dropped_lines())
+
+
+class _CertificateExpiry(Collector):
+    """The present files' ends, which a file that is renewed changes; without certificates there are no series."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self.certificates: Certificates | None = None
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        for each in self.certificates.validity() if self.certificates else ():
+            family.add_metric([each.setting], each.end)
+        yield family

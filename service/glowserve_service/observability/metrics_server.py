@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -74,6 +74,12 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
         self.set_app(_guarded(make_wsgi_app(registry), tokens))
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
+
+    def server_bind(self) -> None:
+        """Binds. HTTPServer would then ask the resolver for the name of the host, and wait for it."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
 
     def close(self) -> None:
         """Stops listening."""

@@ -15,18 +15,12 @@ _LONGEST_LINE = 8192
 
 
 def prepare() -> None:
-    """To be called first, before libraries open files or write.
-
-    A standard descriptor that is closed becomes /dev/null. Else the next socket would get its number, and with it what
-    libraries write to standard error.
+    """To be called before libraries write. No standard descriptor may be closed.
 
     If standard error is a pipe, writing to a full one fails from now on instead of waiting. gRPC and ONNX Runtime write
     to it themselves: a client whose handshake fails would stop gRPC's thread. The pipe is opened again for that: its
     present state is shared with other processes. Where the system does not allow that, everything stays as it is.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        pass
-    os.close(descriptor)
     if stat.S_ISFIFO(os.fstat(STDERR).st_mode):
         with suppress(OSError):  # another user's pipe, or no /proc
             reopened = os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_NONBLOCK)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from glowserve.credentials import proxy_options
 from glowserve_service.errors import TracingError
 
 if TYPE_CHECKING:
@@ -125,5 +126,8 @@ def from_environment() -> Traces | None:
     own = {"service.name": "glowserve", "service.version": importlib.metadata.version("glowserve")}
     resource = Resource.create(own).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    collector = os.environ[endpoint].partition("://")[2] or os.environ[endpoint]
+    options: Any = tuple(proxy_options(collector.partition("/")[0]))
+    exporter = OTLPSpanExporter(channel_options=options)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return Traces(provider)

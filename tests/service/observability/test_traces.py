@@ -125,6 +125,20 @@ def test_a_call_is_a_child_of_its_callers_span_and_has_its_stages_as_children(
     assert attributes(resource)["service.name"] == "glowserve"
 
 
+def test_no_proxy_is_asked_for_a_collector_on_this_machine(
+    collector: Collector, run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with (
+        run_server() as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.enable_http_proxy", 0)]) as channel,
+    ):
+        GlowServiceStub(channel).Score(score(digits, 1))
+    assert len(calls(collector)) == 1
+
+
 def test_each_call_of_a_batch_is_in_its_own_trace(
     collector: Collector, run_server: RunServer, digits: UInt8Array
 ) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from glowserve_service.observability import standard_streams
 
+from glowserve import output
+
+output.open_closed_streams()
 standard_streams.prepare()
 next_descriptor = os.open(os.devnull, os.O_RDONLY)
 with contextlib.suppress(BlockingIOError):  # a full pipe

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 import glowserve
 from glowserve.cli import main
+from glowserve.credentials import is_local, proxy_options
 from tests.servers import RunServer
 from tests.service.credentials import INFER, Authority
 from tests.service.stubs import address
@@ -26,6 +27,36 @@ def test_a_token_does_not_cross_a_network_unencrypted(target: str, authority: Au
     glowserve.Client(target, token=INFER, tls=True).close()
     for near in ("localhost:1", "127.0.0.1:1", "[::1]:1", "unix:/tmp/nobody", "dns:///localhost:1"):
         glowserve.Client(near, token=INFER).close()
+
+
+@pytest.mark.parametrize(
+    ("target", "local"),
+    [
+        ("localhost:1", True),
+        ("LocalHost.:1", True),
+        ("localhost", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("[::ffff:127.0.0.1]:1", True),
+        ("ipv4:127.0.0.1:1", True),
+        ("ipv6:[::1]:1", True),
+        ("dns:localhost:1", True),
+        ("0.0.0.0:1", True),
+        ("[::]:1", True),
+        ("unix-abstract:name", True),
+        ("localhost.example:1", False),
+        ("::1:8001", False),
+        ("[::ffff:192.0.2.1]:1", False),
+        ("ipv4:192.0.2.1:1,127.0.0.1:1", False),
+        ("ipv4:127.0.0.1:1,192.0.2.1:1", False),
+        ("dns://192.0.2.1/localhost:1", False),
+        ("127.0.0.1.example:1", False),
+        ("", False),
+    ],
+)
+def test_a_target_is_local_only_if_all_calls_stay_on_this_machine(target: str, local: bool) -> None:
+    assert is_local(target) is local
+    assert proxy_options(target) == ([("grpc.enable_http_proxy", 0)] if local else [])
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "ümlaut-0123456789"])

@@ -38,6 +38,26 @@ def test_a_token_has_the_groups_of_its_line_or_infer_alone(tokens: Path) -> None
     assert not found.has("admin")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "app {} # the shop's",
+        "app {}  #shop, until März",
+        "# who may call: Jörg\r\n\r\napp {} infer # all\r\n",
+        "\ufeffapp {}",
+        " # indented\n\tapp\t{}\t#tab",
+    ],
+)
+def test_comments_stand_on_lines_of_their_own_or_after_the_last_word(tmp_path: Path, content: str) -> None:
+    (tmp_path / "listed").write_bytes(content.format(INFER).encode())
+    assert allows(Tokens(tmp_path / "listed"), INFER, "infer")
+
+
+def test_a_sign_in_a_token_begins_no_comment(tmp_path: Path) -> None:
+    (tmp_path / "listed").write_text(f"app {INFER}#1")
+    assert allows(Tokens(tmp_path / "listed"), f"{INFER}#1", "infer")
+
+
 def allows(tokens: Tokens, token: str, group: str) -> bool:
     try:
         tokens.check(f"Bearer {token}", group)
@@ -71,15 +91,20 @@ def test_the_case_of_the_scheme_and_spaces_do_not_matter(tokens: Path, sent: str
         ),
         (f"app {INFER}\napp {ADMIN}", "tokens FILE has the same name twice"),
         (f"app {INFER}\nother {INFER}", "tokens FILE has the same token twice"),
-        (f"äpp {INFER}", "tokens FILE has characters that are not ASCII"),
+        (f"äpp {INFER}", "tokens FILE, line 1 has characters that are not ASCII; only a comment may"),
+        (b"app \xff", "tokens FILE is not UTF-8; save it as UTF-8 or ASCII"),
+        (
+            "app #token-0123456789-0123456789",
+            "tokens FILE, line 1 has 1 words; write NAME TOKEN, or NAME TOKEN GROUPS",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_a_sentence(
-    tmp_path: Path, content: str | None, sentence: str
+    tmp_path: Path, content: str | bytes | None, sentence: str
 ) -> None:
     path = tmp_path / "listed"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match="tokens") as caught:
         Tokens(path)
     assert str(caught.value) == sentence.replace("FILE", str(path))

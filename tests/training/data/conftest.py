@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
+from glowserve_training.data.hugging_face import datasets
 from PIL import Image
 
 SaveImages = Callable[..., None]

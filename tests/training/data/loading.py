@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import numpy as np
 from glowserve_training.data import DataConfig, ImageData, SourceImages, survey_images
+from glowserve_training.data.hugging_face import datasets
 from PIL import Image
 
 from glowserve.images import UInt8Array

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from glowserve_training.data import DataConfig, ImageData, StepLoader, load_images, parallel
+from glowserve_training.data import DataConfig, ImageData, StepLoader, images, load_images, parallel
 from glowserve_training.data.image_file import ImageFile
 from glowserve_training.errors import DataError
 from PIL import Image
@@ -173,7 +173,8 @@ def test_without_a_folder_the_file_is_deleted_with_the_array(
 def test_images_are_not_prepared_far_ahead_of_writing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared_since: PreparedSince
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for module in (images, parallel):
+        monkeypatch.setattr(module, "cores", lambda: 2)
     waiting: list[int] = []
 
     def watched(_: ImageFile, arrays: Iterator[UInt8Array], *args: Any) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from glowserve_training.data import load_images, open_source
+from glowserve_training.data.hugging_face import datasets
 from glowserve_training.errors import DataError
 from PIL import Image
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from glowserve_training.data import load_held_out, load_images
+from glowserve_training.data.hugging_face import datasets
 from glowserve_training.errors import DataError
 from PIL import Image
 

@@ -8,7 +8,6 @@ uint8 [N, H, W, C].
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from zipfile import ZipFile
 import numpy as np
 from tqdm import tqdm
 
+from glowserve.cores import cores
 from glowserve.files import atomic_write
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
@@ -85,7 +85,7 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
         tqdm(
             total=len(missing), desc="finding held-out images", unit="", leave=False, disable=None
         ) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(cores()) as pool,
     ):
         for part in (_whole, _file_name):
             for image in prepare_in_parallel(_candidates(source, known, part), config, pool):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from glowserve.cores import cores
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
 from glowserve_training.data.image_file import ImageFile
@@ -125,7 +125,7 @@ def _open_reader(source: Source, config: DataConfig, names: Iterable[str]) -> It
     unreadable = UnreadableImages()
     with (
         tqdm(total=read, desc="reading images", unit="", leave=False, disable=None) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,  # decoding and resizing release the GIL
+        ThreadPoolExecutor(cores()) as pool,  # decoding and resizing release the GIL
     ):
         yield _Reader(config, splits, total, pool, unreadable, progress)
     unreadable.report(read)

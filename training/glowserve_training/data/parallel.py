@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from glowserve.cores import cores
 from glowserve.images import InvalidImageError, UInt8Array, prepare
 from glowserve_training.config import DataConfig
 from glowserve_training.data.source_images import SourceImages
@@ -34,7 +34,7 @@ def prepare_in_parallel(
         except InvalidImageError as error:
             return error
 
-    most_waiting = 4 * (os.cpu_count() or 1)
+    most_waiting = 4 * cores()
     waiting: deque[Future[UInt8Array | InvalidImageError]] = deque()
     for images, index in wanted:
         waiting.append(pool.submit(prepare_one, images, index))

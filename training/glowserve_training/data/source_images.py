@@ -15,7 +15,7 @@ from glowserve.output import printable
 from glowserve_training.errors import DataError
 
 if TYPE_CHECKING:
-    import datasets
+    from glowserve_training.data.hugging_face import datasets
 
 # Errors that mean that this file is unreadable for good; any other error may be the disk's.
 _UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

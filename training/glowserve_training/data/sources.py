@@ -184,7 +184,7 @@ def _parts(name: str) -> list[str]:
 
 def _dataset(data: str, builder: str, **arguments: object) -> dict[str, SourceImages]:
     """The splits that the Hugging Face library `datasets` finds."""
-    import datasets
+    from glowserve_training.data.hugging_face import datasets
 
     datasets.disable_progress_bars()
     splits = {}
@@ -207,7 +207,7 @@ def _dataset(data: str, builder: str, **arguments: object) -> dict[str, SourceIm
 
 def _image_column(data: str, features: Mapping[str, object]) -> str:
     """The name of the column with images."""
-    import datasets
+    from glowserve_training.data.hugging_face import datasets
 
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     named = [name for name in ("image", "img", "images", "jpg", "png") if name in features]

@@ -5,7 +5,6 @@ The defaults of a model's shape follow from it, and training says what it found.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from glowserve.cores import cores
 from glowserve.images import InvalidImageError
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.unreadable import UnreadableImages
@@ -98,7 +98,7 @@ def survey_images(images: SourceImages) -> Survey:
     unreadable = UnreadableImages()
     sizes: list[tuple[int, int]] = []
     coloured: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for index, found in zip(indices, pool.map(look, indices), strict=True):
             if isinstance(found, InvalidImageError):
                 unreadable.add(images.name(index), found)
