@@ -35,6 +35,10 @@ class InvalidPictureError(InvalidImageError):
         self.index = index
 
 
+class TooManyPixelsError(InvalidPictureError):
+    """The pictures have more pixels than they may have together, up to the one with this index."""
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Picture files, and the images that they become."""
@@ -70,14 +74,17 @@ class Pictures:
                 with open_encoded(data, formats=ENCODED_FORMATS) as picture:
                     pixels += picture.width * picture.height
                     if pixels > self.max_pixels:
-                        raise InvalidImageError(
+                        raise TooManyPixelsError(
                             f"it has {picture.width} x {picture.height} pixels, which makes {pixels} in this call; at "
                             f"most {self.max_pixels} are accepted: make it smaller, or raise the service's "
-                            "--max-pixels-per-call"
+                            "--max-pixels-per-call",
+                            i,
                         )
                     images[i] = prepare(
                         picture, height, width, channels, self.preparation, max_pixels=self.max_pixels
                     )
+            except TooManyPixelsError:
+                raise
             except InvalidImageError as error:
                 raise InvalidPictureError(str(error), i) from None
         return images

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
+from glowserve.folders import FILE_SUFFIXES
 from glowserve.images import UInt8Array, grid, to_pil
 from glowserve.output import printable
 
@@ -77,11 +78,14 @@ def _output(out: Path) -> _Grid | _Folder:
     Raises:
         Failure: it selects nothing.
     """
+    if out.is_dir():
+        return _Folder(out)
     if out.suffix.lower() == ".png":
         if not out.parent.is_dir():
             raise Failure(f"--out is {out}; there is no folder {out.parent}", 2)
         return _Grid(out)
-    if out.suffix:
+    # A folder's name may have a dot, as in samples_t0.7.
+    if out.suffix.lower() in FILE_SUFFIXES:
         raise Failure(f"--out is {out}; it must end in .png, or be a folder", 2)
     return _Folder(out)
 

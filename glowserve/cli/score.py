@@ -17,6 +17,7 @@ from tqdm import tqdm
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.errors import RequestError
+from glowserve.client.fitting import is_too_large
 from glowserve.folders import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
 from glowserve.images import InvalidImageError, check_encoded, read_file
 from glowserve.output import printable
@@ -79,7 +80,7 @@ def _score(target: Target, files: Iterable[Path], seed: int | None) -> Iterator[
                 yield [waiting.popleft() for _ in range(len(scores))], scores
             ended = True
         except RequestError as error:
-            if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
+            if not _concerns_a_file(error):
                 raise
         # The stream ended because one of the waiting files was refused: each is now scored in a call of its own.
         for file in list(waiting):
@@ -95,10 +96,14 @@ def _score_alone(target: Target, file: Path, seed: int | None) -> Scores | None:
     try:
         return target.client.score(data, seed=seed, model=target.model)
     except RequestError as error:
-        if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
+        if not _concerns_a_file(error):
             raise
         _report(f"{file}: {error}")
         return None
+
+
+def _concerns_a_file(error: RequestError) -> bool:
+    return error.code is grpc.StatusCode.INVALID_ARGUMENT or is_too_large(error)
 
 
 def _report(sentence: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from types import TracebackType
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client import requests
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, portions, read_portions
+from glowserve.client.fitting import Fitting
+from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions, read_portions
 from glowserve.client.transports.base import AsyncTransport
 from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_asyncio import AsyncGrpcTransport
@@ -27,11 +28,13 @@ from glowserve.v1.manifest_pb2 import Manifest
 class AsyncClient:
     """Calls a running service from an event loop. `Client` explains the calls and the arguments.
 
-    Files are read, and pictures encoded, in threads beside the event loop.
+    Files are read, and pictures encoded, in threads beside the event loop. A client may be made before a loop runs, and
+    used in several loops, one after the other or side by side in threads: each has a connection of its own. It can be
+    pickled like a `Client`. In a process that was forked while an AsyncClient was connected, calls raise RuntimeError.
 
     Args:
-        target: HOST:PORT of the service.
-        timeout: how many seconds a call may take, retries included.
+        target: HOST:PORT of the service; the port is 8001 if left out.
+        timeout: how many seconds a call may take, retries included; math.inf for no limit.
         tls: encrypt, and trust the authorities that gRPC trusts.
         ca: trust this authority instead: a PEM file.
         cert: the client's certificate: a PEM file.
@@ -40,8 +43,9 @@ class AsyncClient:
         transport: carries the requests instead of gRPC. With a transport there is no target, and no setting of one.
 
     Raises:
-        ValueError: there is neither a target nor a transport, a file cannot be used, or the token would cross a network
-            unencrypted.
+        TypeError: the target is not a string.
+        ValueError: there is neither a target nor a transport, the target is none, the timeout is not above 0, a file
+            cannot be used, or the token would cross a network unencrypted.
     """
 
     def __init__(
@@ -60,19 +64,25 @@ class AsyncClient:
             target=target, timeout=timeout, tls=tls, ca=ca, cert=cert, key=key, token=token
         )
         check_transport(settings, transport)
-        self._transport: AsyncTransport = transport or AsyncGrpcTransport(settings)
+        self._carrier: AsyncTransport | None = transport or AsyncGrpcTransport(settings)
+        self._fitting = Fitting()
+
+    @property
+    def _transport(self) -> AsyncTransport:
+        if self._carrier is None:
+            raise ValueError("the client is closed; make another")
+        return self._carrier
 
     async def score(
         self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
     ) -> Scores:
         """See `Client.score`."""
-        score = self._transport.score
-        return messages.scores_of(
-            [
-                await score(requests.score_request(part, model, version, seed))
-                async for part in _read_in_threads(portions(images))
-            ]
-        )
+
+        async def score(part: Portion) -> pb.ScoreResponse:
+            return await self._transport.score(requests.score_request(part, model, version, seed))
+
+        responses = self._fitting.calls_async(score, _read_in_threads(portions(images)))
+        return messages.scores_of([response async for response in responses])
 
     async def iter_scores(
         self,
@@ -83,11 +93,13 @@ class AsyncClient:
         version: int = 0,
     ) -> AsyncGenerator[Scores, None]:
         """See `Client.iter_scores`. `images` is read in threads, by one thread at a time."""
-        outgoing = (
-            requests.score_request(part, model, version, seed)
-            async for part in _read_in_threads(read_portions(images))
-        )
-        async with aclosing(self._transport.score_stream(outgoing)) as responses:
+
+        def open_stream(parts: AsyncIterator[Portion]) -> AsyncGenerator[pb.ScoreResponse, None]:
+            outgoing = (requests.score_request(part, model, version, seed) async for part in parts)
+            return self._transport.score_stream(outgoing)
+
+        parts = _read_in_threads(read_portions(images))
+        async with aclosing(self._fitting.stream_async(open_stream, parts)) as responses:
             async for response in responses:
                 yield messages.scores_of([response])
 
@@ -121,19 +133,21 @@ class AsyncClient:
 
     async def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
         """See `Client.encode`."""
-        encode = self._transport.encode
-        return messages.encodings_of(
-            [
-                await encode(requests.encode_request(part, model, version))
-                async for part in _read_in_threads(portions(images))
-            ]
-        )
+
+        async def encode(part: Portion) -> pb.EncodeResponse:
+            return await self._transport.encode(requests.encode_request(part, model, version))
+
+        responses = self._fitting.calls_async(encode, _read_in_threads(portions(images)))
+        return messages.encodings_of([response async for response in responses])
 
     async def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
         """See `Client.decode`."""
-        decode = self._transport.decode
-        responses = [await decode(request) for request in requests.decode_requests(latents, model, version)]
-        return np.concatenate([messages.images_array(response.images) for response in responses])
+
+        async def decode(part: Portion) -> pb.DecodeResponse:
+            return await self._transport.decode(requests.decode_request(part, model, version))
+
+        responses = self._fitting.calls_async(decode, _read_in_threads(latent_portions(latents)))
+        return np.concatenate([messages.images_array(response.images) async for response in responses])
 
     async def interpolate(
         self, one: ImageLike, other: ImageLike, *, steps: int = 8, model: str = "", version: int = 0
@@ -151,8 +165,10 @@ class AsyncClient:
         return (await self._transport.get_model(requests.model_request(model, version))).manifest
 
     async def close(self) -> None:
-        """Closes the connection. Outstanding calls are cancelled."""
-        await self._transport.close()
+        """Closes the connection. Outstanding calls are cancelled, and later calls raise ValueError."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            await carrier.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from types import TracebackType
 
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client import requests
-from glowserve.client.inputs import ImageLike, ImagesLike, portions, read_portions
+from glowserve.client.fitting import Fitting
+from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions, read_portions
 from glowserve.client.transports.base import Transport
 from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_transport import GrpcTransport
@@ -27,14 +28,20 @@ class Client:
     """Calls a running service, or runs a bundle in this process (`glowserve.open`). Threads may share a client.
 
     Each method takes `model` and `version`. The name may be left out if there is one model; version 0 is the newest
-    served version. Large inputs are sent in several calls. If the service is unavailable, a call is retried up to four
-    times with growing pauses.
+    served version. Large inputs are sent in several calls, as large as the service takes. If the service is
+    unavailable, a call is retried up to four times with growing pauses. If it refuses a call and says when to come
+    back, as it does when its queue is full, the call is retried until its timeout.
+
+    A client can be pickled, with its settings, its token among them; the copy connects anew. A child process of
+    `os.fork` may use clients, too, unless a call was under way at the fork: then every call raises RuntimeError.
 
     Shapes: N images, H W C of the model, D = H * W * C.
 
     Args:
-        target: HOST:PORT of the service.
-        timeout: how many seconds a call may take, retries included. A call of `sample` gets one second more per sample.
+        target: HOST:PORT of the service; the port is 8001 if left out. Or a target of another kind that gRPC knows,
+            such as unix:PATH.
+        timeout: how many seconds a call may take, retries included; math.inf for no limit. A call of `sample` gets one
+            second more per sample.
         tls: encrypt, and trust the authorities that gRPC trusts. `ca` and `cert` imply it.
         ca: trust this authority instead: a PEM file.
         cert: the client's certificate, a PEM file, for a service that requires one.
@@ -43,8 +50,9 @@ class Client:
         transport: carries the requests instead of gRPC. With a transport there is no target, and no setting of one.
 
     Raises:
-        ValueError: there is neither a target nor a transport, a file cannot be used, or the token would cross a network
-            unencrypted.
+        TypeError: the target is not a string.
+        ValueError: there is neither a target nor a transport, the target is none, the timeout is not above 0, a file
+            cannot be used, or the token would cross a network unencrypted.
     """
 
     def __init__(
@@ -63,7 +71,14 @@ class Client:
             target=target, timeout=timeout, tls=tls, ca=ca, cert=cert, key=key, token=token
         )
         check_transport(settings, transport)
-        self._transport: Transport = transport or GrpcTransport(settings)
+        self._carrier: Transport | None = transport or GrpcTransport(settings)
+        self._fitting = Fitting()
+
+    @property
+    def _transport(self) -> Transport:
+        if self._carrier is None:
+            raise ValueError("the client is closed; make another")
+        return self._carrier
 
     def score(
         self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
@@ -71,8 +86,9 @@ class Client:
         """Computes how likely images are under a model.
 
         Args:
-            images: one or more images: paths, bytes of files, Pillow images (of any size), or uint8 arrays [H, W],
-                [H, W, C], [N, H, W, C] (of the model's size).
+            images: one or more images: paths, bytes of files, files opened in binary mode, Pillow images (of any size),
+                or uint8 arrays [H, W], [H, W, C], [N, H, W, C] (of the model's size). Open files are read from their
+                start. An iterator is read some images at a time, and so needs little memory.
             seed: the seed of the dequantization noise; 0 if left out.
             model: the model's name.
             version: the model's version.
@@ -84,10 +100,11 @@ class Client:
             TypeError: an image has none of the accepted types.
             ValueError: there are no images, or a number is out of range.
         """
-        score = self._transport.score
-        return messages.scores_of(
-            [score(requests.score_request(part, model, version, seed)) for part in portions(images)]
-        )
+
+        def score(part: Portion) -> pb.ScoreResponse:
+            return self._transport.score(requests.score_request(part, model, version, seed))
+
+        return messages.scores_of(list(self._fitting.calls(score, portions(images))))
 
     def iter_scores(
         self,
@@ -100,12 +117,13 @@ class Client:
         """Like `score` for unbounded iterables: yields the scores of some images at a time, in order.
 
         Images are read as scores are taken, at most 320 ahead, and sent over one stream. `timeout` applies to each
-        response. If the service stops, the remaining images go to another service at the same target. Closing the
-        iterator cancels outstanding requests. An error concerns images after those whose scores have been yielded.
+        response. If the service stops, the remaining images go to the next service at the same target, which has
+        `timeout` to come. Closing the iterator cancels outstanding requests. An error concerns images after those
+        whose scores have been yielded.
 
         Args:
-            images: an iterable of paths, bytes of files, Pillow images or uint8 arrays [H, W] or [H, W, C]; or one
-                image; or an array [N, H, W, C].
+            images: an iterable of paths, bytes of files, open files, Pillow images or uint8 arrays [H, W] or [H, W, C];
+                or one image; or an array [N, H, W, C].
             seed: the seed of the dequantization noise; 0 if left out.
             model: the model's name.
             version: the model's version.
@@ -117,8 +135,12 @@ class Client:
             TypeError: an image has none of the accepted types.
             ValueError: a number is out of range.
         """
-        outgoing = (requests.score_request(part, model, version, seed) for part in read_portions(images))
-        with closing(self._transport.score_stream(outgoing)) as responses:
+
+        def open_stream(parts: Iterator[Portion]) -> Generator[pb.ScoreResponse, None, None]:
+            outgoing = (requests.score_request(part, model, version, seed) for part in parts)
+            return self._transport.score_stream(outgoing)
+
+        with closing(self._fitting.stream(open_stream, read_portions(images))) as responses:
             for response in responses:
                 yield messages.scores_of([response])
 
@@ -164,10 +186,11 @@ class Client:
 
     def encode(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Encodings:
         """Maps images to latents [N, D]; `score` explains the arguments and the errors."""
-        encode = self._transport.encode
-        return messages.encodings_of(
-            [encode(requests.encode_request(part, model, version)) for part in portions(images)]
-        )
+
+        def encode(part: Portion) -> pb.EncodeResponse:
+            return self._transport.encode(requests.encode_request(part, model, version))
+
+        return messages.encodings_of(list(self._fitting.calls(encode, portions(images))))
 
     def decode(self, latents: npt.ArrayLike, *, model: str = "", version: int = 0) -> UInt8Array:
         """Maps latents, float32 [N, D], to images, uint8 [N, H, W, C].
@@ -176,8 +199,11 @@ class Client:
             RequestError: a call was refused or failed.
             ValueError: the array does not have the shape [N, D], or the version is out of range.
         """
-        decode = self._transport.decode
-        responses = [decode(request) for request in requests.decode_requests(latents, model, version)]
+
+        def decode(part: Portion) -> pb.DecodeResponse:
+            return self._transport.decode(requests.decode_request(part, model, version))
+
+        responses = self._fitting.calls(decode, latent_portions(latents))
         return np.concatenate([messages.images_array(response.images) for response in responses])
 
     def interpolate(
@@ -217,8 +243,10 @@ class Client:
         return self._transport.get_model(requests.model_request(model, version)).manifest
 
     def close(self) -> None:
-        """Closes the connection, or frees the GPU memory of a bundle. No call may follow."""
-        self._transport.close()
+        """Closes the connection, or frees the GPU memory of a bundle. Later calls raise ValueError."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.close()
 
     def __enter__(self) -> Client:
         return self

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -23,6 +24,7 @@ class RequestError(Exception):
         reason: see the attribute.
         retry_after: see the attribute.
         request_id: see the attribute.
+        limits: see the attribute.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class RequestError(Exception):
         reason: str = "",
         retry_after: float | None = None,
         request_id: str = "",
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
@@ -45,22 +48,37 @@ class RequestError(Exception):
         self.request_id = request_id
         """The call's ID in the service's log; "" if the call did not arrive there, or there is no service."""
 
-    def __reduce__(self) -> tuple[type[RequestError], tuple[grpc.StatusCode, str, str, float | None, str]]:
+        self.limits = dict(limits or {})
+        """The limits of the service that the call exceeds, such as max_images_per_call; a smaller call is accepted."""
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[Any, ...]]:
         """Pickles the error, so that worker processes can raise it."""
-        return type(self), (self.code, self.message, self.reason, self.retry_after, self.request_id)
+        others = self.reason, self.retry_after, self.request_id, self.limits
+        return type(self), (self.code, self.message, *others)
+
+    def with_message(self, message: str) -> RequestError:
+        """The same error with another message."""
+        return RequestError(self.code, message, self.reason, self.retry_after, self.request_id, self.limits)
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> RequestError:
         """Converts an error that gRPC raised."""
         call: grpc.Call = error  # type: ignore[assignment]  # the error of a call is the call itself
-        reason, retry_after, request_id = "", None, ""
+        details, request_id = _Details(), ""
         # dict() does not accept the metadata of grpc.aio.
         for key, value in call.trailing_metadata() or ():
             if key == _DETAILS and isinstance(value, bytes):
-                reason, retry_after = _reason_and_retry(value)
+                details = _details(value)
             elif key == _REQUEST_ID and isinstance(value, str):
                 request_id = value
-        return cls(call.code(), call.details() or "no details", reason, retry_after, request_id)
+        return cls(
+            call.code(),
+            call.details() or "no details",
+            details.reason,
+            details.retry_after,
+            request_id,
+            details.limits,
+        )
 
 
 @contextmanager
@@ -72,23 +90,34 @@ def request_errors() -> Iterator[None]:
         raise RequestError.of(error) from None
 
 
-def _reason_and_retry(status: bytes) -> tuple[str, float | None]:
-    """The reason and the pause, in seconds, of a serialized google.rpc.Status; "" and None if it has none.
+class _Details(NamedTuple):
+    """The details of a status; see the attributes of RequestError."""
 
-    Parsed without googleapis-common-protos, which would be one more dependency for four fields.
+    reason: str = ""
+    retry_after: float | None = None
+    limits: Mapping[str, int] = {}
+
+
+def _details(status: bytes) -> _Details:
+    """The details of a serialized google.rpc.Status.
+
+    Parsed without googleapis-common-protos, which would be one more dependency for five fields.
     """
-    reason, retry_after = "", None
+    found = _Details()
     try:
         for detail in _fields(status).get(3, ()):
             (kind,), (content,) = _fields(detail)[1], _fields(detail)[2]
             fields = _fields(content)
             if kind.endswith(b"/google.rpc.ErrorInfo") and fields[2] == [b"glowserve"]:
-                reason = fields[1][0].decode()
+                facts = [(entry[1][0], entry[2][0]) for entry in map(_fields, fields.get(3, ()))]
+                limits = {name.decode(): int(most) for name, most in facts if most.isdigit()}
+                found = found._replace(reason=fields[1][0].decode(), limits=limits)
             elif kind.endswith(b"/google.rpc.RetryInfo"):
-                retry_after = Duration.FromString(fields[1][0]).ToNanoseconds() / 1e9
+                seconds = Duration.FromString(fields[1][0]).ToNanoseconds() / 1e9
+                found = found._replace(retry_after=seconds)
     except (DecodeError, KeyError, ValueError):
         pass  # a proxy answered, not the service: its status has no such details
-    return reason, retry_after
+    return found
 
 
 def _fields(message: bytes) -> dict[int, list[bytes]]:

@@ -1,4 +1,4 @@
-"""Splits the images that callers pass into portions, each small enough for one call."""
+"""Splits the images and latents that callers pass into portions, each small enough for one call."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from glowserve.images import (
+    ENCODED_FORMATS,
     InvalidImageError,
     UInt8Array,
     encode_pil,
@@ -21,28 +24,63 @@ from glowserve.images import (
     read_file,
 )
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | UInt8Array"
-"""One image: a path, the bytes of a file, a Pillow image, or a uint8 array [H, W] or [H, W, C]."""
 
-ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
+class BinaryFile(Protocol):
+    """A file that was opened for reading in binary mode, such as io.BytesIO."""
+
+    def read(self) -> bytes:
+        """Everything from the current position to the end."""
+
+
+ImageLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | UInt8Array"
+)
+"""One image: a path, the bytes of a file, an open file, a Pillow image, or a uint8 array [H, W] or [H, W, C].
+
+Open files are read from their start, like Pillow does it, and left at the position where they were. Objects with
+`__array__`, such as the tensors of PyTorch on the CPU, are arrays.
+"""
+
+ImagesLike: TypeAlias = "ImageLike | Iterable[ImageLike]"
 """One image, several images, or a uint8 array [N, H, W, C]."""
 
-Portion: TypeAlias = "list[bytes] | UInt8Array"
-"""The images of one call: the bytes of files, or uint8 [N, H, W, C]."""
-
-# Below the default limits of the service for one call: 256 images, 64 MiB and 64,000,000 pixels.
-_MOST_IMAGES = 64
-_MOST_BYTES = 16 * 2**20
-_MOST_PIXELS = 16_000_000
+Portion: TypeAlias = "list[bytes] | npt.NDArray[Any]"
+"""The images of one call: the bytes of files, or uint8 [N, H, W, C]; or its latents, float32 [N, D]."""
 
 _SEVERAL = "an array [N, H, W, C] in a list is no image; pass it alone, or a list of [H, W] or [H, W, C]"
+_ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+
+
+@dataclass(frozen=True)
+class PortionLimits:
+    """The most that a portion has, unless a single image has more.
+
+    The defaults lie below those of the service for one call: 256 images, 64 MiB and 64,000,000 pixels.
+    """
+
+    images: int = 64
+    """Images, or rows of another array."""
+
+    size: int = 16 * 2**20
+    """Bytes of files or arrays."""
+
+    pixels: int = 16_000_000
+    """Pixels of files, together."""
+
+    def rows(self, size: int) -> int:
+        """How many rows of an array, of `size` bytes each, make a portion."""
+        return max(1, min(self.images, self.size // max(1, size)))
+
+
+DEFAULT_LIMITS = PortionLimits()
 
 
 def portions(images: ImagesLike) -> Iterator[Portion]:
     """Splits images into portions of at most 64 images, 16 MiB and 16 megapixels. A larger one is alone in its portion.
 
     If all images are arrays, portions are arrays, and the images must have the model's shape. Otherwise portions are
-    files, and pictures may have any size. A file is read when its portion is taken.
+    files, and pictures may have any size. A file is read when its portion is taken. An iterator is read as portions
+    are taken, too, as `read_portions` does it.
 
     Raises:
         InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
@@ -50,15 +88,20 @@ def portions(images: ImagesLike) -> Iterator[Portion]:
         TypeError: an image has none of the accepted types.
         ValueError: there are no images.
     """
+    if isinstance(images, Iterator) and not _is_one(images):
+        found = read_portions(images)
+        if (first := next(found, None)) is None:
+            raise ValueError("there are no images; pass at least one")
+        yield first
+        yield from found
+        return
     items = _items(images)
     if len(items) == 0:
         raise ValueError("there are no images; pass at least one")
     if isinstance(items, np.ndarray):
-        step = _arrays_together(items[0].nbytes)
-        for i in range(0, len(items), step):
-            yield np.ascontiguousarray(items[i : i + step])
+        yield from map(np.ascontiguousarray, split_rows(items, DEFAULT_LIMITS))
     else:
-        yield from _file_portions(items)
+        yield from split_files(_files(enumerate(items)), DEFAULT_LIMITS)
 
 
 def read_portions(images: Iterable[ImageLike] | ImageLike) -> Iterator[Portion]:
@@ -72,17 +115,34 @@ def read_portions(images: Iterable[ImageLike] | ImageLike) -> Iterator[Portion]:
         OSError: a file cannot be read.
         TypeError: an image has none of the accepted types.
     """
-    if isinstance(images, np.ndarray):
-        images = _array(images) if images.ndim == 4 else [images]
-    elif isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
-        images = [images]
-    for shape, run in itertools.groupby(map(_single, images), _shape):
+    for shape, run in itertools.groupby(map(_single, enumerate(_several(images))), _shape):
         if shape is None:
-            yield from _file_portions(run)
+            yield from split_files(_files(run), DEFAULT_LIMITS)
             continue
-        arrays = (image for image in run if isinstance(image, np.ndarray))
-        while together := list(itertools.islice(arrays, _arrays_together(math.prod(shape)))):
+        arrays = (image for _, image in run if isinstance(image, np.ndarray))
+        while together := list(itertools.islice(arrays, DEFAULT_LIMITS.rows(math.prod(shape)))):
             yield np.stack(together)
+
+
+def latent_portions(latents: npt.ArrayLike) -> Iterator[Portion]:
+    """Splits latents [N, D] into portions, float32, of at most 64 rows and 16 MiB.
+
+    Raises:
+        TypeError: the array does not have numbers.
+        ValueError: the array does not have the shape [N, D].
+    """
+    try:
+        array = np.asarray(latents)
+    except ValueError:
+        raise ValueError(
+            "latents have rows of several lengths; pass [N, D], as `encode` returns them"
+        ) from None
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"latents are of type {array.dtype}; pass numbers [N, D], as `encode` returns them")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"latents have shape {list(array.shape)}; pass [N, D], as `encode` returns them")
+    with np.errstate(over="ignore"):  # the service refuses infinity
+        return split_rows(array.astype(np.float32, copy=False), DEFAULT_LIMITS)
 
 
 def pair(one: ImageLike, other: ImageLike) -> Portion:
@@ -94,87 +154,155 @@ def pair(one: ImageLike, other: ImageLike) -> Portion:
         TypeError: an image has none of the accepted types.
     """
     items = _items([one, other])
-    return items if isinstance(items, np.ndarray) else [_file(item) for item in items]
+    return items if isinstance(items, np.ndarray) else [file for file, _ in _files(enumerate(items))]
 
 
-def _file_portions(images: Iterable[ImageLike]) -> Iterator[list[bytes]]:
+def split_rows(array: npt.NDArray[Any], limits: PortionLimits) -> Iterator[npt.NDArray[Any]]:
+    """Splits an array [N, ...], N at least 1, into portions."""
+    step = limits.rows(array[0].nbytes)
+    for i in range(0, len(array), step):
+        yield array[i : i + step]
+
+
+def split_files(files: Iterable[tuple[bytes, int]], limits: PortionLimits) -> Iterator[list[bytes]]:
+    """Splits one or more files, each with its number of pixels, into portions."""
     portion: list[bytes] = []
     size = pixels = 0
-    for image in images:
-        file = _file(image)
-        size, pixels = size + len(file), pixels + _pixels(file)
-        if portion and (len(portion) == _MOST_IMAGES or size > _MOST_BYTES or pixels > _MOST_PIXELS):
+    for file, own_pixels in files:
+        size, pixels = size + len(file), pixels + own_pixels
+        if portion and (len(portion) == limits.images or size > limits.size or pixels > limits.pixels):
             yield portion
-            portion, size, pixels = [], len(file), _pixels(file)
+            portion, size, pixels = [], len(file), own_pixels
         portion.append(file)
     yield portion
 
 
-def _arrays_together(size: int) -> int:
-    """How many arrays of `size` bytes make a portion."""
-    return max(1, min(_MOST_IMAGES, _MOST_BYTES // max(1, size)))
+def split(portion: Portion, limits: PortionLimits) -> Iterator[Portion]:
+    """Splits a portion into smaller ones."""
+    if isinstance(portion, np.ndarray):
+        return split_rows(portion, limits)
+    return split_files(map(_with_pixels, portion), limits)
 
 
-def _single(image: ImageLike) -> ImageLike:
-    """The image; an array gets the shape [H, W, C]."""
-    if not isinstance(image, np.ndarray):
-        return image
-    if image.ndim == 4:
+def _single(numbered: tuple[int, ImageLike]) -> tuple[int, ImageLike]:
+    """The image after its checks; an array gets the shape [H, W, C]."""
+    i, image = numbered
+    try:
+        return i, _checked(image)
+    except (InvalidImageError, TypeError) as error:
+        raise type(error)(f"images[{i}]: {error}") from None
+
+
+def _checked(image: Any) -> ImageLike:
+    if _is_one(image):
+        one: ImageLike = image
+        return one
+    if not hasattr(image, "__array__"):
+        raise TypeError(_unknown(image))
+    array = np.asarray(image)
+    if array.ndim == 4:
         raise InvalidImageError(_SEVERAL)
-    return _array(image)
+    return _array(array)
 
 
-def _shape(image: ImageLike) -> tuple[int, ...] | None:
+def _shape(numbered: tuple[int, ImageLike]) -> tuple[int, ...] | None:
     """The shape of an array; None for other images."""
+    image = numbered[1]
     return image.shape if isinstance(image, np.ndarray) else None
+
+
+def _is_one(images: object) -> bool:
+    """Whether it is one image, and no array. Bytes and open files are iterable, too."""
+    return isinstance(images, _ONE) or (hasattr(images, "read") and not hasattr(images, "__array__"))
+
+
+def _several(images: Any) -> Iterable[Any]:
+    """The images, of which there may be one."""
+    if _is_one(images):
+        return [images]
+    if hasattr(images, "__array__"):
+        array = np.asarray(images)
+        if array.dtype.kind in "OU":  # an array or a column of paths, for example
+            return list(array.ravel())
+        return _array(array) if array.ndim == 4 else [_array(array)]
+    if not isinstance(images, Iterable):
+        raise TypeError(_unknown(images))
+    return images
 
 
 def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
     """A sequence of single images, or one array [N, H, W, C]."""
-    if isinstance(images, np.ndarray):
-        return _array(images) if images.ndim == 4 else _array(images)[None]
-    if isinstance(images, str | bytes | os.PathLike | Image.Image):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise TypeError(_unknown(images))
-    items = list(images)
-    if any(isinstance(item, np.ndarray) and item.ndim == 4 for item in items):
-        raise InvalidImageError(_SEVERAL)
-    if items and all(isinstance(item, np.ndarray) for item in items):
-        arrays = [_array(item) for item in items if isinstance(item, np.ndarray)]
-        shapes = {array.shape for array in arrays}
-        if len(shapes) > 1:
-            raise InvalidImageError(
-                f"arrays of several shapes, {sorted(shapes)}, are not images of one model; "
-                "bring them to its shape, or pass pictures"
-            )
-        return np.stack(arrays)
-    return items
+    several = _several(images)
+    if isinstance(several, np.ndarray):
+        return several
+    items = [image for _, image in map(_single, enumerate(several))]
+    arrays = [item for item in items if isinstance(item, np.ndarray)]
+    if not arrays or len(arrays) < len(items):
+        return items
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise InvalidImageError(
+            f"arrays of several shapes, {sorted(shapes)}, are not images of one model; "
+            "bring them to its shape, or pass pictures"
+        )
+    return np.stack(arrays)
 
 
-def _file(image: ImageLike) -> bytes:
-    """The bytes of an image's file; an image without a file becomes a PNG file."""
-    if isinstance(image, bytes):
-        return image
+def _files(numbered: Iterable[tuple[int, ImageLike]]) -> Iterator[tuple[bytes, int]]:
+    """The file of each image, and its number of pixels; an image without a file becomes a PNG file."""
+    for i, image in numbered:
+        if isinstance(image, str | os.PathLike):
+            yield _with_pixels(read_file(Path(image)))
+            continue
+        try:
+            yield _with_pixels(_file(image))
+        except (InvalidImageError, TypeError) as error:
+            raise type(error)(f"images[{i}]: {error}") from None
+
+
+def _file(image: Any) -> bytes:
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
     if isinstance(image, Image.Image):
         return encode_pil(image)
-    if isinstance(image, str | os.PathLike):
-        return read_file(Path(image))
-    if isinstance(image, np.ndarray):
-        return encode_png(_array(image))
-    raise TypeError(_unknown(image))
+    return encode_png(image) if isinstance(image, np.ndarray) else _read(image)
 
 
-def _pixels(file: bytes) -> int:
-    """The number of pixels of a picture; 0 for other files, which the service refuses with a better message."""
+def _read(file: Any) -> bytes:
+    """The whole content of an open file, which stays at its position."""
     try:
-        with open_encoded(file) as picture:
-            return picture.width * picture.height
+        position = file.tell()
+        file.seek(0)
+    except (AttributeError, OSError):  # a pipe, or an answer of a server
+        position = None
+    data = file.read()
+    if position is not None:
+        file.seek(position)
+    if not isinstance(data, bytes):
+        if hasattr(data, "close"):
+            data.close()  # a coroutine, which nobody awaits
+        raise TypeError(
+            f"read() of {type(file).__name__} returns {type(data).__name__}; pass a file opened in binary mode, "
+            "or its bytes"
+        )
+    return data
+
+
+def _with_pixels(file: bytes) -> tuple[bytes, int]:
+    """A file, as PNG if the service does not read its format, and its number of pixels.
+
+    The service refuses bytes that are not a picture with a better message, so they are passed on as they are.
+    """
+    try:
+        picture = open_encoded(file)
     except InvalidImageError:
-        return 0
+        return file, 0
+    with picture:
+        pixels = picture.width * picture.height
+        return (file if picture.format in ENCODED_FORMATS else encode_pil(picture)), pixels
 
 
-def _array(image: UInt8Array) -> UInt8Array:
+def _array(image: npt.NDArray[Any]) -> UInt8Array:
     """The array as uint8 [H, W, C] or [N, H, W, C]; [H, W] gets the axis C."""
     if image.dtype != np.uint8:
         raise InvalidImageError(f"an array of {image.dtype} is no image; pass uint8, 0 to 255")
@@ -187,4 +315,4 @@ def _array(image: UInt8Array) -> UInt8Array:
 
 
 def _unknown(image: object) -> str:
-    return f"{type(image).__name__} is no image; pass a path, bytes, a Pillow image or a uint8 array"
+    return f"{type(image).__name__} is no image; pass a path, bytes, an open file, a Pillow image or a uint8 array"

@@ -5,25 +5,25 @@ Shapes: N latents, D = H * W * C.
 
 from __future__ import annotations
 
+import operator
+from numbers import Real
+
 import numpy as np
-import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client.inputs import ImageLike, Portion, pair
 from glowserve.v1 import glow_service_pb2 as pb
-
-# Latents in one request: as many as images in a portion.
-_LATENTS = 64
 
 
 def score_request(portion: Portion, model: str, version: int, seed: int | None) -> pb.ScoreRequest:
     """A ScoreRequest for a portion of images.
 
     Raises:
-        ValueError: the seed or the version is out of range.
+        TypeError, ValueError: the model, the version or the seed has a wrong type or is out of range.
     """
-    _check_seed(seed)
-    return pb.ScoreRequest(model=_spec(model, version), images=messages.images_message(portion), seed=seed)
+    return pb.ScoreRequest(
+        model=_spec(model, version), images=messages.images_message(portion), seed=_seed(seed)
+    )
 
 
 def sample_request(
@@ -32,11 +32,16 @@ def sample_request(
     """A SampleRequest for n images, in the form of tensors.
 
     Raises:
-        ValueError: the number, the seed or the version is out of range.
+        TypeError, ValueError: an argument has a wrong type or is out of range.
     """
-    _check_seed(seed)
+    if not isinstance(temperature, Real):
+        raise TypeError(f"temperature is {temperature!r}; pass a number")
     return pb.SampleRequest(
-        model=_spec(model, version), n=n, temperature=temperature, seed=seed, format=pb.IMAGE_FORMAT_RAW
+        model=_spec(model, version),
+        n=_integer("n", n, bits=32),
+        temperature=float(temperature),
+        seed=_seed(seed),
+        format=pb.IMAGE_FORMAT_RAW,
     )
 
 
@@ -44,28 +49,19 @@ def encode_request(portion: Portion, model: str, version: int) -> pb.EncodeReque
     """An EncodeRequest for a portion of images.
 
     Raises:
-        ValueError: the version is out of range.
+        TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
     return pb.EncodeRequest(model=_spec(model, version), images=messages.images_message(portion))
 
 
-def decode_requests(latents: npt.ArrayLike, model: str, version: int) -> list[pb.DecodeRequest]:
-    """DecodeRequests for latents [N, D], at most 64 in each.
+def decode_request(portion: Portion, model: str, version: int) -> pb.DecodeRequest:
+    """A DecodeRequest for latents, float32 [N, D], for images in the form of a tensor.
 
     Raises:
-        ValueError: the array does not have the shape [N, D], or the version is out of range.
+        TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
-    array = np.asarray(latents, np.float32)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"latents have shape {list(array.shape)}; pass [N, D], as `encode` returns them")
-    return [
-        pb.DecodeRequest(
-            model=_spec(model, version),
-            latents=messages.latent_tensor(array[i : i + _LATENTS]),
-            format=pb.IMAGE_FORMAT_RAW,
-        )
-        for i in range(0, len(array), _LATENTS)
-    ]
+    tensor = messages.latent_tensor(np.asarray(portion))
+    return pb.DecodeRequest(model=_spec(model, version), latents=tensor, format=pb.IMAGE_FORMAT_RAW)
 
 
 def interpolate_request(
@@ -74,13 +70,13 @@ def interpolate_request(
     """An InterpolateRequest for images in the form of a tensor.
 
     Raises:
-        ValueError: the number of steps or the version is out of range.
+        TypeError, ValueError: the model, the version or the number of steps has a wrong type or is out of range.
         InvalidImageError, OSError, TypeError: see `inputs.pair`.
     """
     return pb.InterpolateRequest(
         model=_spec(model, version),
         images=messages.images_message(pair(one, other)),
-        steps=steps,
+        steps=_integer("steps", steps, bits=32),
         format=pb.IMAGE_FORMAT_RAW,
     )
 
@@ -89,15 +85,27 @@ def model_request(model: str, version: int) -> pb.GetModelRequest:
     """A GetModelRequest.
 
     Raises:
-        ValueError: the version is out of range.
+        TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
     return pb.GetModelRequest(model=_spec(model, version))
 
 
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; it must lie in 0 to 2^64 - 1")
+def _seed(seed: int | None) -> int | None:
+    return None if seed is None else _integer("seed", seed, bits=64)
 
 
 def _spec(model: str, version: int) -> pb.ModelSpec:
-    return pb.ModelSpec(name=model, version=version)
+    if not isinstance(model, str):
+        raise TypeError(f"model is {model!r}; pass its name")
+    return pb.ModelSpec(name=model, version=_integer("version", version, bits=64))
+
+
+def _integer(name: str, value: int, bits: int) -> int:
+    """The value of an unsigned field. Protobuf's own errors do not name the field."""
+    try:
+        number = int(operator.index(value))
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; pass an integer") from None
+    if not 0 <= number < 2**bits:
+        raise ValueError(f"{name} is {number}; it must lie in 0 to 2^{bits} - 1")
+    return number

@@ -12,6 +12,8 @@ GlowserveError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class GlowserveError(Exception):
     """The message says in one sentence what was wrong with which value, and what is accepted."""
@@ -27,11 +29,15 @@ class InvalidRequestError(GlowserveError):
     Args:
         message: see GlowserveError.
         field: the path of the invalid field, such as "images.encoded.data[1]"; None if no single field is invalid.
+        limits: the limits of a call that it exceeds, such as {"max_images_per_call": 256}.
     """
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, message: str, field: str | None = None, limits: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(message)
         self.field = field
+        self.limits = dict(limits or {})
 
     def place(self, part: str) -> None:
         """See GlowserveError.place; also puts the part before the field."""

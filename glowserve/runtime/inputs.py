@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glowserve.images import UInt8Array
-from glowserve.pictures import InvalidPictureError, Pictures
+from glowserve.pictures import InvalidPictureError, Pictures, TooManyPixelsError
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import InvalidRequestError
@@ -60,10 +60,11 @@ def image_source(images: glow_service_pb2.Images, bundle: Bundle, limits: Limits
     return Pictures(files, bundle.shape, bundle.preparation, limits.max_pixels)
 
 
-def invalid_picture(error: InvalidPictureError) -> InvalidRequestError:
+def invalid_picture(error: InvalidPictureError, pictures: Pictures) -> InvalidRequestError:
     """The error of a request whose pictures cannot be decoded."""
     field = "images.encoded.data" + ("" if error.index is None else f"[{error.index}]")
-    return InvalidRequestError(f"{field}: {error}", field)
+    limits = {"max_pixels_per_call": pictures.max_pixels} if isinstance(error, TooManyPixelsError) else {}
+    return InvalidRequestError(f"{field}: {error}", field, limits)
 
 
 def read_latents(tensor: tensor_pb2.Tensor, bundle: Bundle, *, max_images: int) -> Float32Array:
@@ -176,7 +177,8 @@ def _check_tensor(
 
 def _check_count(name: str, count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise InvalidRequestError(f"{name}: {count} images; a call takes 1 to {most}", name)
+        limits = {"max_images_per_call": most} if count > most else {}
+        raise InvalidRequestError(f"{name}: {count} images; a call takes 1 to {most}", name, limits)
 
 
 def _dtype_name(dtype: int) -> str:

@@ -155,7 +155,7 @@ async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSourc
     try:
         array = await runner.decode(images)
     except InvalidPictureError as error:
-        raise invalid_picture(error) from None
+        raise invalid_picture(error, images) from None
     return ImageSource(len(array), 0, lambda: array)
 
 

@@ -56,6 +56,14 @@ def test_samples_are_saved_in_a_folder_as_a_file_each(
     np.testing.assert_array_equal(np.stack(images), embedded.sample(40, seed=3, temperature=0.7).images)
 
 
+@pytest.mark.parametrize("name", ["samples_t0.7", "v1.0", "run.2024-01-01", "a.txt", ".hidden", "there.png"])
+def test_a_folder_may_have_a_dot_in_its_name(repository: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "there.png").mkdir()
+    arguments = ["--n", "2", "--temperature", "0.7", "--model", str(repository / "digits")]
+    assert main(["sample", "--out", str(tmp_path / name), *arguments]) == 0
+    assert sorted(file.name for file in (tmp_path / name).iterdir()) == ["000000.png", "000001.png"]
+
+
 def test_the_random_seed_is_printed_and_gives_the_same_samples_again(
     target: list[str], tmp_path: Path, capsys: Printed
 ) -> None:
@@ -74,6 +82,7 @@ def test_the_random_seed_is_printed_and_gives_the_same_samples_again(
         (["--n", "-3", "--out", "x.png"], 2, "--n is -3; it must be 1 or more"),
         (["--n", "100001", "--out", "x.png"], 1, "INVALID_ARGUMENT: n is 100001; it must lie in 1 to 100000"),
         (["--out", "x.jpg"], 2, "--out is x.jpg; it must end in .png, or be a folder"),
+        (["--out", "x.0.TIFF"], 2, "--out is x.0.TIFF; it must end in .png, or be a folder"),
         (["--out", "x.png", "--temperature", "-1"], 1, "INVALID_ARGUMENT: temperature is -1.0"),
         (["--out", "x.png", "--temperature", "nan"], 1, "INVALID_ARGUMENT: temperature is nan"),
         (["--out", "x.png", "--temperature", "1e30"], 1, "FAILED_PRECONDITION: temperature: sample "),

@@ -7,9 +7,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import grpc
 from glowserve_service.server import Server
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from glowserve.v1 import glow_service_pb2_grpc
 from tests.service.metrics import in_flight, queue_length
@@ -26,6 +30,17 @@ def serve(servicer: glow_service_pb2_grpc.GlowServiceServicer) -> Iterator[str]:
         server.start()
         yield f"127.0.0.1:{port}"
         server.stop(None).wait()
+
+
+def refusal(code: str, seconds: float | None) -> Any:
+    """A status as the service sends it, with the pause before a retry, if there is one."""
+    status = status_pb2.Status(code=grpc.StatusCode[code].value[0], message="not now")
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="glowserve"))
+    if seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(1e9 * seconds))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return rpc_status.to_status(status)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_other_errors_are_not_converted() -> None:
 
 
 def test_an_error_can_be_pickled() -> None:
-    error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone", "SERVER_UNAVAILABLE", 1.5, "a1")
+    error = RequestError(grpc.StatusCode.UNAVAILABLE, "gone", "SERVER_UNAVAILABLE", 1.5, "a1", {"images": 3})
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error)
     assert str(copy) == str(error) == "UNAVAILABLE: gone"
@@ -98,6 +98,24 @@ def test_the_details_of_a_status_become_reason_and_pause(
             grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("a", b"b"), ("grpc-status-details-bin", data))
         )
     assert (caught.value.reason, caught.value.retry_after) == (reason, retry_after)
+
+
+@pytest.mark.parametrize(
+    ("facts", "limits"),
+    [
+        ({"max_images_per_call": "16"}, {"max_images_per_call": 16}),
+        ({"a": "1", "b": "2"}, {"a": 1, "b": 2}),
+        ({"model": "digits", "a": "-1", "b": "", "c": "3"}, {"c": 3}),
+        ({}, {}),
+    ],
+)
+def test_the_facts_of_a_status_that_are_numbers_are_limits(
+    facts: dict[str, str], limits: dict[str, int]
+) -> None:
+    info = error_details_pb2.ErrorInfo(reason="INVALID_REQUEST", domain="glowserve", metadata=facts)
+    with pytest.raises(RequestError) as caught, request_errors():
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "no", (("grpc-status-details-bin", status(info)),))
+    assert (caught.value.reason, caught.value.limits) == ("INVALID_REQUEST", limits)
 
 
 def test_the_request_id_is_read_from_the_metadata() -> None:

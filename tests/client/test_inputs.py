@@ -148,8 +148,8 @@ def test_an_array_that_is_no_image_is_refused(array: Any) -> None:
     ("thing", "name"), [(7, "int"), (None, "NoneType"), (1.5, "float"), ({}.keys, "builtin")]
 )
 def test_an_object_of_another_type_is_named(thing: Any, name: str) -> None:
-    for images in (thing, [thing], [b"file", thing]):
-        with pytest.raises(TypeError, match=f"^{name}.*is no image; pass a path, bytes"):
+    for images, place in ((thing, ""), ([thing], r"images\[0\]: "), ([b"file", thing], r"images\[1\]: ")):
+        with pytest.raises(TypeError, match=f"^{place}{name}.*is no image; pass a path, bytes"):
             list(portions(images))
 
 

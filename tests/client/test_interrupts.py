@@ -16,7 +16,7 @@ import pytest
 
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
-from tests.client.serving import serve
+from tests.client.serving import refusal, serve
 
 PROGRAM = Path(__file__).parent / "programs" / "call.py"
 # A process that hangs does so for ever; one that does not may be slow on a busy machine.
@@ -24,7 +24,7 @@ SECONDS = 60.0
 
 
 class Unfinished(glow_service_pb2_grpc.GlowServiceServicer):
-    """Answers a stream once and other calls never, until they are cancelled."""
+    """Answers a stream once and other calls never, until they are cancelled; refuses ListModels for 30 seconds."""
 
     def __init__(self) -> None:
         self.unary_call = threading.Event()
@@ -34,6 +34,10 @@ class Unfinished(glow_service_pb2_grpc.GlowServiceServicer):
         self.unary_call.set()
         _wait_for_end(context)
         return pb.ScoreResponse()
+
+    def ListModels(self, request: Any, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        self.unary_call.set()
+        context.abort_with_status(refusal("RESOURCE_EXHAUSTED", 30.0))
 
     def ScoreStream(self, requests: Any, context: grpc.ServicerContext) -> Iterator[pb.ScoreResponse]:
         yield pb.ScoreResponse(scores=[pb.ImageScore()])
@@ -59,7 +63,7 @@ def interrupted(kind: str) -> tuple[int, str]:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
-                if kind in ("unary", "asynchronous"):
+                if kind in ("unary", "asynchronous", "pausing"):
                     assert servicer.unary_call.wait(SECONDS)
                 elif kind != "begun":
                     assert process.stdout.readline()
@@ -73,7 +77,15 @@ def interrupted(kind: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("kind", "runs"),
-    [("unary", 20), ("samples", 20), ("scores", 8), ("never_closed", 4), ("begun", 4), ("asynchronous", 4)],
+    [
+        ("unary", 20),
+        ("samples", 20),
+        ("scores", 8),
+        ("never_closed", 4),
+        ("begun", 4),
+        ("asynchronous", 4),
+        ("pausing", 4),
+    ],
 )
 def test_a_process_ends_after_ctrl_c_in_the_middle_of_a_call(kind: str, runs: int) -> None:
     with ThreadPoolExecutor(4) as pool:

@@ -48,22 +48,12 @@ def test_an_encode_request_has_model_version_and_images() -> None:
     assert list(request.images.encoded.data) == [b"one", b"other"]
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1, [1]), (64, [64]), (65, [64, 1]), (200, [64, 64, 64, 8])])
-def test_decode_requests_have_at_most_64_latents(n: int, expected: list[int]) -> None:
-    latents = np.arange(n * 3, dtype=np.float64).reshape(n, 3)
-    made = requests.decode_requests(latents, "digits", 3)
-    assert [request.latents.shape[0] for request in made] == expected
-    joined = np.concatenate([np.frombuffer(request.latents.data, "<f4") for request in made])
-    np.testing.assert_array_equal(joined, latents.reshape(-1).astype(np.float32))
-    assert {(request.model.name, request.model.version, request.format) for request in made} == {
-        ("digits", 3, pb.IMAGE_FORMAT_RAW)
-    }
-
-
-@pytest.mark.parametrize("shape", [(0, 64), (64,), (2, 0), (1, 2, 3)])
-def test_latents_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"latents have shape .*; pass \[N, D\]"):
-        requests.decode_requests(np.zeros(shape), "", 0)
+def test_a_decode_request_has_model_version_and_latents() -> None:
+    latents = np.arange(6, dtype=np.float32).reshape(2, 3)
+    request = requests.decode_request(latents, "digits", 3)
+    assert (request.model.name, request.model.version) == ("digits", 3)
+    assert (list(request.latents.shape), request.format) == ([2, 3], pb.IMAGE_FORMAT_RAW)
+    np.testing.assert_array_equal(np.frombuffer(request.latents.data, "<f4"), latents.ravel())
 
 
 def test_an_interpolate_request_has_both_images_in_order() -> None:

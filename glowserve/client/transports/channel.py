@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import grpc
 
+from glowserve.client.transports.target import resolved_target
 from glowserve.credentials import FilePath, call_metadata, channel_credentials, proxy_options
 
 TIMEOUT_SECONDS = 60.0
@@ -42,12 +44,18 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     # The default allows two pings without data, after which a waiting call would check its connection no more.
     ("grpc.http2.max_pings_without_data", 0),
+    # The default is two minutes, for which calls would fail although the service is back.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSettings:
-    """The target of a client's calls, their timeout, and their protection; `Client` explains each setting."""
+    """The target of a client's calls, their timeout, and their protection; `Client` explains each setting.
+
+    Raises:
+        ValueError: the timeout is not a number above 0.
+    """
 
     target: str
     timeout: float = TIMEOUT_SECONDS
@@ -55,42 +63,59 @@ class ChannelSettings:
     ca: FilePath | None = None
     cert: FilePath | None = None
     key: FilePath | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
-    def open(self, channels: Any) -> tuple[Any, tuple[tuple[str, str], ...]]:
+    def __post_init__(self) -> None:
+        number = isinstance(self.timeout, Real) and not isinstance(self.timeout, bool)
+        if not (number and self.timeout > 0):
+            raise ValueError(
+                f"timeout is {self.timeout!r}; pass a number of seconds above 0, or math.inf for no limit"
+            )
+        object.__setattr__(self, "timeout", float(self.timeout))  # sums in float32 would lose seconds
+
+
+class ChannelFactory:
+    """Opens channels to one target. Certificates are read when it is made, so that it fails early.
+
+    Args:
+        settings: the target and its protection.
+
+    Raises:
+        TypeError: the target is not a string.
+        ValueError: the target is none, a file cannot be used, or the token is malformed or would cross a network
+            unencrypted.
+    """
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        self._target = resolved_target(settings.target)
+        self._encryption: grpc.ChannelCredentials | None = channel_credentials(
+            tls=settings.tls, ca=settings.ca, cert=settings.cert, key=settings.key
+        )
+        self.metadata = call_metadata(settings.token, self._target, encrypted=self._encryption is not None)
+        """The metadata of each call."""
+
+    def open(self, channels: Any) -> Any:
         """Opens a channel. It connects at the first call.
 
         Args:
             channels: the module that makes channels, `grpc` or `grpc.aio`.
-
-        Returns:
-            The channel, and the metadata of each call.
-
-        Raises:
-            ValueError: a file cannot be used, or the token is malformed or would cross a network unencrypted.
         """
-        encryption: grpc.ChannelCredentials | None = channel_credentials(
-            tls=self.tls, ca=self.ca, cert=self.cert, key=self.key
-        )
-        metadata = call_metadata(self.token, self.target, encrypted=encryption is not None)
-        options = [*CHANNEL_OPTIONS, *proxy_options(self.target)]
-        if encryption is None:
-            return channels.insecure_channel(self.target, options), metadata
-        return channels.secure_channel(self.target, encryption, options), metadata
+        options = [*CHANNEL_OPTIONS, *proxy_options(self._target)]
+        if self._encryption is None:
+            return channels.insecure_channel(self._target, options)
+        return channels.secure_channel(self._target, self._encryption, options)
 
 
 def check_transport(settings: ChannelSettings, transport: object | None) -> None:
-    """Checks that a client has either a target or a transport.
+    """Checks that a client with a transport has no target; without one, `ChannelFactory` checks the target.
 
     Args:
         settings: the client's; with a transport, every setting must have its default.
         transport: the transport that the client was given instead of a target.
 
     Raises:
-        ValueError: there is neither a target nor a transport, or there are both.
+        ValueError: there are both.
     """
-    if transport is None and not settings.target:
-        raise ValueError("target is ''; pass HOST:PORT of a service, or a transport")
     if transport is not None and settings != ChannelSettings(target=""):
         raise ValueError(
             f"target is {settings.target!r} and transport is {transport!r}; with a transport, leave out the target and "

@@ -18,7 +18,7 @@ from glowserve.runtime import glow_service
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import Limits, RuntimeConfig
 from glowserve.runtime.engine import Engine
-from glowserve.runtime.errors import GlowserveError, ModelNotFoundError
+from glowserve.runtime.errors import GlowserveError, InvalidRequestError, ModelNotFoundError
 from glowserve.runtime.glow_service import SampleCall
 from glowserve.runtime.repository import newest_bundle
 from glowserve.runtime.runner import EngineRunner, run_now
@@ -28,6 +28,8 @@ from glowserve.v1 import glow_service_pb2 as pb
 
 class EmbeddedTransport:
     """Answers requests for one bundle; implements `Transport`.
+
+    It can be pickled, also within a client: the copy opens the same version of the bundle again.
 
     Args:
         model: REPOSITORY/MODEL, which opens the newest version, or REPOSITORY/MODEL/VERSION.
@@ -39,6 +41,7 @@ class EmbeddedTransport:
 
     def __init__(self, model: str | PathLike[str], config: RuntimeConfig) -> None:
         bundle = newest_bundle(Path(model))
+        self._arguments = bundle.path.resolve(), config
         self._engine = Engine(bundle, config)
         try:
             check_canary(self._engine, bundle)
@@ -48,6 +51,9 @@ class EmbeddedTransport:
             raise
         self._manifest = bundle.manifest
         self._runner = EngineRunner(bundle, self._engine, Limits())
+
+    def __reduce__(self) -> tuple[type[EmbeddedTransport], tuple[Path, RuntimeConfig]]:
+        return type(self), self._arguments
 
     def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """See Transport."""
@@ -108,4 +114,7 @@ class EmbeddedTransport:
             yield
         except GlowserveError as error:
             status = status_of(error)
-            raise RequestError(grpc.StatusCode[status.code], str(error), status.reason) from None
+            limits = error.limits if isinstance(error, InvalidRequestError) else {}
+            raise RequestError(
+                grpc.StatusCode[status.code], str(error), status.reason, limits=limits
+            ) from None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import grpc
 
-from glowserve.client.errors import request_errors
+from glowserve.client.errors import RequestError, request_errors
 from glowserve.client.transports import streams
-from glowserve.client.transports.channel import ChannelSettings, sample_timeout
+from glowserve.client.transports.attempts import Attempts
+from glowserve.client.transports.channel import ChannelFactory, ChannelSettings, sample_timeout
+from glowserve.client.transports.forks import PROCESS
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 
@@ -19,67 +23,85 @@ from glowserve.v1 import glow_service_pb2_grpc
 class GrpcTransport:
     """Sends requests to a service; implements `Transport`.
 
+    It can be pickled, also within a client: the copy opens a channel of its own. So does a child process of `os.fork`.
+
     Args:
         settings: the target, the timeout, and the protection.
 
     Raises:
-        ValueError: see `ChannelSettings.open`.
+        TypeError, ValueError: see `ChannelFactory`.
     """
 
     def __init__(self, settings: ChannelSettings) -> None:
-        self._timeout = settings.timeout
-        self._channel, self._metadata = settings.open(grpc)
-        self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
+        self._settings = settings
+        self._channels = ChannelFactory(settings)
+        self._inherited: list[grpc.Channel] = []
         self._interrupted = False
+        self._open()
+
+    def __reduce__(self) -> tuple[type[GrpcTransport], tuple[ChannelSettings]]:
+        return type(self), (self._settings,)
 
     def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """See Transport."""
-        response: pb.ScoreResponse = self._call(self._stub.Score, request)
+        response: pb.ScoreResponse = self._call("Score", request)
         return response
 
     def score_stream(self, requests: Iterator[pb.ScoreRequest]) -> Generator[pb.ScoreResponse, None, None]:
         """See Transport. The timeout applies to each response."""
 
         def open_stream(requests: Iterator[pb.ScoreRequest]) -> Any:
-            return self._stub.ScoreStream(requests, metadata=self._metadata)
+            return self._stub.ScoreStream(requests, metadata=self._channels.metadata)
 
-        responses = streams.responses(open_stream, requests, self._timeout)
-        with self._interruptible(), streams.stream_errors(), closing(responses):
+        responses = streams.responses(open_stream, requests, self._settings.timeout)
+        with self._calling(), streams.stream_errors(), closing(responses):
             yield from responses
 
     def sample(self, request: pb.SampleRequest) -> Generator[pb.SampleResponse, None, None]:
         """See Transport. The timeout applies to the whole stream, and grows with the number of samples."""
-        timeout = sample_timeout(self._timeout, request.n)
-        with self._interruptible(), request_errors():
-            call = self._stub.Sample(request, timeout=timeout, metadata=self._metadata)
+        attempts = Attempts(sample_timeout(self._settings.timeout, request.n))
+        begun = False
+        while True:
             try:
-                yield from call
-            finally:
-                call.cancel()
+                with self._calling(), request_errors():
+                    call = self._stub.Sample(
+                        request, timeout=attempts.seconds_left, metadata=self._channels.metadata
+                    )
+                    try:
+                        for response in call:
+                            begun = True
+                            yield response
+                        return
+                    finally:
+                        call.cancel()
+            except RequestError as error:
+                if begun:
+                    raise
+                time.sleep(attempts.pause(error))
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""
-        response: pb.EncodeResponse = self._call(self._stub.Encode, request)
+        response: pb.EncodeResponse = self._call("Encode", request)
         return response
 
     def decode(self, request: pb.DecodeRequest) -> pb.DecodeResponse:
         """See Transport."""
-        response: pb.DecodeResponse = self._call(self._stub.Decode, request)
+        response: pb.DecodeResponse = self._call("Decode", request)
         return response
 
     def interpolate(self, request: pb.InterpolateRequest) -> pb.InterpolateResponse:
         """See Transport."""
-        response: pb.InterpolateResponse = self._call(self._stub.Interpolate, request)
+        response: pb.InterpolateResponse = self._call("Interpolate", request)
         return response
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """See Transport."""
-        response: pb.ListModelsResponse = self._call(self._stub.ListModels, request)
+        response: pb.ListModelsResponse = self._call("ListModels", request)
         return response
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """See Transport."""
-        response: pb.GetModelResponse = self._call(self._stub.GetModel, request)
+        response: pb.GetModelResponse = self._call("GetModel", request)
         return response
 
     def close(self) -> None:
@@ -88,9 +110,31 @@ class GrpcTransport:
             with self._interruptible():
                 self._channel.close()
 
-    def _call(self, method: Any, request: Any) -> Any:
-        with self._interruptible(), request_errors():
-            return method(request, timeout=self._timeout, metadata=self._metadata)
+    def _open(self) -> None:
+        self._process = os.getpid()
+        self._channel = self._channels.open(grpc)
+        self._stub = glow_service_pb2_grpc.GlowServiceStub(self._channel)
+
+    def _call(self, method: str, request: Any) -> Any:
+        attempts = Attempts(self._settings.timeout)
+        while True:
+            try:
+                with self._calling(), request_errors():
+                    return getattr(self._stub, method)(
+                        request, timeout=attempts.seconds_left, metadata=self._channels.metadata
+                    )
+            except RequestError as error:
+                time.sleep(attempts.pause(error))
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """The context of each call. In a child process it first opens another channel."""
+        with PROCESS.call(), self._interruptible():
+            if self._process != os.getpid():
+                # Kept, since closing it could close the parent's connection.
+                self._inherited.append(self._channel)
+                self._open()
+            yield
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """Carries an unbounded sequence of requests over bidirectional streams, and yields one response for each, in order.
 
 Requests are read in the caller's thread or task as responses are taken, at most four ahead. A server that stops ends a
-stream with UNAVAILABLE; the requests without a response are then sent over a new stream. A stream that ends before its
-first response is not repeated here: gRPC itself has retried it.
+stream with UNAVAILABLE; the requests without a response are then sent over a new stream. A stream that is refused is
+repeated as `Attempts` says, also when a server that has answered is not back yet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, closing, contextmanager
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import grpc
 
 from glowserve.client.errors import RequestError, request_errors
+from glowserve.client.transports.attempts import Attempts, limit
 
 Request = TypeVar("Request")
 
@@ -38,8 +40,7 @@ def stream_errors() -> Iterator[None]:
         with request_errors():
             yield
     except RequestError as error:
-        message = _INDEX.sub("", error.message)
-        raise RequestError(error.code, message, error.reason, error.retry_after, error.request_id) from None
+        raise error.with_message(_INDEX.sub("", error.message)) from None
 
 
 def responses(
@@ -53,20 +54,48 @@ def responses(
         timeout: how many seconds to wait for a response.
 
     Raises:
-        grpc.RpcError: the call failed.
-        RequestError: a response did not arrive in time, or the stream ended without it.
+        RequestError: the call failed, a response did not arrive in time, or the stream ended without it.
     """
     unanswered = deque(itertools.islice(requests, _AHEAD))
+    interruptions = _Interruptions(timeout)
     while unanswered:
-        answered = False
         try:
             with closing(_one_stream(open_stream, requests, unanswered, timeout)) as stream:
                 for response in stream:
-                    answered = True
+                    interruptions.end()
                     yield response
         except grpc.RpcError as error:
-            if not answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
+            time.sleep(interruptions.pause(RequestError.of(error)))
+
+
+class _Interruptions:
+    """When a stream that ended early is opened again.
+
+    Args:
+        timeout: how many seconds may pass from the end of a stream to the next response.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._attempts: Attempts | None = None
+        self._answered = self._answered_ever = False
+
+    def end(self) -> None:
+        """A response has arrived."""
+        self._attempts = None
+        self._answered = self._answered_ever = True
+
+    def pause(self, error: RequestError) -> float:
+        """How many seconds to wait before the next stream.
+
+        Raises:
+            RequestError: the error, if another stream would not help.
+        """
+        answered, self._answered = self._answered, False
+        if answered and error.code is grpc.StatusCode.UNAVAILABLE:
+            return 0
+        self._attempts = self._attempts or Attempts(self._timeout)
+        return self._attempts.pause(error, restarting=self._answered_ever)
 
 
 def _one_stream(
@@ -109,20 +138,22 @@ async def responses_async(
     while len(unanswered) < _AHEAD and (request := await anext(requests, None)) is not None:
         unanswered.append(request)
     lost = 0
+    interruptions = _Interruptions(timeout)
     while unanswered:
-        answered = False
         stream = _one_stream_async(open_stream, requests, unanswered, timeout, first_alone=lost > 0)
         try:
             async with aclosing(stream):
                 async for response in stream:
-                    answered, lost = True, 0
+                    lost = 0
+                    interruptions.end()
                     yield response
         except grpc.aio.AioRpcError as error:
+            status: grpc.RpcError | None = error
             if _status_is_lost(error) and lost < _MOST_LOST:
                 lost += 1
-                await _empty_stream(open_stream, timeout)
-            elif _status_is_lost(error) or not answered or error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
+                status = await _status_without_requests(open_stream, timeout)
+            if status:
+                await asyncio.sleep(interruptions.pause(RequestError.of(status)))
 
 
 async def _one_stream_async(
@@ -160,15 +191,23 @@ def _status_is_lost(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.INTERNAL and not RequestError.of(error).reason
 
 
-async def _empty_stream(open_stream: Callable[[AsyncIterator[Request]], Any], timeout: float) -> None:
-    """Opens a stream without requests; raises its status, if it is an error."""
+async def _status_without_requests(
+    open_stream: Callable[[AsyncIterator[Request]], Any], timeout: float
+) -> grpc.RpcError | None:
+    """The error of a stream without requests; None if it has no error."""
     nothing: asyncio.Queue[Request | None] = asyncio.Queue()
     nothing.put_nowait(None)
-    await _next_async(aiter(open_stream(_until_none(nothing))), timeout)
+    try:
+        await _next_async(aiter(open_stream(_until_none(nothing))), timeout)
+    except grpc.RpcError as error:
+        return error
+    return None
 
 
 def _next(call: Any, timeout: float) -> Any:
     """The next response; None after the last."""
+    if limit(timeout) is None:
+        return next(call, None)
     late = threading.Event()
 
     def give_up() -> None:
@@ -191,7 +230,7 @@ def _next(call: Any, timeout: float) -> Any:
 async def _next_async(arrivals: AsyncIterator[Any], timeout: float) -> Any:
     """The next response; None after the last."""
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(limit(timeout)):
             return await anext(arrivals, None)
     except TimeoutError:
         raise _late(timeout) from None

@@ -80,7 +80,11 @@ def _status(error: Exception) -> Status:
 
 
 def _details(error: Exception, message: str) -> list[Message]:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN)]
+    limits = error.limits if isinstance(error, InvalidRequestError) else {}
+    facts = {name: str(most) for name, most in limits.items()}
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN, metadata=facts)
+    ]
     if isinstance(error, InvalidRequestError) and error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))

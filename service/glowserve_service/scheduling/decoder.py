@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from glowserve.images import UInt8Array
-from glowserve.pictures import InvalidPictureError, Pictures
+from glowserve.pictures import InvalidPictureError, Pictures, TooManyPixelsError
 from glowserve_service.scheduling import decoder_main
 from glowserve_service.scheduling.decoder_main import REQUEST, RESPONSE
 
@@ -81,6 +81,8 @@ class Decoder:
             return np.frombuffer(body, np.uint8).reshape(pictures.count, *pictures.shape)
         if kind == decoder_main.INVALID:
             raise InvalidPictureError(body.decode(), index)
+        if kind == decoder_main.TOO_MANY_PIXELS:
+            raise TooManyPixelsError(body.decode(), index)
         if kind == decoder_main.NO_MEMORY:
             raise MemoryError
         raise DecoderError(body.decode())

@@ -21,9 +21,9 @@ from typing import BinaryIO
 from PIL import Image
 
 from glowserve.images import Preparation
-from glowserve.pictures import InvalidPictureError, Pictures
+from glowserve.pictures import InvalidPictureError, Pictures, TooManyPixelsError
 
-READY, IMAGES, INVALID, NO_MEMORY, FAILED = range(5)
+READY, IMAGES, INVALID, TOO_MANY_PIXELS, NO_MEMORY, FAILED = range(6)
 REQUEST = struct.Struct(">I")
 """The length of the header."""
 RESPONSE = struct.Struct(">BIQ")
@@ -60,6 +60,8 @@ def main() -> None:
 def _answer(pictures: Pictures) -> tuple[int, int, bytes | memoryview]:
     try:
         images = pictures.decode()
+    except TooManyPixelsError as error:
+        return TOO_MANY_PIXELS, error.index or 0, str(error).encode()
     except InvalidPictureError as error:
         return INVALID, error.index or 0, str(error).encode()
     except MemoryError:

@@ -25,6 +25,12 @@ def unary(target: str) -> None:
         client.score(BLANK)
 
 
+def pausing(target: str) -> None:
+    """Interrupted while the call waits for another attempt."""
+    with glowserve.Client(target) as client:
+        client.models()
+
+
 def samples(target: str) -> None:
     with glowserve.Client(target) as client:
         for _ in client.iter_samples(100):
@@ -63,7 +69,7 @@ def asynchronous(target: str) -> None:
     asyncio.run(call())
 
 
-KINDS = {each.__name__: each for each in (unary, samples, scores, never_closed, begun, asynchronous)}
+KINDS = {each.__name__: each for each in (unary, pausing, samples, scores, never_closed, begun, asynchronous)}
 
 
 def main() -> int:

@@ -106,6 +106,10 @@ def test_a_transport_excludes_a_target_and_its_settings(settings: dict[str, Any]
         glowserve.Client(transport=object(), **settings)
 
 
+def test_a_token_is_not_printed() -> None:
+    assert "secret" not in repr(ChannelSettings(target="localhost:1", token="secret"))
+
+
 @pytest.mark.parametrize("kind", [glowserve.Client, glowserve.AsyncClient])
 async def test_unusable_credentials_are_refused_when_a_client_is_made(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.pem cannot be read: No such file"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -149,6 +150,23 @@ def test_a_restarted_service_loses_no_scores(
     np.testing.assert_allclose(np.concatenate([part.log_likelihood for part in parts]), expected, rtol=1e-6)
 
 
+def test_a_service_that_is_away_for_seconds_loses_no_scores(
+    connect: Connect, run_server: RunServer, digits: UInt8Array, embedded: glowserve.Client
+) -> None:
+    port = free_port()
+    expected = embedded.score(digits).log_likelihood[np.arange(1000) % 179]
+    with ExitStack() as first, ExitStack() as second, connect(f"127.0.0.1:{port}") as client:
+        first.enter_context(run_server(port=port))
+        scores = client.iter_scores(digits[i % 179] for i in range(1000))
+        parts = [next(scores)]
+        first.close()
+        coming = threading.Timer(4, lambda: second.enter_context(run_server(port=port)))
+        coming.start()
+        parts.extend(scores)
+        coming.join()
+    np.testing.assert_allclose(np.concatenate([part.log_likelihood for part in parts]), expected, rtol=1e-6)
+
+
 class EndingEarly(glow_service_pb2_grpc.GlowServiceServicer):
     """Answers some requests of each stream with the first value of each image, and then ends the stream.
 
@@ -257,7 +275,50 @@ async def test_a_stream_that_loses_its_status_five_times_in_a_row_is_an_error() 
         for i in range(9):
             yield i
 
-    with pytest.raises(LosingStatus):
+    with pytest.raises(glowserve.RequestError, match="INTERNAL"):
         _ = [i async for i in streams.responses_async(Lost, requests(), timeout=60)]
     # An empty stream after each of the first four.
     assert opened == [[0], [-1]] * 4 + [[0]]
+
+
+class Restarting(glow_service_pb2_grpc.GlowServiceServicer):
+    """Answers one request of the first stream, and refuses the next ones with UNAVAILABLE.
+
+    Args:
+        refused: how many attempts, those of gRPC's own retries among them.
+    """
+
+    def __init__(self, refused: int) -> None:
+        self.refused = refused
+        self.streams = 0
+
+    def ScoreStream(
+        self, requests: Iterator[pb.ScoreRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ScoreResponse]:
+        self.streams += 1
+        for number, request in enumerate(requests):
+            if self.streams > 1 and self.refused:
+                self.refused -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+            if self.streams == 1 and number == 1:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+            values = request.images.tensor.data[::64]
+            yield pb.ScoreResponse(scores=[pb.ImageScore(log_likelihood=value) for value in values])
+
+
+def test_a_stream_waits_for_a_service_that_has_answered_to_come_back(connect: Connect) -> None:
+    servicer = Restarting(refused=12)  # twice as long as gRPC itself retries
+    with serve(servicer) as target, connect(target) as client:
+        found = [row for part in client.iter_scores(numbered(640)) for row in part.log_likelihood]
+    assert found == [i % 256 for i in range(640)]
+    assert servicer.refused == 0
+
+
+def test_a_stream_does_not_wait_for_a_service_longer_than_its_timeout(connect: Connect) -> None:
+    servicer = Restarting(refused=10**6)
+    began = time.monotonic()
+    with serve(servicer) as target, connect(target, timeout=2) as client:
+        with pytest.raises(glowserve.RequestError) as caught:
+            list(client.iter_scores(numbered(640)))
+        assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert time.monotonic() - began < 30

@@ -15,7 +15,6 @@ import pytest
 from glowserve_service.server import Server
 from PIL import Image
 
-import glowserve
 from glowserve.images import UInt8Array
 from glowserve.runtime.randomness import latents
 from glowserve.v1 import glow_service_pb2 as pb
@@ -142,20 +141,22 @@ def test_a_call_that_has_begun_is_not_refused_by_a_full_queue(
 async def test_of_many_streams_on_a_small_queue_each_is_refused_before_its_first_image_or_ends_well(
     run_server: RunServer,
 ) -> None:
-    async def drawn(client: glowserve.AsyncClient) -> int:
+    request = pb.SampleRequest(n=320, seed=1, temperature=COOL)
+
+    async def drawn(stub: GlowServiceStub) -> int:
         n = 0
         try:
-            async for samples in client.iter_samples(320, seed=1, temperature=COOL):
-                n += len(samples)
-        except glowserve.RequestError as error:
-            if error.code is not EXHAUSTED:
+            async for response in stub.Sample(request):  # type: ignore[attr-defined]
+                n += len(images_of(response.images))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not EXHAUSTED:
                 raise
         return n
 
     settings = {"max_queue_size": 64, "max_images_per_call": 32, "max_batch_size": 32}
     with run_server(**settings) as server:
-        async with glowserve.AsyncClient(address(server)) as client:
-            counts = await asyncio.gather(*[drawn(client) for _ in range(20)])
+        async with grpc.aio.insecure_channel(address(server)) as channel:
+            counts = await asyncio.gather(*[drawn(GlowServiceStub(channel)) for _ in range(20)])
     assert set(counts) == {0, 320}
 
 

@@ -21,7 +21,7 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 
 import glowserve
-from glowserve.images import UInt8Array
+from glowserve.images import UInt8Array, encode_png
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.runtime import errors as runtime_errors
@@ -242,6 +242,28 @@ def test_the_metadata_has_the_id_of_the_call_beside_the_details(stub: GlowServic
     assert "BadRequest" in details_of(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("images", "facts"),
+    [
+        (raw(np.zeros((5, 8, 8, 1), np.uint8)), {"max_images_per_call": "4"}),
+        (pb.Images(encoded={"data": [b"?"] * 5}), {"max_images_per_call": "4"}),
+        (
+            pb.Images(encoded={"data": [encode_png(np.zeros((9, 9, 1), np.uint8))]}),
+            {"max_pixels_per_call": "80"},
+        ),
+        (pb.Images(encoded={"data": [b"?"] * 4}), {}),
+        (raw(np.zeros((0, 8, 8, 1), np.uint8)), {}),
+        (raw(np.zeros((5, 9, 8, 1), np.uint8)), {}),
+    ],
+)
+def test_a_call_that_is_too_large_is_told_the_limit(
+    run_server: RunServer, images: pb.Images, facts: dict[str, str]
+) -> None:
+    with run_server(max_images_per_call=4, max_pixels_per_call=80) as server, connect(server) as stubs:
+        found = details_of(error_of(lambda: stubs.glow.Encode(pb.EncodeRequest(images=images))))
+    assert found["ErrorInfo"].metadata == facts
+
+
 @pytest.fixture(scope="module")
 def full(run_server: RunServer, digits: UInt8Array) -> Iterator[Server]:
     """A server with 7 images in a queue of 8, which wait for a batch that is never full."""
@@ -267,7 +289,7 @@ def test_a_full_queue_says_when_to_try_again(full: Server, digits: UInt8Array) -
 
 def test_the_client_says_when_to_try_again(full: Server, digits: UInt8Array) -> None:
     with (
-        glowserve.Client(address(full)) as client,
+        glowserve.Client(address(full), timeout=1) as client,  # too short for another attempt
         pytest.raises(glowserve.RequestError) as caught,
     ):
         client.score(digits[:2])
@@ -275,7 +297,7 @@ def test_the_client_says_when_to_try_again(full: Server, digits: UInt8Array) -> 
 
 
 async def test_the_asynchronous_client_says_when_to_try_again(full: Server, digits: UInt8Array) -> None:
-    async with glowserve.AsyncClient(address(full)) as client:
+    async with glowserve.AsyncClient(address(full), timeout=1) as client:
         with pytest.raises(glowserve.RequestError) as caught:
             await client.score(digits[:2])
     assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.0)
