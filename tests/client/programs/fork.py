@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +15,19 @@ import glowserve
 CONTEXT = multiprocessing.get_context("fork")
 
 
+def say(line: str) -> None:
+    """Writes a line at once: other children write to the same pipe."""
+    os.write(1, f"{line}\n".encode())
+
+
 def child(call: Callable[[], Any]) -> None:
     faulthandler.dump_traceback_later(60, exit=True)
     try:
         for _ in range(20):
             call()
-        print("ok", flush=True)
+        say("ok")
     except (RuntimeError, ValueError, glowserve.RequestError) as error:
-        print(repr(error), flush=True)
+        say(repr(error))
 
 
 def fork(call: Callable[[], Any]) -> None:
@@ -96,7 +102,7 @@ def pool(target: str) -> None:
         for models in workers.map(glowserve.Client.models, [client] * 30):
             assert len(models) == 1
     client.models()
-    print("ok")
+    say("ok")
 
 
 def during_a_call(target: str) -> None:
