@@ -299,7 +299,9 @@ def _with_pixels(file: bytes) -> tuple[bytes, int]:
         return file, 0
     with picture:
         pixels = picture.width * picture.height
-        return (file if picture.format in ENCODED_FORMATS else encode_pil(picture)), pixels
+        # A JPEG with more than one picture, as phones make them, is MPO for Pillow.
+        is_read = picture.format in (*ENCODED_FORMATS, "MPO")
+        return (file if is_read else encode_pil(picture)), pixels
 
 
 def _array(image: npt.NDArray[Any]) -> UInt8Array:

@@ -134,6 +134,10 @@ def test_bytes_of_other_formats_become_png_and_unreadable_bytes_stay() -> None:
     for image in (buffer.getvalue(), bytearray(buffer.getvalue()), buffer):
         ((file,),) = portions(image)
         assert file.startswith(b"\x89PNG")
+    several = io.BytesIO()
+    picture = Image.effect_noise((9, 7), 50)
+    picture.save(several, "MPO", save_all=True, append_images=[picture])
+    assert list(portions(several)) == [[several.getvalue()]]
     assert list(portions([b"no picture", PNG[:40]])) == [[b"no picture", PNG[:40]]]
 
 

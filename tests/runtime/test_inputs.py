@@ -77,7 +77,7 @@ def test_pictures_are_prepared_when_they_are_decoded(bundle: Bundle) -> None:
 def test_a_picture_that_cannot_be_decoded_is_named(bundle: Bundle, pictures: list[bytes], words: str) -> None:
     with pytest.raises(InvalidPictureError) as caught:
         pictures_of(pictures, bundle).decode()
-    error = inputs.invalid_picture(caught.value)
+    error = inputs.invalid_picture(caught.value, pictures_of(pictures, bundle))
     assert re.search(words, str(error))
     assert error.field == f"images.encoded.data[{len(pictures) - 1}]"
 
