@@ -267,12 +267,15 @@ class CallMiddleware(grpc.GenericRpcHandler):
         log_context.bind(LogContext(call.request_id, call.span.trace_id if call.span else ""))
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self._open_calls += 1
-        context.add_done_callback(self._close)
+        # The task ends when gRPC has written the answer. The context's own callbacks would be a cycle of references that
+        # keeps the call alive.
+        if task := asyncio.current_task():
+            task.add_done_callback(self._close)
         self._in_flight += 1
         self._arrival.set()
         return call
 
-    def _close(self, _context: Any) -> None:
+    def _close(self, _task: Any) -> None:
         self._open_calls -= 1
         self._end.set()
 
