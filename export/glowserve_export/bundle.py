@@ -114,11 +114,12 @@ def _check_available(wanted: int | None, available: int, data: str) -> None:
 
 
 def _compare_with_uniform(bits: float, n_bits: int, say: Callable[[str], None]) -> None:
-    """Warns of a model to which held-out images are no likelier than noise: its image size or n_bits may be wrong."""
+    """Warns of a model to which held-out images are no likelier than noise: what --config tells may be wrong."""
     if bits >= n_bits:
         say(
-            f"warning: held-out images need {bits:.3f} bits/dim, and a model that knows nothing needs {n_bits}: image "
-            "size and n_bits of the model may be other than given, or --data other than the training data"
+            f"warning: held-out images need {bits:.3f} bits/dim, and a model that knows nothing needs {n_bits}: "
+            "--config may tell an image size, n_bits or scale_map that is not the model's, or --data may be unlike the "
+            "training data"
         )
 
 

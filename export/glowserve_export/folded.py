@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ class FoldedConv:
     bias: Float64Array
     """[out]; or [out, H, W], a bias that depends on the position, which padding with other values than 0 folds to."""
 
+
+ScaleMap = Literal["sigmoid", "inverse_sigmoid", "exp"]
+"""How an affine coupling makes its scale of a logit: sigmoid(logit), 1 / sigmoid(logit), or exp(logit)."""
 
 # conv, ReLU, conv, ReLU, conv.
 FoldedNetwork = tuple[FoldedConv, FoldedConv, FoldedConv]
@@ -59,7 +63,7 @@ class FoldedStep:
     """A step of flow: y = matrix x + bias at each position, then a coupling.
 
     An affine coupling's network outputs a shift in the first half of its channels and the logit of a scale in the
-    second half: y2 = (x2 + shift) * sigmoid(logit). An additive coupling's network outputs the shift only.
+    second half: y2 = (x2 + shift) * scale. An additive coupling's network outputs the shift only.
     """
 
     matrix: Float64Array
@@ -77,13 +81,21 @@ class FoldedStep:
     network: FoldedNetwork
     """[hidden, C/2, 3, 3], [hidden, hidden, 1, 1], [C or C/2, hidden, 3, 3]."""
 
-    affine: bool
-    """Whether the coupling is affine; else it is additive."""
+    scale_map: ScaleMap | None
+    """None: the coupling is additive."""
+
+    transforms_first: bool = False
+    """Whether the coupling transforms the first half of the channels; else it transforms the second."""
 
     @property
     def channels(self) -> int:
         """C."""
         return len(self.bias)
+
+    @property
+    def affine(self) -> bool:
+        """Whether the coupling is affine; else it is additive."""
+        return self.scale_map is not None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: as in `glowserve_export.reference`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -25,9 +25,17 @@ from glowserve_export.folded import (
     FoldedGlow,
     FoldedNetwork,
     FoldedStep,
+    ScaleMap,
     per_channel,
 )
 from glowserve_export.reference import Layers, in_bins, latents_by_level
+
+# The log-scale of a logit.
+_LOG_SCALES: dict[ScaleMap, Callable[[Tensor], Tensor]] = {
+    "sigmoid": F.logsigmoid,
+    "inverse_sigmoid": lambda logit: -F.logsigmoid(logit),
+    "exp": lambda logit: logit,
+}
 
 
 class FoldedReference:
@@ -117,24 +125,35 @@ class FoldedReference:
 
 def _step(x: Tensor, step: FoldedStep) -> tuple[Tensor, Tensor]:
     """The output and the log-determinant of the coupling, [N]."""
-    passive, active = _linear(x, step.matrix, step.bias).chunk(2, dim=1)
+    passive, active = _halves(_linear(x, step.matrix, step.bias), step)
     shift, log_scale = _shift_and_log_scale(step, passive)
-    return torch.cat((passive, (active + shift) * log_scale.exp()), dim=1), log_scale.sum((1, 2, 3))
+    return _joined(passive, (active + shift) * log_scale.exp(), step), log_scale.sum((1, 2, 3))
 
 
 def _inverse_step(y: Tensor, step: FoldedStep) -> Tensor:
-    passive, transformed = y.chunk(2, dim=1)
+    passive, transformed = _halves(y, step)
     shift, log_scale = _shift_and_log_scale(step, passive)
-    x = torch.cat((passive, transformed * (-log_scale).exp() - shift), dim=1)
+    x = _joined(passive, transformed * (-log_scale).exp() - shift, step)
     return _linear(x, step.inverse_matrix, step.inverse_bias)
+
+
+def _halves(x: Tensor, step: FoldedStep) -> tuple[Tensor, Tensor]:
+    """The channels that condition the coupling, and those that it transforms."""
+    first, second = x.chunk(2, dim=1)
+    return (second, first) if step.transforms_first else (first, second)
+
+
+def _joined(passive: Tensor, active: Tensor, step: FoldedStep) -> Tensor:
+    """The inverse of `_halves`."""
+    return torch.cat((active, passive) if step.transforms_first else (passive, active), dim=1)
 
 
 def _shift_and_log_scale(step: FoldedStep, passive: Tensor) -> tuple[Tensor, Tensor]:
     output = _network(passive, step.network)
-    if not step.affine:
+    if step.scale_map is None:
         return output, torch.zeros_like(output)
     shift, logit = output.chunk(2, dim=1)
-    return shift, F.logsigmoid(logit)
+    return shift, _LOG_SCALES[step.scale_map](logit)
 
 
 def _network(x: Tensor, network: FoldedNetwork) -> Tensor:

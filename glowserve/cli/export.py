@@ -29,15 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="implementation",
-        choices=["rosinality", "y0ast"],
-        help="CHECKPOINT is a state_dict of rosinality/glow-pytorch or y0ast/Glow-PyTorch; requires --config and "
-        "--data",
+        choices=["rosinality", "y0ast", "chaiyujin", "normflows"],
+        help="CHECKPOINT is of rosinality/glow-pytorch, y0ast/Glow-PyTorch, chaiyujin/glow-pytorch or normflows; "
+        "requires --config and --data",
     )
     parser.add_argument(
         "--config",
         type=Path,
         help="with --from: JSON with what the checkpoint does not tell: image_size and n_bits for rosinality, the "
-        "hparams.json of the training script for y0ast",
+        "hparams of the training script for y0ast and chaiyujin, n_bits, scale_map and input_shape for normflows",
     )
     parser.add_argument(
         "--verification-images",

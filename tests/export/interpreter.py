@@ -55,9 +55,10 @@ def forward(glow: FoldedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[
         x, terms = _squeeze(x), np.zeros(len(x))
         for step in level.steps:
             x = np.einsum("oc,nchw->nohw", step.matrix, x) + step.bias[:, None, None]
-            passive, active = np.split(x, 2, axis=1)
+            passive, active = np.split(x, 2, axis=1)[:: _order(step)]
             shift, log_scale = _shift_and_log_scale(step, passive)
-            x = np.concatenate((passive, (active + shift) * np.exp(log_scale)), axis=1)
+            halves = (passive, (active + shift) * np.exp(log_scale))
+            x = np.concatenate(halves[:: _order(step)], axis=1)
             terms = terms + _sum(log_scale)
         if level.prior is None:
             latent = (x - per_channel(glow.top_mean)) / np.exp(per_channel(glow.top_log_scale))
@@ -91,9 +92,10 @@ def reverse(glow: FoldedGlow, latent: npt.NDArray[Any]) -> Array:
             mean, log_scale = np.split(convolve(x, level.prior), 2, axis=1)
             x = np.concatenate((x, mean + own * np.exp(log_scale)), axis=1)
         for step in reversed(level.steps):
-            passive, transformed = np.split(x, 2, axis=1)
+            passive, transformed = np.split(x, 2, axis=1)[:: _order(step)]
             shift, log_scale = _shift_and_log_scale(step, passive)
-            x = np.concatenate((passive, transformed / np.exp(log_scale) - shift), axis=1)
+            halves = (passive, transformed / np.exp(log_scale) - shift)
+            x = np.concatenate(halves[:: _order(step)], axis=1)
             x = np.einsum("oc,nchw->nohw", step.inverse_matrix, x) + step.inverse_bias[:, None, None]
         x = _unsqueeze(x)
     return (x.transpose(0, 2, 3, 1) + 0.5) * 2.0**glow.n_bits
@@ -159,7 +161,15 @@ def _shift_and_log_scale(step: FoldedStep, passive: Array) -> tuple[Array, Array
     if not step.affine:
         return outputs, np.zeros_like(outputs)
     shift, logit = np.split(outputs, 2, axis=1)
-    return shift, -np.logaddexp(0, -logit)
+    if step.scale_map == "exp":
+        return shift, logit
+    log_sigmoid = -np.logaddexp(0, -logit)
+    return shift, log_sigmoid if step.scale_map == "sigmoid" else -log_sigmoid
+
+
+def _order(step: FoldedStep) -> int:
+    """The direction in which the halves are passive, active."""
+    return -1 if step.transforms_first else 1
 
 
 def _sum(x: Array) -> Array:

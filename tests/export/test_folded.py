@@ -12,7 +12,7 @@ from tests.export.models import random_glow
 
 def _step(matrix: np.ndarray, inverse: np.ndarray) -> FoldedStep:
     conv = FoldedConv(np.zeros((1, 1, 1, 1)), np.zeros(1))
-    return FoldedStep(matrix, np.zeros(2), inverse, np.zeros(2), (conv, conv, conv), affine=False)
+    return FoldedStep(matrix, np.zeros(2), inverse, np.zeros(2), (conv, conv, conv), scale_map=None)
 
 
 def test_steps_are_named_by_level_and_number_from_the_pixels_on() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from glowserve_export.frontends.public import IMPLEMENTATIONS
 
 import glowserve
 from glowserve.cli import main
@@ -15,6 +16,8 @@ from tests.export.frontends.public_models import public_model, write_public
 SMALL = {
     "rosinality": {"in_channel": 1, "n_flow": 1, "n_block": 2, "image_size": 8, "n_bits": 4},
     "y0ast": {"image_shape": [8, 8, 1], "hidden_channels": 8, "K": 2, "L": 1, "n_bits": 4},
+    "chaiyujin": {"image_shape": [8, 8, 1], "hidden_channels": 8, "K": 1, "L": 2},
+    "normflows": {"input_shape": [1, 8, 8], "hidden_channels": 8, "K": 1, "L": 2, "n_bits": 4},
 }
 
 
@@ -27,7 +30,7 @@ def test_a_public_checkpoint_becomes_a_bundle_that_scores_and_samples(
     assert main([*command, "--config", str(arguments), "--data", "digits"]) == 0
     assert "round trip, values changed" in capsys.readouterr().out
     manifest = newest_bundle(tmp_path / "models" / "public").manifest
-    assert manifest.training.implementation.lower().startswith(kind)
+    assert manifest.training.implementation == IMPLEMENTATIONS[kind]
     assert manifest.calibration.data == "digits"
     opened = glowserve.open(tmp_path / "models" / "public")
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)

@@ -1,1 +1,1 @@
-"""Reads a checkpoint, of glowserve or of one of two public Glow implementations, and folds its model."""
+"""Reads a checkpoint, of glowserve or of one of the public Glow implementations, and folds its model."""

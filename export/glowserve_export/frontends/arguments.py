@@ -16,7 +16,7 @@ _KINDS = {
     float: "a number",
     bool: "true or false",
     str: "a string",
-    list: "a list [H, W, C] of whole numbers, 1 or more",
+    list: "a list of three whole numbers, 1 or more, in the order of the constructor",
 }
 _MAX_LEVELS = 12
 _MAX_IMAGE_SIZE = 2**_MAX_LEVELS
@@ -45,6 +45,12 @@ class Known:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The values of arguments that are not given and that no shape tells."""
 
+    nullable: frozenset[str] = frozenset()
+    """Those for which null means that they are not given."""
+
+    section: str | None = None
+    """The object in the JSON object that may hold the arguments."""
+
 
 def read_arguments(path: Path, known: Known, inferred: Mapping[str, Any]) -> dict[str, Any]:
     """Reads and checks the arguments of a model: of its constructor or of its training script.
@@ -70,7 +76,7 @@ def read_arguments(path: Path, known: Known, inferred: Mapping[str, Any]) -> dic
             f"{path}: implementation is {found!r}, and --from says that the checkpoint is of "
             f"{known.implementation!r}; check --from and --config"
         )
-    given = _by_name(path, content, known)
+    given = _by_name(path, _with_section(path, content, known.section), known)
     arguments = {**known.defaults, **inferred, **given}
     for name, kind in known.kinds.items():
         if name not in arguments and name not in known.optional:
@@ -92,6 +98,21 @@ def contradictions(arguments: Mapping[str, Any], inferred: Mapping[str, Any]) ->
     )
 
 
+def _with_section(path: Path, content: Mapping[str, Any], section: str | None) -> dict[str, Any]:
+    """The arguments, those of the section among the others."""
+    if section is None or section not in content:
+        return dict(content)
+    inner = content[section]
+    if not isinstance(inner, dict):
+        raise ArgumentsError(f"{path}: {section} is {json.dumps(inner)}; it must be an object of arguments")
+    outer = {name: value for name, value in content.items() if name != section}
+    if twice := sorted(inner.keys() & outer.keys()):
+        raise ArgumentsError(
+            f"{path}: {twice[0]} is inside {section} and outside of it; leave one of them out"
+        )
+    return outer | inner
+
+
 def _by_name(path: Path, content: Mapping[str, Any], known: Known) -> dict[str, Any]:
     """The given arguments that matter, checked."""
     given: dict[str, Any] = {}
@@ -101,6 +122,8 @@ def _by_name(path: Path, content: Mapping[str, Any], known: Known) -> dict[str, 
             _check_spelling(path, written, known)
             continue
         kind = known.kinds[name]
+        if value is None and name in known.nullable:
+            continue
         if not _fits(value, kind):
             raise ArgumentsError(f"{path}: {written} is {json.dumps(value)}; it must be {_KINDS[kind]}")
         meant = not value if negated else value

@@ -20,7 +20,7 @@ def scaled(conv: FoldedConv, factor: Float64Array) -> FoldedConv:
 def zero_conv(conv: FoldedConv, log_scale: Float64Array) -> FoldedConv:
     """Folds the log-scale of a public implementation's zero-initialized convolution into it.
 
-    The factor on the log-scale is that of the original implementation (openai/glow), which both implementations and
+    The factor on the log-scale is that of the original implementation (openai/glow), which these implementations and
     `glowserve_training.layers.ZeroConv2d` copied.
     """
     return scaled(conv, np.exp(LOG_SCALE_FACTOR * log_scale.reshape(-1)))
@@ -31,6 +31,12 @@ def shift_and_logit(conv: FoldedConv) -> FoldedConv:
     bias = conv.bias.copy()
     bias[len(bias) // 2 :] += SCALE_SHIFT
     return FoldedConv(conv.weight, bias)
+
+
+def deinterleaved(conv: FoldedConv) -> FoldedConv:
+    """Reorders interleaved outputs: the even ones, then the odd ones."""
+    outputs = np.arange(len(conv.weight))
+    return reordered(conv, np.concatenate((outputs[0::2], outputs[1::2])))
 
 
 def reordered(conv: FoldedConv, outputs: npt.NDArray[np.intp]) -> FoldedConv:

@@ -1,6 +1,6 @@
 """Folds a Glow of a public implementation into a FoldedGlow.
 
-Both public implementations order the channels of a squeeze as 4 c + 2 row + column; SpaceToDepth orders them as
+The public implementations order the channels of a squeeze as 4 c + 2 row + column; SpaceToDepth orders them as
 (2 row + column) C + c. Therefore the columns of each level's first matrix are permuted, and the rows of its inverse.
 All later channels, latents included, keep the order of the checkpoint.
 
@@ -23,8 +23,24 @@ from glowserve_export.folded import (
     FoldedLevel,
     FoldedNetwork,
     FoldedStep,
+    ScaleMap,
 )
 from glowserve_export.frontends.checks import check_condition
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How an implementation scales images: its flow sees factor * y + offset, where ours sees y in [-0.5, 0.5)."""
+
+    factor: float
+    offset: float
+
+
+CENTRED = Pixels(1.0, 0.0)
+"""(bin + noise) / bins - 0.5, as ours."""
+
+UNIT = Pixels(1.0, 0.5)
+"""(bin + noise) / bins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +85,9 @@ class PublicStep:
     network: FoldedNetwork
     """As in `FoldedStep`."""
 
+    transforms_first: bool = False
+    """As in `FoldedStep`."""
+
     def log_det(self) -> float:
         """Of actnorm and mixing at one position."""
         return float(np.linalg.slogdet(self.mixing)[1] + np.log(np.abs(self.scale)).sum())
@@ -91,8 +110,9 @@ def fold_public(
     image_size: int,
     channels: int,
     n_bits: int,
-    affine: bool,
+    scale_map: ScaleMap | None,
     top: Float64Array,
+    pixels: Pixels = CENTRED,
 ) -> FoldedGlow:
     """Folds a flow.
 
@@ -101,19 +121,26 @@ def fold_public(
         image_size: H = W of an image.
         channels: of an image.
         n_bits: bits of each value of an image.
-        affine: whether couplings are affine; else they are additive.
-        top: mean and log-scale of the top level's prior, concatenated, [2C, H, W].
+        scale_map: as in `FoldedStep`.
+        top: mean and log-scale of the top level's prior, concatenated, [2C, H, W]; or [2C], if they are the same at
+            each position.
+        pixels: how the implementation scales images.
 
     Raises:
         NotInvertibleError: an actnorm or a 1x1 convolution is singular or nearly so.
     """
     mean, log_scale = np.split(top, 2)
-    constant = -(image_size**2) * channels * n_bits * math.log(2) - float(log_scale.sum())
+    positions = (image_size >> len(levels)) ** 2
+    constant = -(image_size**2) * channels * n_bits * math.log(2)
+    constant -= float(log_scale.sum()) * (positions if top.ndim == 1 else 1)
     folded = []
     for i, level in enumerate(levels, 1):
-        steps = [_fold_step(step, step_name(i, k), affine) for k, step in enumerate(level.steps, 1)]
+        unfolded = list(level.steps)
+        if i == 1:
+            unfolded[0] = _after_pixels(unfolded[0], pixels)
+        steps = [_fold_step(step, step_name(i, k), scale_map) for k, step in enumerate(unfolded, 1)]
         steps[0] = _after_space_to_depth(steps[0])
-        constant += (image_size >> i) ** 2 * sum(step.log_det() for step in level.steps)
+        constant += (image_size >> i) ** 2 * sum(step.log_det() for step in unfolded)
         folded.append(FoldedLevel(tuple(steps), level.prior))
     return FoldedGlow(
         image_size=image_size,
@@ -126,7 +153,7 @@ def fold_public(
     )
 
 
-def _fold_step(step: PublicStep, name: str, affine: bool) -> FoldedStep:
+def _fold_step(step: PublicStep, name: str, scale_map: ScaleMap | None) -> FoldedStep:
     matrix = step.mixing * step.scale
     check_condition(matrix, f"{name}: the 1x1 convolution with its actnorm", "Export an earlier checkpoint")
     return FoldedStep(
@@ -135,7 +162,15 @@ def _fold_step(step: PublicStep, name: str, affine: bool) -> FoldedStep:
         inverse_matrix=np.linalg.inv(step.mixing) / step.scale[:, None],
         inverse_bias=-step.offset,
         network=step.network,
-        affine=affine,
+        scale_map=scale_map,
+        transforms_first=step.transforms_first,
+    )
+
+
+def _after_pixels(step: PublicStep, pixels: Pixels) -> PublicStep:
+    """The step with the input of our flow."""
+    return replace(
+        step, scale=step.scale * pixels.factor, offset=(step.offset + pixels.offset) / pixels.factor
     )
 
 

@@ -81,7 +81,7 @@ def _fold_step(step: FlowStep, name: str) -> FoldedStep:
         inverse_matrix=np.linalg.inv(weight) / scale[:, None],
         inverse_bias=-actnorm_bias,
         network=(first, second, shift_and_logit(last) if affine else last),
-        affine=affine,
+        scale_map="sigmoid" if affine else None,
     )
 
 

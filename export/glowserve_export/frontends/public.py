@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from glowserve_export.errors import ArgumentsError
+from glowserve_export.frontends.chaiyujin import import_chaiyujin
 from glowserve_export.frontends.folding import PublicGlow
+from glowserve_export.frontends.normflows import import_normflows
 from glowserve_export.frontends.rosinality import import_rosinality
 from glowserve_export.frontends.state_dict import read_state_dict
 from glowserve_export.frontends.y0ast import import_y0ast
 from glowserve_export.size import check_size
 
-IMPLEMENTATIONS = {"rosinality": "rosinality/glow-pytorch", "y0ast": "y0ast/Glow-PyTorch"}
+IMPLEMENTATIONS = {
+    "rosinality": "rosinality/glow-pytorch",
+    "y0ast": "y0ast/Glow-PyTorch",
+    "chaiyujin": "chaiyujin/glow-pytorch",
+    "normflows": "VincentStimper/normalizing-flows",
+}
 """The GitHub repository of each implementation, by its name on the command line (--from)."""
 
-_IMPORTS = {"rosinality": import_rosinality, "y0ast": import_y0ast}
+_Import = Callable[[Mapping[str, Tensor], Path, Path], PublicGlow]
+_IMPORTS: dict[str, _Import] = {
+    "rosinality": import_rosinality,
+    "y0ast": import_y0ast,
+    "chaiyujin": import_chaiyujin,
+    "normflows": import_normflows,
+}
 
 
 def import_public(kind: str, checkpoint: Path, arguments: Path, *, precision: str = "fp32") -> PublicGlow:
     """Reads and folds a model of a public implementation.
 
     Args:
-        kind: "rosinality" or "y0ast", see `IMPLEMENTATIONS`.
+        kind: see `IMPLEMENTATIONS`.
         checkpoint: the model's state_dict.
         arguments: JSON with the arguments of the model's constructor or of its training script.
         precision: that the model will be exported with.

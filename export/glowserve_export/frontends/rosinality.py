@@ -21,7 +21,7 @@ from glowserve_export.folded import Float64Array, FoldedConv
 from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
 from glowserve_export.frontends.convolutions import reordered, shift_and_logit, zero_conv
 from glowserve_export.frontends.folding import PublicGlow, PublicLevel, PublicStep, fold_public
-from glowserve_export.frontends.state_dict import implied, length, match, numbers
+from glowserve_export.frontends.state_dict import check_recognized, implied, length, match, numbers
 
 _KNOWN = Known(
     implementation="rosinality/glow-pytorch",
@@ -54,6 +54,7 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     Raises:
         ExportError: state_dict and arguments do not fit, or the model cannot be inverted.
     """
+    check_recognized(found, r"blocks\.(\d+)\.flows\.", _KNOWN.implementation, checkpoint)
     inferred = _inferred(found)
     given = read_arguments(arguments, _KNOWN, inferred)
     check_image(arguments, given["image_size"], given["in_channel"], given["n_block"])
@@ -72,7 +73,7 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
         image_size=given["image_size"],
         channels=given["in_channel"],
         n_bits=given["n_bits"],
-        affine=given["affine"],
+        scale_map="sigmoid" if given["affine"] else None,
         top=top.bias,  # the output of the convolution for a zero input
     )
     return PublicGlow(

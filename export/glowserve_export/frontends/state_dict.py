@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -21,17 +21,38 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each weight by its key, in the order of the model's layers."""
 
 # Where checkpoints have the state_dict, beside optimizers and counters.
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "ema_state_dict")
-# A container can contain itself.
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "graph", "ema", "state_dict_ema", "ema_state_dict")
+# A container can contain itself, and keys can have any number of parts.
 _MAX_DEPTH = 8
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 # What wrappers insert into keys: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing.
 _INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# What trainers call the model; every key begins with it.
-_ATTRIBUTES = {"model", "net", "network", "glow", "ema", "ema_model"}
 # AveragedModel counts in a buffer of its own.
 _COUNTER = "n_averaged"
 _WRITE = "write one with torch.save(model.state_dict(), PATH)"
+
+
+class NumPyValue:
+    """Stands for a NumPy value in a checkpoint, such as a learning rate, whose content is not read."""
+
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# The names in a pickle of what makes NumPy's scalars and arrays; NumPy 1 has its modules in numpy.core.
+_NUMPY_NAMES = [
+    (NumPyValue, name)
+    for name in (
+        "numpy.dtype",
+        "numpy.ndarray",
+        *(
+            f"numpy.{core}.multiarray.{maker}"
+            for core in ("core", "_core")
+            for maker in ("scalar", "_reconstruct")
+        ),
+    )
+]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -48,10 +69,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ForeignCheckpointError(
             f"checkpoint {path}: there is no such file; give a file with a state_dict"
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch raise many kinds of errors on foreign bytes
-        raise ForeignCheckpointError(f"checkpoint {path} {_unreadable(path, error)}; {_WRITE}") from error
+    with torch.serialization.safe_globals(list(_NUMPY_NAMES)):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # zip, pickle and torch raise many kinds of errors on foreign bytes
+            raise ForeignCheckpointError(f"checkpoint {path} {_unreadable(path, error)}; {_WRITE}") from error
     content = _contained(content, path)
     if not isinstance(content, dict) or not content:
         raise ForeignCheckpointError(f"checkpoint {path} contains no state_dict; {_WRITE}")
@@ -111,7 +133,9 @@ def _unwrapped(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The weights by the keys of the model itself."""
     keys = {key: key.split(".") for key in weights if key != _COUNTER}
     stripped = {key: [part for part in parts if part not in _INSERTED] for key, parts in keys.items()}
-    while len(first := {parts[0] for parts in stripped.values() if parts}) == 1 and first <= _ATTRIBUTES:
+    for _ in range(_MAX_DEPTH):
+        if not _is_attribute(list(stripped.values())):
+            break
         stripped = {key: parts[1:] for key, parts in stripped.items()}
     unwrapped = {".".join(parts): weights[key] for key, parts in stripped.items()}
     if len(unwrapped) < len(stripped):
@@ -119,6 +143,13 @@ def _unwrapped(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} contains some weights twice, with and without the prefix of a wrapper; {_WRITE}"
         )
     return unwrapped
+
+
+def _is_attribute(keys: Sequence[Sequence[str]]) -> bool:
+    """Whether the first part of all keys is what a trainer calls the model, and no list of layers of the model."""
+    return len({key[0] for key in keys if key}) == 1 and all(
+        len(key) > 1 and not key[1].isdigit() for key in keys
+    )
 
 
 def numbers(found: Mapping[str, Tensor], pattern: str) -> set[str]:
@@ -130,6 +161,15 @@ def length(found: Mapping[str, Tensor], key: str, axis: int) -> int | None:
     """The length of an axis of a weight with four axes; None if the weight is missing, of another kind, or empty."""
     shape = found[key].shape if key in found else ()
     return shape[axis] or None if len(shape) == 4 else None
+
+
+def check_recognized(found: Mapping[str, Tensor], layers: str, implementation: str, path: Path) -> None:
+    """Raises ForeignCheckpointError if no key is that of a layer of the implementation, a pattern for `numbers`."""
+    if found and not numbers(found, layers):
+        raise ForeignCheckpointError(
+            f"checkpoint {path} has no keys of a model of {implementation}, but {', '.join(islice(found, 3))}; check "
+            "--from"
+        )
 
 
 def implied(shapes: Iterator[tuple[str, tuple[int, ...]]], found: Mapping[str, Tensor]) -> Shapes:

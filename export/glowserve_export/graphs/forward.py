@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from glowserve_export.folded import FoldedConv, FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.graphs.builder import GraphBuilder, float_info, image_info
+from glowserve_export.graphs.couplings import coupling_halves, joined_halves, scaled
 from glowserve_export.graphs.networks import coupling_network
 from glowserve_export.graphs.noise import learned_noise
 from glowserve_export.graphs.priors import standardized_split, standardized_top
@@ -83,7 +84,7 @@ def _level(
         x, logit = _step(g, x, step, step_name(i, k), precision)
         logits += logit
     positions = (glow.image_size >> i) ** 2
-    terms = [_log_sigmoid_sum(g, logits, level, positions, f"level{i}")] if logits else []
+    terms = [_log_scale_sum(g, logits, level, positions, f"level{i}")] if logits else []
     if level.prior is None:
         return x, standardized_top(g, x, glow), terms
     half = level.steps[0].channels // 2
@@ -99,24 +100,28 @@ def _step(
     mix = FoldedConv(step.matrix[:, :, None, None], step.bias)
     x = g.conv(x, mix, f"{name}.mix")
     half = step.channels // 2
-    passive, active = g.split(x, [half, half], f"{name}.halves")
+    passive, active = coupling_halves(g, x, step, f"{name}.halves")
     shift, *logit = coupling_network(
         g, passive, step.network, half, name, affine=step.affine, precision=precision
     )
     transformed = g.add("Add", [active, shift], f"{name}.shifted")
-    if logit:
-        scale = g.add("Sigmoid", logit, f"{name}.scale")
-        transformed = g.add("Mul", [transformed, scale], f"{name}.scaled")
-    return g.add("Concat", [passive, transformed], name, axis=1), logit
+    if step.scale_map is not None:
+        transformed = scaled(g, transformed, logit[0], step.scale_map, name)
+    return joined_halves(g, passive, transformed, step, name), logit
 
 
-def _log_sigmoid_sum(
+def _log_scale_sum(
     g: GraphBuilder, logits: Sequence[str], level: FoldedLevel, positions: int, name: str
 ) -> str:
-    """The sum of log sigmoid(logit) = -softplus(-logit) over all logits of a level, [N, 1]."""
+    """The sum of all log-scales of a level, [N, 1]; log sigmoid(logit) = -softplus(-logit)."""
+    (scale_map,) = {step.scale_map for step in level.steps}
     x = logits[0] if len(logits) == 1 else g.add("Concat", logits, f"{name}.logits", axis=1)
     x = g.add("Neg", [x], f"{name}.minus_logits")
-    x = g.add("Softplus", [x], f"{name}.minus_log_scale")
+    if scale_map == "sigmoid":
+        x = g.add("Softplus", [x], f"{name}.minus_log_scale")
+    elif scale_map == "inverse_sigmoid":
+        x = g.add("Softplus", [x], f"{name}.log_scale")
+        x = g.add("Neg", [x], f"{name}.minus_log_scale")
     size = sum(step.channels // 2 for step in level.steps) * positions
     return g.minus_sum(x, size, f"{name}.coupling_log_det")
 

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from glowserve_export.folded import FoldedConv, FoldedGlow, FoldedStep
 from glowserve_export.graphs.builder import GraphBuilder, float_info, image_info
+from glowserve_export.graphs.couplings import coupling_halves, joined_halves, unscaled
 from glowserve_export.graphs.networks import coupling_network
 from glowserve_export.graphs.priors import unstandardized_split, unstandardized_top
 from glowserve_export.precision import FP32, Precision
@@ -58,15 +59,14 @@ def _latents_by_level(g: GraphBuilder, glow: FoldedGlow) -> list[str]:
 def _step(g: GraphBuilder, y: str, step: FoldedStep, name: str, precision: Precision) -> str:
     """The step's input, a tensor called `name`."""
     half = step.channels // 2
-    passive, active = g.split(y, [half, half], f"{name}.halves")
+    passive, active = coupling_halves(g, y, step, f"{name}.halves")
     shift, *logit = coupling_network(
         g, passive, step.network, half, name, affine=step.affine, precision=precision
     )
-    if logit:
-        scale = g.add("Sigmoid", logit, f"{name}.scale")
-        active = g.add("Div", [active, scale], f"{name}.unscaled")
+    if step.scale_map is not None:
+        active = unscaled(g, active, logit[0], step.scale_map, name)
     active = g.add("Sub", [active, shift], f"{name}.unshifted")
-    x = g.add("Concat", [passive, active], f"{name}.joined", axis=1)
+    x = joined_halves(g, passive, active, step, f"{name}.joined")
     return g.conv(x, FoldedConv(step.inverse_matrix[:, :, None, None], step.inverse_bias), name)
 
 

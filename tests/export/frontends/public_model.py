@@ -1,6 +1,6 @@
-"""The common part of the two public Glows, rewritten to test their frontends against: same keys, same arithmetic.
+"""The common part of the public Glows, rewritten to test their frontends against: same keys, same arithmetic.
 
-Shapes: N images; y [N, C, H, W] in [-0.5, 0.5); z and eps [N, C, H, W] of a level.
+Shapes: N images; y [N, C, H, W], an image as the model sees it; z and eps [N, C, H, W] of a level.
 """
 
 from __future__ import annotations
@@ -46,11 +46,18 @@ class Gaussian(NamedTuple):
 
 
 class PublicModel(nn.Module, ABC):
-    """The common part of both: levels of steps, and quantization."""
+    """The common part: levels of steps, and quantization."""
 
     kind: str
     arguments: dict[str, Any]
     """The arguments of the constructor, as JSON."""
+
+    centre: float = 0.5
+    """What is subtracted from an image in [0, 1]."""
+
+    def greys(self, n_bits: int) -> float:
+        """The number of grey values in [0, 1], the last of which may be cut off."""
+        return 2.0**n_bits
 
     @abstractmethod
     def steps(self, level: int) -> list[nn.Module]:
@@ -94,11 +101,14 @@ class PublicModel(nn.Module, ABC):
     def flowed(self, images: np.ndarray, noise: np.ndarray, n_bits: int) -> Flowed:
         """Of uint8 images and noise, [N, H, W, C]; here log_density is that of the discrete images."""
         q = torch.from_numpy(images // 2 ** (8 - n_bits)).double()
-        y = q / 2**n_bits - 0.5 + torch.from_numpy(noise).double() / 2**n_bits
+        greys = self.greys(n_bits)
+        y = (q + torch.from_numpy(noise).double()) / greys - self.centre
         flowed = self(y.permute(0, 3, 1, 2))
-        return flowed._replace(
-            log_density=flowed.log_density - math.log(2**n_bits) * math.prod(images.shape[1:])
-        )
+        return flowed._replace(log_density=flowed.log_density - math.log(greys) * math.prod(images.shape[1:]))
+
+    def in_bins(self, y: Tensor, n_bits: int) -> np.ndarray:
+        """Decoded images in bins, in the order of the axes of y."""
+        return (y.numpy() + self.centre) * self.greys(n_bits)
 
 
 def random_lu(channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,40 @@ import numpy as np
 import torch
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
+from glowserve_export.frontends.chaiyujin import import_chaiyujin
+from glowserve_export.frontends.folding import PublicGlow
+from glowserve_export.frontends.normflows import import_normflows
 from glowserve_export.frontends.rosinality import import_rosinality
 from glowserve_export.frontends.y0ast import import_y0ast
 
+from tests.export.frontends.chaiyujin_model import ChaiyujinGlow
+from tests.export.frontends.normflows_model import NormflowsGlow
 from tests.export.frontends.public_model import PublicModel
 from tests.export.frontends.rosinality_model import RosinalityGlow
 from tests.export.frontends.y0ast_model import Y0astGlow
+
+_MODELS: dict[str, type[PublicModel]] = {
+    "rosinality": RosinalityGlow,
+    "y0ast": Y0astGlow,
+    "chaiyujin": ChaiyujinGlow,
+    "normflows": NormflowsGlow,
+}
 
 
 def public_model(kind: str, **arguments: Any) -> PublicModel:
     """A model that computes in float64 with float32 weights: `public_model("y0ast", flow_coupling="additive")`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = {"rosinality": RosinalityGlow, "y0ast": Y0astGlow}[kind](**arguments)
+        model = _MODELS[kind](**arguments)
     return model.double().eval().requires_grad_(False)
 
 
-IMPORTS = {"rosinality": import_rosinality, "y0ast": import_y0ast}
+IMPORTS: dict[str, Callable[[Mapping[str, torch.Tensor], Path, Path], PublicGlow]] = {
+    "rosinality": import_rosinality,
+    "y0ast": import_y0ast,
+    "chaiyujin": import_chaiyujin,
+    "normflows": import_normflows,
+}
 """The frontends, which take a state_dict in memory."""
 
 

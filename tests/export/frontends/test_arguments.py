@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from glowserve_export.errors import ArgumentsError, ExportError, ForeignCheckpointError
+from glowserve_export.frontends.public import IMPLEMENTATIONS
 
 from tests.export.frontends.public_model import PublicModel
 from tests.export.frontends.public_models import (
@@ -20,7 +21,7 @@ from tests.export.frontends.public_models import (
 )
 
 
-@pytest.fixture(scope="module", params=["rosinality", "y0ast"])
+@pytest.fixture(scope="module", params=["rosinality", "y0ast", "chaiyujin", "normflows"])
 def model(request: pytest.FixtureRequest) -> PublicModel:
     """A small model of each implementation."""
     kind: str = request.param
@@ -37,7 +38,12 @@ def _refusal(model: PublicModel, arguments: Path) -> str:
 
 
 def test_an_argument_that_neither_file_tells_is_refused(model: PublicModel, tmp_path: Path) -> None:
-    needed = {"rosinality": ["image_size", "n_bits"], "y0ast": ["image_shape", "K", "flow_permutation"]}
+    needed = {
+        "rosinality": ["image_size", "n_bits"],
+        "y0ast": ["image_shape", "K", "flow_permutation"],
+        "chaiyujin": ["image_shape", "K", "flow_permutation"],
+        "normflows": ["input_shape", "K", "n_bits"],
+    }
     for name in needed[model.kind]:
         arguments = tmp_path / "public.json"
         arguments.write_text(json.dumps({key: x for key, x in model.arguments.items() if key != name}))
@@ -55,12 +61,18 @@ def test_an_argument_that_neither_file_tells_is_refused(model: PublicModel, tmp_
         ("y0ast", {"flow_coupling": "additive", "K": 3, "L": 1, "hidden_channels": 4}),
         ("y0ast", {"LU_decomposed": False, "learn_top": False, "L": 3, "K": 1}),
         ("y0ast", {"image_shape": (16, 16, 1)}),
+        ("chaiyujin", {}),
+        ("chaiyujin", {"flow_coupling": "additive", "K": 3, "L": 1, "LU_decomposed": False}),
+        ("normflows", {}),
+        ("normflows", {"scale": False, "use_lu": False, "L": 1, "K": 3, "input_shape": (1, 16, 16)}),
+        ("normflows", {"net_actnorm": True, "L": 3, "bases": ("GlowBase", "DiagGaussian")}),
     ],
     ids=str,
 )
 def test_shapes_tell_all_but_image_size_and_bits(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = public_model(kind, **options)
-    needed = {name: model.arguments[name] for name in ("image_size", "n_bits") if name in model.arguments}
+    untold = ("image_size", "n_bits", "scale_map")
+    needed = {name: model.arguments[name] for name in untold if name in model.arguments}
     arguments = tmp_path / "public.json"
     arguments.write_text(json.dumps(needed))
     assert_same_likelihood(IMPORTS[kind](weights_of(model), tmp_path / "public.pt", arguments).glow, model)
@@ -151,6 +163,10 @@ def test_a_class_conditional_checkpoint_is_refused_without_arguments(tmp_path: P
         ("y0ast", {"K": 10**15}),
         ("y0ast", {"L": 10**15}),
         ("y0ast", {"hidden_channels": 10**15}),
+        ("chaiyujin", {"K": 10**15}),
+        ("normflows", {"K": 10**15}),
+        ("normflows", {"L": 10**15}),
+        ("normflows", {"input_shape": [3, 2**40, 2**40]}),
     ],
     ids=str,
 )
@@ -166,7 +182,11 @@ def test_arguments_of_any_size_are_refused_at_once(
 
 def test_an_argument_of_another_type_is_refused(model: PublicModel, tmp_path: Path) -> None:
     for name, value in model.arguments.items():
-        wrong: list[Any] = [None, {}, [1, 2], [1, 2, "3"]]
+        if value is None:
+            continue
+        wrong: list[Any] = [{}, [1, 2], [1, 2, "3"]]
+        if model.kind != "normflows":
+            wrong.append(None)
         if not isinstance(value, str):
             wrong.append("2")
         if isinstance(value, bool):
@@ -191,10 +211,9 @@ def test_more_than_8_bits_are_refused(model: PublicModel, tmp_path: Path) -> Non
 
 
 def test_arguments_of_the_other_implementation_are_refused(model: PublicModel, tmp_path: Path) -> None:
-    names = {"rosinality": "rosinality/glow-pytorch", "y0ast": "y0ast/Glow-PyTorch"}
-    arguments = write_arguments(tmp_path, model, implementation=names[model.kind])
+    arguments = write_arguments(tmp_path, model, implementation=IMPLEMENTATIONS[model.kind])
     assert IMPORTS[model.kind](weights_of(model), tmp_path / "public.pt", arguments)
-    (other,) = set(names.values()) - {names[model.kind]}
+    other = IMPLEMENTATIONS["y0ast" if model.kind == "rosinality" else "rosinality"]
     message = _refusal(model, write_arguments(tmp_path, model, implementation=other))
     assert other in message
     assert "check --from and --config" in message

@@ -1,9 +1,10 @@
-"""Both public frontends: the folded model and its graphs compute what the public implementation does."""
+"""The public frontends: each folded model and its graphs compute what the public implementation does."""
 
 from __future__ import annotations
 
+import inspect
 import json
-import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from glowserve_export.folded import FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.frontends.folding import PublicGlow
 from glowserve_export.frontends.public import import_public
+from glowserve_export.frontends.state_dict import read_state_dict
 from glowserve_export.graphs import forward_graph, reverse_graph
 
 from tests.export import interpreter
@@ -36,9 +38,38 @@ Y0AST = [
     {"flow_permutation": "reverse", "flow_coupling": "additive", "LU_decomposed": False},
     {"learn_top": False, "image_shape": (12, 12, 1)},
 ]
-CASES = [("rosinality", case) for case in ROSINALITY] + [("y0ast", case) for case in Y0AST]
+CHAIYUJIN = [
+    {},
+    {"LU_decomposed": False, "flow_coupling": "additive", "learn_top": False, "L": 3},
+    {"flow_permutation": "reverse", "L": 1, "image_shape": (6, 6, 1), "K": 3},
+    {"image_shape": (16, 16, 1), "L": 4, "K": 1, "hidden_channels": 5},
+]
+NORMFLOWS = [
+    {},
+    {"scale_map": "exp", "use_lu": False, "bases": ("GlowBase",), "n_bits": 5, "K": 3},
+    {"scale_map": "sigmoid_inv", "net_actnorm": True, "L": 3, "bases": ("AffineGaussian", "GlowBase")},
+    {"scale": False, "L": 1, "input_shape": (1, 6, 6), "bases": ("GlowBase",), "logscale_factor": 1.0},
+    {"scale": False, "split_mode": "channel_inv", "transform": "Shift", "n_bits": 2},
+    {"split_mode": "channel_inv", "scale_map": "exp", "L": 4, "K": 1, "input_shape": (1, 16, 16)},
+]
+CASES = [
+    (kind, case)
+    for kind, cases in {
+        "rosinality": ROSINALITY,
+        "y0ast": Y0AST,
+        "chaiyujin": CHAIYUJIN,
+        "normflows": NORMFLOWS,
+    }.items()
+    for case in cases
+]
 # Checkpoints of the implementations themselves, with their outputs.
-SAMPLES = [("rosinality", "rosinality-lu-affine-8bit"), ("y0ast", "y0ast-lu-affine")]
+SAMPLES = [
+    ("rosinality", "rosinality-lu-affine-8bit"),
+    ("y0ast", "y0ast-lu-affine"),
+    ("chaiyujin", "chaiyujin-lu-affine-learn-top"),
+    ("chaiyujin", "chaiyujin-plain-affine"),
+    ("normflows", "normflows-glowbase-lu-sigmoid"),
+]
 
 
 @pytest.fixture(
@@ -71,10 +102,6 @@ def _flat(parts: list[torch.Tensor]) -> np.ndarray:
     return torch.cat([part.flatten(1) for part in parts], dim=1).numpy()
 
 
-def _in_bins(y: torch.Tensor, n_bits: int) -> np.ndarray:
-    return (y.permute(0, 2, 3, 1).numpy() + 0.5) * 2**n_bits
-
-
 def _z(glow: FoldedGlow, latent: np.ndarray) -> list[np.ndarray]:
     """Latents before they are standardized, by level."""
     z = {}
@@ -103,7 +130,7 @@ def test_the_folded_model_has_the_likelihoods_and_latents_of_the_model(
 def test_the_folded_model_decodes_as_the_model_does(model: PublicModel, glow: FoldedGlow) -> None:
     rng = np.random.default_rng(0)
     eps = [torch.from_numpy(rng.standard_normal((3, *shape))) for shape in glow.latent_shapes()]
-    expected = _in_bins(model.inverse(eps), glow.n_bits)
+    expected = model.in_bins(model.inverse(eps).permute(0, 2, 3, 1), glow.n_bits)
     np.testing.assert_allclose(interpreter.reverse(glow, _flat(eps)), expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(FoldedReference(glow).pixels(_flat(eps)), expected, rtol=1e-9, atol=1e-9)
 
@@ -127,23 +154,20 @@ def test_the_constant_is_the_part_that_does_not_depend_on_the_image(
     varying = terms.log_prior.sum(1) + terms.log_det.sum(1)
     expected = model.flowed(images, noise, glow.n_bits).log_density.numpy()
     np.testing.assert_allclose(expected - varying, glow.log_det_constant, rtol=1e-9)
-    if model.arguments.get("affine") is False or model.arguments.get("flow_coupling") == "additive":
+    if not glow.levels[-1].steps[0].affine:
         np.testing.assert_array_equal(terms.log_det[:, -1], 0)
 
 
 def test_the_architecture_is_read_from_the_arguments(model: PublicModel, public: PublicGlow) -> None:
-    given = model.arguments
-    if model.kind == "rosinality":
-        assert (public.width, public.coupling_actnorm) == (512, False)
-        assert public.steps_per_level == given["n_flow"]
-        assert public.coupling == ("affine" if given["affine"] else "additive")
-        assert public.parametrization == ("lu" if given["conv_lu"] else "plain")
-    else:
-        assert (public.width, public.coupling_actnorm) == (given["hidden_channels"], True)
-        assert public.steps_per_level == given["K"]
-        assert public.coupling == given["flow_coupling"]
-        lu = "lu" if given["LU_decomposed"] else "plain"
-        assert public.parametrization == ("reverse" if given["flow_permutation"] == "reverse" else lu)
+    given = {"filter_size": 512, "net_actnorm": model.kind != "rosinality"} | model.arguments
+    affine = next(given[name] for name in ("affine", "flow_coupling", "scale") if name in given)
+    lu = next(given[name] for name in ("conv_lu", "LU_decomposed", "use_lu") if name in given)
+    assert public.width == next(given[name] for name in ("hidden_channels", "filter_size") if name in given)
+    assert public.coupling_actnorm == given["net_actnorm"]
+    assert public.steps_per_level == next(given[name] for name in ("n_flow", "K") if name in given)
+    assert public.coupling == ("affine" if affine in (True, "affine") else "additive")
+    reverse = given.get("flow_permutation") == "reverse"
+    assert public.parametrization == ("reverse" if reverse else "lu" if lu else "plain")
     assert public.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert {len(level.steps) for level in public.glow.levels} == {public.steps_per_level}
     for _, step in public.glow.named_steps():
@@ -153,9 +177,36 @@ def test_the_architecture_is_read_from_the_arguments(model: PublicModel, public:
 
 def test_an_unknown_implementation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ArgumentsError, match="implementation is 'openai'; it must be one of rosinality, y0ast"
+        ArgumentsError,
+        match="implementation is 'openai'; it must be one of rosinality, y0ast, chaiyujin, normflows",
     ):
         import_public("openai", tmp_path / "public.pt", tmp_path / "public.json")
+
+
+def _nats(expected: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The log-likelihoods; those of x = (u + noise) / 255 where there are several."""
+    return expected["log_likelihood_x255" if "log_likelihood_x255" in expected else "log_likelihood"]
+
+
+def _noise_of_latents(kind: str, noise: np.ndarray) -> np.ndarray:
+    """The noise with which (u + noise) / 255 is the x of the latents: chaiyujin's are those of u/255 + noise/256."""
+    return noise * np.float64(255 / 256) if kind == "chaiyujin" else noise
+
+
+def _sample_model(kind: str, name: str, folder: Path) -> PublicModel:
+    """The rewritten model with the weights of a checkpoint."""
+    arguments = json.loads((folder / f"{name}.json").read_text())
+    arguments = arguments.get("Glow", arguments)
+    if kind == "normflows":
+        arguments["bases"] = (arguments["base"],)
+    accepted = inspect.signature(type(public_model(kind))).parameters
+    model = public_model(kind, **{key: value for key, value in arguments.items() if key in accepted})
+    weights = read_state_dict(folder / f"{name}.pt")
+    assert sorted(weights) == sorted(model.state_dict())
+    if "prior_h" in weights:
+        weights["prior_h"] = weights["prior_h"][:1]
+    model.load_state_dict(weights)
+    return model
 
 
 @pytest.mark.parametrize(("kind", "name"), SAMPLES, ids=lambda value: value)
@@ -165,26 +216,27 @@ def test_a_checkpoint_of_an_implementation_computes_what_it_computed_there(
     folder = shared_data / "public-checkpoints"
     expected = np.load(folder / f"{name}.npz")
     glow = import_public(kind, folder / f"{name}.pt", folder / f"{name}.json").glow
-    images, noise, nats = expected["image"], expected["noise"], expected["log_likelihood"]
+    images, noise, nats = expected["image"], expected["noise"], _nats(expected)
+    rtol = 1e-10 if kind in ("chaiyujin", "normflows") else 1e-8
 
     reference, terms = FoldedReference(glow), interpreter.forward(glow, images, noise)
-    np.testing.assert_allclose(terms.log_likelihood, nats, rtol=1e-8)
-    np.testing.assert_allclose(reference.log_likelihood(images, noise), nats, rtol=1e-8)
-    bits = -terms.log_likelihood / (glow.dimensions * math.log(2))
-    np.testing.assert_allclose(bits, expected["bits_per_dim"], rtol=1e-8)
-    z = _z(glow, terms.latent)
+    np.testing.assert_allclose(terms.log_likelihood, nats, rtol=rtol)
+    np.testing.assert_allclose(reference.log_likelihood(images, noise), nats, rtol=rtol)
+    seen = _noise_of_latents(kind, noise)
+    z = _z(glow, interpreter.forward(glow, images, seen).latent)
     for level in range(len(z) - 1):
         if f"z_{level}" in expected:
             np.testing.assert_allclose(z[level], expected[f"z_{level}"], atol=1e-5)
     top = expected["z_top" if "z_top" in expected else f"z_{len(z) - 1}"]
     np.testing.assert_allclose(z[-1], top, atol=1e-5)
 
-    forward = run_graph(forward_graph(glow), image=images, noise=noise)
-    np.testing.assert_allclose(forward["log_likelihood"], nats, rtol=1e-5)
-    np.testing.assert_allclose(_z(glow, forward["latent"])[-1], top, atol=1e-4)
+    graph = forward_graph(glow)
+    np.testing.assert_allclose(run_graph(graph, image=images, noise=noise)["log_likelihood"], nats, rtol=1e-5)
+    latent = run_graph(graph, image=images, noise=seen.astype(np.float32))["latent"]
+    np.testing.assert_allclose(_z(glow, latent)[-1], top, atol=1e-4)
     if "sample" in expected:
         eps = [torch.from_numpy(expected[f"eps_{level}"]) for level in range(len(z))]
-        sample = (expected["sample"] + 0.5) * 256
+        sample = _sample_model(kind, name, folder).in_bins(torch.from_numpy(expected["sample"]), 8)
         np.testing.assert_allclose(reference.pixels(_flat(eps)), sample, atol=1e-4)
         np.testing.assert_allclose(interpreter.reverse(glow, _flat(eps)), sample, atol=1e-4)
         pixels = run_graph(reverse_graph(glow), latent=_flat(eps).astype(np.float32))["pixels"]
@@ -196,15 +248,11 @@ def test_the_rewritten_models_compute_what_the_implementations_do(
     kind: str, name: str, shared_data: Path
 ) -> None:
     folder = shared_data / "public-checkpoints"
-    arguments = json.loads((folder / f"{name}.json").read_text())
-    ignored = ("implementation", "actnorm_scale", "y_classes", "y_condition")
-    model = public_model(kind, **{key: value for key, value in arguments.items() if key not in ignored})
-    weights = torch.load(folder / f"{name}.pt", weights_only=True)
-    assert list(weights) == list(model.state_dict())
-    model.load_state_dict(weights)
+    model = _sample_model(kind, name, folder)
     expected = np.load(folder / f"{name}.npz")
     flowed = model.flowed(expected["image"], expected["noise"], 8)
-    np.testing.assert_allclose(flowed.log_density.numpy(), expected["log_likelihood"], rtol=1e-8)
+    np.testing.assert_allclose(flowed.log_density.numpy(), _nats(expected), rtol=1e-8)
+    flowed = model.flowed(expected["image"], _noise_of_latents(kind, expected["noise"]), 8)
     top = expected["z_top" if "z_top" in expected else f"z_{len(flowed.z) - 1}"]
     np.testing.assert_allclose(flowed.z[-1].numpy(), top, atol=1e-5)
     if "sample" in expected:

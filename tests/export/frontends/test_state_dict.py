@@ -27,7 +27,7 @@ from tests.export.frontends.public_models import (
 Weights = dict[Any, Any]
 
 
-@pytest.fixture(scope="module", params=["rosinality", "y0ast"])
+@pytest.fixture(scope="module", params=["rosinality", "y0ast", "chaiyujin", "normflows"])
 def model(request: pytest.FixtureRequest) -> PublicModel:
     """A small model of each implementation."""
     kind: str = request.param
@@ -65,8 +65,10 @@ def _prefixed(prefix: str, weights: Weights) -> Weights:
         lambda weights: _prefixed("_orig_mod.module.", weights),
         lambda weights: {"state_dict": _prefixed("model.", weights), "epoch": 3, "loops": {}},
         lambda weights: {"state_dict": _prefixed("model._orig_mod.module.model.", weights)},
+        lambda weights: {"state_dict": _prefixed("flow.", weights)},
         lambda weights: {"ema": _prefixed("module.", weights), "step": 7},
         lambda weights: {"model": {"state_dict": weights}},
+        lambda weights: {"graph": weights, "optim": {"state": {}}, "criterion": {}},
         lambda weights: {"model": {"width": 512}, "state_dict": weights},
         lambda weights: {"n_averaged": torch.tensor(5)} | _prefixed("module.", weights),
         lambda weights: {
@@ -76,8 +78,22 @@ def _prefixed(prefix: str, weights: Weights) -> Weights:
     ],
     ids=[
         *("of DataParallel", "of ignite", "of both", "in another order", "of parameters"),
-        *("compiled", "compiled, then parallel", "parallel, then compiled", "of Lightning", "of everything"),
-        *("of an EMA", "two deep", "beside a configuration", "of AveragedModel", "with compiled layers"),
+        *(
+            "compiled",
+            "compiled, then parallel",
+            "parallel, then compiled",
+            "of Lightning",
+            "of everything",
+            "of any name",
+        ),
+        *(
+            "of an EMA",
+            "two deep",
+            "under graph",
+            "beside a configuration",
+            "of AveragedModel",
+            "with compiled layers",
+        ),
     ],
 )
 def test_a_state_dict_is_found_however_it_was_saved(
@@ -244,16 +260,18 @@ def test_the_first_difference_in_the_order_of_the_model_is_named(
     assert f"key {keys[3]} has shape [7]" in refusal(changed)
 
 
-def test_a_checkpoint_of_the_other_implementation_is_refused_by_its_first_key(tmp_path: Path) -> None:
-    arguments = write_arguments(tmp_path, public_model("rosinality"))
-    with pytest.raises(ForeignCheckpointError, match=r"key prior_h of shape \[1, 48, 2, 2\] is unexpected"):
-        IMPORTS["rosinality"](weights_of(public_model("y0ast")), tmp_path / "public.pt", arguments)
+def test_a_checkpoint_of_another_implementation_is_refused_with_a_hint_at_from(tmp_path: Path) -> None:
+    (tmp_path / "public.json").write_text("{}")
+    for kind, other in (("rosinality", "normflows"), ("normflows", "y0ast"), ("y0ast", "rosinality")):
+        weights = weights_of(public_model(other))
+        with pytest.raises(ForeignCheckpointError, match=r"has no keys of a model of .*; check --from"):
+            IMPORTS[kind](weights, tmp_path / "public.pt", tmp_path / "public.json")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_is_refused_by_name(
     value: float, model: PublicModel, weights: Weights, paths: tuple[Path, Path]
 ) -> None:
-    key = next(key for key in weights if key.endswith("conv.bias"))
+    key = next(key for key in weights if key.endswith(".bias"))
     with pytest.raises(NotInvertibleError, match=f"weight {key} is not finite"):
         IMPORTS[model.kind](weights | {key: torch.full_like(weights[key], value)}, *paths)

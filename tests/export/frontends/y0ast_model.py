@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ class Y0astGlow(PublicModel):
     """Its arguments are n_bits and those of the original that affect the computation."""
 
     kind = "y0ast"
+    top_name = "learn_top_fn"
 
     def __init__(
         self,
@@ -49,17 +52,25 @@ class Y0astGlow(PublicModel):
         for i in range(L):
             channels = image_channels * 2 ** (i + 2)
             steps = (
-                Y0astStep(channels, hidden_channels, flow_permutation, flow_coupling, lu=LU_decomposed)
+                self.step(channels, hidden_channels, flow_permutation, flow_coupling, lu=LU_decomposed)
                 for _ in range(K)
             )
             layers += [nn.Module(), *steps]
             if i < L - 1:
                 split = nn.Module()
-                split.conv = ScaledConv(channels // 2, channels)
+                split.conv = self.scaled_conv(channels // 2, channels)
                 layers.append(split)
         self.flow.layers = nn.ModuleList(layers)
         if learn_top:
-            self.learn_top_fn = ScaledConv(2 * channels, 2 * channels)
+            setattr(self, self.top_name, self.scaled_conv(2 * channels, 2 * channels))
+
+    def step(self, *arguments: Any, lu: bool) -> nn.Module:
+        """A step of flow."""
+        return Y0astStep(*arguments, lu=lu)
+
+    def scaled_conv(self, inputs: int, outputs: int) -> nn.Module:
+        """The convolution of a prior."""
+        return ScaledConv(inputs, outputs)
 
     def levels(self) -> int:
         return int(self.arguments["L"])
@@ -75,28 +86,34 @@ class Y0astGlow(PublicModel):
             return Gaussian(outputs[:, 0::2], outputs[:, 1::2])
         outputs = self.prior_h.expand(len(continuing), -1, -1, -1)
         if self.arguments["learn_top"]:
-            outputs = self.learn_top_fn(outputs)
+            outputs = self.get_submodule(self.top_name)(outputs)
         return Gaussian(*outputs.tensor_split(2, dim=1))
 
 
 class Y0astStep(nn.Module):
+    block_name = "block"
+
     def __init__(self, channels: int, hidden: int, permutation: str, coupling: str, *, lu: bool) -> None:
         super().__init__()
         self.affine = coupling == "affine"
         self.actnorm = Y0astActNorm(channels)
         if permutation == "invconv":
-            self.invconv = Y0astLU(channels) if lu else Y0astPlain(channels)
-        self.block = nn.Sequential(
-            NormedConv(channels // 2, hidden, 3),
-            nn.ReLU(),
-            NormedConv(hidden, hidden, 1),
-            nn.ReLU(),
-            ScaledConv(hidden, channels if self.affine else channels // 2),
-        )
+            self.invconv = self.lu(channels) if lu else Y0astPlain(channels)
+        outputs = channels if self.affine else channels // 2
+        first, second, last = self.convs(channels // 2, hidden, outputs)
+        setattr(self, self.block_name, nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last))
+
+    def lu(self, channels: int) -> nn.Module:
+        """An LU-decomposed convolution."""
+        return Y0astLU(channels)
+
+    def convs(self, inputs: int, hidden: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Of the coupling network."""
+        return NormedConv(inputs, hidden, 3), NormedConv(hidden, hidden, 1), ScaledConv(hidden, outputs)
 
     def outputs(self, passive: Tensor) -> tuple[Tensor, Tensor]:
         """The shift and the scale."""
-        outputs = self.block(passive)
+        outputs = self.get_submodule(self.block_name)(passive)
         if not self.affine:
             return outputs, torch.ones_like(outputs)
         return outputs[:, 0::2], torch.sigmoid(outputs[:, 1::2] + 2)

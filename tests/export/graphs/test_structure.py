@@ -69,7 +69,7 @@ def _integer_glow() -> FoldedGlow:
         FoldedConv(numbers(3, 3, 1, 1), numbers(3)),
         FoldedConv(numbers(4, 3, 3, 3), numbers(4)),
     )
-    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, network, affine=True)
+    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, network, scale_map="sigmoid")
     level = FoldedLevel((step, step), None)
     return FoldedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
 

@@ -35,7 +35,7 @@ def _identity(*, image_size: int, channels: int, levels: int, n_bits: int) -> Fo
     for i in range(levels):
         c = channels * 2 ** (i + 2)
         network = (conv(1, c // 2, 3), conv(1, 1, 1), conv(c // 2, 1, 3))
-        step = FoldedStep(np.eye(c), np.zeros(c), np.eye(c), np.zeros(c), network, affine=False)
+        step = FoldedStep(np.eye(c), np.zeros(c), np.eye(c), np.zeros(c), network, scale_map=None)
         folded.append(FoldedLevel((step,), None if i == levels - 1 else conv(c, c // 2, 3)))
     top = channels * 2 ** (levels + 1)
     return FoldedGlow(
