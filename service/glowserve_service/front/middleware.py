@@ -267,8 +267,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
         log_context.bind(LogContext(call.request_id, call.span.trace_id if call.span else ""))
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self._open_calls += 1
-        # The task ends when gRPC has written the answer. The context's own callbacks would be a cycle of references that
-        # keeps the call alive.
+        # The task ends when gRPC has written the answer. The context's own callbacks would be part of a cycle of
+        # references that keeps the call alive.
         if task := asyncio.current_task():
             task.add_done_callback(self._close)
         self._in_flight += 1
