@@ -101,6 +101,8 @@ def check_encoded(data: bytes) -> None:
     with open_encoded(data) as image:
         try:
             image.load()
+        except MemoryError:
+            raise
         except Exception as error:  # see open_encoded
             raise InvalidImageError(f"the picture is damaged: {error}") from None
 
@@ -215,7 +217,7 @@ def encode_pil(image: Image.Image) -> bytes:
         if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
         upright.save(buffer, "PNG")
-    except InvalidImageError:
+    except (InvalidImageError, MemoryError):
         raise
     except Exception as error:  # see open_encoded
         raise InvalidImageError(f"the picture is damaged: {error}") from None

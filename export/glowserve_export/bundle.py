@@ -118,8 +118,8 @@ def _compare_with_uniform(bits: float, n_bits: int, say: Callable[[str], None]) 
     if bits >= n_bits:
         say(
             f"warning: held-out images need {bits:.3f} bits/dim, and a model that knows nothing needs {n_bits}: "
-            "--config may tell an image size, n_bits or scale_map that is not the model's, or --data may be unlike the "
-            "training data"
+            "its training was short, --data is unlike the training data, or --config tells an image size, n_bits or "
+            "scale_map that is not the model's"
         )
 
 
@@ -134,13 +134,15 @@ def _check_name(name: str) -> None:
 @contextmanager
 def _staged(model_dir: Path) -> Iterator[Path]:
     """A staging folder in `model_dir`, which is made for it, and removed if it stays empty."""
+    is_new = not model_dir.exists()
     model_dir.mkdir(parents=True, exist_ok=True)
     try:
         with staging_directory(model_dir) as staging:
             yield staging
     finally:
-        with suppress(OSError):  # it is not empty
-            model_dir.rmdir()
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                model_dir.rmdir()
 
 
 def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Callable[[str], None]) -> None:

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks are no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _run(command, arguments)
+        code = _run(command, arguments)
+        sys.stdout.flush()
+        return code
     except Failure as failure:
         return _fail(failure.code, str(failure))
     except ModuleNotFoundError as error:
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `glowserve score ... | head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # such as a full disk under standard output
+        return _fail(1, str(error))
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:

@@ -212,7 +212,7 @@ class Client:
         """Interpolates between two images in the latent space: uint8 [steps, H, W, C], both ends included.
 
         Args:
-            one: the first image: a path, the bytes of a file, a Pillow image, or a uint8 array [H, W] or [H, W, C].
+            one: the first image; see `score` for the types.
             other: the last image, of the same types.
             steps: how many images.
             model: the model's name.

@@ -7,6 +7,7 @@ the seed and the image alone, so that smaller calls change no result.
 from __future__ import annotations
 
 import re
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing, closing
@@ -24,6 +25,9 @@ Response = TypeVar("Response")
 _INDEX = re.compile(r"^(images\.encoded\.data\[|images: image |latents: row )(\d+)")
 # What servers of gRPC say of a message over their size limit: in C++ and Python, in Go, in Java.
 _TOO_LARGE = re.compile(r"message larger than max|message exceeds maximum size")
+
+# For all clients: limits are lowered once or twice in the life of each, and locks cannot be pickled.
+_LOCK = threading.Lock()
 
 
 class Fitting:
@@ -129,6 +133,10 @@ class Fitting:
         """Lowers the limits after a refusal, and says whether they split the refused portion."""
         if not (refusal.limits or is_too_large(refusal)):
             return False
+        with _LOCK:
+            return self._lower(portion, refusal)
+
+    def _lower(self, portion: Portion, refusal: RequestError) -> bool:
         limits = self._limits
         images = refusal.limits.get("max_images_per_call", limits.images)
         pixels = refusal.limits.get("max_pixels_per_call", limits.pixels)
@@ -196,7 +204,7 @@ class _Unanswered:
         """
         if not self._portions:
             raise refusal
-        sizes = [size_of(each) for each in self._portions]
+        sizes = [size_of(each) for each in self.sent_again()]
         refused = sizes.index(max(sizes)) if streamed and is_too_large(refusal) else 0
         self.held = 0
         if self._fitting.smaller(self._portions[refused], refusal):

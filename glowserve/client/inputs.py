@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -225,7 +225,7 @@ def _several(images: Any) -> Iterable[Any]:
         if array.dtype.kind in "OU":  # an array or a column of paths, for example
             return list(array.ravel())
         return _array(array) if array.ndim == 4 else [_array(array)]
-    if not isinstance(images, Iterable):
+    if not isinstance(images, Iterable) or isinstance(images, Mapping):
         raise TypeError(_unknown(images))
     return images
 
@@ -251,16 +251,19 @@ def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
 def _files(numbered: Iterable[tuple[int, ImageLike]]) -> Iterator[tuple[bytes, int]]:
     """The file of each image, and its number of pixels; an image without a file becomes a PNG file."""
     for i, image in numbered:
-        if isinstance(image, str | os.PathLike):
-            yield _with_pixels(read_file(Path(image)))
-            continue
         try:
             yield _with_pixels(_file(image))
         except (InvalidImageError, TypeError) as error:
+            if isinstance(image, str | os.PathLike):  # its message begins with the path
+                raise
             raise type(error)(f"images[{i}]: {error}") from None
+        except ValueError as error:  # such as a closed file's
+            raise ValueError(f"images[{i}]: {error}") from None
 
 
 def _file(image: Any) -> bytes:
+    if isinstance(image, str | os.PathLike):
+        return read_file(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, Image.Image):

@@ -57,7 +57,8 @@ class Cancellation:
     def watch(self, options: Any) -> Any:
         """The options of a session, which this may end."""
         self._options.append(options)
-        options.set_load_cancellation_flag(self._cancelled)
+        if self._cancelled:
+            options.set_load_cancellation_flag(True)
         return options
 
 

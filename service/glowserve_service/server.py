@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from glowserve.oip import grpc_service_pb2_grpc
+from glowserve.runtime.errors import GlowserveError
 from glowserve.v1 import glow_service_pb2, glow_service_pb2_grpc
 from glowserve_service import signals
 from glowserve_service.config import ServiceConfig
@@ -31,6 +32,7 @@ from glowserve_service.observability.descriptors import DescriptorWatch
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.metrics_server import MetricsServer
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.decoder import DecoderError
 from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.security.access import warning
 from glowserve_service.security.certificates import Certificates
@@ -48,8 +50,8 @@ _MOST_LAST_CALLS_SECONDS = 1.0
 _LAST_ANSWERS_SECONDS = 0.5
 # How long the rest may take to stop: threads that decode pictures, the metrics' server, and the exporter of traces.
 _CLOSE_SECONDS = 2.0
-# The process ends so long after `drain_seconds`, whatever hangs: more than the sum of the times above, the second
-# that hanging models get, and that of the log.
+# The process ends so long after `drain_seconds`, whatever hangs: more than the sum of the times above, of the two
+# seconds that decoders get, and of the second each that hanging models and the log get.
 _MOST_STOP_SECONDS = 9.0
 
 # A client may send keepalive pings this often, in a call or between calls; ours do every `channel.KEEPALIVE_MS`.
@@ -96,6 +98,7 @@ class Server:
         )
         self._most_connections = descriptors.most_connections(config.max_connections)
         self._closers: list[Callable[[], Any]] = []
+        self._watches: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Binds, answers UNAVAILABLE while it loads, then serves; health says SERVING once it returns.
@@ -139,7 +142,7 @@ class Server:
         await self._server.start()
         try:
             await self._manager.start()
-            await self._decoders.ready()
+            await self._start_decoders()
         except BaseException:
             await self._server.stop(None)
             await self._manager.close()
@@ -148,14 +151,19 @@ class Server:
             raise
         watch = DescriptorWatch(self._most_connections)
         self.metrics.descriptors_short.set_function(lambda: float(watch.are_short()))
-        self._watching = asyncio.create_task(watch.run())
+        self._watches.append(asyncio.create_task(watch.run()))
         self._middleware.accept()
         self._health.serve()
+
+    async def _start_decoders(self) -> None:
+        try:
+            await self._decoders.ready()
+        except DecoderError as error:
+            raise GlowserveError(str(error)) from error
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
         log.info("stopping: accepted calls have %g s to finish", self.config.drain_seconds)
-        self._watching.cancel()
         self._health.stop()
         self._middleware.refuse()
         await self._middleware.quiet(_LAST_CALLS_SECONDS, at_most=_MOST_LAST_CALLS_SECONDS)
@@ -175,8 +183,13 @@ class Server:
     async def _close(self) -> None:
         def close_all() -> None:
             for close in reversed(self._closers):
-                close()
+                try:
+                    close()
+                except Exception:
+                    log.exception("a part of the service cannot be closed")
 
+        for watch in self._watches:
+            watch.cancel()
         closing = asyncio.wrap_future(call_in_daemon_thread(close_all))
         if not (await asyncio.wait({closing}, timeout=_CLOSE_SECONDS))[0]:
             log.error("the rest of the service has not stopped in %g s: it is left behind", _CLOSE_SECONDS)
@@ -186,8 +199,7 @@ class Server:
         if config.tls_cert is not None and config.tls_key is not None:
             certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
             self.metrics.show_certificates(certificates)
-            watch = asyncio.ensure_future(_watch(certificates))
-            self._closers.append(watch.cancel)
+            self._watches.append(asyncio.create_task(_watch(certificates)))
         if danger := warning(config):
             log.warning("%s", danger)
         address = config.address(config.port)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -31,7 +33,7 @@ def on_stop(ask: Callable[[], object], seconds: float) -> None:
     A terminal that closes sends SIGHUP, once or twice; under `nohup` it is ignored, and stays so.
 
     The process ends even if the main thread or the interpreter hangs: then faulthandler writes the tracebacks of all
-    threads to standard error, and the exit code is 1.
+    threads to standard error, and the exit code is 1. A second later it ends even if that write waits for a reader.
 
     Args:
         ask: asks for a graceful stop. Called in the main thread, between any two instructions.
@@ -40,6 +42,7 @@ def on_stop(ask: Callable[[], object], seconds: float) -> None:
 
     def first(_number: int, _frame: FrameType | None) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+        threading.Thread(target=_end_after, args=(seconds + 1,), daemon=True).start()
         for each in _STOP:
             # Linux needs no help of this process for the default, ending it, but ignores it for process 1.
             signal.signal(each, _end if os.getpid() == 1 else signal.SIG_DFL)
@@ -49,6 +52,11 @@ def on_stop(ask: Callable[[], object], seconds: float) -> None:
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (*_STOP, *hangup):
         signal.signal(number, first)
+
+
+def _end_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(1)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -134,3 +134,17 @@ def test_a_command_works_where_standard_streams_are_closed(
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "glowserve"]
     command = [*shell, "score", "--model", repository / "digits", *pictures]
     assert subprocess.run(command, timeout=120, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_standard_output_is_a_sentence(repository: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "glowserve", "inspect", repository / "digits"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (1, "glowserve: [Errno 28] No space left on device\n")

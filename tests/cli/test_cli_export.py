@@ -61,10 +61,8 @@ def test_a_model_to_which_held_out_images_are_no_likelier_than_noise_is_warned_o
     imported = ["--from", "y0ast", "--config", str(arguments), "--data", "digits"]
     assert main(["export", str(checkpoint), str(tmp_path / "models" / "y0ast"), *imported]) == 0
     printed = capsys.readouterr()
-    assert (
-        "bits/dim, and a model that knows nothing needs 3: --config may tell an image size, n_bits or scale_map"
-        in printed.err
-    )
+    assert "bits/dim, and a model that knows nothing needs 3: its training was short, --data" in printed.err
+    assert "--config tells an image size, n_bits or scale_map that is not the model's" in printed.err
     assert "a model that knows nothing needs 3" in printed.out
 
 

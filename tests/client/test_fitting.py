@@ -14,7 +14,7 @@ from PIL import Image
 
 import glowserve
 from glowserve.client.errors import RequestError
-from glowserve.client.fitting import Fitting
+from glowserve.client.fitting import Fitting, size_of
 from glowserve.client.inputs import Portion
 from glowserve.images import UInt8Array, encode_png
 from tests.client.blocking import Connect
@@ -177,3 +177,23 @@ def test_a_quota_without_details_is_no_limit_of_a_message() -> None:
     with pytest.raises(RequestError, match="quota"):
         list(Fitting().calls(refuse, [np.zeros((64, 2, 2, 1), np.uint8)]))
     assert calls == [64]
+
+
+def test_a_stream_ends_whatever_is_held_back_while_a_later_file_is_too_large() -> None:
+    """A portion that can be split waits for the answers before it; the file after it cannot be."""
+    opened = 0
+
+    def open_stream(parts: Iterator[Portion]) -> Iterator[list[int]]:
+        nonlocal opened
+        opened += 1
+        assert opened < 20
+        portions = list(parts)
+        if any(size_of(portion) > 200 for portion in portions):
+            raise RequestError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (1 vs. 2)"
+            )
+        yield from ([len(portion)] for portion in portions)
+
+    portions: list[Portion] = [[b"a" * 150, b"b" * 150], [b"c" * 1300]]
+    with pytest.raises(RequestError, match=r"images\[2\]: with 1300 bytes it is larger"):
+        list(Fitting().stream(open_stream, portions))

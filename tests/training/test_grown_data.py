@@ -209,4 +209,4 @@ def test_where_checkpoint_and_data_were_moved_apart_export_and_evaluate_name_dat
         assert "Looked there for the 12 images that were held out in training" in error
         assert "give its new path with --data" in error
         assert main([*command, "--data", str(tmp_path / "elsewhere")]) == 0
-        assert "warning" not in capfd.readouterr().err
+        assert "images that the bundle's percentiles" not in capfd.readouterr().err

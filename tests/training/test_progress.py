@@ -16,7 +16,7 @@ def test_without_a_terminal_each_validation_is_a_line_on_stderr(
 
     out, err = capsys.readouterr()
     assert out == ""
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == [f"step {step} of 3" for step in (1, 2, 3)]
     assert all("bits/dim train " in line and ", validation " in line for line in lines)
 
@@ -31,5 +31,5 @@ def test_a_resumed_run_says_from_which_step(
     run(tiny_run(steps=4), tmp_path)
 
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "resuming from step 2"
+    assert "resuming from step 2" in lines
     assert lines[-1].startswith("step 4 of 4: bits/dim")

@@ -21,7 +21,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each weight by its key, in the order of the model's layers."""
 
 # Where checkpoints have the state_dict, beside optimizers and counters.
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "graph", "ema", "state_dict_ema", "ema_state_dict")
+_CONTAINERS = (
+    *(
+        "state_dict",
+        "model",
+        "model_state_dict",
+        "model_state",
+        "graph",
+        "net",
+        "network",
+        "weights",
+        "params",
+    ),
+    *("ema", "state_dict_ema", "ema_state_dict"),
+)
 # A container can contain itself, and keys can have any number of parts.
 _MAX_DEPTH = 8
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
@@ -78,7 +91,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise ForeignCheckpointError(f"checkpoint {path} contains no state_dict; {_WRITE}")
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str):
+            raise ForeignCheckpointError(
+                f"checkpoint {path} is not a state_dict: its key {key!r} is not a string; {_WRITE}"
+            )
+        if not isinstance(value, Tensor):
             raise ForeignCheckpointError(
                 f"checkpoint {path} is not a state_dict: the value of key {key!r} is a {type(value).__name__} and not "
                 f"a tensor; {_WRITE}"
@@ -131,7 +148,7 @@ def _may_contain(content: Any, name: str) -> bool:
 
 def _unwrapped(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The weights by the keys of the model itself."""
-    keys = {key: key.split(".") for key in weights if key != _COUNTER}
+    keys = {key: key.split(".") for key in weights if key.rpartition(".")[2] != _COUNTER}
     stripped = {key: [part for part in parts if part not in _INSERTED] for key, parts in keys.items()}
     for _ in range(_MAX_DEPTH):
         if not _is_attribute(list(stripped.values())):

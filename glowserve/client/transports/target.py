@@ -9,7 +9,7 @@ DEFAULT_PORT = 8001
 """The port of a target that names a host alone: that of `glowserve serve`."""
 
 # The schemes that gRPC resolves itself (https://github.com/grpc/grpc/blob/master/doc/naming.md).
-_RESOLVED = re.compile(r"(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds|google-c2p):", re.IGNORECASE)
+_RESOLVED = re.compile(r"(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds|google-c2p):")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(:(.*))?")
 _ENCRYPTED = ("https", "grpcs")
@@ -33,7 +33,8 @@ def resolved_target(target: str) -> str:
     if url := _URL.match(target):
         tls = " and tls=True (--tls)" if url[1].lower() in _ENCRYPTED else ""
         host = url[2].rpartition("@")[2]
-        raise ValueError(f"target is {target!r}, a URL; pass HOST:PORT, here {host!r}{tls}")
+        here = f", here {host!r}" if host else ""
+        raise ValueError(f"target is {target!r}, a URL; pass HOST:PORT{here}{tls}")
     if _is_ipv6(target):
         raise ValueError(
             f"target is {target!r}; an IPv6 address stands in brackets: '[{target}]:{DEFAULT_PORT}'"

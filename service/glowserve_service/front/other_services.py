@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from glowserve.runtime.errors import GlowserveError, InvalidRequestError
 from glowserve_service.errors import CallsExhaustedError
 from glowserve_service.front.received import ReceivedBytes, free_frames
-from glowserve_service.front.status import status_of
+from glowserve_service.front.status import status_of, trailing_metadata
 
 # They ask by a name.
 _LONGEST_MESSAGE = 4096
@@ -95,4 +95,4 @@ async def _refusals(context: Any) -> AsyncIterator[None]:
         yield
     except GlowserveError as error:
         free_frames(error)
-        await context.abort(status_of(error), str(error))
+        await context.abort(status_of(error), str(error), trailing_metadata(error, str(error)))

@@ -56,7 +56,6 @@ class ReceivedBytes:
         self._slow: list[asyncio.Task[Any]] = []
         """Awaited one before the last two looks: it did not arrive at once, however busy the event loop is."""
         self._watching = False
-        self._had_long = False
 
     @property
     def held(self) -> int:
@@ -127,7 +126,6 @@ class ReceivedBytes:
             raise InvalidRequestError("the call has no request")
         received: bytes = message
         if len(received) > _LONG_BYTES:
-            self._had_long = True
             self._give_up()  # while long messages are copied, `_watch` does not get its turn
         return received
 
@@ -139,8 +137,7 @@ class ReceivedBytes:
         self._watching = bool(self._awaited)
         if self._watching:
             loop.call_later(_PROMPT_SECONDS, self._watch)
-        elif self._had_long and not self._held:
-            self._had_long = False
+        elif not self._held and self._has_grown():
             loop.run_in_executor(None, self._settle)
 
     def _give_up(self) -> None:
@@ -163,10 +160,13 @@ class ReceivedBytes:
 
     def _settle(self) -> None:
         """Takes the memory of this process for the usual one, while there is no message. In a thread."""
-        if _resident_bytes() - self._usual > self._most / 4:
-            # The allocator keeps what long messages took, and would take as much again for the next ones.
-            trim()
-            self._usual = _resident_bytes()
+        # The allocator keeps what long messages took, and would take as much again for the next ones.
+        trim()
+        self._usual = _resident_bytes()
+
+    def _has_grown(self) -> bool:
+        """Whether the process takes much more memory than usual: by long messages, or by a model that was loaded."""
+        return _resident_bytes() - self._usual > self._most / 4
 
 
 class Holding:

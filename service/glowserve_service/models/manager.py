@@ -86,8 +86,11 @@ class ModelManager:
                 f"repository {repository} holds no bundle MODEL/VERSION/{MANIFEST}; "
                 "`glowserve export CHECKPOINT REPOSITORY/MODEL` writes one"
             )
-        for name, versions in listing.versions.items():
-            await self._update(name, versions, final=True)
+        try:
+            for name, versions in listing.versions.items():
+                await self._update(name, versions, final=True)
+        except UnavailableError as error:  # too many hang; what is loaded already is served
+            log.error("%s", error)
         errors = self._unserved.errors()
         if device_errors := [error for error in errors if isinstance(error, DeviceError)]:
             raise device_errors[0]

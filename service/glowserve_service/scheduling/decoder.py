@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,13 @@ _FEW_BYTES = 2**20
 _MOST_SECONDS_TO_START = 60.0
 
 
+def _exit_code(code: int) -> str:
+    return f"exit code {code}"
+
+
+_TOO_LONG = _exit_code(-signal.SIGPROF)
+
+
 class DecoderError(Exception):
     """A process does not start, or ended in the middle of its work."""
 
@@ -36,10 +44,11 @@ class Decoder:
 
     Args:
         memory: the most memory that the process may take, in bytes.
+        seconds: the most CPU time that a request may take.
     """
 
-    def __init__(self, memory: int) -> None:
-        self.life = asyncio.create_task(self._live(memory))
+    def __init__(self, memory: int, seconds: float) -> None:
+        self.life = asyncio.create_task(self._live(memory, seconds))
         """Ends with the process."""
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_use = asyncio.Lock()
@@ -67,6 +76,7 @@ class Decoder:
         Raises:
             InvalidPictureError: see `Pictures.decode`.
             MemoryError: the process has too little memory for them.
+            TimeoutError: they take too much CPU time.
             DecoderError: the process ended.
         """
         try:
@@ -76,7 +86,10 @@ class Decoder:
                 kind, index, body = await self._receive_response()
                 self._interrupted = False
         except OSError:
-            raise DecoderError(f"a process that decoded pictures ended: {await self._end()}") from None
+            end = await self._end()
+            if end == _TOO_LONG:
+                raise TimeoutError from None
+            raise DecoderError(f"a process that decoded pictures ended: {end}") from None
         if kind == decoder_main.IMAGES:
             return np.frombuffer(body, np.uint8).reshape(pictures.count, *pictures.shape)
         if kind == decoder_main.INVALID:
@@ -93,13 +106,13 @@ class Decoder:
             self._is_killed = True
             self.life.cancel()
 
-    async def _live(self, memory: int) -> int:
+    async def _live(self, memory: int, seconds: float) -> int:
         """Runs the process, and returns its exit code."""
         self._channel, other_end = socket.socketpair()
         self._channel.setblocking(False)
         try:
             with other_end:
-                process = await _start(memory, other_end.fileno())
+                process = await _start(memory, seconds, other_end.fileno())
             try:
                 async with self._in_use, asyncio.timeout(_MOST_SECONDS_TO_START):
                     with contextlib.suppress(OSError):
@@ -120,7 +133,7 @@ class Decoder:
         if self.life.cancelled():
             return "it was killed"
         error = self.life.exception()
-        return repr(error) if error else f"exit code {self.life.result()}"
+        return repr(error) if error else _exit_code(self.life.result())
 
     async def _send(self, pictures: Pictures) -> None:
         sizes = [len(data) for data in pictures.files]
@@ -151,10 +164,10 @@ class Decoder:
         return data
 
 
-async def _start(memory: int, stdin: int) -> asyncio.subprocess.Process:
+async def _start(memory: int, seconds: float, stdin: int) -> asyncio.subprocess.Process:
     path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", decoder_main.__name__, str(memory), str(os.getpid())),
+        *(sys.executable, "-P", "-m", decoder_main.__name__, str(memory), str(seconds), str(os.getpid())),
         stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The process that decodes pictures: `python -m glowserve_service.scheduling.decoder_main MEMORY PARENT`.
+"""The process that decodes pictures: `python -m glowserve_service.scheduling.decoder_main MEMORY SECONDS PARENT`.
 
 Standard input is a socket. A request is a header, JSON after its length, and the files. A response is a kind, a number,
 and as many bytes as the number says. `decoder.py` is the other side; it unpickles nothing, since a picture that takes
@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Answers requests until the service closes the socket."""
-    memory, parent = int(sys.argv[1]), int(sys.argv[2])
+    memory, seconds, parent = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
@@ -45,14 +45,20 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    memory = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.init()  # imports the decoders
+    Image.MAX_IMAGE_PIXELS = None  # each request has a limit of its own
     channel = socket.socket(fileno=sys.stdin.fileno())
     requests = channel.makefile("rb")
     channel.sendall(RESPONSE.pack(READY, 0, 0))
     while (length := requests.read(REQUEST.size)) != b"":
-        kind, index, body = _answer(_read(requests, *REQUEST.unpack(length)))
+        pictures = _read(requests, *REQUEST.unpack(length))
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, whatever it does
+        kind, index, body = _answer(pictures)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         channel.sendall(RESPONSE.pack(kind, index, len(body)))
         channel.sendall(body)
 
@@ -73,8 +79,6 @@ def _answer(pictures: Pictures) -> tuple[int, int, bytes | memoryview]:
 
 def _read(requests: BinaryIO, length: int) -> Pictures:
     header = json.loads(requests.read(length))
-    # `Image` sets a limit of its own, above which it warns or raises an error.
-    Image.MAX_IMAGE_PIXELS = header["max_pixels"]
     return Pictures(
         [requests.read(size) for size in header["sizes"]],
         tuple(header["shape"]),

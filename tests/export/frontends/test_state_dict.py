@@ -72,6 +72,10 @@ def _prefixed(prefix: str, weights: Weights) -> Weights:
         lambda weights: {"model": {"width": 512}, "state_dict": weights},
         lambda weights: {"n_averaged": torch.tensor(5)} | _prefixed("module.", weights),
         lambda weights: {
+            "state_dict": {"ema.n_averaged": torch.tensor(5)} | _prefixed("ema.module.", weights)
+        },
+        lambda weights: {"net": weights},
+        lambda weights: {
             key.replace("blocks.0.", "blocks.0._orig_mod.").replace("layers.1.", "layers.1._orig_mod."): x
             for key, x in weights.items()
         },
@@ -92,6 +96,8 @@ def _prefixed(prefix: str, weights: Weights) -> Weights:
             "under graph",
             "beside a configuration",
             "of AveragedModel",
+            "of AveragedModel in Lightning",
+            "under net",
             "with compiled layers",
         ),
     ],
@@ -126,8 +132,8 @@ def _endless() -> dict[str, Any]:
         ([torch.zeros(1)], "contains no state_dict"),
         ({}, "contains no state_dict"),
         (torch.zeros(2), "contains no state_dict"),
-        ({"net": {"weight": torch.zeros(1)}}, "the value of key 'net' is a dict and not a tensor"),
-        ({3: torch.zeros(1)}, "the value of key 3 is a Tensor"),
+        ({"mine": {"weight": torch.zeros(1)}}, "the value of key 'mine' is a dict and not a tensor"),
+        ({3: torch.zeros(1)}, "its key 3 is not a string"),
     ],
     ids=[
         "an object",

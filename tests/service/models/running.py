@@ -21,7 +21,7 @@ from tests.service.stubs import Stubs
 
 T = TypeVar("T")
 
-POLL: dict[str, Any] = {"poll_seconds": 0.05, "canary_seconds": 0}
+POLL: dict[str, Any] = {"poll_seconds": 0.1, "canary_seconds": 0}
 """Settings of a service that follows its repository."""
 ON_REQUEST: dict[str, Any] = {"poll_seconds": 0, "canary_seconds": 0, "admin": "on"}
 """Settings of a service that loads and unloads models when a call asks for it, or a test calls `poll`."""

@@ -28,7 +28,7 @@ from tests.service.models.running import ON_REQUEST, RunningService, RunService,
 from tests.service.stubs import NOT_SERVING, SERVING
 from tests.service.wire import raw, refusal, wait_for
 
-CANARIES: dict[str, Any] = {"poll_seconds": 0, "canary_seconds": 0.05}
+CANARIES: dict[str, Any] = {"poll_seconds": 0, "canary_seconds": 0.1}
 
 
 # EngineHealth

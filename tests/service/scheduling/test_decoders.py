@@ -125,15 +125,33 @@ async def test_pictures_that_take_too_long_are_given_up(
     monkeypatch.setattr(decoders, "_MOST_SECONDS", 2.5)
     call = asyncio.ensure_future(pool.decode(pictures(*slow_pictures())))
     process = await busy_process()
-    with pytest.raises(InvalidPictureError, match=r"not decoded within 2\.5 s; send a smaller") as caught:
+    with pytest.raises(
+        InvalidPictureError, match=r"not decoded within 10 s of CPU time and 2\.5 s in all; "
+    ) as caught:
         await call
     assert caught.value.index is None
     await assert_ended_and_replaced(pool, process)
     monkeypatch.setattr(decoders, "_MOST_SECONDS", 0.01)
-    with pytest.raises(InvalidPictureError, match=r"not decoded within 0\.01 s") as caught:
+    with pytest.raises(InvalidPictureError, match=r" and 0\.01 s in all") as caught:
         await pool.decode(pictures(*slow_pictures(1)))
     assert caught.value.index == 0
     assert FAILURES == ["late", "late"]
+
+
+async def test_pictures_that_take_too_much_cpu_time_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    FAILURES.clear()
+    monkeypatch.setattr(decoders, "_MOST_CPU_SECONDS", 0.5)
+    pool = Decoders(1, MAX_PIXELS, 2**26, FAILURES.append)
+    try:
+        with pytest.raises(InvalidPictureError, match=r"not decoded within 0\.5 s of CPU time"):
+            await pool.decode(pictures(*slow_pictures()))
+        assert FAILURES == ["late"]
+        assert len(await pool.decode(good(3))) == 3
+        await asyncio.sleep(0.6)
+        assert len(await pool.decode(good(3))) == 3  # the time of each request counts alone
+        assert FAILURES == ["late"]
+    finally:
+        await pool.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
