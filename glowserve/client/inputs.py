@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -225,7 +225,7 @@ def _several(images: Any) -> Iterable[Any]:
         if array.dtype.kind in "OU":  # an array or a column of paths, for example
             return list(array.ravel())
         return _array(array) if array.ndim == 4 else [_array(array)]
-    if not isinstance(images, Iterable) or isinstance(images, Mapping):
+    if not isinstance(images, Iterable):
         raise TypeError(_unknown(images))
     return images
 

@@ -136,9 +136,8 @@ def test_a_service_asks_and_reports_to_nobody(
     assert (watched.asked(), watched.left()) == (set(), [])
 
 
-@pytest.mark.parametrize("module", ["bundle", "calibration", "divergence"])
-def test_a_module_of_the_exporter_that_is_imported_first_is_quiet(watched: Watched, module: str) -> None:
-    watched.run("-c", f"import glowserve_export.{module}, sys; assert 'onnxruntime' in sys.modules")
+def test_the_exporter_imported_first_is_quiet(watched: Watched) -> None:
+    watched.run("-c", "import glowserve_export.bundle, sys; assert 'onnxruntime' in sys.modules")
     assert (watched.asked(), watched.left()) == (set(), [])
 
 

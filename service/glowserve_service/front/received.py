@@ -15,8 +15,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import grpc
@@ -32,7 +31,6 @@ _PROMPT_SECONDS = 0.05
 # 64 MiB in that time are 1.8 Mbit/s.
 _LONGEST_SECONDS = 300.0
 _LONG_BYTES = 2**20
-_STATM = Path("/proc/self/statm")
 
 
 class ReceivedBytes:
@@ -249,7 +247,14 @@ def _call(function: Callable[[], T], _: _Messages | None) -> T:
 
 def _resident_bytes() -> int:
     """The memory of this process; 0 where the system does not say."""
+    file = _statm()
+    return 0 if file is None else int(os.pread(file, 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@cache
+def _statm() -> int | None:
+    """The open file with the memory of this process; None where there is none."""
     try:
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return None

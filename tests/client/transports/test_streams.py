@@ -160,7 +160,7 @@ def test_a_service_that_is_away_for_seconds_loses_no_scores(
         scores = client.iter_scores(digits[i % 179] for i in range(1000))
         parts = [next(scores)]
         first.close()
-        coming = threading.Timer(4, lambda: second.enter_context(run_server(port=port)))
+        coming = threading.Timer(3, lambda: second.enter_context(run_server(port=port)))
         coming.start()
         parts.extend(scores)
         coming.join()

@@ -1,6 +1,7 @@
-"""`glowserve` whose event loop hangs once it stops. The first argument says how; the others are those of `glowserve`.
+"""`glowserve` whose event loop hangs once it stops, and whose end comes two seconds after the drain.
 
-sleep: in a call of the system. lock: in C code that keeps the interpreter's lock, so that no thread runs.
+The first argument says how it hangs; the others are those of `glowserve`. sleep: in a call of the system. lock: in C
+code that keeps the interpreter's lock, so that no thread runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ctypes
 import sys
 import time
 
+from glowserve_service import server
 from glowserve_service.server import Server
 
 from glowserve.cli import main
@@ -23,4 +25,5 @@ async def hang(_: Server) -> None:
 
 if __name__ == "__main__":
     Server.stop = hang  # type: ignore[method-assign]
+    server._MOST_STOP_SECONDS = 2.0
     sys.exit(main(sys.argv[2:]))

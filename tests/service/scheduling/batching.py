@@ -77,7 +77,8 @@ async def batching(
     assert batcher.queue_length == 0
     assert asyncio.all_tasks() == tasks
     if not workers:
-        assert set(threading.enumerate()) <= set(threads)
+        new = set(threading.enumerate()) - set(threads)
+        assert not [thread for thread in new if thread.name.startswith("engine")]  # gRPC's come and go
 
 
 def ask(batcher: Batcher, *values: int, **ticket: Any) -> asyncio.Task[Answer]:
