@@ -25,6 +25,8 @@ MORE_MEMORY_BYTES = 128 * 2**20
 MORE_THREADS = 16
 """gRPC and the pools start threads when they need them."""
 
+# How the service's log begins a line that something else in the process wrote to standard error.
+_OF_STDERR = re.compile(r"^\S+ \S+ WARNING stderr: ", re.MULTILINE)
 # gRPC's own lines: its core logs bytes that it refuses, and its Python part, without the logging module, a peer that
 # went away before it learned that its method's name is not UTF-8.
 _GRPC_LINES = re.compile(
@@ -83,7 +85,7 @@ def unharmed(target: Service, methods: list[Method]) -> Iterator[None]:
 
 def log_without_grpc(service: Service) -> str:
     """The service's log without gRPC's own lines."""
-    return _GRPC_LINES.sub("", service.log.read_text())
+    return _GRPC_LINES.sub("", _OF_STDERR.sub("", service.log.read_text()))
 
 
 def known_answers(service: Service, methods: list[Method]) -> list[bytes]:
