@@ -109,7 +109,7 @@ def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[t
 
 
 def proxy_options(target: str) -> list[tuple[str, int]]:
-    """Options of a channel to a target: none of the environment's proxies is asked for this machine itself."""
+    """Options of a channel to a target: a target on this machine is reached without the proxies of the environment."""
     return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
 
 

@@ -164,7 +164,7 @@ class _Search:
             mode = path.stat().st_mode
         except OSError as error:
             if path.suffix.lower() in FILE_SUFFIXES:
-                self._found.names.append(name)  # whoever reads it reports it, as any file that cannot be read
+                self._found.names.append(name)  # reading it will fail, and be reported there
             else:
                 self._found.unreadable.append(f"{printable(str(path))} (a link: {error.strerror})")
             return

@@ -26,7 +26,7 @@ from glowserve_service.errors import BytesExhaustedError
 
 T = TypeVar("T")
 
-# A message that fits into HTTP/2's window lies there, mostly, when it is asked for.
+# A message that fits into HTTP/2's window has usually arrived by the time it is read.
 _PROMPT_SECONDS = 0.05
 # 64 MiB in that time are 1.8 Mbit/s.
 _LONGEST_SECONDS = 300.0
