@@ -65,9 +65,20 @@ def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
 
 def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:
     """The samples of one or more responses, in order; model, version and seed are those of the first response."""
-    images = np.concatenate([images_array(response.images) for response in responses])
+    images = [images_array(response.images) for response in responses]
+    indices = [
+        response.first_index + np.arange(len(some)) for response, some in zip(responses, images, strict=True)
+    ]
+    not_finite = [index for response in responses for index in response.not_finite]
     first = responses[0]
-    return Samples(images, first.model.name, first.model.version, first.seed)
+    return Samples(
+        np.concatenate(images),
+        first.model.name,
+        first.model.version,
+        first.seed,
+        np.concatenate(indices),
+        np.array(not_finite, np.int64),
+    )
 
 
 def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:

@@ -15,7 +15,7 @@ from glowserve.images import UInt8Array
 
 @dataclass(frozen=True)
 class Samples:
-    """N images that were drawn from a model."""
+    """N images that were drawn from a model. Samples that are not finite are not among them."""
 
     images: UInt8Array
     """[N, H, W, C]."""
@@ -28,6 +28,13 @@ class Samples:
 
     seed: int
     """The seed of the latents; the same seed gives the same images."""
+
+    indices: npt.NDArray[np.int64]
+    """The index of each image among the samples of the call, [N], ascending: all from 0, without `not_finite`."""
+
+    not_finite: npt.NDArray[np.int64]
+    """The indices of the samples that have no image, ascending: no attempt to draw them gave finite numbers. A high
+    temperature or a barely trained model can cause that."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -15,6 +15,9 @@ SAMPLES_NOT_FINITE = "samples at temperature 1, not finite"
 _COLUMNS = """\
 Every value is within its bound, or the export would have failed. "-": reported, without a bound. images: held-out
 images or samples that were measured. worst layer: the layer with the largest value, where the value belongs to one."""
+_WHAT_TO_DO_ABOUT_SAMPLES = """\
+{} of {} samples at temperature 1 are not finite: a service draws them again, and leaves out those that are never finite.
+Sample at a lower temperature, train the model longer, or train one with a bounded coupling scale (tanh)."""
 _OUT_OF_DISTRIBUTION_COLUMNS = """\
 finite: images with a finite likelihood and latent. lossless: images that decode to the same pixels. Low counts are no
 fault of the export: far from its training data, a flow can overflow or become non-invertible in float32."""
@@ -31,7 +34,11 @@ def verification_table(manifest: Manifest) -> str:
             value = f"{check.value:.0f} of {check.images}"
         bound = f"{check.bound:g}" if check.HasField("bound") else "-"
         lines.append(f"{check.name:<58}{value:>10}{bound:>10}{check.images or '':>8}  {check.layer}".rstrip())
-    lines += [*_COLUMNS.splitlines(), "", f"{'out-of-distribution images':<58}{'finite':>10}{'lossless':>10}"]
+    lines += _COLUMNS.splitlines()
+    for check in verification.checks:
+        if check.name == SAMPLES_NOT_FINITE and check.value:
+            lines += _WHAT_TO_DO_ABOUT_SAMPLES.format(round(check.value), check.images).splitlines()
+    lines += ["", f"{'out-of-distribution images':<58}{'finite':>10}{'lossless':>10}"]
     for unseen in verification.unseen:
         finite, lossless = (f"{count}/{unseen.images}" for count in (unseen.finite, unseen.returned))
         lines.append(f"{unseen.kind:<58}{finite:>10}{lossless:>10}")

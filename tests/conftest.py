@@ -68,6 +68,22 @@ def repository(files: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
+def explosive_repository(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a `digits`, version 1, whose samples are not finite in about half of the attempts."""
+    from tests.service.bundles import make_explosive
+
+    path = tmp_path_factory.mktemp("explosive")
+    make_explosive(repository / "digits" / "1", path / "digits" / "1")
+    return path
+
+
+@pytest.fixture(scope="session")
+def explosive_engine(explosive_repository: Path) -> Engine:
+    """As a service runs that model."""
+    return Engine(newest_bundle(explosive_repository / "digits"), RuntimeConfig(device="cpu", threads=1))
+
+
+@pytest.fixture(scope="session")
 def bundle(repository: Path) -> Bundle:
     """That model's bundle."""
     return newest_bundle(repository / "digits")

@@ -194,7 +194,11 @@ def _publish(bundle: Bundle, model_dir: Path) -> Bundle:
     manifest = bundle.manifest
     while True:
         manifest.version = _next_version(model_dir)
-        data = json_format.MessageToJson(manifest, preserving_proto_field_name=True).encode() + b"\n"
+        # A number can be read by services that do not know its name, and say what version they do not know.
+        text = json_format.MessageToJson(
+            manifest, preserving_proto_field_name=True, use_integers_for_enums=True
+        )
+        data = text.encode() + b"\n"
         (bundle.path / MANIFEST).write_bytes(data)
         (bundle.path / CHECKSUM).write_bytes(manifest_checksum(data))
         open_bundle(bundle.path)  # nothing is published that could not be opened

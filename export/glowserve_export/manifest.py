@@ -40,7 +40,7 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
         flow=source.flow,
         log_det_constant=glow.log_det_constant,
         training=source.training,
-        randomness=manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER,
+        randomness=manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN,
         tools={tool: version for tool in _TOOLS if (version := _installed_version(tool))},
     )
     manifest.flow.precision = precision

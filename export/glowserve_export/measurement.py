@@ -16,6 +16,7 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.mismatch import mismatched_values
+from glowserve.runtime.checks import BoolArray, finite_images
 from glowserve.runtime.engine import Engine, Float32Array, Reverse
 from glowserve.runtime.randomness import (
     DEFAULT_SEED,
@@ -291,10 +292,10 @@ class Measurement:
         return int(mismatched_values(self.images, decoded, self.glow.n_bits).sum())
 
     @cached_property
-    def _samples(self) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+    def _samples(self) -> tuple[Float32Array, BoolArray]:
         """The pixels of samples at temperature 1 [M, H, W, C], and whether each is finite, [M]."""
-        pixels = self._reverse(self._sampled_latents(), "sampling").pixels
-        return pixels, np.all(np.isfinite(pixels), axis=(1, 2, 3))
+        decoded = self._reverse(self._sampled_latents(), "sampling")
+        return decoded.pixels, finite_images(decoded)
 
     def _sampled_latents(self) -> Float32Array:
         return latents(DEFAULT_SEED, 0, min(_SAMPLES, len(self.images)), self.glow.dimensions)
@@ -347,7 +348,7 @@ def _not_finite(values: Float64Array) -> int:
     return int((~np.isfinite(values)).sum())
 
 
-def _not_finite_samples(finite: npt.NDArray[np.bool_]) -> Value:
+def _not_finite_samples(finite: BoolArray) -> Value:
     return Value(name=SAMPLES_NOT_FINITE, value=int((~finite).sum()), images=len(finite))
 
 

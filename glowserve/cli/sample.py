@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.folders import FILE_SUFFIXES
 from glowserve.images import UInt8Array, grid, to_pil
 from glowserve.output import printable
+from glowserve.results import Samples
 
 # Grids are enlarged to about this many pixels per side.
 _GRID_PIXELS = 512
+# A message names so many samples.
+_NAMED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws images, saves them, and prints the seed.
+    """Draws images, saves them, and prints the seed. The exit code is 1 if a sample is not finite and has no image.
 
     Raises:
         Failure: an argument is wrong, or the images cannot be drawn or saved.
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.n < 1:
         raise Failure(f"--n is {args.n}; it must be 1 or more", 2)
     output = _output(args.out)
-    done = 0
+    done, not_finite = 0, list[int]()
     with (
         open_target(args) as target,
         tqdm(total=args.n, desc="sampling", unit="", disable=None, leave=False) as bar,
@@ -54,13 +58,15 @@ def run(args: argparse.Namespace) -> int:
         for samples in target.client.iter_samples(
             args.n, temperature=args.temperature, seed=args.seed, model=target.model
         ):
-            output.write(samples.images)
+            output.write(samples)
             done += len(samples)
-            bar.update(len(samples))
+            not_finite += samples.not_finite.tolist()
+            bar.update(len(samples) + len(samples.not_finite))
         output.close()
     result = {
         "out": str(args.out),
         "n": done,
+        "not_finite": not_finite,
         "seed": samples.seed,
         "model": samples.model,
         "version": samples.version,
@@ -69,7 +75,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         print(printable(f"wrote {args.out}: {done} images with seed {samples.seed}"))
-    return 0
+    if not_finite:
+        named = ", ".join(map(str, not_finite[:_NAMED])) + (", ..." if len(not_finite) > _NAMED else "")
+        print(
+            f"glowserve: {len(not_finite)} of {args.n} samples are not finite and were left out: {named}; lower "
+            "--temperature, or train the model longer",
+            file=sys.stderr,
+        )
+    return 1 if not_finite else 0
 
 
 def _output(out: Path) -> _Grid | _Folder:
@@ -100,9 +113,9 @@ class _Grid:
     def open(self) -> None:
         """Does nothing."""
 
-    def write(self, images: UInt8Array) -> None:
-        """Keeps images, uint8 [N, H, W, C]."""
-        self._images.append(images)
+    def write(self, samples: Samples) -> None:
+        """Keeps the images."""
+        self._images.append(samples.images)
 
     def close(self) -> None:
         """Writes the file."""
@@ -112,21 +125,24 @@ class _Grid:
 
 
 class _Folder:
-    """Saves each image as a PNG file: 000000.png, 000001.png and so on."""
+    """Saves each image as a PNG file: 000000.png, 000001.png and so on, by the index of the sample."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._written = 0
 
     def open(self) -> None:
         """Makes the folder."""
         self._path.mkdir(parents=True, exist_ok=True)
 
-    def write(self, images: UInt8Array) -> None:
-        """Writes images, uint8 [N, H, W, C]."""
-        for i, image in enumerate(images, self._written):
-            to_pil(image).save(self._path / f"{i:06}.png")
-        self._written += len(images)
+    def write(self, samples: Samples) -> None:
+        """Writes the images. Removes older files in place of samples that have none."""
+        for index, image in zip(samples.indices, samples.images, strict=True):
+            to_pil(image).save(self._file(index))
+        for index in samples.not_finite:
+            self._file(index).unlink(missing_ok=True)
+
+    def _file(self, index: int) -> Path:
+        return self._path / f"{index:06}.png"
 
     def close(self) -> None:
         """Does nothing."""

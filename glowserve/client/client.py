@@ -155,15 +155,18 @@ class Client:
     ) -> Samples:
         """Draws images from a model.
 
+        A sample that is not finite, in none of the attempts to draw it, has no image: the result lacks it, and has its
+        index in `not_finite`. Lower temperatures and longer training make that rare.
+
         Args:
-            n: how many images.
+            n: how many samples.
             temperature: the standard deviation of the latents. Below 1, samples are more typical and vary less.
             seed: the seed of the latents; if left out, the service chooses one, and the result has it.
             model: the model's name.
             version: the model's version.
 
         Raises:
-            RequestError: the call was refused or failed.
+            RequestError: the call was refused or failed, or no sample is finite (`reason` is "NOT_FINITE").
             ValueError: a number is out of range.
         """
         request = requests.sample_request(n, temperature, seed, model, version)
@@ -178,7 +181,10 @@ class Client:
         model: str = "",
         version: int = 0,
     ) -> Generator[Samples, None, None]:
-        """Like `sample`, but yields some images at a time as they arrive. Closing the iterator cancels the call."""
+        """Like `sample`, but yields some images at a time as they arrive; none, if none of some samples is finite.
+
+        Closing the iterator cancels the call.
+        """
         request = requests.sample_request(n, temperature, seed, model, version)
         with closing(self._transport.sample(request)) as responses:
             for response in responses:

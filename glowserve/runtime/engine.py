@@ -52,7 +52,8 @@ class Reverse:
     """Images, [N, H, W, C]."""
 
     pixels: Float32Array
-    """The images before rounding and clipping, in bins, [N, H, W, C]."""
+    """The images before rounding and clipping, in bins, [N, H, W, C]. Where the output of the flow is not finite, the
+    graph makes the pixel NaN or infinite, also if it is the output of a sigmoid, which would hide that."""
 
 
 @dataclass(frozen=True)

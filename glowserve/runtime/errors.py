@@ -54,7 +54,7 @@ class NotFiniteError(GlowserveError):
 
     Args:
         message: see GlowserveError; names the first image without a finite answer.
-        images: the number of images without a finite answer.
+        images: the number of images without a finite answer that are not counted yet.
     """
 
     def __init__(self, message: str, images: int) -> None:

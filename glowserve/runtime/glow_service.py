@@ -9,10 +9,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from glowserve import messages
 from glowserve.images import UInt8Array, encode_png
 from glowserve.runtime import inputs, operations
+from glowserve.runtime.checks import BoolArray
 from glowserve.runtime.engine import Placement
+from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
@@ -52,31 +56,56 @@ class SampleCall:
         self._seed = request.seed if request.HasField("seed") else secrets.randbits(64)
         self._n, self._format = request.n, request.format
         self._part_size = runner.limits.max_batch_size
+        self._drew_an_image = False
 
     def parts(self) -> Iterator[range]:
         """The indices of the samples of each part."""
         for first in range(0, self._n, self._part_size):
             yield range(first, min(first + self._part_size, self._n))
 
-    async def answer(self, runner: Runner, part: range) -> pb.SampleResponse:
-        """The response with the samples of a part.
+    async def answer(self, runner: Runner, part: range) -> list[pb.SampleResponse]:
+        """The responses with the samples of a part, in order: one, and one more for each gap between finite samples.
 
         Args:
             runner: runs the part.
             part: the indices of the samples.
 
         Raises:
-            NotFiniteError: a sample is not finite.
             GlowserveError: the runner refuses the part.
         """
         draws = [Draw(self._seed, index, self._temperature) for index in part]
-        images = await operations.sample(runner, draws, first=part.start)
-        return pb.SampleResponse(
-            model=_version(runner),
-            seed=self._seed,
-            first_index=part.start,
-            images=await _images_message(runner, images, self._format),
-        )
+        drawn = await operations.sample(runner, draws)
+        self._drew_an_image |= bool(drawn.finite.any())
+        responses = [
+            pb.SampleResponse(
+                model=_version(runner),
+                seed=self._seed,
+                first_index=part.start + run.start,
+                images=await _images_message(runner, drawn.images[run], self._format),
+            )
+            for run in _runs(drawn.finite)
+        ]
+        responses[0].not_finite.extend((part.start + np.flatnonzero(~drawn.finite)).tolist())
+        return responses
+
+    def end(self) -> None:
+        """To be called after the last part.
+
+        Raises:
+            NotFiniteError: no sample is finite. The responses count them.
+        """
+        if not self._drew_an_image:
+            raise NotFiniteError(
+                f"temperature is {self._temperature:g}: not one sample of {self._n} is finite; lower the temperature, "
+                "or train the model longer",
+                0,
+            )
+
+
+def _runs(finite: BoolArray) -> list[slice]:
+    """The rows of finite samples that follow one another; one empty run if no sample is finite."""
+    ends = np.flatnonzero(np.diff(finite, prepend=False, append=False))
+    return [slice(*run) for run in ends.reshape(-1, 2).tolist()] or [slice(0, 0)]
 
 
 async def encode(runner: Runner, request: pb.EncodeRequest) -> pb.EncodeResponse:

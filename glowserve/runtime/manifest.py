@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.graphs import MAX_GRAPH_BYTES
+from glowserve.runtime.randomness import ATTEMPTS
 from glowserve.runtime.regular_files import read_regular_file
 from glowserve.v1 import manifest_pb2
 
@@ -79,6 +80,11 @@ def check_manifest(path: Path, manifest: manifest_pb2.Manifest) -> None:
             f"bundle {path}: its format is version {manifest.format_version} and this service reads "
             f"{FORMAT_VERSION}; export the model with this version of glowserve"
         )
+    if manifest.randomness not in ATTEMPTS:
+        raise BundleError(
+            f"bundle {path}: its randomness is version {manifest.randomness} and this service knows "
+            f"{' and '.join(map(str, ATTEMPTS))}; export the model with this version of glowserve"
+        )
     for wrong in _senseless(manifest):
         raise BundleError(f"bundle {path}: the manifest's {wrong}; export the model again")
 
@@ -95,8 +101,6 @@ def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
         yield f"log_det_constant is {manifest.log_det_constant} and must be finite"
     yield from _senseless_files(manifest.files)
     yield from _senseless_calibration(manifest.calibration.bits_per_dim)
-    if manifest.randomness != manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER:
-        yield f"randomness is {manifest.randomness}, a version that this release does not know"
     yield from _senseless_canary(manifest.canary, manifest.image)
     yield from _long_texts(manifest, "")
 

@@ -13,11 +13,16 @@ import numpy as np
 from glowserve.images import UInt8Array
 from glowserve.mismatch import Int64Array, mismatched_values
 from glowserve.pictures import InvalidPictureError, Pictures
-from glowserve.runtime.checks import require_finite_images, require_finite_latents
-from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.checks import (
+    BoolArray,
+    finite_images,
+    require_finite_images,
+    require_finite_latents,
+)
+from glowserve.runtime.engine import Float32Array, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.randomness import ENCODING_NOISE, dequantization_noise, latents
+from glowserve.runtime.randomness import ATTEMPTS, ENCODING_NOISE, dequantization_noise, latents
 from glowserve.runtime.runner import Runner, Work
 from glowserve.scores import Scores
 
@@ -34,6 +39,17 @@ class Draw:
 
     temperature: float
     """The standard deviation of the latent."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """N samples."""
+
+    images: UInt8Array
+    """[N, H, W, C]; 0 where `finite` is false."""
+
+    finite: BoolArray
+    """Whether each is finite, [N]. The others have no image."""
 
 
 @dataclass(frozen=True)
@@ -69,30 +85,32 @@ async def score(runner: Runner, images: ImageSource | Pictures, seed: int) -> Sc
     return runner.scorer.score(await runner.forward(array, noise), seed)
 
 
-async def sample(
-    runner: Runner, draws: Sequence[Draw], *, first: int = 0, what: str = "temperature: sample"
-) -> UInt8Array:
-    """Draws samples, uint8 [N, H, W, C].
+async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:
+    """Draws samples. Those that are not finite are drawn again, as often as the bundle's `RandomnessVersion` says.
+
+    An attempt has a latent of its own, which depends on the draw alone: so does the sample, whatever else is drawn.
 
     Args:
         runner: runs the model.
         draws: the randomness of the N samples.
-        first: the index of the first sample, for the message of an error.
-        what: the name of a sample, for the message of an error.
 
     Raises:
-        NotFiniteError: a sample is not finite.
         GlowserveError: the runner refuses the rows.
     """
-    latent_size = runner.bundle.manifest.image.latent_size
-
-    def prepare() -> Float32Array:
-        return np.concatenate(
-            [latents(draw.seed, draw.index, 1, latent_size, draw.temperature) for draw in draws]
-        )
-
-    drawn = await runner.compute(Work(prepare, len(draws), 4 * len(draws) * latent_size))
-    return await decode(runner, drawn, first=first, what=what)
+    decoded = await _draw(runner, draws, attempt=0)
+    images, finite = decoded.image, finite_images(decoded)
+    if finite.all():
+        return Drawn(images, finite)
+    images = images.copy()  # the runner's array may not be written to
+    for attempt in range(1, ATTEMPTS[runner.bundle.manifest.randomness]):
+        again = np.flatnonzero(~finite)
+        if not len(again):
+            break
+        runner.redrawn(len(again))
+        decoded = await _draw(runner, [draws[i] for i in again], attempt)
+        images[again], finite[again] = decoded.image, finite_images(decoded)
+    images[~finite] = 0  # the bytes that a graph makes of NaN mean nothing
+    return Drawn(images, finite)
 
 
 async def encode(runner: Runner, images: ImageSource | Pictures) -> Encoded:
@@ -112,15 +130,12 @@ async def encode(runner: Runner, images: ImageSource | Pictures) -> Encoded:
     return Encoded(encoded, mismatched_values(array, decoded, runner.bundle.manifest.image.n_bits))
 
 
-async def decode(
-    runner: Runner, latents: Float32Array, *, first: int = 0, what: str = "latents: row"
-) -> UInt8Array:
+async def decode(runner: Runner, latents: Float32Array, *, what: str = "latents: row") -> UInt8Array:
     """Decodes latents to images, uint8 [N, H, W, C].
 
     Args:
         runner: runs the model.
         latents: float32 [N, D].
-        first: the index of the first row, for the message of an error.
         what: the name of a row, for the message of an error.
 
     Raises:
@@ -128,7 +143,7 @@ async def decode(
         GlowserveError: the runner refuses the rows.
     """
     decoded = await runner.reverse(latents)
-    require_finite_images(decoded, first=first, what=what)
+    require_finite_images(decoded, what=what)
     return decoded.image
 
 
@@ -146,6 +161,21 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     """
     start, end = await _encode(runner, await _array(runner, pair))
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
+
+
+async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:
+    latent_size = runner.bundle.manifest.image.latent_size
+
+    def prepare() -> Float32Array:
+        return np.concatenate(
+            [
+                latents(draw.seed, draw.index, 1, latent_size, draw.temperature, attempt=attempt)
+                for draw in draws
+            ]
+        )
+
+    latent = await runner.compute(Work(prepare, len(draws), 4 * len(draws) * latent_size))
+    return await runner.reverse(latent)
 
 
 async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSource:

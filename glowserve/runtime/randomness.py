@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
+from glowserve.v1 import manifest_pb2
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -28,6 +30,12 @@ DEFAULT_SEED = 0
 ENCODING_NOISE = 0.5
 """The noise of an encoding: the middle of each bin, so that decoding may err by half a bin in both directions.
 Variational dequantization maps it to another value."""
+
+ATTEMPTS: Mapping[int, int] = {
+    manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER: 1,
+    manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN: 3,
+}
+"""By version: how often a sample is drawn at most until it is finite. Each known version has an entry."""
 
 
 def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
@@ -48,7 +56,9 @@ def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
     return noise
 
 
-def latents(seed: int, first: int, n: int, latent_size: int, temperature: float = 1.0) -> Float32Array:
+def latents(
+    seed: int, first: int, n: int, latent_size: int, temperature: float = 1.0, *, attempt: int = 0
+) -> Float32Array:
     """The latents of samples `first` to `first + n - 1` of a seed, from a normal distribution.
 
     Args:
@@ -57,13 +67,15 @@ def latents(seed: int, first: int, n: int, latent_size: int, temperature: float 
         n: how many samples.
         latent_size: D.
         temperature: the standard deviation.
+        attempt: how often these samples have been drawn before, none of them finite; less than `ATTEMPTS`.
 
     Returns:
         float32 [n, D]; infinite where a large temperature exceeds the range of float32.
     """
-    drawn = np.stack(
-        [_normals(_key(b"sample", struct.pack("<2Q", seed, i)), latent_size) for i in range(first, first + n)]
-    )
+    # The first attempt has the key that it had before there were others.
+    again = struct.pack("<Q", attempt) if attempt else b""
+    keys = [_key(b"sample", struct.pack("<2Q", seed, i), again) for i in range(first, first + n)]
+    drawn = np.stack([_normals(key, latent_size) for key in keys])
     with np.errstate(over="ignore"):
         return drawn * np.float32(temperature)
 

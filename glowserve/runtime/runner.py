@@ -61,6 +61,9 @@ class Runner(Protocol):
     def expect(self, images: int) -> None:
         """Announces the number of images in a valid request and its response, before the work begins."""
 
+    def redrawn(self, samples: int) -> None:
+        """Announces that so many samples were not finite and are drawn again."""
+
     async def compute(self, work: Work[T]) -> T:
         """Does CPU work, and returns its result."""
 
@@ -91,6 +94,9 @@ class EngineRunner:
 
     def expect(self, images: int) -> None:
         """See Runner. Does nothing: there are no metrics here."""
+
+    def redrawn(self, samples: int) -> None:
+        """See Runner. Does nothing, either."""
 
     async def compute(self, work: Work[T]) -> T:
         """See Runner."""

@@ -84,6 +84,8 @@ def test_samples_that_are_not_finite_are_counted(
     assert main(["export", str(checkpoint), str(tmp_path / "digits")]) == 0
     printed = capsys.readouterr().out
     assert "samples at temperature 1, not finite                         3 of 32" in printed
+    assert "\n3 of 32 samples at temperature 1 are not finite: a service draws them again" in printed
+    assert "\nSample at a lower temperature, train the model longer" in printed
     assert "nan" not in printed
 
 

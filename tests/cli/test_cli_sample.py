@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from PIL import Image
 
 from glowserve.cli import main
 from glowserve.images import grid
+from glowserve.runtime.engine import Engine
+from tests.attempts import attempts
+from tests.servers import RunServer
 from tests.service.wire import wait_for
 
 Printed = pytest.CaptureFixture[str]
@@ -46,6 +50,7 @@ def test_samples_are_saved_in_a_folder_as_a_file_each(
     assert json.loads(capsys.readouterr().out) == {
         "out": str(out),
         "n": 40,
+        "not_finite": [],
         "seed": 3,
         "model": "digits",
         "version": 1,
@@ -85,7 +90,11 @@ def test_the_random_seed_is_printed_and_gives_the_same_samples_again(
         (["--out", "x.0.TIFF"], 2, "--out is x.0.TIFF; it must end in .png, or be a folder"),
         (["--out", "x.png", "--temperature", "-1"], 1, "INVALID_ARGUMENT: temperature is -1.0"),
         (["--out", "x.png", "--temperature", "nan"], 1, "INVALID_ARGUMENT: temperature is nan"),
-        (["--out", "x.png", "--temperature", "1e30"], 1, "FAILED_PRECONDITION: temperature: sample "),
+        (
+            ["--out", "x.png", "--temperature", "1e30"],
+            1,
+            "FAILED_PRECONDITION: temperature is 1e+30: not one",
+        ),
         (["--out", "x.png", "--seed", "-1"], 2, "seed is -1; it must lie in 0 to 2^64 - 1"),
         (["--out", "file"], 2, "File exists: 'file'"),
         (["--out", "file/folder"], 2, "Not a directory: 'file/folder'"),
@@ -110,6 +119,50 @@ def test_wrong_arguments_are_named_and_no_grid_is_written(
     assert words in line
     assert printed.out == ""
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.fixture(params=["model", "server"])
+def explosive(
+    request: pytest.FixtureRequest, run_server: RunServer, explosive_repository: Path
+) -> Iterator[list[str]]:
+    """The flags that select a model whose samples are not finite in about half of the attempts."""
+    if request.param == "model":
+        yield ["--model", str(explosive_repository / "digits")]
+        return
+    with run_server(repository=explosive_repository) as server:
+        yield ["--server", f"127.0.0.1:{server.port}"]
+
+
+def test_samples_that_are_not_finite_are_left_out_and_named_and_make_the_exit_code_1(
+    explosive: list[str], explosive_engine: Engine, tmp_path: Path, capsys: Printed
+) -> None:
+    expected = attempts(explosive_engine, 3, 40)
+    missing = expected.not_finite
+    assert 0 < len(missing) <= 10
+    named = ", ".join(map(str, missing))
+    command = ["sample", "--n", "40", "--seed", "3", *explosive]
+    out = tmp_path / "grid.png"
+    assert main([*command, "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"wrote {out}: {40 - len(missing)} images with seed 3\n"
+    assert printed.err == (
+        f"glowserve: {len(missing)} of 40 samples are not finite and were left out: {named}; lower --temperature, or "
+        "train the model longer\n"
+    )
+    with Image.open(out) as picture:
+        assert picture.width > 0
+    out = tmp_path / "folder"
+    out.mkdir()
+    for index in missing[:1] + expected.indices[:1]:
+        (out / f"{index:06}.png").write_text("of an earlier call")
+    assert main([*command, "--out", str(out), "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["n"], result["not_finite"]) == (40 - len(missing), missing)
+    # A file has the number of its sample, and no older file is left where there is none.
+    assert sorted(file.name for file in out.iterdir()) == [f"{index:06}.png" for index in expected.indices]
+    for index in expected.indices:
+        with Image.open(out / f"{index:06}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture)[:, :, None], expected.images[index])
 
 
 @pytest.mark.parametrize("kind", ["model", "server"])

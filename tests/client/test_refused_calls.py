@@ -37,7 +37,7 @@ REFUSED: list[tuple[Callable[[Any], Any], tuple[grpc.StatusCode, str], str]] = [
     (
         lambda c: c.sample(1, temperature=1e30, seed=0),
         NOT_FINITE,
-        "temperature: sample 0 does not decode",
+        "temperature is 1e+30: not one sample of 1 is finite",
     ),
     (lambda c: c.decode(np.zeros((2, 63))), INVALID, "latents.shape is [2, 63]"),
     (lambda c: c.decode(np.full((2, 64), np.nan)), INVALID, "row 0 is not finite"),

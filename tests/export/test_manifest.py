@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def test_it_describes_image_and_flow(bundle: Bundle, trained_checkpoint: Checkpo
         parameters=sum(parameter.numel() for parameter in trained_checkpoint.model.parameters()),
     )
     assert manifest.preparation.filter == trained_checkpoint.data.preparation.filter
-    assert manifest.randomness == manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER
+    assert manifest.randomness == manifest_pb2.RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN
+    # A service that does not know the version could not read its name.
+    assert json.loads((bundle.path / "manifest.json").read_text())["randomness"] == 2
     assert 0 < manifest.created_at.ToSeconds() <= time.time()
 
 

@@ -78,10 +78,26 @@ def test_scores_that_are_not_finite_survive_a_message() -> None:
 def test_samples_of_several_messages_are_joined_in_order() -> None:
     parts = [np.full((n, 2, 2, 1), n, np.uint8) for n in (1, 3)]
     model = pb.ModelVersion(name="digits", version=2)
-    sent = [pb.SampleResponse(model=model, seed=9, images=messages.images_message(part)) for part in parts]
+    sent = [
+        pb.SampleResponse(
+            model=model, seed=9, first_index=first, images=messages.images_message(part), not_finite=missing
+        )
+        for part, first, missing in zip(parts, (0, 2), ([1], [5, 6]), strict=True)
+    ]
     samples = messages.samples_of(sent)
     np.testing.assert_array_equal(samples.images, np.concatenate(parts))
     assert (samples.model, samples.version, samples.seed, len(samples)) == ("digits", 2, 9, 4)
+    assert samples.indices.tolist() == [0, 2, 3, 4]
+    assert samples.not_finite.tolist() == [1, 5, 6]
+    assert samples.indices.dtype == samples.not_finite.dtype == np.int64
+
+
+def test_a_message_of_samples_may_have_no_image() -> None:
+    nothing = messages.images_message(np.zeros((0, 2, 2, 3), np.uint8))
+    sent = pb.SampleResponse(first_index=4, images=nothing, not_finite=[4, 5]).SerializeToString()
+    samples = messages.samples_of([pb.SampleResponse.FromString(sent)])
+    assert (samples.images.shape, len(samples), len(samples.indices)) == ((0, 2, 2, 3), 0, 0)
+    assert samples.not_finite.tolist() == [4, 5]
 
 
 def test_encodings_of_several_messages_are_joined_in_order() -> None:

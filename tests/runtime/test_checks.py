@@ -7,7 +7,7 @@ import pytest
 
 from glowserve.images import UInt8Array
 from glowserve.mismatch import mismatched_values
-from glowserve.runtime.checks import require_finite_images, require_finite_latents
+from glowserve.runtime.checks import finite_images, require_finite_images, require_finite_latents
 from glowserve.runtime.engine import Reverse
 from glowserve.runtime.errors import NotFiniteError
 
@@ -49,8 +49,9 @@ def test_the_first_row_whose_image_is_not_finite_is_named(value: float) -> None:
     pixels[1, 3, 3, 0] = pixels[3] = value
     with pytest.raises(NotFiniteError, match=r"^latents: row 1 does not decode to a finite image$"):
         require_finite_images(reverse(pixels))
-    with pytest.raises(NotFiniteError, match=r"^temperature: sample 33 does not decode to a finite image$"):
-        require_finite_images(reverse(pixels), first=32, what="temperature: sample")
+    with pytest.raises(NotFiniteError, match=r"^images: step 1 does not decode to a finite image$"):
+        require_finite_images(reverse(pixels), what="images: step")
+    assert finite_images(reverse(pixels)).tolist() == [True, False, True, False]
 
 
 # Round trips

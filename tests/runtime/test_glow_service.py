@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from glowserve.images import UInt8Array
 from glowserve.runtime import glow_service
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine
-from glowserve.runtime.errors import InvalidRequestError
+from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.glow_service import SampleCall
 from glowserve.runtime.randomness import latents
-from glowserve.runtime.repository import Bundle
+from glowserve.runtime.repository import Bundle, newest_bundle
 from glowserve.runtime.runner import PREPARATION, SERIALIZATION, EngineRunner, T, Work, run_now
 from glowserve.v1 import glow_service_pb2 as pb
+from tests.attempts import attempts
 
 FORMATS = [pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_PNG, pb.IMAGE_FORMAT_RAW]
 
@@ -60,17 +62,50 @@ def test_samples_are_answered_in_parts_of_a_batch(runner: Runner, engine: Engine
     request = pb.SampleRequest(n=70, seed=3, temperature=0.5, format=pb.IMAGE_FORMAT_RAW)
     call = SampleCall(runner, request)
     assert list(call.parts()) == [range(32), range(32, 64), range(64, 70)]
-    responses = [run_now(call.answer(runner, part)) for part in call.parts()]
+    responses = [response for part in call.parts() for response in run_now(call.answer(runner, part))]
+    call.end()
     assert [(each.first_index, each.seed) for each in responses] == [(0, 3), (32, 3), (64, 3)]
     expected = engine.reverse(latents(3, 32, 32, 64, 0.5)).image
     np.testing.assert_array_equal(messages.images_array(responses[1].images), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_message_of_samples_has_no_gap_and_the_first_of_a_part_lists_those_without_an_image(
+    explosive_repository: Path, explosive_engine: Engine, form: pb.ImageFormat
+) -> None:
+    runner = Runner(newest_bundle(explosive_repository / "digits"), explosive_engine)
+    call = SampleCall(runner, pb.SampleRequest(n=64, seed=3, format=form))
+    responses = run_now(call.answer(runner, range(32, 64)))
+    expected = attempts(explosive_engine, 3, 32, first=32)
+    assert 0 < len(expected.not_finite) < 32
+    samples = messages.samples_of(responses)
+    assert samples.indices.tolist() == [32 + index for index in expected.indices]
+    np.testing.assert_array_equal(samples.images, expected.drawn)
+    assert [list(each.not_finite) for each in responses] == [
+        [32 + index for index in expected.not_finite],
+        *([[]] * (len(responses) - 1)),
+    ]
+    call.end()
+
+
+def test_a_call_without_one_finite_sample_ends_with_an_error(runner: Runner) -> None:
+    request = pb.SampleRequest(n=40, seed=3, temperature=1e30, format=pb.IMAGE_FORMAT_RAW)
+    call = SampleCall(runner, request)
+    (one,), (other,) = (run_now(call.answer(runner, part)) for part in call.parts())
+    assert (one.first_index, other.first_index) == (0, 32)
+    assert [*one.not_finite, *other.not_finite] == list(range(40))
+    assert messages.images_array(one.images).shape == (0, 8, 8, 1)
+    with pytest.raises(
+        NotFiniteError, match=r"temperature is 1e\+30: not one sample of 40 is finite; lower the"
+    ):
+        call.end()
 
 
 def test_the_temperature_of_samples_is_1_and_their_seed_random_by_default(runner: Runner) -> None:
     part = range(1)
     # A sample at temperature 1 may not be finite, so the seeds are compared at temperature 0.
     seeds = {
-        run_now(SampleCall(runner, pb.SampleRequest(n=1, temperature=0)).answer(runner, part)).seed
+        run_now(SampleCall(runner, pb.SampleRequest(n=1, temperature=0)).answer(runner, part))[0].seed
         for _ in range(4)
     }
     assert len(seeds) == 4
@@ -88,7 +123,7 @@ def test_images_are_returned_in_the_format_of_the_request(
     encoded = run_now(glow_service.encode(runner, pb.EncodeRequest(images=tensor(digits[:2]))))
     sample = SampleCall(runner, pb.SampleRequest(n=2, temperature=0, format=form))
     responses = [
-        run_now(sample.answer(runner, range(2))),
+        *run_now(sample.answer(runner, range(2))),
         run_now(glow_service.decode(runner, pb.DecodeRequest(latents=encoded.latents, format=form))),
         run_now(
             glow_service.interpolate(

@@ -48,8 +48,10 @@ def _expected_noise(seed: int, image: np.ndarray) -> np.ndarray:
     return np.array(uniforms, np.float32).reshape(image.shape)
 
 
-def _expected_latent(seed: int, sample: int, size: int) -> np.ndarray:
-    words = _philox(b"glowserve.sample", struct.pack("<QQ", seed, sample), 2 * math.ceil(size / 2))
+def _expected_latent(seed: int, sample: int, size: int, *attempt: int) -> np.ndarray:
+    """The latent of the first attempt unless another is given."""
+    content = struct.pack(f"<{2 + len(attempt)}Q", seed, sample, *attempt)
+    words = _philox(b"glowserve.sample", content, 2 * math.ceil(size / 2))
     uniforms = [(word >> 11) / 2**53 for word in words]
     normals = []
     for u, v in zip(uniforms[0::2], uniforms[1::2], strict=True):
@@ -86,6 +88,12 @@ def test_latents_are_as_specified(seed: int, sample: int, size: int) -> None:
     np.testing.assert_array_max_ulp(
         latents(seed, sample, 1, size)[0], _expected_latent(seed, sample, size), maxulp=1
     )
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_the_latent_of_a_later_attempt_is_as_specified(attempt: int) -> None:
+    expected = [_expected_latent(7, sample, 15, attempt) for sample in (3, 4)]
+    np.testing.assert_array_max_ulp(latents(7, 3, 2, 15, attempt=attempt), np.stack(expected), maxulp=1)
 
 
 def test_the_noise_of_a_known_image_has_not_changed() -> None:
@@ -184,9 +192,10 @@ def test_a_latent_does_not_depend_on_the_number_of_latents() -> None:
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
-def test_samples_and_seeds_give_different_latents() -> None:
-    drawn = np.concatenate([latents(seed, 0, 50, 16) for seed in (0, 1, 2**32, LARGEST_SEED)])
-    assert len(np.unique(drawn, axis=0)) == 200
+def test_samples_seeds_and_attempts_give_different_latents() -> None:
+    seeds = (0, 1, 2**32, LARGEST_SEED)
+    drawn = [latents(seed, 0, 50, 16, attempt=attempt) for seed in seeds for attempt in range(3)]
+    assert len(np.unique(np.concatenate(drawn), axis=0)) == 600
 
 
 def test_latents_are_standard_normal() -> None:

@@ -197,7 +197,9 @@ def test_an_image_of_an_impossible_shape_is_refused(version: Path, image: Manife
 def test_randomness_of_an_unknown_version_is_refused(version: Path) -> None:
     for randomness in ("RANDOMNESS_VERSION_UNSPECIFIED", 7):
         _edit(version, lambda manifest, value=randomness: manifest.update(randomness=value))
-        with pytest.raises(BundleError, match=r"randomness is \d, a version that this release does not know"):
+        with pytest.raises(
+            BundleError, match=r"its randomness is version \d and this service knows 1 and 2; "
+        ):
             open_bundle(version)
 
 

@@ -17,6 +17,7 @@ from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.manifest import manifest_checksum
+from glowserve.runtime.randomness import latents
 from glowserve.runtime.repository import open_bundle
 
 
@@ -35,13 +36,33 @@ def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> No
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["log_det_constant"] *= log_det
     _write(target, manifest)
-    bundle = open_bundle(target)
-    drawn = draw_canary(
-        Engine(bundle, RuntimeConfig(device="cpu", threads=1)), bundle.manifest.image.latent_size
-    )
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
-    _write(target, manifest)
+    _renew_canary(target)
+
+
+def make_explosive(source: Path, target: Path) -> None:
+    """Copies a bundle to one whose samples at temperature 1 leave float32 in about half of the attempts.
+
+    Args:
+        source: a VERSION folder.
+        target: the new VERSION folder; its canary passes.
+    """
+    for factor in np.geomspace(1, 1e6, 200):
+        shutil.copytree(source, target)
+        scale(target, "reverse.onnx", "level2.step1.weight", factor)
+        bundle = open_bundle(target)
+        drawn = latents(0, 0, 200, bundle.manifest.image.latent_size)
+        pixels = Engine(bundle, RuntimeConfig(device="cpu", threads=1)).reverse(drawn).pixels
+        if 0.4 < np.isfinite(pixels).all(axis=(1, 2, 3)).mean() < 0.6:
+            _renew_canary(target)
+            return
+        shutil.rmtree(target)
+    raise AssertionError("no factor makes about half of the samples leave float32")
+
+
+def with_randomness(source: Path, target: Path, randomness: int) -> None:
+    """Copies a bundle to one of another RandomnessVersion."""
+    shutil.copytree(source, target)
+    _write(target, json.loads((target / "manifest.json").read_text()) | {"randomness": randomness})
 
 
 def scale(version: Path, graph: str, constant: str, factor: float) -> None:
@@ -55,6 +76,16 @@ def scale(version: Path, graph: str, constant: str, factor: float) -> None:
     for file in manifest["files"]:
         if file["name"] == graph:
             file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data))}
+    _write(version, manifest)
+
+
+def _renew_canary(version: Path) -> None:
+    """Draws the canary of a changed bundle."""
+    bundle = open_bundle(version)
+    engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
+    drawn = draw_canary(engine, bundle.manifest.image.latent_size)
+    manifest = json.loads((version / "manifest.json").read_text())
+    manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
     _write(version, manifest)
 
 

@@ -70,7 +70,8 @@ class EmbeddedTransport:
         with self._answering(request.model):
             call = SampleCall(self._runner, request)
             for part in call.parts():
-                yield run_now(call.answer(self._runner, part))
+                yield from run_now(call.answer(self._runner, part))
+            call.end()
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""

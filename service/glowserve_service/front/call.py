@@ -33,6 +33,8 @@ class Call:
     span: CallSpan | None = None
     images: int = 0
     """How many images it brought or asked for."""
+    not_finite: int = 0
+    """How many of them have no finite result."""
     holding: Holding = field(default_factory=Holding)
     """Its requests that count as received and not answered."""
     models: set[tuple[str, int]] = field(default_factory=set)

@@ -73,8 +73,13 @@ class CallRunner:
         """See Runner: adds to the images of the call."""
         self._call.images += images
 
+    def redrawn(self, samples: int) -> None:
+        """See Runner: counts them."""
+        self.model.redrawn.inc(samples)
+
     def count_not_finite(self, images: int) -> None:
-        """Counts images that had a score, an encoding or a decoding that was not finite."""
+        """Counts images that had a score, an encoding or a decoding that was not finite, and samples without one."""
+        self._call.not_finite += images
         self.model.not_finite(self._call.method).inc(images)
 
     async def compute(self, work: Work[T]) -> T:

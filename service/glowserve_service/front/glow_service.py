@@ -79,7 +79,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             sample = glow_service.SampleCall(runner, request)
             tickets = _tickets(call, long=request.n > self._limits.max_batch_size)
 
-            async def answer(part: range) -> pb.SampleResponse:
+            async def answer(part: range) -> list[pb.SampleResponse]:
                 return await sample.answer(runner.part(next(tickets)), part)
 
             async def parts() -> AsyncIterator[range]:
@@ -87,9 +87,12 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
                     yield part
 
             # As many batches are under way as run side by side, and none begins before the caller has room.
-            async with aclosing(in_order(parts(), answer, runner.model.instances)) as responses:
-                async for response in responses:
-                    yield response
+            async with aclosing(in_order(parts(), answer, runner.model.instances)) as answers:
+                async for responses in answers:
+                    for response in responses:
+                        runner.count_not_finite(len(response.not_finite))
+                        yield response
+            sample.end()
 
     async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """See GlowService.Encode."""

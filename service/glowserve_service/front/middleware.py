@@ -299,8 +299,11 @@ class CallMiddleware(grpc.GenericRpcHandler):
             peer = context.peer()
             fields = {"method": call.method, **facts, "code": code.name, "seconds": round(seconds, 6)}
             fields |= {f"{stage}_seconds": round(spent, 6) for stage, spent in call.seconds.items()}
+            fields |= {"not_finite": call.not_finite} if call.not_finite else {}
+            images = f"{call.images} images"
+            images += f" ({call.not_finite} not finite)" if call.not_finite else ""
             text = f"{call.method} of {model}" if model else call.method
-            text += f": {code.name}, {call.images} images in {seconds:.4f} s for {peer}"
+            text += f": {code.name}, {images} in {seconds:.4f} s for {peer}"
             text += f": {message}" if message else ""
             log.log(level, "%s", text, extra={"fields": fields | {"peer": peer}})
 

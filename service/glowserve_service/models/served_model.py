@@ -66,6 +66,8 @@ class ServedModel:
         """Which providers run its graphs."""
         self.not_finite: Callable[[str], Counter] = cache(partial(metrics.not_finite.labels, self.name))
         """By method: how many images had a score, an encoding or a decoding that was not finite."""
+        self.redrawn = metrics.redrawn_samples.labels(self.name)
+        """How often a sample was drawn again."""
         self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
         """How many encodings did not decode to their image."""
         self._metrics = metrics

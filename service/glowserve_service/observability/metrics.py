@@ -121,6 +121,9 @@ class Metrics:
         self.not_finite = self._counter(
             "not_finite_images", "Images with a NaN or infinite result.", ["model", "method"]
         )
+        self.redrawn_samples = self._counter(
+            "redrawn_samples", "Attempts to draw samples again that were not finite.", ["model"]
+        )
         self.failed_decodes = self._counter(
             "failed_decodes",
             "Calls whose pictures were given up: decoding was late, took too much memory, or crashed.",

@@ -27,9 +27,10 @@ from PIL import Image
 
 from glowserve.images import UInt8Array, encode_png
 from glowserve.pictures import Pictures
-from glowserve.runtime import glow_service
+from glowserve.runtime import glow_service, operations
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
+from glowserve.runtime.operations import Draw
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, SERIALIZATION, Work
 from glowserve.scores import Scorer
@@ -66,6 +67,7 @@ class Model:
         self.scorer = Scorer(bundle.manifest)
         self.forward, self.reverse = Lane(engine.forward), Lane(engine.reverse)
         self.not_finite = lambda method: metrics.not_finite.labels(self.name, method)
+        self.redrawn = metrics.redrawn_samples.labels(self.name)
         self._leases, self._unleased = 0, asyncio.Event()
 
 
@@ -242,6 +244,18 @@ async def test_only_the_first_work_in_the_pool_and_in_a_lane_may_be_refused(
         await runner.compute(work(SERIALIZATION))
     assert pool.tickets == [first, later, later]
     assert (model.forward.tickets, model.reverse.tickets) == ([first], [later])
+
+
+async def test_samples_are_drawn_again_with_tickets_that_are_not_refused(
+    make_runner: MakeRunner, model: Model, pool: Pool, metrics: Metrics
+) -> None:
+    first = Ticket(deadline=time.monotonic() + 1000, long=True, gate=AdmissionGate())
+    later = Ticket(first.deadline, first=False, long=True, gate=first.gate)
+    async with make_runner(first) as runner:
+        await operations.sample(runner, [Draw(0, index, 1e30) for index in range(40)])
+    assert pool.tickets == [first, later, later]
+    assert model.reverse.tickets == [first, later, later]
+    assert metrics.registry.get_sample_value("glowserve_redrawn_samples_total", {"model": "digits"}) == 80
 
 
 async def test_after_a_batch_no_work_in_the_pool_is_refused(

@@ -25,8 +25,6 @@ from tests.service.metrics import value
 from tests.service.stubs import connect
 from tests.service.wire import (
     COOL,
-    draw,
-    images_of,
     latent_tensor,
     raw,
     refusal,
@@ -134,42 +132,6 @@ def test_a_decoding_beyond_float32_is_refused_and_the_row_is_named(
         with pytest.raises(glowserve.RequestError) as caught:
             embedded.decode(rows)
         assert (caught.value.code, caught.value.message) == (code, message)
-
-
-def test_a_sample_beyond_float32_ends_the_stream_and_the_sample_is_named(
-    stub: GlowServiceStub, embedded: glowserve.Client, engine: Engine
-) -> None:
-    """Seed and temperature are such that the first bad sample is in a later message."""
-    for seed in range(20):
-        rows, first = latents(seed, 0, 200, 64), 200
-        for temperature in np.geomspace(1, 1000, 100, dtype=np.float32):
-            finite = np.isfinite(engine.reverse(rows * temperature).pixels).reshape(200, -1).all(axis=1)
-            if not finite.all():
-                first = int(np.argmin(finite))
-                break
-        if 32 <= first < 200:
-            break
-    assert 32 <= first < 200
-    request = pb.SampleRequest(n=200, seed=seed, temperature=temperature, format=pb.IMAGE_FORMAT_RAW)
-    received = []
-    with pytest.raises(grpc.RpcError) as caught:
-        received.extend(stub.Sample(request))
-    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert caught.value.details() == f"temperature: sample {first} does not decode to a finite image"
-    images = np.concatenate([images_of(response.images) for response in received])
-    assert len(images) == first // 32 * 32
-    np.testing.assert_array_equal(images, engine.reverse(rows[: len(images)] * temperature).image)
-    with pytest.raises(glowserve.RequestError, match=f"FAILED_PRECONDITION: temperature: sample {first} "):
-        embedded.sample(200, seed=seed, temperature=float(temperature))
-
-
-@pytest.mark.parametrize("temperature", [1e10, 3e38])
-def test_a_temperature_at_which_every_sample_is_beyond_float32_is_refused(
-    stub: GlowServiceStub, temperature: float
-) -> None:
-    code, message = refusal(lambda: draw(stub, n=2, seed=0, temperature=temperature))
-    assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert message.startswith("temperature: sample 0 ")
 
 
 @pytest.mark.usefixtures("no_canary")

@@ -10,7 +10,7 @@ import numpy as np
 
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.runtime import inputs, operations
-from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError
+from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
@@ -25,6 +25,7 @@ from glowserve_service.scheduling.workers import Array
 
 _SAMPLE = ".sample"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_FINITE = Tensor("finite", "BOOL", ())
 _SCORES = tuple(Tensor(name, "FP64", ()) for name, dtype in COLUMNS.items() if dtype is np.float64)
 
 Arrays = Mapping[str, Array]
@@ -94,8 +95,8 @@ def _scoring(model: ServedModel) -> View:
 
 def _sampling(model: ServedModel) -> View:
     rows = Tensor("seed", "UINT64", (1,)), Tensor("temperature", "FP32", (1,))
-    image = Tensor("image", "UINT8", model.bundle.shape)
-    return View(model.name + _SAMPLE, model, model.reverse, rows, (image,), _sample)
+    outputs = Tensor("image", "UINT8", model.bundle.shape), _FINITE
+    return View(model.name + _SAMPLE, model, model.reverse, rows, outputs, _sample)
 
 
 async def _score(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
@@ -108,10 +109,23 @@ async def _score(runner: CallRunner, request: pb.ModelInferRequest, given: Input
 
 
 async def _sample(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
-    """The first image of GlowService.Sample for each row."""
+    """The first image of GlowService.Sample for each row.
+
+    Raises:
+        NotFiniteError: a row has no image, and the request does not name the output that says so.
+    """
     field = f"inputs[{[tensor.name for tensor in request.inputs].index('temperature')}]"
     seeds, temperatures = (array[:, 0].tolist() for array in given.read())
     for temperature in temperatures:
         inputs.check_temperature(temperature, field)
     draws = [Draw(seed, 0, temperature) for seed, temperature in zip(seeds, temperatures, strict=True)]
-    return {"image": await operations.sample(runner, draws, what="input 'temperature': row")}
+    drawn = await operations.sample(runner, draws)
+    if not_finite := len(draws) - int(np.count_nonzero(drawn.finite)):
+        if not any(tensor.name == _FINITE.name for tensor in request.outputs):
+            raise NotFiniteError(
+                f"input 'temperature': row {int(np.argmin(drawn.finite))} does not decode to a finite image; lower it, "
+                f"or request the output {_FINITE.name!r}, which says which rows do",
+                not_finite,
+            )
+        runner.count_not_finite(not_finite)
+    return {"image": drawn.images, _FINITE.name: drawn.finite}

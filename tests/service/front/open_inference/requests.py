@@ -41,5 +41,5 @@ def output(response: pb.ModelInferResponse, name: str) -> np.ndarray[Any, Any]:
         for pair in zip(response.outputs, response.raw_output_contents, strict=True)
         if pair[0].name == name
     ]
-    dtype = {"FP64": "<f8", "UINT8": "u1"}[tensor.datatype]
+    dtype = {"FP64": "<f8", "UINT8": "u1", "BOOL": "?"}[tensor.datatype]
     return np.frombuffer(data, dtype).reshape(tuple(tensor.shape))

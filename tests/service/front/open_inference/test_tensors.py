@@ -211,7 +211,8 @@ def test_a_malformed_request_is_refused_with_a_sentence(
         (
             sample_request([1, 1], [0.0, 3e38]),
             grpc.StatusCode.FAILED_PRECONDITION,
-            "input 'temperature': row 1 does not decode to a finite image",
+            "input 'temperature': row 1 does not decode to a finite image; lower it, or request the output 'finite', "
+            "which says which rows do",
         ),
     ],
     ids=["rows", "temperature", "not finite"],

@@ -88,7 +88,7 @@ def test_each_model_is_described_as_two(triton: dict[str, Any]) -> None:
         {"name": "seed", "datatype": "UINT64", "shape": ["-1", "1"]},
         {"name": "temperature", "datatype": "FP32", "shape": ["-1", "1"]},
     ]
-    assert sampler["outputs"] == [image]
+    assert sampler["outputs"] == [image, {"name": "finite", "datatype": "BOOL", "shape": ["-1"]}]
     assert triton["index"] == [
         {"name": name, "version": "1", "state": "READY"} for name in ("digits", "digits.sample")
     ]
@@ -110,7 +110,10 @@ def test_the_configuration_says_how_much_a_request_may_bring(triton: dict[str, A
         {"name": "seed", "data_type": "TYPE_UINT64", "dims": ["1"]},
         {"name": "temperature", "data_type": "TYPE_FP32", "dims": ["1"]},
     ]
-    assert sampler["output"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": ["8", "8", "1"]}]
+    assert sampler["output"] == [
+        {"name": "image", "data_type": "TYPE_UINT8", "dims": ["8", "8", "1"]},
+        {"name": "finite", "data_type": "TYPE_BOOL"},
+    ]
     assert scorer["dynamic_batching"] == {
         "preferred_batch_size": [fresh.config.max_batch_size],
         "default_queue_policy": {"max_queue_size": fresh.config.max_queue_size},
