@@ -16,7 +16,7 @@ _COLUMNS = """\
 Every value is within its bound, or the export would have failed. "-": reported, without a bound. images: held-out
 images or samples that were measured. worst layer: the layer with the largest value, where the value belongs to one."""
 _WHAT_TO_DO_ABOUT_SAMPLES = """\
-{} of {} samples at temperature 1 are not finite: a service draws them again, and leaves out those that are never finite.
+{} of {} samples at temperature 1 are not finite: a service draws them again, and leaves out what is never finite.
 Sample at a lower temperature, train the model longer, or train one with a bounded coupling scale (tanh)."""
 _OUT_OF_DISTRIBUTION_COLUMNS = """\
 finite: images with a finite likelihood and latent. lossless: images that decode to the same pixels. Low counts are no

@@ -48,8 +48,7 @@ def require_finite_images(decoded: Reverse, *, what: str = "latents: row") -> No
 
 
 def _finite_rows(array: Float32Array) -> BoolArray:
-    finite: BoolArray = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    return finite
+    return np.asarray(np.isfinite(array).reshape(len(array), -1).all(axis=1))
 
 
 def _require(finite: BoolArray, message: str) -> None:

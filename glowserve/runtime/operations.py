@@ -103,8 +103,7 @@ async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:
         return Drawn(images, finite)
     images = images.copy()  # the runner's array may not be written to
     for attempt in range(1, ATTEMPTS[runner.bundle.manifest.randomness]):
-        again = np.flatnonzero(~finite)
-        if not len(again):
+        if not (again := np.flatnonzero(~finite).tolist()):
             break
         runner.redrawn(len(again))
         decoded = await _draw(runner, [draws[i] for i in again], attempt)

@@ -26,17 +26,17 @@ from glowserve.v1 import manifest_pb2 as glowserve_dot_v1_dot_manifest__pb2
 from glowserve.v1 import tensor_pb2 as glowserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fglowserve/v1/glow_service.proto\x12\x0cglowserve.v1\x1a\x1bglowserve/v1/manifest.proto\x1a\x19glowserve/v1/tensor.proto\"*\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"j\n\x06Images\x12.\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x1b.glowserve.v1.EncodedImagesH\x00\x12&\n\x06tensor\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.TensorH\x00\x42\x08\n\x06source\"\x1d\n\rEncodedImages\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c\"x\n\x0cScoreRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"r\n\rScoreResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12(\n\x06scores\x18\x03 \x03(\x0b\x32\x18.glowserve.v1.ImageScore\"^\n\nImageScore\x12\x16\n\x0elog_likelihood\x18\x01 \x01(\x01\x12\x14\n\x0c\x62its_per_dim\x18\x02 \x01(\x01\x12\x12\n\npercentile\x18\x03 \x01(\x01\x12\x0e\n\x06\x66inite\x18\x04 \x01(\x08\"\xb3\x01\n\rSampleRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12\t\n\x01n\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12)\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x19.glowserve.v1.ImageFormatB\x0e\n\x0c_temperatureB\x07\n\x05_seed\"\x84\x01\n\x0eSampleResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12$\n\x06images\x18\x04 \x01(\x0b\x32\x14.glowserve.v1.Images\"]\n\rEncodeRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\"}\n\x0e\x45ncodeResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12%\n\x07latents\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Tensor\x12\x19\n\x11mismatched_values\x18\x03 \x03(\r\"\x89\x01\n\rDecodeRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12%\n\x07latents\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Tensor\x12)\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.glowserve.v1.ImageFormat\"a\n\x0e\x44\x65\x63odeResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\"\x9c\x01\n\x12InterpolateRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\x12\r\n\x05steps\x18\x03 \x01(\r\x12)\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x19.glowserve.v1.ImageFormat\"f\n\x13InterpolateResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\"\x13\n\x11ListModelsRequest\"p\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.glowserve.v1.ModelSummary\x12.\n\nnot_served\x18\x02 \x03(\x0b\x32\x1a.glowserve.v1.ModelSummary\"\x9a\x01\n\x0cModelSummary\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x17.glowserve.v1.ImageSpec\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.glowserve.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11LoadModelResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.glowserve.v1.ModelSummary\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"9\n\x0fGetModelRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\"j\n\x10GetModelResponse\x12(\n\x08manifest\x18\x01 \x01(\x0b\x32\x16.glowserve.v1.Manifest\x12,\n\x06graphs\x18\x02 \x03(\x0b\x32\x1c.glowserve.v1.GraphPlacement\"@\n\x0eGraphPlacement\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x01(\r*W\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x02*\x8d\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_SERVING\x10\x01\x12\x17\n\x13MODEL_STATE_FAILING\x10\x02\x12\x17\n\x13MODEL_STATE_LOADING\x10\x03\x12\x17\n\x13MODEL_STATE_REFUSED\x10\x04\x32\xfe\x05\n\x0bGlowService\x12@\n\x05Score\x12\x1a.glowserve.v1.ScoreRequest\x1a\x1b.glowserve.v1.ScoreResponse\x12J\n\x0bScoreStream\x12\x1a.glowserve.v1.ScoreRequest\x1a\x1b.glowserve.v1.ScoreResponse(\x01\x30\x01\x12\x45\n\x06Sample\x12\x1b.glowserve.v1.SampleRequest\x1a\x1c.glowserve.v1.SampleResponse0\x01\x12\x43\n\x06\x45ncode\x12\x1b.glowserve.v1.EncodeRequest\x1a\x1c.glowserve.v1.EncodeResponse\x12\x43\n\x06\x44\x65\x63ode\x12\x1b.glowserve.v1.DecodeRequest\x1a\x1c.glowserve.v1.DecodeResponse\x12R\n\x0bInterpolate\x12 .glowserve.v1.InterpolateRequest\x1a!.glowserve.v1.InterpolateResponse\x12O\n\nListModels\x12\x1f.glowserve.v1.ListModelsRequest\x1a .glowserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.glowserve.v1.GetModelRequest\x1a\x1e.glowserve.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.glowserve.v1.LoadModelRequest\x1a\x1f.glowserve.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .glowserve.v1.UnloadModelRequest\x1a!.glowserve.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fglowserve/v1/glow_service.proto\x12\x0cglowserve.v1\x1a\x1bglowserve/v1/manifest.proto\x1a\x19glowserve/v1/tensor.proto\"*\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"j\n\x06Images\x12.\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x1b.glowserve.v1.EncodedImagesH\x00\x12&\n\x06tensor\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.TensorH\x00\x42\x08\n\x06source\"\x1d\n\rEncodedImages\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c\"x\n\x0cScoreRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"r\n\rScoreResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12(\n\x06scores\x18\x03 \x03(\x0b\x32\x18.glowserve.v1.ImageScore\"^\n\nImageScore\x12\x16\n\x0elog_likelihood\x18\x01 \x01(\x01\x12\x14\n\x0c\x62its_per_dim\x18\x02 \x01(\x01\x12\x12\n\npercentile\x18\x03 \x01(\x01\x12\x0e\n\x06\x66inite\x18\x04 \x01(\x08\"\xb3\x01\n\rSampleRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12\t\n\x01n\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12)\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x19.glowserve.v1.ImageFormatB\x0e\n\x0c_temperatureB\x07\n\x05_seed\"\x98\x01\n\x0eSampleResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12$\n\x06images\x18\x04 \x01(\x0b\x32\x14.glowserve.v1.Images\x12\x12\n\nnot_finite\x18\x05 \x03(\r\"]\n\rEncodeRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\"}\n\x0e\x45ncodeResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12%\n\x07latents\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Tensor\x12\x19\n\x11mismatched_values\x18\x03 \x03(\r\"\x89\x01\n\rDecodeRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12%\n\x07latents\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Tensor\x12)\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.glowserve.v1.ImageFormat\"a\n\x0e\x44\x65\x63odeResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\"\x9c\x01\n\x12InterpolateRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\x12\r\n\x05steps\x18\x03 \x01(\r\x12)\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x19.glowserve.v1.ImageFormat\"f\n\x13InterpolateResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12$\n\x06images\x18\x02 \x01(\x0b\x32\x14.glowserve.v1.Images\"\x13\n\x11ListModelsRequest\"p\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.glowserve.v1.ModelSummary\x12.\n\nnot_served\x18\x02 \x03(\x0b\x32\x1a.glowserve.v1.ModelSummary\"\x9a\x01\n\x0cModelSummary\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.glowserve.v1.ModelVersion\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x17.glowserve.v1.ImageSpec\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.glowserve.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11LoadModelResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.glowserve.v1.ModelSummary\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"9\n\x0fGetModelRequest\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.glowserve.v1.ModelSpec\"j\n\x10GetModelResponse\x12(\n\x08manifest\x18\x01 \x01(\x0b\x32\x16.glowserve.v1.Manifest\x12,\n\x06graphs\x18\x02 \x03(\x0b\x32\x1c.glowserve.v1.GraphPlacement\"@\n\x0eGraphPlacement\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x01(\r*W\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x02*\x8d\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_SERVING\x10\x01\x12\x17\n\x13MODEL_STATE_FAILING\x10\x02\x12\x17\n\x13MODEL_STATE_LOADING\x10\x03\x12\x17\n\x13MODEL_STATE_REFUSED\x10\x04\x32\xfe\x05\n\x0bGlowService\x12@\n\x05Score\x12\x1a.glowserve.v1.ScoreRequest\x1a\x1b.glowserve.v1.ScoreResponse\x12J\n\x0bScoreStream\x12\x1a.glowserve.v1.ScoreRequest\x1a\x1b.glowserve.v1.ScoreResponse(\x01\x30\x01\x12\x45\n\x06Sample\x12\x1b.glowserve.v1.SampleRequest\x1a\x1c.glowserve.v1.SampleResponse0\x01\x12\x43\n\x06\x45ncode\x12\x1b.glowserve.v1.EncodeRequest\x1a\x1c.glowserve.v1.EncodeResponse\x12\x43\n\x06\x44\x65\x63ode\x12\x1b.glowserve.v1.DecodeRequest\x1a\x1c.glowserve.v1.DecodeResponse\x12R\n\x0bInterpolate\x12 .glowserve.v1.InterpolateRequest\x1a!.glowserve.v1.InterpolateResponse\x12O\n\nListModels\x12\x1f.glowserve.v1.ListModelsRequest\x1a .glowserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.glowserve.v1.GetModelRequest\x1a\x1e.glowserve.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.glowserve.v1.LoadModelRequest\x1a\x1f.glowserve.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .glowserve.v1.UnloadModelRequest\x1a!.glowserve.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'glowserve.v1.glow_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=2393
-  _globals['_IMAGEFORMAT']._serialized_end=2480
-  _globals['_MODELSTATE']._serialized_start=2483
-  _globals['_MODELSTATE']._serialized_end=2624
+  _globals['_IMAGEFORMAT']._serialized_start=2413
+  _globals['_IMAGEFORMAT']._serialized_end=2500
+  _globals['_MODELSTATE']._serialized_start=2503
+  _globals['_MODELSTATE']._serialized_end=2644
   _globals['_MODELSPEC']._serialized_start=105
   _globals['_MODELSPEC']._serialized_end=147
   _globals['_MODELVERSION']._serialized_start=149
@@ -54,39 +54,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEREQUEST']._serialized_start=670
   _globals['_SAMPLEREQUEST']._serialized_end=849
   _globals['_SAMPLERESPONSE']._serialized_start=852
-  _globals['_SAMPLERESPONSE']._serialized_end=984
-  _globals['_ENCODEREQUEST']._serialized_start=986
-  _globals['_ENCODEREQUEST']._serialized_end=1079
-  _globals['_ENCODERESPONSE']._serialized_start=1081
-  _globals['_ENCODERESPONSE']._serialized_end=1206
-  _globals['_DECODEREQUEST']._serialized_start=1209
-  _globals['_DECODEREQUEST']._serialized_end=1346
-  _globals['_DECODERESPONSE']._serialized_start=1348
-  _globals['_DECODERESPONSE']._serialized_end=1445
-  _globals['_INTERPOLATEREQUEST']._serialized_start=1448
-  _globals['_INTERPOLATEREQUEST']._serialized_end=1604
-  _globals['_INTERPOLATERESPONSE']._serialized_start=1606
-  _globals['_INTERPOLATERESPONSE']._serialized_end=1708
-  _globals['_LISTMODELSREQUEST']._serialized_start=1710
-  _globals['_LISTMODELSREQUEST']._serialized_end=1729
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1731
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1843
-  _globals['_MODELSUMMARY']._serialized_start=1846
-  _globals['_MODELSUMMARY']._serialized_end=2000
-  _globals['_LOADMODELREQUEST']._serialized_start=2002
-  _globals['_LOADMODELREQUEST']._serialized_end=2034
-  _globals['_LOADMODELRESPONSE']._serialized_start=2036
-  _globals['_LOADMODELRESPONSE']._serialized_end=2099
-  _globals['_UNLOADMODELREQUEST']._serialized_start=2101
-  _globals['_UNLOADMODELREQUEST']._serialized_end=2135
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=2137
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=2158
-  _globals['_GETMODELREQUEST']._serialized_start=2160
-  _globals['_GETMODELREQUEST']._serialized_end=2217
-  _globals['_GETMODELRESPONSE']._serialized_start=2219
-  _globals['_GETMODELRESPONSE']._serialized_end=2325
-  _globals['_GRAPHPLACEMENT']._serialized_start=2327
-  _globals['_GRAPHPLACEMENT']._serialized_end=2391
-  _globals['_GLOWSERVICE']._serialized_start=2627
-  _globals['_GLOWSERVICE']._serialized_end=3393
+  _globals['_SAMPLERESPONSE']._serialized_end=1004
+  _globals['_ENCODEREQUEST']._serialized_start=1006
+  _globals['_ENCODEREQUEST']._serialized_end=1099
+  _globals['_ENCODERESPONSE']._serialized_start=1101
+  _globals['_ENCODERESPONSE']._serialized_end=1226
+  _globals['_DECODEREQUEST']._serialized_start=1229
+  _globals['_DECODEREQUEST']._serialized_end=1366
+  _globals['_DECODERESPONSE']._serialized_start=1368
+  _globals['_DECODERESPONSE']._serialized_end=1465
+  _globals['_INTERPOLATEREQUEST']._serialized_start=1468
+  _globals['_INTERPOLATEREQUEST']._serialized_end=1624
+  _globals['_INTERPOLATERESPONSE']._serialized_start=1626
+  _globals['_INTERPOLATERESPONSE']._serialized_end=1728
+  _globals['_LISTMODELSREQUEST']._serialized_start=1730
+  _globals['_LISTMODELSREQUEST']._serialized_end=1749
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1751
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1863
+  _globals['_MODELSUMMARY']._serialized_start=1866
+  _globals['_MODELSUMMARY']._serialized_end=2020
+  _globals['_LOADMODELREQUEST']._serialized_start=2022
+  _globals['_LOADMODELREQUEST']._serialized_end=2054
+  _globals['_LOADMODELRESPONSE']._serialized_start=2056
+  _globals['_LOADMODELRESPONSE']._serialized_end=2119
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2121
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2155
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2157
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2178
+  _globals['_GETMODELREQUEST']._serialized_start=2180
+  _globals['_GETMODELREQUEST']._serialized_end=2237
+  _globals['_GETMODELRESPONSE']._serialized_start=2239
+  _globals['_GETMODELRESPONSE']._serialized_end=2345
+  _globals['_GRAPHPLACEMENT']._serialized_start=2347
+  _globals['_GRAPHPLACEMENT']._serialized_end=2411
+  _globals['_GLOWSERVICE']._serialized_start=2647
+  _globals['_GLOWSERVICE']._serialized_end=3413
 # @@protoc_insertion_point(module_scope)

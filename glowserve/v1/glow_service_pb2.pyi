@@ -108,16 +108,18 @@ class SampleRequest(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("model", "seed", "first_index", "images")
+    __slots__ = ("model", "seed", "first_index", "images", "not_finite")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
     model: ModelVersion
     seed: int
     first_index: int
     images: Images
-    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., seed: _Optional[int] = ..., first_index: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+    not_finite: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., seed: _Optional[int] = ..., first_index: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., not_finite: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
     __slots__ = ("model", "images")

@@ -190,9 +190,12 @@ class GlowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request, context):
-        """Draws samples. The response messages hold several samples each, in order. A non-finite sample, which a high
-        temperature or a barely trained model can cause, ends the stream with FAILED_PRECONDITION; the message gives the
-        sample's index.
+        """Draws samples. The response messages hold several samples each, in order.
+
+        A sample whose latent does not decode to finite numbers, which a high temperature or a barely trained model can
+        cause, is drawn again with other latents: three attempts in all, or as many as the bundle's RandomnessVersion says.
+        If none is finite, the sample has no image: SampleResponse.not_finite has its index, and the other samples arrive.
+        If not one sample of the call is finite, the stream ends with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,8 +14,10 @@ class RandomnessVersion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RANDOMNESS_VERSION_UNSPECIFIED: _ClassVar[RandomnessVersion]
     RANDOMNESS_VERSION_PHILOX_BOX_MULLER: _ClassVar[RandomnessVersion]
+    RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN: _ClassVar[RandomnessVersion]
 RANDOMNESS_VERSION_UNSPECIFIED: RandomnessVersion
 RANDOMNESS_VERSION_PHILOX_BOX_MULLER: RandomnessVersion
+RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN: RandomnessVersion
 
 class Manifest(_message.Message):
     __slots__ = ("format_version", "model", "version", "created_at", "glowserve_version", "image", "preparation", "flow", "log_det_constant", "files", "training", "verification", "calibration", "randomness", "tools", "canary")

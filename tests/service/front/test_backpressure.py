@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,9 +17,11 @@ from glowserve_service.server import Server
 from PIL import Image
 
 from glowserve.images import UInt8Array
+from glowserve.runtime.engine import Engine, Float32Array, Reverse
 from glowserve.runtime.randomness import latents
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+from tests.attempts import attempts
 from tests.servers import RunServer
 from tests.service.metrics import ended, in_flight, queue_length, value
 from tests.service.stubs import address, connect
@@ -229,16 +232,42 @@ def test_a_large_call_may_be_cancelled_at_any_moment(
 
 
 def test_a_stream_of_samples_that_fails_drops_the_batches_that_were_drawn_ahead(
-    run_server: RunServer,
+    run_server: RunServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batch of four fails at once. The other two samples would wait for ever."""
+
+    def fail(_engine: Engine, _latents: Float32Array) -> Reverse:
+        raise RuntimeError("the device has failed")
+
     with (
         run_server(max_batch_size=4, instances=2, **WAITING) as server,
         connect(server) as stubs,
     ):
-        request = pb.SampleRequest(n=6, seed=0, temperature=1e30)
+        monkeypatch.setattr(Engine, "reverse", fail)
+        request = pb.SampleRequest(n=6, seed=0, temperature=0)
         code, message = refusal(lambda: list(stubs.glow.Sample(request, timeout=60)))
-        assert code is grpc.StatusCode.FAILED_PRECONDITION, message
+        assert code is grpc.StatusCode.INTERNAL, message
+        wait_for(lambda: load(server) == (0, 0))
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+def test_samples_that_wait_to_be_drawn_again_leave_with_their_call(
+    run_server: RunServer, explosive_repository: Path, explosive_engine: Engine, end: str
+) -> None:
+    """The first batch of four is full and runs. Those that are drawn again are fewer, and would wait for ever."""
+    seed = next(
+        seed for seed in range(100) if attempts(explosive_engine, seed, 4, most=1).indices in ([0], [1])
+    )
+    with (
+        run_server(repository=explosive_repository, max_batch_size=4, instances=1, **WAITING) as server,
+        connect(server) as stubs,
+    ):
+        stream = stubs.glow.Sample(pb.SampleRequest(n=4, seed=seed), timeout=60 if end == "cancelled" else 2)
+        wait_for(lambda: load(server) == (1, 3))
+        if end == "cancelled":
+            stream.cancel()
+        else:
+            assert refusal(lambda: next(stream))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
         wait_for(lambda: load(server) == (0, 0))
 
 
