@@ -113,7 +113,7 @@ def test_each_stage_of_a_call_is_timed(fresh: tuple[Server, Stubs], digits: UInt
     list(stubs.glow.Sample(pb.SampleRequest(n=10, temperature=0)))  # batches of 8 and 2
     stubs.glow.ListModels(pb.ListModelsRequest())
     with pytest.raises(grpc.RpcError):
-        stubs.glow.Sample(pb.SampleRequest(n=1, seed=0, temperature=1e30)).result()
+        list(stubs.glow.Sample(pb.SampleRequest(n=1, seed=0, temperature=1e30)))
     for stage in ("preparation", "serialization"):
         counts = {(each["model"], each["method"]): n for each, n in series(server, f"{stage}_seconds_count")}
         assert counts == {("digits", "Score"): 3, ("digits", "Sample"): 1}
