@@ -70,7 +70,9 @@ class Internals:
 
     def start_all_threads(self) -> None:
         """Starts every thread of the pools: else a pool starts one when it first needs one more."""
-        asyncio.run_coroutine_threadsafe(asyncio.to_thread(bool), self.loop).result(60)  # makes the loop's own pool
+        asyncio.run_coroutine_threadsafe(asyncio.to_thread(bool), self.loop).result(
+            60
+        )  # makes the loop's own pool
         loop: Any = self.loop
         for pool in (self.workers._pool, self.cpu_pool._pool, loop._default_executor):
             everyone = threading.Barrier(pool._max_workers)
