@@ -104,11 +104,11 @@ class Glow(Bijector):
         return [*latents, latent.flatten(1)], log_dets
 
     def _couple(self, coupling: Coupling, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._checkpoint_activations and torch.is_grad_enabled():
-            x, log_det = checkpoint(coupling, x, use_reentrant=False, preserve_rng_state=False)
+        if self._checkpoint_activations:
+            y, log_det = checkpoint(coupling, x, use_reentrant=False, preserve_rng_state=False)
         else:
-            x, log_det = coupling(x)
-        return x, log_det
+            y, log_det = coupling(x)
+        return y, log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [N, D] to preprocessed images [N, C, H, W], and log|det| [N]."""
@@ -181,9 +181,8 @@ class Glow(Bijector):
     def pixels(self, latent: Tensor) -> Tensor:
         """Bins with noise of latents [N, D], [N, H, W, C]; not finite where the flow's output is not."""
         y, _ = self.inverse(latent)
-        pixels = torch.where(
-            y.isfinite(), self.preprocessing.inverse(y), math.nan
-        )  # a logit's inverse is finite
+        # The inverse of a logit would make an infinite value a finite one.
+        pixels = torch.where(y.isfinite(), self.preprocessing.inverse(y), math.nan)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
     def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -235,15 +234,15 @@ class Glow(Bijector):
         return [(float(level[:, 0].min()), float(level[:, 1].max())) for level in stacked]
 
     def checkpoint_activations(self) -> None:
-        """Makes the backward pass recompute each step instead of storing its activations."""
+        """Makes the backward pass recompute each step and pixel coupling instead of storing its activations."""
         self._checkpoint_activations = True
         for level in self.flow_levels():
             level.checkpoint_activations = True
 
     def compile_steps(self) -> None:
-        """Compiles each step of flow; the first run compiles once for each level."""
-        # Each level is compiled once for training and twice for validation, whose last batch is smaller. Beyond its
-        # limit torch would run the others uncompiled.
+        """Compiles each step of flow and pixel coupling; the first run compiles once for each level and each parity."""
+        # A level is compiled once for training and twice for validation, whose last batch is smaller, and so is a
+        # parity. Beyond its limit, at least 8, torch would run the others uncompiled.
         torch._dynamo.config.recompile_limit = max(
             torch._dynamo.config.recompile_limit, 4 * (len(self.levels) + 1)
         )

@@ -25,7 +25,7 @@ class Preprocessing(nn.Module, abc.ABC):
 
     def __init__(self, n_bits: int) -> None:
         super().__init__()
-        self.bins = 2**n_bits
+        self.n_bins = 2**n_bits
 
     @abc.abstractmethod
     def forward(self, bins: Tensor, noise: Tensor, complement: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,11 +47,11 @@ class Centre(Preprocessing):
 
     def forward(self, bins: Tensor, noise: Tensor, complement: Tensor) -> tuple[Tensor, Tensor]:
         """See `Preprocessing`."""
-        return (bins + noise) / self.bins - 0.5, noise.new_zeros(len(noise))
+        return (bins + noise) / self.n_bins - 0.5, noise.new_zeros(len(noise))
 
     def inverse(self, y: Tensor) -> Tensor:
         """See `Preprocessing`."""
-        pixels: Tensor = (y + 0.5) * self.bins
+        pixels: Tensor = (y + 0.5) * self.n_bins
         return pixels
 
 
@@ -64,17 +64,17 @@ class Logit(Preprocessing):
     def forward(self, bins: Tensor, noise: Tensor, complement: Tensor) -> tuple[Tensor, Tensor]:
         """See `Preprocessing`."""
         log_s = self._log(bins + noise)
-        log_rest = self._log((self.bins - 1 - bins) + complement)
+        log_rest = self._log((self.n_bins - 1 - bins) + complement)
         log_det = noise[0].numel() * math.log1p(-2 * ALPHA) - (log_s + log_rest).sum((1, 2, 3))
         return log_s - log_rest, log_det
 
     def inverse(self, y: Tensor) -> Tensor:
         """See `Preprocessing`."""
-        return (torch.sigmoid(y) - ALPHA) * (self.bins / (1 - 2 * ALPHA))
+        return (torch.sigmoid(y) - ALPHA) * (self.n_bins / (1 - 2 * ALPHA))
 
     def _log(self, pixels: Tensor) -> Tensor:
         """log(alpha + (1 - 2 alpha) pixels / bins)."""
-        return (pixels * ((1 - 2 * ALPHA) / self.bins) + ALPHA).log()
+        return (pixels * ((1 - 2 * ALPHA) / self.n_bins) + ALPHA).log()
 
 
 PREPROCESSING_CLASSES: dict[str, type[Centre | Logit]] = {"centre": Centre, "logit": Logit}

@@ -46,7 +46,7 @@ class Coupling(Bijector):
     def scale_range(self, h: Tensor) -> Tensor:
         """The smallest and the largest scale among those that the network's output h encodes, [2]."""
         _, log_scale = self.transform.shift_and_log_scale(h)
-        return torch.stack(log_scale.float().exp().aminmax())
+        return torch.stack(self.mask.select(log_scale).float().exp().aminmax())
 
     def _outputs(self, passive: Tensor, context: Tensor | None) -> Tensor:
         inputs = passive if context is None else torch.cat((passive, context), dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Mask(nn.Module, abc.ABC):
     """Splits the values of x [N, C, H, W] into passive ones, which condition, and active ones, which are transformed.
 
-    The passive values, the active ones and the transformed ones may contain others that do not count.
+    Both may hold values that do not count beside those that do.
     """
 
     passive_channels: int
@@ -26,11 +26,15 @@ class Mask(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def join(self, x: Tensor, transformed: Tensor) -> Tensor:
-        """X with its active values replaced."""
+        """The values x with the active ones replaced."""
 
     @abc.abstractmethod
     def sum(self, active: Tensor) -> Tensor:
-        """The sum of the active values of each image, [N]."""
+        """The sum of the active values of each image, [N]; those that do not count are left out."""
+
+    @abc.abstractmethod
+    def select(self, active: Tensor) -> Tensor:
+        """The active values without those that do not count, of any shape."""
 
 
 class ChannelMask(Mask):
@@ -65,6 +69,10 @@ class ChannelMask(Mask):
         """See `Mask`."""
         return active.sum((1, 2, 3))
 
+    def select(self, active: Tensor) -> Tensor:
+        """See `Mask`."""
+        return active
+
 
 class CheckerboardMask(Mask):
     """Every second pixel conditions the others, as on a checkerboard. The passive values have zeros between them.
@@ -90,6 +98,10 @@ class CheckerboardMask(Mask):
     def sum(self, active: Tensor) -> Tensor:
         """See `Mask`."""
         return (active * ~self._passive(active)).sum((1, 2, 3))
+
+    def select(self, active: Tensor) -> Tensor:
+        """See `Mask`."""
+        return active[..., ~self._passive(active)]
 
     def _passive(self, x: Tensor) -> Tensor:
         """Whether a pixel is passive, [H, W]."""

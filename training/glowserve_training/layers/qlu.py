@@ -83,8 +83,9 @@ def _bounded_norm(n: Tensor) -> Tensor:
     and at most C^(1/8) times as large. Its eighth power is a polynomial of the entries, smooth at N = 0 too:
     ||N||^8 = ||(N' N)^2||^2 in the Frobenius norm.
     """
-    # N is made small first, so that no power overflows. The result does not depend on this factor.
-    size = torch.linalg.matrix_norm(n.detach(), keepdim=True).div(NORM_BOUND).clamp(min=1)
+    # If an entry exceeds b, N is divided by the largest first, so that no power overflows. The result does not depend
+    # on this factor.
+    size = n.detach().abs().amax((-2, -1), keepdim=True).div(NORM_BOUND).clamp(min=1)
     small = n / (NORM_BOUND * size)
     gram = small.mT @ small
     eighth_power = (gram @ gram).square().sum((-2, -1), keepdim=True)

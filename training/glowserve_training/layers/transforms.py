@@ -16,7 +16,7 @@ from glowserve_training.layers.bounds import bounded
 
 # sigmoid(0 + 2) = 0.88: the paper's coupling is initialized close to the identity.
 SCALE_SHIFT = 2.0
-# |log f| stays below this: a bounded coupling scales by 1/55 to 55.
+# |log f| stays below this, so that f lies between 1/4 and 4, and the scale between 1/55 and 55.
 LOG_F_BOUND = math.log(4)
 
 
@@ -28,15 +28,15 @@ class Transform(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def shift_and_log_scale(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network's output stands for, [N, A, H, W] each."""
+        """Shift and log_scale that the network's output h stands for, [N, A, H, W] each."""
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Y and log_scale, the log-derivative of each value, [N, A, H, W]."""
+        """The transformed values, and the log-derivative at each, [N, A, H, W]."""
         shift, log_scale = self.shift_and_log_scale(h)
         return (x + shift) * log_scale.exp(), log_scale
 
     def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """X and the log-derivative of the inverse at each value, [N, A, H, W]."""
+        """The values before the transform, and the log-derivative of the inverse at each, [N, A, H, W]."""
         shift, log_scale = self.shift_and_log_scale(h)
         return y * (-log_scale).exp() - shift, -log_scale
 
@@ -95,7 +95,7 @@ class TanhAffine(Transform):
         self.unbounded_log_f = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def bound(self) -> Tensor:
-        """F, the bound of |log_scale|, 1 at initialization, always between 1/4 and 4, [A, 1, 1]."""
+        """The bound f of |log_scale|: 1 at initialization, always between 1/4 and 4, [A, 1, 1]."""
         return bounded(self.unbounded_log_f, LOG_F_BOUND).exp()
 
     def shift_and_log_scale(self, h: Tensor) -> tuple[Tensor, Tensor]:
