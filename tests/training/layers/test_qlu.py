@@ -164,29 +164,29 @@ def test_the_first_step_turns_w_as_little_as_a_step_of_w_itself(generator: torch
 
 
 def train_with_hostile_gradients(channels: int, n: int, generator: torch.Generator) -> list[float]:
-    """Trains four steps of flow; returns the largest condition number that W had in each.
+    """Trains three steps of flow; returns the largest condition number that W had in each.
 
-    The first maximizes the condition number of actnorm times W, the second that of W, the third the norms of its
-    parameters, and the gradients of the fourth have random signs. Gradients stay finite, and both bounds are kept.
+    The first maximizes the condition number of actnorm times W, the second the norms of its parameters, and the
+    gradients of the third have random signs. Gradients stay finite, and both bounds are kept.
     """
-    steps = [FlowStep(channels, GlowConfig(image_size=8, channels=3, width=1)) for _ in range(4)]
+    steps = [FlowStep(channels, GlowConfig(image_size=8, channels=3, width=1)) for _ in range(3)]
     parameters = [[*step.actnorm.parameters(), *step.conv1x1.parameters()] for step in steps]
-    for parameter in parameters[2]:
+    for parameter in parameters[1]:
         torch.nn.init.normal_(parameter, generator=generator)
     optimizer = torch.optim.Adam(itertools.chain(*parameters), lr=0.1, maximize=True, fused=True)
-    largest = [0.0] * 4
+    largest = [0.0] * 3
     for i in range(1, n + 1):
         optimizer.zero_grad()
-        together = linear_parts(steps[:1])[0]
-        alone = steps[0].conv1x1.stacked([step.conv1x1 for step in steps])[0]
-        singular_values = torch.linalg.svdvals(torch.cat((together, alone[1:2])))
-        (singular_values[:, 0].log() - singular_values[:, -1].log()).sum().backward()
-        for outward, arbitrary in zip(parameters[2], parameters[3], strict=True):
+        singular_values = torch.linalg.svdvals(linear_parts(steps[:1])[0][0])
+        (singular_values[0].log() - singular_values[-1].log()).backward()
+        for outward, arbitrary in zip(parameters[1], parameters[2], strict=True):
             outward.grad = outward.detach().clone()
             arbitrary.grad = torch.randn(arbitrary.shape, generator=generator).sign()
         if i % (n // 50) == 0:
             grads = [p.grad for p in itertools.chain(*parameters) if p.grad is not None]
             assert all(grad.isfinite().all() for grad in grads)
+            alone, _ = steps[0].conv1x1.stacked([step.conv1x1 for step in steps])
+            together, _, _ = linear_parts(steps)
             largest = list(map(max, largest, conditions(alone)))
             assert max(largest) < CONDITION_BOUND * ROUNDING
             assert max(conditions(together)) < CONDITION_BOUND * math.exp(2 * ACTNORM_BOUND) * 1.1
@@ -198,10 +198,10 @@ def train_with_hostile_gradients(channels: int, n: int, generator: torch.Generat
 def test_no_gradient_takes_the_condition_number_beyond_its_bound(
     channels: int, n: int, generator: torch.Generator
 ) -> None:
-    largest = train_with_hostile_gradients(channels, n, generator)
+    condition, outward, arbitrary = train_with_hostile_gradients(channels, n, generator)
 
-    assert min(largest[:2]) > 500  # the objective is hostile
-    assert min(largest[2:]) > 3
+    assert condition > 500  # the objective is hostile
+    assert min(outward, arbitrary) > 3
 
 
 def test_gradients_stay_finite_at_the_bound(generator: torch.Generator) -> None:
