@@ -106,7 +106,9 @@ def tiny_run(few_digits: Path) -> TinyRun:
 
     def configure(**changes: object) -> RunConfig:
         sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 20, "batch_size": 16}
-        return run_config(str(few_digits), **(sizes | changes))
+        # The defaults for digits are slower.
+        model = {"preprocessing": "centre", "checkerboards": 0, "dequantization": "uniform"}
+        return run_config(str(few_digits), **(sizes | model | changes))
 
     return configure
 

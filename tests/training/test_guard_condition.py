@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from glowserve_training.checkpoint import load_checkpoint
-from glowserve_training.layers import AffineCoupling
+from glowserve_training.layers import Coupling
 from glowserve_training.model import Glow
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -106,7 +106,7 @@ class Logged:
     steps: dict[str, list[int]]
 
 
-@pytest.fixture(scope="module", params=["lu", "plain"])
+@pytest.fixture(scope="module", params=["qlu", "lu", "plain"])
 def logged(
     request: pytest.FixtureRequest, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Logged:
@@ -143,9 +143,10 @@ def test_tensorboard_has_the_smallest_and_the_largest_coupling_scale_of_each_lev
     scales: dict[int, list[Tensor]] = {1: [], 2: []}
 
     def record(level: int) -> Callable[..., None]:
-        def compute(coupling: AffineCoupling, inputs: tuple[Tensor]) -> None:
-            passive = inputs[0][:, : coupling.passive]
-            scales[level].append(torch.sigmoid(coupling.network(passive)[:, coupling.active :] + 2))
+        def compute(coupling: Coupling, inputs: tuple[Tensor]) -> None:
+            passive, active = coupling.mask.split(inputs[0])
+            _, log_scale = coupling.transform(active, coupling.network(passive))
+            scales[level].append(log_scale.exp())
 
         return compute
 

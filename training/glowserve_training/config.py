@@ -86,7 +86,7 @@ def stored_model(values: Mapping[str, Any]) -> dict[str, Any]:
         "preprocessing": "centre",
         "checkerboards": 0,
         "coupling_scale": "sigmoid",
-        "dequantization_width": values["width"],
+        "dequantization_width": values.get("width", GlowConfig.dequantization_width),
     } | dict(values)
 
 

@@ -33,7 +33,8 @@ from glowserve_training.layers import (
 )
 
 from tests.training.conftest import JacobianLogDet
-from tests.training.layers.conftest import Prepare, in_double
+from tests.training.layers.conftest import Prepare
+from tests.training.models import in_double
 
 EVEN, ODD = (4, 2), (3, 5)
 MASKS: dict[str, tuple[Callable[[int], Mask], tuple[int, ...]]] = {

@@ -17,7 +17,8 @@ from glowserve_training.layers import (
 from glowserve_training.layers.conv1x1 import LOG_S_BOUND
 
 from tests.training.conftest import Perturb
-from tests.training.layers.conftest import Prepare, in_double
+from tests.training.layers.conftest import Prepare
+from tests.training.models import in_double
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 12, 48])
