@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from glowserve_training.config import PARAMETRIZATIONS, GlowConfig
-from glowserve_training.layers import Coupling
+from glowserve_training.layers import Bijector, Coupling, CouplingNetwork
 from glowserve_training.model import Glow
+from glowserve_training.preprocessing import Preprocessing
 from torch import Tensor
 
 from tests.training.conftest import Perturb
@@ -137,6 +138,42 @@ def test_recomputed_activations_give_the_same_loss_and_gradient_bit_for_bit(
     for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
         assert one.grad is not None, name
         assert torch.equal(one.grad, other.grad), name
+
+
+@pytest.mark.parametrize("choices", [{}, {"coupling_scale": "sigmoid", "parametrization": "lu"}])
+def test_only_the_coupling_networks_run_in_half_precision_under_autocast(
+    choices: dict[str, Any], perturb: Perturb, generator: torch.Generator
+) -> None:
+    config = tiny(preprocessing="logit", checkerboards=2, dequantization="variational", **choices)
+    model = Glow(config)
+    images = random_images(config, 32, generator)
+    noise = torch.rand(images.shape, generator=generator)
+    model.log_prob(images, noise)
+    dtypes: dict[str, set[torch.dtype]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (Bijector, CouplingNetwork, Preprocessing)):
+            module.register_forward_hook(
+                lambda *args, name=name: dtypes.setdefault(name, set()).update(
+                    part.dtype for part in (args[2] if isinstance(args[2], tuple) else args[2:])
+                )
+            )
+    perturb(model, std=0.02)
+    exact = model.log_prob(images, noise)
+    dtypes.clear()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model.log_prob(images, noise)
+    half.mean().backward()
+
+    networks = {name: found for name, found in dtypes.items() if name.endswith("network")}
+    assert len(networks) == 4 + 2 + 2 * 2  # of the noise, of pixels and of steps
+    assert set.union(*networks.values()) == {torch.bfloat16}
+    others = [found for name, found in dtypes.items() if name not in networks and ".prior" not in name]
+    assert set.union(*others) == {torch.float32}
+    assert half.dtype == torch.float32
+    # bfloat16 has 8 bits.
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.filterwarnings("default")  # torch warns about itself
