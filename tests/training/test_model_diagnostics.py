@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from glowserve_training.config import PARAMETRIZATIONS, GlowConfig
+from glowserve_training.hardware import Hardware
 from glowserve_training.layers import Bijector, Coupling, CouplingNetwork
 from glowserve_training.model import Glow
 from glowserve_training.preprocessing import Preprocessing
+from glowserve_training.run import train
 from torch import Tensor
 
 from tests.training.conftest import Perturb
 from tests.training.models import initialized, random_images, tiny
+from tests.training.runs import TinyRun
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -205,3 +209,25 @@ def test_every_level_and_pixel_coupling_stays_compiled_in_training_and_in_valida
     torch.testing.assert_close(smaller, expected[:4])
     # For two sizes without gradients and one with them, of each level and of each parity.
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 3 * (levels + min(checkerboards, 2))
+
+
+@pytest.mark.filterwarnings("default")  # torch warns about itself
+def test_actnorms_are_initialized_before_anything_is_compiled(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(any(node.target in ("copy_", "fill_") for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        config = tiny_run(steps=2, levels=1, checkerboards=4)
+        train(config, tmp_path, hardware=Hardware(device="cpu", compile=True))
+
+    # In training, and in two validations with batches of two sizes: one level and two parities.
+    assert 3 <= len(compiled) <= 3 * 3
+    assert not any(compiled)  # no graph sets parameters
