@@ -73,7 +73,7 @@ class VariationalDequantization(nn.Module):
             )
             for mask in masks
         )
-        self.register_load_state_dict_pre_hook(_rename_old_keys)
+        self.register_load_state_dict_pre_hook(_rename_old_keys)  # type: ignore[no-untyped-call]
 
     def forward(self, noise: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Uniform noise in [0, 1) to v and 1 - v in [0, 1], and log|det| [N].
@@ -105,5 +105,5 @@ def _rename_old_keys(_module: nn.Module, state_dict: dict[str, Any], prefix: str
     """Version 0.1.0 had a list of networks."""
     old = f"{prefix}networks."
     for key in [key for key in state_dict if key.startswith(old)]:
-        index, _, rest = key.removeprefix(old).partition(".")
-        state_dict[f"{prefix}couplings.{index}.network.{rest}"] = state_dict.pop(key)
+        index, dot, rest = key.removeprefix(old).partition(".")
+        state_dict[f"{prefix}couplings.{index}.network{dot}{rest}"] = state_dict.pop(key)

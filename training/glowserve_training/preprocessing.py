@@ -70,11 +70,13 @@ class Logit(Preprocessing):
 
     def inverse(self, y: Tensor) -> Tensor:
         """See `Preprocessing`."""
-        return (torch.sigmoid(y) - ALPHA) * (self.n_bins / (1 - 2 * ALPHA))
+        pixels: Tensor = (torch.sigmoid(y) - ALPHA) * (self.n_bins / (1 - 2 * ALPHA))
+        return pixels
 
     def _log(self, pixels: Tensor) -> Tensor:
         """log(alpha + (1 - 2 alpha) pixels / bins)."""
-        return (pixels * ((1 - 2 * ALPHA) / self.n_bins) + ALPHA).log()
+        s = pixels * ((1 - 2 * ALPHA) / self.n_bins) + ALPHA
+        return torch.log(s)
 
 
 PREPROCESSING_CLASSES: dict[str, type[Centre | Logit]] = {"centre": Centre, "logit": Logit}

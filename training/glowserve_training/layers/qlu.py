@@ -65,9 +65,10 @@ class QLUConv1x1(InvertibleConv1x1):
     def apply_inverse(self, y: Tensor) -> Tensor:
         """See `InvertibleConv1x1`; two triangular solves."""
         lower, upper = _triangles(self.lower, self.upper)
-        x = torch.linalg.solve_triangular(lower, self.rotation.T @ y, upper=False, unitriangular=True)
-        x = x * (-bounded(self.unbounded_log_s, LOG_S_BOUND)).exp()[:, None]
-        return torch.linalg.solve_triangular(upper, x, upper=True, unitriangular=True)
+        half = torch.linalg.solve_triangular(lower, self.rotation.T @ y, upper=False, unitriangular=True)
+        half = half * (-bounded(self.unbounded_log_s, LOG_S_BOUND)).exp()[:, None]
+        x: Tensor = torch.linalg.solve_triangular(upper, half, upper=True, unitriangular=True)
+        return x
 
 
 def _triangles(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
