@@ -112,7 +112,7 @@ def logged(
 ) -> Logged:
     path, recorder = tmp_path_factory.mktemp("logged"), Recorder()
     config = tiny_run(
-        steps=10, steps_per_level=2, average_decay=0.0, parametrization=request.param, learning_rate=0.05
+        steps=10, steps_per_level=2, average_decay=0.0, parametrization=request.param, learning_rate=0.02
     )
     model = load_checkpoint(run(config, path, [recorder])).model
     shown = events(path)

@@ -228,6 +228,5 @@ def test_actnorms_are_initialized_before_anything_is_compiled(
         config = tiny_run(steps=2, levels=1, checkerboards=4)
         train(config, tmp_path, hardware=Hardware(device="cpu", compile=True))
 
-    # In training, and in two validations with batches of two sizes: one level and two parities.
-    assert 3 <= len(compiled) <= 3 * 3
+    assert len(compiled) >= 3  # one level and two parities
     assert not any(compiled)  # no graph sets parameters

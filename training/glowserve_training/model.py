@@ -241,11 +241,10 @@ class Glow(Bijector):
 
     def compile_steps(self) -> None:
         """Compiles each step of flow and pixel coupling; the first run compiles once for each level and each parity."""
-        # A level is compiled once for training and twice for validation, whose last batch is smaller, and so is a
-        # parity. Beyond its limit, at least 8, torch would run the others uncompiled.
-        torch._dynamo.config.recompile_limit = max(
-            torch._dynamo.config.recompile_limit, 4 * (len(self.levels) + 1)
-        )
+        # Each level and each of two parities is compiled once for training and twice for validation, whose last batch is
+        # smaller. Beyond its limit torch would run the others uncompiled.
+        most = 4 * (len(self.levels) + 2)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, most)
         for step in self.flow_steps():
             step.transform = torch.compile(step.transform, dynamic=False)  # type: ignore[method-assign]
         for coupling in self.couplings_of_pixels():
