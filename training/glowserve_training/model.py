@@ -241,8 +241,8 @@ class Glow(Bijector):
 
     def compile_steps(self) -> None:
         """Compiles each step of flow and pixel coupling; the first run compiles once for each level and each parity."""
-        # Each level and each of two parities is compiled once for training and twice for validation, whose last batch is
-        # smaller. Beyond its limit torch would run the others uncompiled.
+        # Each level and each of two parities is compiled once for training and twice for validation, whose last batch
+        # is smaller. Beyond its limit torch would run the others uncompiled.
         most = 4 * (len(self.levels) + 2)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, most)
         for step in self.flow_steps():
