@@ -5,7 +5,8 @@
     python tests/benchmarks/bench_training.py memory
     python tests/benchmarks/bench_training.py parametrizations --data DATA
 
-Each figure is measured in a process of its own; compared cases take turns. Run it on an otherwise idle machine.
+Speed and memory are measured in processes of their own; compared cases take turns. Run it on an otherwise idle machine.
+The runs of `parametrizations` stay in --out, so that an interrupted table resumes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import resource
@@ -43,6 +45,10 @@ _SPEED: dict[str, dict[str, Any]] = {
 }
 # The other options are fields of GlowConfig and RunConfig.
 _HARDWARE = ("checkpoint_activations", "compile")
+# The defaults for photographs.
+_PHOTOGRAPHS = {"preprocessing": "centre", "checkerboards": 0, "dequantization": "uniform"}
+# The image sizes and levels of `parametrizations`, by C, the channels at the top level.
+_TOP_LEVELS = {12: (32, 1), 48: (32, 3), 192: (32, 5), 384: (64, 6)}
 
 
 def main() -> None:
@@ -54,6 +60,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for speed")
     parser.add_argument("--data", default="uoft-cs/cifar10", help="images for the parametrizations")
     parser.add_argument("--steps", type=int, default=200, help="training steps for the parametrizations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for the parametrizations")
+    parser.add_argument("--out", type=Path, default=Path("out/parametrizations"), help="for their runs")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "one":
@@ -177,7 +185,7 @@ def _run_config(case: dict[str, Any], given: dict[str, Any]) -> Any:
     from glowserve_training.presets import run_config
 
     sizes = {"image_size": 32, "channels": 3, "steps_per_level": case["k"], "width": case["width"]}
-    return run_config("none", steps=10_000, batch_size=case["batch"], **sizes, **given)
+    return run_config("none", steps=10_000, batch_size=case["batch"], **sizes, **(_PHOTOGRAPHS | given))
 
 
 def _random_images() -> Any:
@@ -189,31 +197,42 @@ def _random_images() -> Any:
 
 
 def _parametrizations(args: argparse.Namespace) -> None:
-    """For C = 12, 48 and 192, the channels at the top level of 1, 3 and 5 levels."""
     from glowserve_training.layers import CONV1X1_CLASSES
 
     print(
-        "one 1x1 convolution, forward and backward, batch 32, with as many positions as that level of a 32x32 image;\n"
-        f"and a Glow with that level at the top (K=4 width=32), {args.steps} steps of {_BATCH} images of "
-        f"{Path(args.data).name}\n"
-        f"  {'C':>3}  {'':<11}{'layer ms':>9}{'log-det ms':>12}{'step ms':>9}{'bits/dim':>10}{'worst condition':>17}"
+        "one 1x1 convolution, forward and backward, batch 32, with as many positions as the top level;\n"
+        f"and a Glow whose top level has C channels (K=4 width=32), {args.steps} steps of {_BATCH} images of "
+        f"{Path(args.data).name},\nseeds {' '.join(map(str, args.seeds))}: median step, mean validation bits/dim, "
+        "worst condition number of W\n"
+        f"  {'C':>3}  {'':<11}{'layer ms':>9}{'log-det ms':>12}{'step ms':>9}{'of plain':>10}"
+        f"{'bits/dim':>10}{'- plain':>9}{'condition':>11}"
     )
-    for levels, channels in ((1, 12), (3, 48), (5, 192)):
-        for name in CONV1X1_CLASSES:
-            layer_ms, log_det_ms = _time_conv1x1(name, channels, positions=32 >> levels)
-            trained = _train(args, levels, name)
+    for channels, (size, levels) in _TOP_LEVELS.items():
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONV1X1_CLASSES}
+        for seed, name in itertools.product(args.seeds, CONV1X1_CLASSES):
+            found[name].append(_trained(args, size, levels, name, seed))
+        plain = found["plain"]
+        for name, runs in found.items():
+            layer_ms, log_det_ms = _time_conv1x1(name, channels, positions=size >> levels)
+            step_ms = statistics.median(run["step_ms"] for run in runs)
+            pairs = list(zip(runs, plain, strict=True))
+            ratio = statistics.median(run["step_ms"] / base["step_ms"] for run, base in pairs)
+            bits = statistics.mean(run["bits_per_dim"] for run in runs)
+            difference = statistics.mean(run["bits_per_dim"] - base["bits_per_dim"] for run, base in pairs)
+            condition = max(run["condition"] for run in runs)
             print(
-                f"  {channels:>3}  {name:<11}{layer_ms:>9.2f}{log_det_ms:>12.3f}"
-                f"{trained['step_ms']:>9.1f}{trained['bits_per_dim']:>10.3f}{trained['condition']:>17.2f}"
+                f"  {channels:>3}  {name:<11}{layer_ms:>9.2f}{log_det_ms:>12.3f}{step_ms:>9.1f}{ratio:>8.2f} x"
+                f"{bits:>10.3f}{difference:>+9.3f}{condition:>11.2f}",
+                flush=True,
             )
 
 
 def _time_conv1x1(name: str, channels: int, positions: int) -> tuple[float, float]:
     """Milliseconds of forward and backward pass: of a 1x1 convolution, and of its log-determinant alone."""
     import torch
-    from glowserve_training.layers import invertible_conv1x1
+    from glowserve_training.layers import CONV1X1_CLASSES
 
-    layer = invertible_conv1x1(channels, name)
+    layer = CONV1X1_CLASSES[name](channels)
     x = torch.randn(_BATCH, channels, positions, positions, requires_grad=True)
 
     def whole() -> None:
@@ -239,8 +258,22 @@ def _milliseconds(function: Callable[[], None], repeats: int = 30) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[str, float]:
-    """Test bits/dim and worst condition number of the trained model, and the median milliseconds of a step."""
+def _trained(
+    args: argparse.Namespace, size: int, levels: int, parametrization: str, seed: int
+) -> dict[str, float]:
+    """The figures of a run; trains it if it has none."""
+    run_dir = args.out / f"{parametrization}-{size}-{levels}-{args.steps}-{seed}"
+    figures = run_dir / "figures.json"
+    if not figures.exists():
+        found = _train(args, run_dir, size, levels, parametrization, seed)
+        figures.write_text(json.dumps(found))
+    return dict(json.loads(figures.read_text()))
+
+
+def _train(
+    args: argparse.Namespace, run_dir: Path, size: int, levels: int, parametrization: str, seed: int
+) -> dict[str, float]:
+    """Validation bits/dim, worst condition number of the trained model, and the median milliseconds of a step."""
     from glowserve_training.checkpoint import load_checkpoint
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
@@ -252,14 +285,22 @@ def _train(args: argparse.Namespace, levels: int, parametrization: str) -> dict[
         def on_train_batch_start(self, *_: Any) -> None:
             starts.append(time.perf_counter())
 
-    sizes = {"levels": levels, "steps_per_level": 4, "width": 32, "steps": args.steps, "batch_size": _BATCH}
+    sizes = {"image_size": size, "channels": 3, "levels": levels, "steps_per_level": 4, "width": 32}
     # Condition numbers are measured here, not limited by the guard.
-    config = run_config(args.data, parametrization=parametrization, condition_limit=float("inf"), **sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = load_checkpoint(train(config, Path(folder), callbacks=[Clock()]))
+    config = run_config(
+        args.data,
+        parametrization=parametrization,
+        condition_limit=math.inf,
+        steps=args.steps,
+        batch_size=_BATCH,
+        seed=seed,
+        **sizes,
+        **_PHOTOGRAPHS,
+    )
+    checkpoint = load_checkpoint(train(config, run_dir, callbacks=[Clock()]))
     steps = [end - begin for begin, end in itertools.pairwise(starts)]
     return {
-        "bits_per_dim": checkpoint.training.metrics["test_bits_per_dim"],
+        "bits_per_dim": checkpoint.training.metrics["validation_bits_per_dim"],
         "condition": max(max(level) for level in checkpoint.model.condition_numbers()),
         "step_ms": 1000 * statistics.median(steps),
     }

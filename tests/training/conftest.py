@@ -16,7 +16,7 @@ from glowserve_training.layers import Bijector
 from glowserve_training.presets import run_config
 from torch import Tensor, nn
 
-from tests.training.runs import Recorder, TinyRun, Uninterrupted, run
+from tests.training.runs import PLAIN, Recorder, TinyRun, Uninterrupted, run
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]
@@ -106,7 +106,7 @@ def tiny_run(few_digits: Path) -> TinyRun:
 
     def configure(**changes: object) -> RunConfig:
         sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 20, "batch_size": 16}
-        return run_config(str(few_digits), **(sizes | changes))
+        return run_config(str(few_digits), **(PLAIN | sizes | changes))
 
     return configure
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from glowserve_training import config
-from glowserve_training.config import DataConfig, GlowConfig
+from glowserve_training.config import DataConfig, GlowConfig, stored_model
 from glowserve_training.hardware import Hardware
-from glowserve_training.layers import CONV1X1_CLASSES, COUPLING_CLASSES
+from glowserve_training.layers import CONV1X1_CLASSES
 
 from tests.training.runs import TinyRun
 
@@ -27,7 +27,11 @@ from tests.training.runs import TinyRun
         ({"image_size": 12, "levels": 3}, r"image_size is 12.*multiple of 8 \(or use fewer levels\)"),
         ({"image_size": 0}, "image_size is 0.*positive multiple of 4"),
         ({"coupling": "spline"}, "coupling is 'spline'; it must be one of affine, additive"),
-        ({"parametrization": "qr"}, "parametrization is 'qr'; it must be one of lu, orthogonal, plain"),
+        ({"parametrization": "qr"}, "parametrization is 'qr'; it must be one of qlu, lu, orthogonal, plain"),
+        ({"preprocessing": "center"}, "preprocessing is 'center'; it must be one of centre, logit"),
+        ({"coupling_scale": "exp"}, "coupling_scale is 'exp'; it must be one of tanh, sigmoid"),
+        ({"checkerboards": -1}, "checkerboards is -1; it must be 0 or more"),
+        ({"dequantization_width": 0}, "dequantization_width is 0; it must be 1 or more"),
         ({"dequantization": "none"}, "dequantization is 'none'; it must be one of uniform, variational"),
     ],
 )
@@ -88,6 +92,33 @@ def test_the_processes_of_several_nodes_are_counted_together() -> None:
     assert Hardware(devices=4, nodes=2).processes == 8
 
 
-def test_every_choice_of_a_layer_has_a_class() -> None:
-    assert COUPLING_CLASSES.keys() == set(config.COUPLINGS)
+def test_fields_that_a_stored_configuration_lacks_mean_what_was_fixed_before_they_existed() -> None:
+    stored = {"image_size": 8, "channels": 1, "levels": 2, "width": 7, "parametrization": "lu"}
+
+    found = GlowConfig(**stored_model(stored))
+
+    assert found == GlowConfig(
+        **stored,  # type: ignore[arg-type]
+        preprocessing="centre",
+        checkerboards=0,
+        coupling_scale="sigmoid",
+        dequantization_width=7,
+    )
+
+
+def test_a_configuration_is_read_as_it_was_stored() -> None:
+    written = GlowConfig(
+        image_size=8,
+        channels=3,
+        levels=1,
+        preprocessing="logit",
+        checkerboards=2,
+        dequantization_width=9,
+        dequantization="variational",
+    )
+
+    assert GlowConfig(**stored_model(asdict(written))) == written
+
+
+def test_every_parametrization_has_a_class() -> None:
     assert CONV1X1_CLASSES.keys() == set(config.PARAMETRIZATIONS)

@@ -164,7 +164,7 @@ def test_a_fault_after_the_last_regular_check_is_undone(
 @pytest.mark.parametrize(
     ("parametrization", "remedy"),
     [
-        ("plain", "parametrization 'lu' or 'orthogonal', or a learning rate below 0.002"),
+        ("plain", "parametrization 'qlu' or 'orthogonal', or a learning rate below 0.002"),
         ("lu", "a learning rate below 0.002"),
         ("orthogonal", "a learning rate below 0.002"),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from glowserve_training.checkpoint import load_checkpoint
-from glowserve_training.layers import AffineCoupling
+from glowserve_training.layers import Coupling
 from glowserve_training.model import Glow
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -98,7 +98,7 @@ def test_a_matrix_within_the_condition_limit_is_no_fault(
 
 @dataclass(frozen=True)
 class Logged:
-    """A run with decay 0, so that its result has its last weights; TensorBoard's last values and all steps."""
+    """A model with the weights of its last step; the batch of that step; TensorBoard's last values and all steps."""
 
     model: Glow
     batch: tuple[Tensor, Tensor]
@@ -106,19 +106,21 @@ class Logged:
     steps: dict[str, list[int]]
 
 
-@pytest.fixture(scope="module", params=["lu", "plain"])
+@pytest.fixture(scope="module", params=["qlu", "lu", "plain"])
 def logged(
     request: pytest.FixtureRequest, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Logged:
     path, recorder = tmp_path_factory.mktemp("logged"), Recorder()
-    config = tiny_run(
-        steps=10, steps_per_level=2, average_decay=0.0, parametrization=request.param, learning_rate=0.05
-    )
+    config = tiny_run(steps=10, steps_per_level=2, parametrization=request.param, learning_rate=0.05)
     model = load_checkpoint(run(config, path, [recorder])).model
+    last_step = max(recorder.weights)
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), recorder.weights[last_step], strict=True):
+            parameter.copy_(value)
     shown = events(path)
     return Logged(
         model=model,
-        batch=recorder.batches[10],
+        batch=recorder.batches[last_step],
         last={name: points[-1][1] for name, points in shown.items()},
         steps={name: [step for step, _ in points] for name, points in shown.items()},
     )
@@ -136,16 +138,17 @@ def test_tensorboard_has_the_condition_number_of_every_1x1_convolution(logged: L
     assert min(expected.values()) > 1.01  # no longer orthogonal
     assert shown == pytest.approx(expected, rel=1e-5)
     assert logged.last["condition"] == pytest.approx(max(expected.values()), rel=1e-5)
-    assert all(logged.steps[name] == list(range(1, 11)) for name in shown)
+    assert all(logged.steps[name] == list(range(1, len(logged.steps[name]) + 1)) for name in shown)
 
 
 def test_tensorboard_has_the_smallest_and_the_largest_coupling_scale_of_each_level(logged: Logged) -> None:
     scales: dict[int, list[Tensor]] = {1: [], 2: []}
 
     def record(level: int) -> Callable[..., None]:
-        def compute(coupling: AffineCoupling, inputs: tuple[Tensor]) -> None:
-            passive = inputs[0][:, : coupling.passive]
-            scales[level].append(torch.sigmoid(coupling.network(passive)[:, coupling.active :] + 2))
+        def compute(coupling: Coupling, inputs: tuple[Tensor]) -> None:
+            passive, active = coupling.mask.split(inputs[0])
+            _, log_scale = coupling.transform(active, coupling.network(passive))
+            scales[level].append(log_scale.exp())
 
         return compute
 

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from glowserve_training.config import GlowConfig
+from glowserve_training.config import PREPROCESSINGS, GlowConfig
 from glowserve_training.model import Glow
 from glowserve_training.quantization import from_bins, to_bins
 from torch import Tensor
 
 from tests.training.conftest import JacobianLogDet, Perturb
-from tests.training.models import initialized, random_images, tiny
+from tests.training.models import in_double, initialized, random_images, tiny
 
+COUPLINGS: dict[str, dict[str, Any]] = {
+    "tanh": {},
+    "sigmoid": {"coupling_scale": "sigmoid"},
+    "additive": {"coupling": "additive"},
+    "tanh, 1 checkerboard": {"checkerboards": 1},
+    "sigmoid, 2 checkerboards": {"coupling_scale": "sigmoid", "checkerboards": 2},
+    "additive, 3 checkerboards": {"coupling": "additive", "checkerboards": 3},
+}
 ARCHITECTURES = [
     pytest.param(
-        GlowConfig(
-            image_size=8,
-            channels=channels,
-            levels=levels,
-            steps_per_level=2,
-            width=6,
-            coupling=coupling,
-            parametrization=parametrization,
-        ),
-        id=f"8x8x{channels}-{levels}-{coupling}-{parametrization}",
+        tiny(channels=channels, levels=levels, parametrization=parametrization, **COUPLINGS[name]),
+        id=f"8x8x{channels}-{levels}-{name}-{parametrization}",
     )
-    for channels, levels, coupling, parametrization in itertools.product(
-        (1, 3), (1, 2, 3), ("affine", "additive"), ("lu", "plain")
+    for channels, levels, name, parametrization in itertools.product(
+        (1, 3), (1, 2, 3), COUPLINGS, ("qlu", "lu", "plain")
     )
 ]
 
@@ -39,7 +41,7 @@ ARCHITECTURES = [
 def test_the_inverse_inverts_the_forward(
     config: GlowConfig, n: int, perturb: Perturb, generator: torch.Generator
 ) -> None:
-    model = Glow(config).double().eval()
+    model = in_double(Glow, config).eval()
     perturb(model, std=0.1)
     x = torch.rand(n, config.channels, 8, 8, generator=generator, dtype=torch.float64) - 0.5
 
@@ -56,7 +58,7 @@ def test_the_inverse_inverts_the_forward(
 def test_the_log_determinant_is_that_of_the_jacobian(
     config: GlowConfig, perturb: Perturb, jacobian_log_det: JacobianLogDet, generator: torch.Generator
 ) -> None:
-    model = Glow(config).double().eval()
+    model = in_double(Glow, config).eval()
     perturb(model, std=0.1)
     x = torch.rand(2, config.channels, 8, 8, generator=generator, dtype=torch.float64) - 0.5
 
@@ -70,8 +72,8 @@ def test_the_likelihood_depends_on_every_parameter(
     config: GlowConfig, perturb: Perturb, generator: torch.Generator
 ) -> None:
     model = initialized(config, generator)
-    perturb(model, std=0.05)
-    images = random_images(config, 4, generator)
+    perturb(model, std=0.02)
+    images = random_images(config, 32, generator)  # of fewer, all hidden values of a network may be negative
 
     model.log_prob(images, torch.rand(images.shape, generator=generator)).sum().backward()
 
@@ -134,12 +136,18 @@ def test_within_a_level_a_latent_is_row_major_over_channel_row_column(generator:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_bits", [1, 5, 8])
 @pytest.mark.parametrize(
-    "config", [tiny(), tiny(channels=3, levels=3), tiny(coupling="additive", channels=3)]
+    "config",
+    [
+        tiny(),
+        tiny(channels=3, levels=3, parametrization="lu", coupling_scale="sigmoid"),
+        tiny(coupling="additive", channels=3),
+        tiny(preprocessing="logit", checkerboards=3, channels=3),
+    ],
 )
 def test_an_encoded_image_is_decoded_exactly(
     config: GlowConfig, n_bits: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    config = GlowConfig(**(vars(config) | {"n_bits": n_bits}))
+    config = replace(config, n_bits=n_bits)
     model = initialized(config, generator, dtype)
     images = random_images(config, 16, generator)
 
@@ -151,15 +159,57 @@ def test_an_encoded_image_is_decoded_exactly(
     assert torch.equal(back, from_bins(to_bins(images, n_bits), n_bits))
 
 
-def test_a_latent_encodes_the_centers_of_the_bins(generator: torch.Generator) -> None:
-    config = tiny(n_bits=2)
+@pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
+def test_a_latent_encodes_the_centers_of_the_bins(preprocessing: str, generator: torch.Generator) -> None:
+    config = tiny(n_bits=2, preprocessing=preprocessing)
     model = initialized(config, generator, torch.float64)
     images = random_images(config, 3, generator)
 
-    x, _ = model.inverse(model.encode(images))
+    pixels = model.pixels(model.encode(images))
 
-    centers = (to_bins(images, 2).double() + 0.5) / 4 - 0.5
-    torch.testing.assert_close(x.movedim(1, 3), centers, rtol=0, atol=1e-9)
+    torch.testing.assert_close(pixels, to_bins(images, 2).double() + 0.5, rtol=0, atol=1e-9)
+
+
+class Overflowing(Glow):
+    """Its inverse is infinite at the first two pixels."""
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_det = super().inverse(y)
+        x[:, :, 0, :2] = torch.tensor([math.inf, -math.inf])
+        return x, log_det
+
+
+@pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
+def test_pixels_are_not_finite_where_the_flow_overflows(
+    preprocessing: str, generator: torch.Generator
+) -> None:
+    # The inverse of a logit alone would make pixels of 0 and 255 of infinite values.
+    config = tiny(preprocessing=preprocessing)
+
+    with torch.no_grad():
+        finite = Overflowing(config).eval().pixels(torch.randn(3, 64, generator=generator)).isfinite()
+
+    assert finite[:, 0, :2].logical_not().all()
+    assert finite[:, 0, 2:].all()
+    assert finite[:, 1:].all()
+
+
+def test_checkerboard_couplings_alternate_and_see_pixels_at_full_resolution(
+    perturb: Perturb, generator: torch.Generator
+) -> None:
+    model = in_double(Glow, tiny(checkerboards=2, channels=3)).eval()
+    perturb(model)
+    x = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    even = (torch.arange(8)[:, None] + torch.arange(8)) % 2 == 0
+
+    changed = []
+    for coupling in model.couplings_of_pixels():
+        y, _ = coupling(x)
+        changed.append((y != x)[0])
+        x = y
+
+    assert torch.equal(changed[0], ~even.expand(3, -1, -1))
+    assert torch.equal(changed[1], even.expand(3, -1, -1))
 
 
 def test_samples_are_images_of_the_models_shape_and_bits(generator: torch.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.errors import DataError
 from glowserve_training.presets import run_config
 from PIL import Image
+
+from tests.training.runs import PLAIN
 
 
 def source(path: Path, *shape: int) -> str:
@@ -51,7 +54,9 @@ def test_the_image_size_follows_the_images_and_the_levels_follow_the_image_size(
 
 
 def test_larger_images_get_larger_models(tmp_path: Path) -> None:
-    small, middle, large = (run_config("anywhere", image_size=size, channels=1) for size in (16, 32, 64))
+    small, middle, large = (
+        run_config("anywhere", image_size=size, channels=1, **PLAIN) for size in (16, 32, 64)
+    )
 
     assert small.model.levels < middle.model.levels < large.model.levels
     assert small.model.width < middle.model.width
@@ -83,10 +88,14 @@ def test_every_field_can_be_given() -> None:
         "levels": 1,
         "steps_per_level": 5,
         "width": 7,
+        "preprocessing": "logit",
+        "checkerboards": 3,
         "coupling": "additive",
+        "coupling_scale": "sigmoid",
         "parametrization": "plain",
         "coupling_actnorm": True,
         "dequantization": "variational",
+        "dequantization_width": 5,
         "steps": 11,
         "batch_size": 13,
         "learning_rate": 0.25,
@@ -117,6 +126,26 @@ def test_size_paper_is_that_of_kingma_and_dhariwal() -> None:
     config = run_config("digits", size="paper", image_size=32, channels=3)
 
     assert (config.model.levels, config.model.steps_per_level, config.model.width) == (3, 32, 512)
+    assert (config.model.preprocessing, config.model.coupling_scale) == ("centre", "sigmoid")
+
+
+DRAWING = {"preprocessing": "logit", "checkerboards": 4, "dequantization": "variational"}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.3, DRAWING), (0.2, PLAIN)])
+@pytest.mark.parametrize("extreme", [0, 255])
+def test_the_recipe_follows_from_the_share_of_values_that_are_black_or_white(
+    extreme: int, share: float, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    images = np.full((20, 10, 10), 128, np.uint8)
+    images[:, : round(10 * share)] = extreme
+    np.savez(tmp_path / "a.npz", images=images)
+
+    config = run_config(str(tmp_path / "a.npz"), image_size=10, channels=1, levels=1)
+    given = run_config(str(tmp_path / "a.npz"), image_size=10, channels=1, levels=1, checkerboards=1)
+
+    assert {name: getattr(config.model, name) for name in expected} == expected
+    assert given.model == replace(config.model, checkerboards=1)
 
 
 def test_an_unknown_size_is_refused() -> None:
@@ -138,8 +167,8 @@ def test_image_size_and_channels_can_be_given_one_without_the_other(
     assert (config.model.image_size, config.model.channels) == (image_size, channels)
 
 
-def test_a_source_is_not_opened_if_image_size_and_channels_are_given() -> None:
-    config = run_config("/not/there/yet", image_size=8, channels=1)
+def test_a_source_is_not_opened_if_nothing_follows_from_its_images() -> None:
+    config = run_config("/not/there/yet", image_size=8, channels=1, **PLAIN)
 
     assert config.data.data == "/not/there/yet"
 

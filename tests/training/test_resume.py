@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from glowserve.cli import main
 from tests.training.runs import (
+    PLAIN,
     Interrupt,
     NoiseIsNaN,
     Recorder,
@@ -100,7 +101,9 @@ def test_a_killed_command_resumes_to_the_weights_of_an_uninterrupted_run(
     sizes = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 120, "batch_size": 16}
     command = ["train", "--data", str(few_digits), "--device", "cpu", "--json"]
     command += ["--out", str(tmp_path / "killed")]
-    command += [part for name, n in sizes.items() for part in (f"--{name.replace('_', '-')}", str(n))]
+    command += [
+        part for name, n in (PLAIN | sizes).items() for part in (f"--{name.replace('_', '-')}", str(n))
+    ]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
     with subprocess.Popen(

@@ -58,7 +58,7 @@ def test_training_makes_images_more_likely(checkpoint: Path) -> None:
     validation = [value for _, value in events(checkpoint.parent)["validation_bits_per_dim"]]
     metrics = load_checkpoint(checkpoint).training.metrics
 
-    assert validation[-1] < validation[0] - 0.5
+    assert validation[-1] < validation[0] - 0.2
     assert validation[-1] == pytest.approx(metrics["validation_bits_per_dim"], rel=1e-3)
     assert metrics["test_bits_per_dim"] < 3.5  # a uniform distribution has 4
 

@@ -63,6 +63,7 @@ class WatchSteps(Callback):
         {"parametrization": "lu"},
         {"parametrization": "plain", "weight_decay": 0.1},
         {"parametrization": "orthogonal", "dequantization": "variational"},
+        {"preprocessing": "logit", "checkerboards": 2, "dequantization": "variational"},
         {"precision": "bf16-mixed", "average_decay": 0.0},
     ],
 )

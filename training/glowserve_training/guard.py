@@ -152,7 +152,7 @@ def _fault(first_bad_step: int | None, conditions: list[list[float]], limit: flo
 def _remedy(module: GlowModule) -> str:
     rate = f"a learning rate below {module.learning_rate:g}"
     if module.model.config.parametrization == "plain":
-        return f"parametrization 'lu' or 'orthogonal', or {rate}"
+        return f"parametrization 'qlu' or 'orthogonal', or {rate}"
     return rate
 
 

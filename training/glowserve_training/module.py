@@ -37,7 +37,7 @@ class GlowModule(lightning.LightningModule):
         self._first_bad_step = self._first_bad_step.to(self.device)
         if self.global_step == 0:
             batch = cast("StepLoader", self.trainer.train_dataloader).dataset[0]
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 self.model.log_prob(*self.transfer_batch_to_device(batch, self.device, 0))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import torch
-from glowserve_training.layers import Bijector
 from torch import nn
 
 from tests.training.conftest import Perturb
@@ -25,13 +22,3 @@ def prepared(perturb: Perturb) -> Prepare:
         return layer
 
     return prepare
-
-
-def in_double(make: Callable[..., Bijector], *args: Any) -> Bijector:
-    """Makes a layer in float64: a matrix made in float32 is orthogonal only to 1e-7, even if converted later."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        return make(*args)
-    finally:
-        torch.set_default_dtype(before)

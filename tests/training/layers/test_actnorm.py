@@ -109,3 +109,53 @@ def test_an_actnorm_that_was_saved_uninitialized_is_initialized_after_loading(
 
     assert used.initialized
     torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+
+
+def test_a_bounded_actnorm_normalizes_a_batch_whose_scale_is_within_its_bound(
+    generator: torch.Generator,
+) -> None:
+    actnorm = ActNorm(3, bound=3.0).double()
+    x = 5 + torch.tensor([0.1, 1.0, 10.0]).reshape(3, 1, 1) * torch.randn(
+        7, 3, 4, 4, generator=generator, dtype=torch.float64
+    )
+
+    y, log_det = actnorm(x)
+
+    variance, mean = torch.var_mean(y.detach(), dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
+    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=1e-9)
+    std = x.std((0, 2, 3), correction=0)
+    torch.testing.assert_close(log_det.detach(), (-16 * std.log().sum()).expand(7))
+
+
+@pytest.mark.parametrize("std", [1e-5, 1e5])
+def test_a_bounded_actnorm_can_still_learn_after_a_batch_beyond_its_bound(
+    std: float, generator: torch.Generator
+) -> None:
+    actnorm = ActNorm(2, bound=3.0)
+
+    y, log_det = actnorm(std * torch.randn(7, 2, 4, 4, generator=generator))
+    (y.square().mean() - log_det.mean()).backward()
+
+    log_scale = actnorm.effective_log_scale().detach()
+    torch.testing.assert_close(log_scale, torch.full_like(log_scale, -2.85 if std > 1 else 2.85))
+    assert actnorm.log_scale.grad is not None
+    assert actnorm.log_scale.grad.abs().min() > 0.01
+
+
+@pytest.mark.parametrize("parameter", [-1e30, -10.0, 10.0, 1e30])
+def test_no_parameter_takes_a_bounded_actnorm_beyond_its_bound(
+    parameter: float, generator: torch.Generator
+) -> None:
+    actnorm = ActNorm(2, bound=3.0).eval()
+    torch.nn.init.constant_(actnorm.log_scale, parameter)
+    x = torch.randn(3, 2, 4, 4, generator=generator)
+
+    with torch.no_grad():
+        y, log_det = actnorm(x)
+        back, _ = actnorm.inverse(y)
+        log_scale = actnorm.effective_log_scale()
+
+    assert float(log_scale.abs().max()) <= 3
+    assert float(log_det.abs().max()) <= 3 * 2 * 16
+    torch.testing.assert_close(back, x)

@@ -1,4 +1,4 @@
-"""The three parametrizations of the invertible 1x1 convolution."""
+"""The invertible 1x1 convolution in all parametrizations; `test_qlu` has more of the default one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from glowserve_training.layers import InvertibleConv1x1, LUConv1x1, OrthogonalConv1x1, PlainConv1x1
+from glowserve_training.layers import (
+    InvertibleConv1x1,
+    LUConv1x1,
+    OrthogonalConv1x1,
+    PlainConv1x1,
+    QLUConv1x1,
+)
 from glowserve_training.layers.conv1x1 import LOG_S_BOUND
 
 from tests.training.conftest import Perturb
-from tests.training.layers.conftest import Prepare, in_double
+from tests.training.layers.conftest import Prepare
+from tests.training.models import in_double
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 12, 48])
-@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, OrthogonalConv1x1])
+@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, OrthogonalConv1x1, QLUConv1x1])
 def test_a_1x1_convolution_is_initialized_as_an_orthogonal_matrix(
     parametrization: Callable[[int], InvertibleConv1x1], channels: int
 ) -> None:
@@ -27,13 +34,13 @@ def test_a_1x1_convolution_is_initialized_as_an_orthogonal_matrix(
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 12, 48])
-@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1])
+@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, QLUConv1x1])
 def test_the_log_determinant_of_a_1x1_convolution_is_that_of_its_matrix(
     parametrization: Callable[[int], InvertibleConv1x1],
     channels: int,
     prepared: Prepare,
 ) -> None:
-    conv = parametrization(channels)
+    conv = in_double(parametrization, channels)
     prepared(conv)
 
     expected = torch.linalg.slogdet(conv.weight()).logabsdet
@@ -42,7 +49,7 @@ def test_the_log_determinant_of_a_1x1_convolution_is_that_of_its_matrix(
     torch.testing.assert_close(conv.log_abs_det(), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, OrthogonalConv1x1])
+@pytest.mark.parametrize("parametrization", [PlainConv1x1, LUConv1x1, OrthogonalConv1x1, QLUConv1x1])
 def test_stacked_1x1_convolutions_equal_the_single_ones(
     parametrization: Callable[[int], InvertibleConv1x1], prepared: Prepare
 ) -> None:
