@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glowserve.images import Preparation
-from glowserve_training.config import DataConfig, GlowConfig
+from glowserve_training.config import DataConfig, GlowConfig, stored_model
 from glowserve_training.data import HeldOutRecord, KnownImage
 from glowserve_training.errors import CheckpointError
 from glowserve_training.model import Glow
@@ -97,7 +97,7 @@ def load_checkpoint(
     content = _read(path)
     try:
         accept(content["state_dict"])
-        model = Glow(GlowConfig(**content["config"]))
+        model = Glow(GlowConfig(**stored_model(content["config"])))
         model.load_state_dict(content["state_dict"])
         data = dict(content["data"])
         data["preparation"] = Preparation(**data["preparation"])

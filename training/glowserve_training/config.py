@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from glowserve.images import Preparation
 from glowserve_training.option import option, require_at_least, require_choice, require_positive
 
+PREPROCESSINGS = ("centre", "logit")
 COUPLINGS = ("affine", "additive")
-PARAMETRIZATIONS = ("lu", "orthogonal", "plain")
+COUPLING_SCALES = ("tanh", "sigmoid")
+PARAMETRIZATIONS = ("qlu", "lu", "orthogonal", "plain")
 DEQUANTIZATIONS = ("uniform", "variational")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -29,12 +33,27 @@ class GlowConfig:
     levels: int = option("levels L of the flow; each halves height and width", 3)
     steps_per_level: int = option("steps of flow K in each level", 8)
     width: int = option("hidden channels of the coupling networks", 128)
+    preprocessing: str = option(
+        "of pixel values; logit spreads those near black and white", "centre", choices=PREPROCESSINGS
+    )
+    checkerboards: int = option(
+        "couplings with checkerboard masks, of single pixels, before the first level", 0
+    )
     coupling: str = option("coupling layers", "affine", choices=COUPLINGS)
-    parametrization: str = option("of the 1x1 convolutions", "lu", choices=PARAMETRIZATIONS)
+    coupling_scale: str = option(
+        "of affine couplings; tanh is bounded in both directions, sigmoid is the paper's",
+        "tanh",
+        choices=COUPLING_SCALES,
+    )
+    parametrization: str = option(
+        "of the 1x1 convolutions; qlu bounds their condition number", "qlu", choices=PARAMETRIZATIONS
+    )
     coupling_actnorm: bool = option(
         "actnorm instead of biases inside the coupling networks, as in the paper's code", True
     )
     dequantization: str = option("noise within each bin of pixel values", "uniform", choices=DEQUANTIZATIONS)
+    dequantization_width: int = 32
+    """Hidden channels of the networks of variational dequantization."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -42,12 +61,16 @@ class GlowConfig:
         if not 1 <= self.n_bits <= 8:
             raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
         require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
+        require_at_least(1, dequantization_width=self.dequantization_width)
+        require_at_least(0, checkerboards=self.checkerboards)
         if self.image_size < 1 or self.image_size % 2**self.levels:
             raise ValueError(
                 f"image_size is {self.image_size}; {self.levels} levels halve it {self.levels} times, so it "
                 f"must be a positive multiple of {2**self.levels} (or use fewer levels)"
             )
+        require_choice(PREPROCESSINGS, preprocessing=self.preprocessing)
         require_choice(COUPLINGS, coupling=self.coupling)
+        require_choice(COUPLING_SCALES, coupling_scale=self.coupling_scale)
         require_choice(DEQUANTIZATIONS, dequantization=self.dequantization)
         require_choice(PARAMETRIZATIONS, parametrization=self.parametrization)
 
@@ -55,6 +78,16 @@ class GlowConfig:
     def dimensions(self) -> int:
         """Values of an image, D = H * W * C."""
         return self.image_size**2 * self.channels
+
+
+def stored_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `GlowConfig` that a file has, completed: what is absent was fixed in the version that wrote it."""
+    return {
+        "preprocessing": "centre",
+        "checkerboards": 0,
+        "coupling_scale": "sigmoid",
+        "dequantization_width": values["width"],
+    } | dict(values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,45 +1,81 @@
-"""Variational dequantization (Ho et al. 2019, section 3.1), written as a bijector of the noise.
+"""Dequantization: noise within each bin turns discrete images into continuous ones.
 
-Uniform noise u becomes noise v = sigmoid(flow(logit(u))), where the flow is conditional on the image; v is more
-probable where the model finds the image more likely. Then -log q(v) is the log-determinant of this map, which is added
-to the log-likelihood like any other, and uniform noise remains the only random input.
+Uniform noise (Theis et al. 2016, section 3.1): the log-density of (q + noise) / 2^n_bits plus the log-volume of the
+bins, -D n_bits ln 2, is in expectation a lower bound of the log-probability of the bins q.
+
+Variational noise (Ho et al. 2019, section 3.1), written as a bijector of uniform noise: u becomes
+v = sigmoid(flow(logit(u))), where the flow is conditional on the image; v is more probable where the model finds the
+image more likely. Then -log q(v) is the log-determinant of this map, which is added to the log-likelihood like any
+other, and uniform noise remains the only random input.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glowserve_training.layers.coupling import CouplingNetwork
+from glowserve_training.config import GlowConfig
+from glowserve_training.layers.coupling import Coupling, dequantization_transform_of
+from glowserve_training.layers.masks import ChannelMask
 from glowserve_training.layers.squeeze import Squeeze
 
 # Uniform noise can be 0, whose logit is infinite: noise is kept this far away from 0 and 1.
 NOISE_MARGIN = 1e-6
+# Couplings of variational dequantization.
+_COUPLINGS = 4
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """A batch of images in bins, with noise, [N, C, H, W] each."""
+
+    bins: Tensor
+    """0 to 2^n_bits - 1, of the noise's dtype."""
+
+    noise: Tensor
+    """v, in [0, 1]."""
+
+    complement: Tensor
+    """1 - v, with digits that the difference would lose where v is near 1."""
+
+    log_det: Tensor
+    """The log-determinant of the map from uniform noise to v, [N]."""
 
 
 class VariationalDequantization(nn.Module):
-    """Logit, affine couplings, sigmoid; initialized as the identity. Couplings transform the two halves alternately.
+    """Logit, couplings, sigmoid; initialized as the identity. The couplings transform the two halves alternately.
 
     Args:
-        channels: C of the image.
-        width: hidden channels of the networks.
-        couplings: number of couplings.
-        actnorm: see `CouplingNetwork`.
+        config: the architecture.
     """
 
-    def __init__(self, channels: int, width: int, couplings: int, *, actnorm: bool) -> None:
+    def __init__(self, config: GlowConfig) -> None:
         super().__init__()
         self.squeeze = Squeeze()
-        # Conditioned on the passive half of the noise (2C channels after the squeeze) and the image (4C).
-        self.networks = nn.ModuleList(
-            CouplingNetwork(6 * channels, 4 * channels, width, actnorm=actnorm) for _ in range(couplings)
+        # After the squeeze the noise has 4C channels, and so has the image that the networks read beside it.
+        masks = [
+            ChannelMask(4 * config.channels, transforms_first=k % 2 == 1)
+            for k in range(_COUPLINGS)
+        ]
+        self.couplings = nn.ModuleList(
+            Coupling(
+                mask,
+                dequantization_transform_of(config, mask.active_channels),
+                config.dequantization_width,
+                actnorm=config.coupling_actnorm,
+                context=4 * config.channels,
+            )
+            for mask in masks
         )
+        self.register_load_state_dict_pre_hook(_rename_old_keys)
 
-    def forward(self, noise: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform noise in [0, 1) to noise in [0, 1], and log|det| [N].
+    def forward(self, noise: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Uniform noise in [0, 1) to v and 1 - v in [0, 1], and log|det| [N].
 
         Args:
             noise: [N, C, H, W].
@@ -52,12 +88,21 @@ class VariationalDequantization(nn.Module):
         log_det = noise[0].numel() * math.log1p(-2 * NOISE_MARGIN) - (log_u + log_one_minus_u).sum((1, 2, 3))
         z, _ = self.squeeze(log_u - log_one_minus_u)
         context, _ = self.squeeze(image)
-        for network in self.networks:
-            passive, active = z.chunk(2, dim=1)
-            h = network(torch.cat((passive, context), dim=1)).to(z.dtype)
-            shift, logit = h.chunk(2, dim=1)
-            transformed = (active + shift) * (2 * torch.sigmoid(logit))
-            log_det = log_det + (F.logsigmoid(logit) + math.log(2)).sum((1, 2, 3))
-            z = torch.cat((transformed, passive), dim=1)  # swaps the halves
+        for coupling in self.flow_couplings():
+            z, log_det_coupling = coupling(z, context)
+            log_det = log_det + log_det_coupling
         z, _ = self.squeeze.inverse(z)
-        return torch.sigmoid(z), log_det + (F.logsigmoid(z) + F.logsigmoid(-z)).sum((1, 2, 3))
+        log_det = log_det + (F.logsigmoid(z) + F.logsigmoid(-z)).sum((1, 2, 3))
+        return torch.sigmoid(z), torch.sigmoid(-z), log_det
+
+    def flow_couplings(self) -> list[Coupling]:
+        """The couplings in forward order."""
+        return cast("list[Coupling]", list(self.couplings))
+
+
+def _rename_old_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Version 0.1.0 had a list of networks."""
+    old = f"{prefix}networks."
+    for key in [key for key in state_dict if key.startswith(old)]:
+        index, _, rest = key.removeprefix(old).partition(".")
+        state_dict[f"{prefix}couplings.{index}.network.{rest}"] = state_dict.pop(key)

@@ -12,16 +12,17 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from glowserve_training import quantization
 from glowserve_training.config import GlowConfig
-from glowserve_training.dequantization import VariationalDequantization
-from glowserve_training.layers import Bijector, Coupling, FlowStep, Level
+from glowserve_training.dequantization import Dequantized, VariationalDequantization
+from glowserve_training.layers import Bijector, CheckerboardMask, Coupling, FlowStep, Level
+from glowserve_training.layers.coupling import transform_of
+from glowserve_training.preprocessing import PREPROCESSING_CLASSES
 
 __all__ = ["Glow", "GlowConfig", "Terms"]
-
-_DEQUANTIZATION_COUPLINGS = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Terms:
     """The log-density of each level's latents, [N, L]."""
 
     log_det: Tensor
-    """Each level's log-determinants that depend on the image, [N, L]; variational dequantization is in level 1's."""
+    """Each level's log-determinants that depend on the image, [N, L]; level 1's has those of variational dequantization,
+    of the preprocessing and of the pixel couplings."""
 
     constant: Tensor
     """The terms that are the same for every image: constant log-determinants and the bins' log-volume; a scalar."""
@@ -43,7 +45,9 @@ class Terms:
 
 
 class Glow(Bijector):
-    """The whole flow, between dequantized images [N, C, H, W] and standard normal latents [N, D].
+    """The whole flow, between preprocessed images [N, C, H, W] and standard normal latents [N, D].
+
+    Couplings of pixels, with checkerboard masks, come before the levels, if the configuration has any.
 
     A latent vector is the concatenation of the levels' latents, level 1 (nearest to the pixels) first; within a level
     it is row-major over [channel, row, column].
@@ -55,11 +59,19 @@ class Glow(Bijector):
     def __init__(self, config: GlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.dequantization = None
-        if config.dequantization == "variational":
-            self.dequantization = VariationalDequantization(
-                config.channels, config.width, _DEQUANTIZATION_COUPLINGS, actnorm=config.coupling_actnorm
+        variational = config.dequantization == "variational"
+        self.dequantization = VariationalDequantization(config) if variational else None
+        self.preprocessing = PREPROCESSING_CLASSES[config.preprocessing](config.n_bits)
+        self.pixel_couplings = nn.ModuleList(
+            Coupling(
+                CheckerboardMask(config.channels, parity=k % 2),
+                transform_of(config, config.channels),
+                config.width,
+                actnorm=config.coupling_actnorm,
             )
+            for k in range(config.checkerboards)
+        )
+        self._checkpoint_activations = False
         last = config.levels - 1
         self.levels = nn.ModuleList(
             # Half of each level's 4C channels continues to the next level: 2C.
@@ -68,23 +80,36 @@ class Glow(Bijector):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Dequantized images [N, C, H, W] to latents [N, D], and log|det| [N]."""
+        """Preprocessed images [N, C, H, W] to latents [N, D], and log|det| [N]."""
         latents, log_dets = self._by_level(x)
         return torch.cat(latents, dim=1), torch.stack(log_dets).sum(0)
 
     def _by_level(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Each level's latents [N, D of the level] and log|det| [N]."""
+        """Each level's latents [N, D of the level] and log|det| [N]; level 1's has those of the pixel couplings."""
         latents, log_dets = [], []
+        log_det_pixels = x.new_zeros(len(x))
+        for coupling in self.couplings_of_pixels():
+            x, log_det = self._couple(coupling, x)
+            log_det_pixels = log_det_pixels + log_det
         for level in self.levels[:-1]:
             x, log_det = level(x)
             x, latent = x.chunk(2, dim=1)
             latents.append(latent.flatten(1))
             log_dets.append(log_det)
         latent, log_det = self.levels[-1](x)
-        return [*latents, latent.flatten(1)], [*log_dets, log_det]
+        log_dets.append(log_det)
+        log_dets[0] = log_dets[0] + log_det_pixels
+        return [*latents, latent.flatten(1)], log_dets
+
+    def _couple(self, coupling: Coupling, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._checkpoint_activations and torch.is_grad_enabled():
+            x, log_det = checkpoint(coupling, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x, log_det = coupling(x)
+        return x, log_det
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [N, D] to dequantized images [N, C, H, W], and log|det| [N]."""
+        """Latents [N, D] to preprocessed images [N, C, H, W], and log|det| [N]."""
         shapes = self.latent_shapes()
         parts = y.split([math.prod(shape) for shape in shapes], dim=1)
         latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -93,6 +118,9 @@ class Glow(Bijector):
         for level, latent in zip(reversed(levels), reversed(latents[:-1]), strict=True):
             x, log_det_level = level.inverse(torch.cat((x, latent), dim=1))
             log_det = log_det + log_det_level
+        for coupling in reversed(self.couplings_of_pixels()):
+            x, log_det_coupling = coupling.inverse(x)
+            log_det = log_det + log_det_coupling
         return x, log_det
 
     def log_prob(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -102,16 +130,16 @@ class Glow(Bijector):
             images: uint8 [N, H, W, C].
             noise: dequantization noise in [0, 1), [N, H, W, C], in the parameters' dtype.
         """
-        y, log_det_noise = self.dequantize(images, noise)
+        y, log_det_input = self.preprocess(self.dequantize(images, noise))
         latent, log_det = self(y)
-        log_likelihood: Tensor = _log_normal(latent) + log_det + log_det_noise + self._log_bin_volume()
+        log_likelihood: Tensor = _log_normal(latent) + log_det + log_det_input + self._log_bin_volume()
         return log_likelihood
 
     def terms(self, images: Tensor, noise: Tensor) -> Terms:
         """The terms whose sum is `log_prob`, with the same arguments."""
-        y, log_det_noise = self.dequantize(images, noise)
+        y, log_det_input = self.preprocess(self.dequantize(images, noise))
         latents, log_dets = self._by_level(y)
-        log_dets[0] = log_dets[0] + log_det_noise
+        log_dets[0] = log_dets[0] + log_det_input
         constants = torch.stack([level.constant_log_det() for level in self.flow_levels()])
         positions = [height * width for _, height, width in self.latent_shapes()]
         constants = constants * constants.new_tensor(positions)
@@ -121,29 +149,38 @@ class Glow(Bijector):
             constant=constants.sum() + self._log_bin_volume(),
         )
 
-    def dequantize(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The flow's input, [N, C, H, W], and the log-determinant of variational dequantization, [N].
+    def dequantize(self, images: Tensor, noise: Tensor) -> Dequantized:
+        """Images in bins, with noise: the given one, or what variational dequantization makes of it.
 
         The arguments are those of `log_prob`.
         """
+        noise = noise.permute(0, 3, 1, 2)
+        bins = quantization.to_bins(images, self.config.n_bits).to(noise.dtype).permute(0, 3, 1, 2)
         if self.dequantization is None:
-            y = quantization.dequantize(images, noise, self.config.n_bits)
-            return y.permute(0, 3, 1, 2), y.new_zeros(len(y))
-        centers = quantization.dequantize(images, torch.full_like(noise, 0.5), self.config.n_bits)
-        learned, log_det = self.dequantization(noise.permute(0, 3, 1, 2), centers.permute(0, 3, 1, 2))
-        y = quantization.dequantize(images, learned.permute(0, 2, 3, 1), self.config.n_bits)
-        return y.permute(0, 3, 1, 2), log_det
+            return Dequantized(bins, noise, 1 - noise, noise.new_zeros(len(noise)))
+        centers = (bins + 0.5) / 2**self.config.n_bits - 0.5
+        return Dequantized(bins, *self.dequantization(noise, centers))
+
+    def preprocess(self, dequantized: Dequantized) -> tuple[Tensor, Tensor]:
+        """The flow's input [N, C, H, W], and the log-determinants of dequantization and preprocessing, [N]."""
+        y, log_det = self.preprocessing(dequantized.bins, dequantized.noise, dequantized.complement)
+        return y, log_det + dequantized.log_det
 
     def encode(self, images: Tensor) -> Tensor:
         """The latents [N, D] of images, uint8 [N, H, W, C], with noise 0.5: the bins' centers, if uniform."""
         noise = torch.full(images.shape, 0.5, dtype=self._dtype(), device=images.device)
-        latent, _ = self(self.dequantize(images, noise)[0])
+        latent, _ = self(self.preprocess(self.dequantize(images, noise))[0])
         return torch.as_tensor(latent)
 
     def decode(self, latent: Tensor) -> Tensor:
         """The images, uint8 [N, H, W, C], of latents [N, D]."""
-        x, _ = self.inverse(latent)
-        return quantization.quantize(x, self.config.n_bits).permute(0, 2, 3, 1).contiguous()
+        return quantization.quantize(self.pixels(latent), self.config.n_bits)
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        """Bins with noise of latents [N, D], [N, H, W, C]; not finite where the flow's output is not."""
+        y, _ = self.inverse(latent)
+        pixels = torch.where(y.isfinite(), self.preprocessing.inverse(y), math.nan)  # a logit's inverse is finite
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
     def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draws images.
@@ -168,7 +205,10 @@ class Glow(Bijector):
 
     @torch.no_grad()
     def coupling_scales(self, images: Tensor, noise: Tensor) -> list[tuple[float, float]]:
-        """The smallest and the largest scale of the couplings of each level, for the arguments of `log_prob`."""
+        """The smallest and the largest scale of the couplings of each level, for the arguments of `log_prob`.
+
+        The couplings of pixels count as level 1's.
+        """
         ranges: list[list[Tensor]] = [[] for _ in self.levels]
 
         def record(level: int, coupling: Coupling) -> RemovableHandle:
@@ -176,11 +216,11 @@ class Glow(Bijector):
                 lambda _module, _input, h: ranges[level].append(coupling.scale_range(h))
             )
 
-        hooks = [
-            record(i, step.coupling)
-            for i, level in enumerate(self.flow_levels())
-            for step in level.flow_steps()
+        couplings = [(0, coupling) for coupling in self.couplings_of_pixels()]
+        couplings += [
+            (i, step.coupling) for i, level in enumerate(self.flow_levels()) for step in level.flow_steps()
         ]
+        hooks = [record(i, coupling) for i, coupling in couplings]
         try:
             with torch.compiler.set_stance("force_eager"):  # compiled steps would not call the hooks
                 self.log_prob(images, noise)
@@ -192,6 +232,7 @@ class Glow(Bijector):
 
     def checkpoint_activations(self) -> None:
         """Makes the backward pass recompute each step instead of storing its activations."""
+        self._checkpoint_activations = True
         for level in self.flow_levels():
             level.checkpoint_activations = True
 
@@ -199,13 +240,19 @@ class Glow(Bijector):
         """Compiles each step of flow; the first run compiles once for each level."""
         # Each level is compiled once for training and twice for validation, whose last batch is smaller. Beyond its
         # limit torch would run the others uncompiled.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self.levels))
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * (len(self.levels) + 1))
         for step in self.flow_steps():
             step.transform = torch.compile(step.transform, dynamic=False)  # type: ignore[method-assign]
+        for coupling in self.couplings_of_pixels():
+            coupling.forward = torch.compile(coupling.forward, dynamic=False)  # type: ignore[method-assign]
 
     def flow_levels(self) -> list[Level]:
         """The levels in forward order: level 1, nearest to the pixels, first."""
         return cast("list[Level]", list(self.levels))
+
+    def couplings_of_pixels(self) -> list[Coupling]:
+        """The couplings with checkerboard masks, in forward order."""
+        return cast("list[Coupling]", list(self.pixel_couplings))
 
     def flow_steps(self) -> list[FlowStep]:
         """The steps of flow of all levels, in forward order."""

@@ -9,10 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from glowserve_training.layers.base import Bijector
+from glowserve_training.layers.bounds import bounded, unbounded
 
 # A channel with a smaller standard deviation counts as constant and keeps scale 1: a scale that made its variance 1
 # would magnify any change in the next batch beyond measure.
 _SMALLEST_STD = 1e-6
+# An initial log-scale keeps this share of its bound, beyond which it would hardly learn any more.
+_SHARE_OF_BOUND = 0.95
 
 
 class ActNorm(Bijector):
@@ -24,12 +27,14 @@ class ActNorm(Bijector):
 
     Args:
         channels: C.
+        bound: B, below which the log-scale stays: it is B tanh(l / B) of the parameter l; None for no bound.
     """
 
     initialized: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bound: float | None = None) -> None:
         super().__init__()
+        self._bound = bound
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
         self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
         self.register_buffer("initialized", torch.tensor(False))
@@ -39,14 +44,18 @@ class ActNorm(Bijector):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`; initializes bias and scale on the first call in training mode."""
         self.initialize(x)
-        return (x + self.bias) * self.log_scale.exp(), self._log_det(x)
+        return (x + self.bias) * self.effective_log_scale().exp(), self._log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See `Bijector`."""
-        return y * (-self.log_scale).exp() - self.bias, -self._log_det(y)
+        return y * (-self.effective_log_scale()).exp() - self.bias, -self._log_det(y)
+
+    def effective_log_scale(self) -> Tensor:
+        """The log-scale that is applied, [C, 1, 1]."""
+        return self.log_scale if self._bound is None else bounded(self.log_scale, self._bound)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return (x.shape[2] * x.shape[3] * self.log_scale.sum()).expand(x.shape[0])
+        return (x.shape[2] * x.shape[3] * self.effective_log_scale().sum()).expand(x.shape[0])
 
     @property
     def needs_initialization(self) -> bool:
@@ -64,7 +73,11 @@ class ActNorm(Bijector):
         std = variance.sqrt()
         std = torch.where(std < _SMALLEST_STD, 1.0, std)
         self.bias.copy_(-mean[0])
-        self.log_scale.copy_(-std.log()[0])
+        log_scale = -std.log()[0]
+        if self._bound is not None:
+            most = _SHARE_OF_BOUND * self._bound
+            log_scale = unbounded(log_scale.clamp(-most, most), self._bound)
+        self.log_scale.copy_(log_scale)
         self.initialized.fill_(True)
         self._initialized = True
 

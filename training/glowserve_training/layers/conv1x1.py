@@ -1,4 +1,5 @@
-"""The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations.
+"""The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations; the default one is in
+`layers.qlu`.
 
 Each is initialized with a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
 log|det dy/dx| = H * W * log|det W|.
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from glowserve_training.layers.base import Bijector
+from glowserve_training.layers.bounds import bounded, unbounded
 
 # |log|s|| stays below this, so that each |s| lies within 1/148 to 148. Initial values of log|s|, from the LU
 # decomposition, lie well inside: within -1.9 to 3.2 in 400 draws for each C from 2 to 192.
@@ -67,7 +69,7 @@ class PlainConv1x1(InvertibleConv1x1):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(_random_orthogonal(channels))
+        self.matrix = nn.Parameter(random_orthogonal(channels))
 
     def weight(self) -> Tensor:
         """See `InvertibleConv1x1`."""
@@ -99,13 +101,13 @@ class LUConv1x1(InvertibleConv1x1):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        permutation, lower, upper = torch.linalg.lu(_random_orthogonal(channels).double())
+        permutation, lower, upper = torch.linalg.lu(random_orthogonal(channels).double())
         s = upper.diagonal()
         self.register_buffer("permutation", permutation.to(torch.get_default_dtype()))
         self.register_buffer("sign_s", s.sign().to(torch.get_default_dtype()))
         self.lower = nn.Parameter(lower.tril(-1).to(torch.get_default_dtype()))
         self.upper = nn.Parameter(upper.triu(1).to(torch.get_default_dtype()))
-        t = LOG_S_BOUND * torch.atanh(s.abs().log() / LOG_S_BOUND)
+        t = unbounded(s.abs().log(), LOG_S_BOUND)
         self.unbounded_log_s = nn.Parameter(t.to(torch.get_default_dtype()))
 
     def weight(self) -> Tensor:
@@ -115,7 +117,7 @@ class LUConv1x1(InvertibleConv1x1):
 
     def log_abs_det(self) -> Tensor:
         """See `InvertibleConv1x1`."""
-        return _bounded(self.unbounded_log_s).sum()
+        return bounded(self.unbounded_log_s, LOG_S_BOUND).sum()
 
     @staticmethod
     def stacked(layers: Sequence[InvertibleConv1x1]) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,7 @@ class LUConv1x1(InvertibleConv1x1):
         names = ("permutation", "lower", "upper", "sign_s", "unbounded_log_s")
         parts = (torch.stack([getattr(layer, name) for layer in layers]) for name in names)
         permutation, lower, upper, sign_s, unbounded_log_s = parts
-        log_s = _bounded(unbounded_log_s)
+        log_s = bounded(unbounded_log_s, LOG_S_BOUND)
         lower, upper = _triangles(lower, upper, sign_s * log_s.exp())
         return permutation @ lower @ upper, log_s.sum(1)
 
@@ -135,12 +137,7 @@ class LUConv1x1(InvertibleConv1x1):
         return x
 
     def _triangles(self) -> tuple[Tensor, Tensor]:
-        return _triangles(self.lower, self.upper, self.sign_s * _bounded(self.unbounded_log_s).exp())
-
-
-def _bounded(unbounded_log_s: Tensor) -> Tensor:
-    """log|s|."""
-    return LOG_S_BOUND * torch.tanh(unbounded_log_s / LOG_S_BOUND)
+        return _triangles(self.lower, self.upper, self.sign_s * bounded(self.unbounded_log_s, LOG_S_BOUND).exp())
 
 
 def _triangles(lower: Tensor, upper: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +159,7 @@ class OrthogonalConv1x1(InvertibleConv1x1):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(_random_orthogonal(channels))
+        self.matrix = nn.Parameter(random_orthogonal(channels))
         orthogonal(self, "matrix", orthogonal_map="matrix_exp")
 
     def weight(self) -> Tensor:
@@ -178,20 +175,7 @@ class OrthogonalConv1x1(InvertibleConv1x1):
         return self.matrix.T @ y
 
 
-CONV1X1_CLASSES: dict[str, type[LUConv1x1 | PlainConv1x1 | OrthogonalConv1x1]] = {
-    "lu": LUConv1x1,
-    "plain": PlainConv1x1,
-    "orthogonal": OrthogonalConv1x1,
-}
-"""By `GlowConfig.parametrization`."""
-
-
-def invertible_conv1x1(channels: int, parametrization: str) -> InvertibleConv1x1:
-    """A 1x1 convolution with `GlowConfig.parametrization`."""
-    return CONV1X1_CLASSES[parametrization](channels)
-
-
-def _random_orthogonal(channels: int) -> Tensor:
+def random_orthogonal(channels: int) -> Tensor:
     """Q of the QR decomposition of a Gaussian matrix, [C, C]."""
     q: Tensor = torch.linalg.qr(torch.randn(channels, channels)).Q
     return q

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glowserve_training.layers.base import Bijector
-from glowserve_training.layers.coupling import ZeroConv2d
+from glowserve_training.layers.networks import ZeroConv2d
 
 
 class Split(Bijector):

@@ -11,8 +11,27 @@ from torch import Tensor
 from glowserve_training.config import GlowConfig
 from glowserve_training.layers.actnorm import ActNorm
 from glowserve_training.layers.base import Bijector
-from glowserve_training.layers.conv1x1 import invertible_conv1x1
-from glowserve_training.layers.coupling import COUPLING_CLASSES
+from glowserve_training.layers.conv1x1 import (
+    InvertibleConv1x1,
+    LUConv1x1,
+    OrthogonalConv1x1,
+    PlainConv1x1,
+)
+from glowserve_training.layers.coupling import Coupling, transform_of
+from glowserve_training.layers.masks import ChannelMask
+from glowserve_training.layers.qlu import QLUConv1x1
+
+CONV1X1_CLASSES: dict[str, type[QLUConv1x1 | LUConv1x1 | PlainConv1x1 | OrthogonalConv1x1]] = {
+    "qlu": QLUConv1x1,
+    "lu": LUConv1x1,
+    "plain": PlainConv1x1,
+    "orthogonal": OrthogonalConv1x1,
+}
+"""By `GlowConfig.parametrization`."""
+
+# Of an actnorm's log-scale, with "qlu". The condition number of actnorm and 1x1 convolution together stays below
+# exp(2 * 3) * 2,675 = 1.08 million, which float32 can invert.
+ACTNORM_BOUND = 3.0
 
 
 class FlowStep(Bijector):
@@ -25,10 +44,14 @@ class FlowStep(Bijector):
 
     def __init__(self, channels: int, config: GlowConfig) -> None:
         super().__init__()
-        self.actnorm = ActNorm(channels)
-        self.conv1x1 = invertible_conv1x1(channels, config.parametrization)
-        self.coupling = COUPLING_CLASSES[config.coupling](
-            channels, config.width, actnorm=config.coupling_actnorm
+        self.actnorm = ActNorm(channels, ACTNORM_BOUND if config.parametrization == "qlu" else None)
+        self.conv1x1: InvertibleConv1x1 = CONV1X1_CLASSES[config.parametrization](channels)
+        mask = ChannelMask(channels)
+        self.coupling = Coupling(
+            mask,
+            transform_of(config, mask.active_channels),
+            config.width,
+            actnorm=config.coupling_actnorm,
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +91,7 @@ def linear_parts(steps: Sequence[FlowStep]) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Weights [K, C, C], biases [K, C], and log-determinants at one position, [K].
     """
-    log_scale = torch.stack([step.actnorm.log_scale for step in steps]).flatten(1)
+    log_scale = torch.stack([step.actnorm.effective_log_scale() for step in steps]).flatten(1)
     bias = torch.stack([step.actnorm.bias for step in steps]).flatten(1)
     with torch.autocast(bias.device.type, enabled=False):
         weight, log_abs_det = steps[0].conv1x1.stacked([step.conv1x1 for step in steps])
