@@ -46,6 +46,10 @@ class Dequantized:
     log_det: Tensor
     """The log-determinant of the map from uniform noise to v, [N]."""
 
+    def pixels(self) -> Tensor:
+        """Bins with noise, [N, H, W, C]."""
+        return (self.bins + self.noise).permute(0, 2, 3, 1)
+
 
 class VariationalDequantization(nn.Module):
     """Logit, couplings, sigmoid; initialized as the identity. The couplings transform the two halves alternately.
@@ -58,10 +62,7 @@ class VariationalDequantization(nn.Module):
         super().__init__()
         self.squeeze = Squeeze()
         # After the squeeze the noise has 4C channels, and so has the image that the networks read beside it.
-        masks = [
-            ChannelMask(4 * config.channels, transforms_first=k % 2 == 1)
-            for k in range(_COUPLINGS)
-        ]
+        masks = [ChannelMask(4 * config.channels, transforms_first=k % 2 == 1) for k in range(_COUPLINGS)]
         self.couplings = nn.ModuleList(
             Coupling(
                 mask,

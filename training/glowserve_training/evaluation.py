@@ -25,6 +25,7 @@ from glowserve.likelihood import bits_per_dim
 from glowserve.mismatch import mismatched_values
 from glowserve_training import quantization
 from glowserve_training.data import evaluation_batches
+from glowserve_training.dequantization import Dequantized
 from glowserve_training.model import Glow
 
 Float32Array = npt.NDArray[np.float32]
@@ -264,32 +265,24 @@ class EvaluatedGlow:
 
     def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `Evaluated`."""
-        return self._pixels(self._dequantized(images, noise))
+        return _float32(self._dequantized(images, noise).pixels())
 
     def encode(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `Evaluated`."""
-        y = self._dequantized(images, noise)
+        dequantized = self._dequantized(images, noise)
         with torch.no_grad(), _full_float32():
-            latent, _ = self._model(y)
+            latent, _ = self._model(self._model.preprocess(dequantized)[0])
         return np.asarray(latent.float().cpu().numpy())
 
     def decode(self, latent: Float32Array) -> Decoded:
         """See `Evaluated`."""
         with torch.no_grad(), _full_float32():
-            y, _ = self._model.inverse(self._float_tensor(latent))
-        image = quantization.quantize(y.permute(0, 2, 3, 1), self.n_bits)
-        return Decoded(image.cpu().numpy(), self._pixels(y))
+            pixels = self._model.pixels(self._float_tensor(latent))
+        return Decoded(quantization.quantize(pixels, self.n_bits).cpu().numpy(), _float32(pixels))
 
-    def _dequantized(self, images: UInt8Array, noise: Float32Array) -> Tensor:
-        """The flow's input, in [-0.5, 0.5), [N, C, H, W]."""
+    def _dequantized(self, images: UInt8Array, noise: Float32Array) -> Dequantized:
         with torch.no_grad(), _full_float32():
-            y, _ = self._model.dequantize(self._tensor(images), self._float_tensor(noise))
-        return y
-
-    def _pixels(self, y: Tensor) -> Float32Array:
-        """Values in [-0.5, 0.5), [N, C, H, W], to values in bins, [N, H, W, C]."""
-        pixels = (y.permute(0, 2, 3, 1) + 0.5) * 2**self.n_bits
-        return np.asarray(pixels.float().cpu().numpy())
+            return self._model.dequantize(self._tensor(images), self._float_tensor(noise))
 
     def _tensor(self, array: UInt8Array | Float32Array) -> Tensor:
         return torch.from_numpy(array).to(self._parameter().device)
@@ -304,6 +297,10 @@ class EvaluatedGlow:
 def _full_float32() -> AbstractContextManager[None]:
     """Turns off TF32, which cuDNN's convolutions use by default: its mantissa is too short for a likelihood."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def _float32(tensor: Tensor) -> Float32Array:
+    return np.asarray(tensor.float().cpu().numpy())
 
 
 def _float64(tensor: Tensor) -> Float64Array:

@@ -179,7 +179,9 @@ class Glow(Bijector):
     def pixels(self, latent: Tensor) -> Tensor:
         """Bins with noise of latents [N, D], [N, H, W, C]; not finite where the flow's output is not."""
         y, _ = self.inverse(latent)
-        pixels = torch.where(y.isfinite(), self.preprocessing.inverse(y), math.nan)  # a logit's inverse is finite
+        pixels = torch.where(
+            y.isfinite(), self.preprocessing.inverse(y), math.nan
+        )  # a logit's inverse is finite
         return pixels.permute(0, 2, 3, 1).contiguous()
 
     def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -240,7 +242,9 @@ class Glow(Bijector):
         """Compiles each step of flow; the first run compiles once for each level."""
         # Each level is compiled once for training and twice for validation, whose last batch is smaller. Beyond its
         # limit torch would run the others uncompiled.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * (len(self.levels) + 1))
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, 4 * (len(self.levels) + 1)
+        )
         for step in self.flow_steps():
             step.transform = torch.compile(step.transform, dynamic=False)  # type: ignore[method-assign]
         for coupling in self.couplings_of_pixels():

@@ -137,7 +137,9 @@ class LUConv1x1(InvertibleConv1x1):
         return x
 
     def _triangles(self) -> tuple[Tensor, Tensor]:
-        return _triangles(self.lower, self.upper, self.sign_s * bounded(self.unbounded_log_s, LOG_S_BOUND).exp())
+        return _triangles(
+            self.lower, self.upper, self.sign_s * bounded(self.unbounded_log_s, LOG_S_BOUND).exp()
+        )
 
 
 def _triangles(lower: Tensor, upper: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
