@@ -81,7 +81,7 @@ class GlowConfig:
 
 
 def stored_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `GlowConfig` that a file has, completed: what is absent was fixed in the version that wrote it."""
+    """The fields of a `GlowConfig` in a file. What is absent was fixed in the version that wrote it."""
     return {
         "preprocessing": "centre",
         "checkerboards": 0,

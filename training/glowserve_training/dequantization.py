@@ -101,7 +101,7 @@ class VariationalDequantization(nn.Module):
         return cast("list[Coupling]", list(self.couplings))
 
 
-def _rename_old_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _rename_old_keys(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Version 0.1.0 had a list of networks."""
     old = f"{prefix}networks."
     for key in [key for key in state_dict if key.startswith(old)]:

@@ -33,8 +33,10 @@ class Terms:
     """The log-density of each level's latents, [N, L]."""
 
     log_det: Tensor
-    """Each level's log-determinants that depend on the image, [N, L]; level 1's has those of variational dequantization,
-    of the preprocessing and of the pixel couplings."""
+    """Each level's log-determinants that depend on the image, [N, L].
+
+    Level 1's has those of variational dequantization, of the preprocessing and of the pixel couplings.
+    """
 
     constant: Tensor
     """The terms that are the same for every image: constant log-determinants and the bins' log-volume; a scalar."""

@@ -39,7 +39,7 @@ class Preprocessing(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def inverse(self, y: Tensor) -> Tensor:
-        """q + v of the flow's input."""
+        """The pixels q + v of the flow's input."""
 
 
 class Centre(Preprocessing):

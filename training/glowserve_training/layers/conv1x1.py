@@ -1,7 +1,6 @@
-"""The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations; the default one is in
-`layers.qlu`.
+"""The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations.
 
-Each is initialized with a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
+The default parametrization is in `layers.qlu`. Each is initialized with a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
 log|det dy/dx| = H * W * log|det W|.
 """
 

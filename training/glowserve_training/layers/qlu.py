@@ -67,8 +67,7 @@ class QLUConv1x1(InvertibleConv1x1):
         lower, upper = _triangles(self.lower, self.upper)
         x = torch.linalg.solve_triangular(lower, self.rotation.T @ y, upper=False, unitriangular=True)
         x = x * (-bounded(self.unbounded_log_s, LOG_S_BOUND)).exp()[:, None]
-        x = torch.linalg.solve_triangular(upper, x, upper=True, unitriangular=True)
-        return x
+        return torch.linalg.solve_triangular(upper, x, upper=True, unitriangular=True)
 
 
 def _triangles(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
