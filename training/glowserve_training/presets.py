@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ class Preset:
     learning_rate: float
 
 
+# By whether many values are exactly black or white, as in drawings and scans. There the density has peaks at both ends,
+# which logits spread; between the peaks, pixel couplings and learned noise find what is smooth. In photographs logits do
+# harm, and the others do not pay for their time. docs/training.md has the measurements.
+_BLACK_OR_WHITE_SHARE = 0.25
+_DRAWING: dict[str, Any] = {"preprocessing": "logit", "checkerboards": 4, "dequantization": "variational"}
+_PHOTOGRAPH: dict[str, Any] = {"preprocessing": "centre", "checkerboards": 0, "dequantization": "uniform"}
+_LIKE_THE_PAPER: dict[str, Any] = {**_PHOTOGRAPH, "coupling_scale": "sigmoid", "parametrization": "lu"}
+
 # By largest image_size; two CPU cores can train these.
 _SMALL = {
     16: Preset(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=4e-3),
@@ -43,6 +52,10 @@ DERIVED_DEFAULTS = {
     "image_size": f"the median of the images' shorter sides, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
     "channels": "1 if nine in ten images are grey, else 3",
     "n_bits": f"{GlowConfig.n_bits}; 4 for 'digits'",
+    **{
+        name: f"{_DRAWING[name]} if {_BLACK_OR_WHITE_SHARE:.0%} of the values are black or white, else {value}"
+        for name, value in _PHOTOGRAPH.items()
+    },
 } | dict.fromkeys((field.name for field in fields(Preset)), "by image size")
 """What `run_config` takes for a field that is not given, where that is not the dataclass's default."""
 
@@ -72,16 +85,16 @@ def run_config(
     if "image_size" not in given or "channels" not in given:
         given = _native_shape(data) | given
     preset = _PAPER if size == "paper" else _small(given["image_size"])
-    values = {"n_bits": 4 if data == "digits" else GlowConfig.n_bits} | asdict(preset) | given
+    shape = {name: given[name] for name in ("image_size", "channels")}
+    images = DataConfig(data=data, **shape, split_seed=split_seed)
+    recipe = _LIKE_THE_PAPER if size == "paper" else _recipe(images, given)
+    values = {"n_bits": 4 if data == "digits" else GlowConfig.n_bits} | recipe | asdict(preset) | given
     if "levels" not in given:
         values["levels"] = min(preset.levels, _halvings(values["image_size"]))
     model = GlowConfig(
         **{field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
     )
     values.setdefault("warmup_steps", max(1, min(RunConfig.warmup_steps, values["steps"] // 10)))
-    images = DataConfig(
-        data=data, image_size=model.image_size, channels=model.channels, split_seed=split_seed
-    )
     return RunConfig(model=model, data=images, **values)
 
 
@@ -90,6 +103,16 @@ def _native_shape(data: str) -> dict[str, int]:
 
     found = survey_images(open_source(data)["train"])
     return {"image_size": _default_image_size(found.side), "channels": found.channels}
+
+
+def _recipe(images: DataConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the model that depend on how much of the images is black or white."""
+    if given.keys() >= _DRAWING.keys():
+        return {}
+    from glowserve_training.data import black_or_white, open_source  # imports PyTorch
+
+    share = black_or_white(open_source(images.data)["train"], images)
+    return _DRAWING if share >= _BLACK_OR_WHITE_SHARE else _PHOTOGRAPH
 
 
 def _small(image_size: int) -> Preset:

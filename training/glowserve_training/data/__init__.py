@@ -2,6 +2,7 @@
 
 from glowserve_training.config import DataConfig
 from glowserve_training.data.batches import StepLoader, evaluation_batches
+from glowserve_training.data.contrast import black_or_white
 from glowserve_training.data.held_out import (
     MOST_BYTES,
     HeldOutRecord,
@@ -26,6 +27,7 @@ __all__ = [
     "Source",
     "SourceImages",
     "StepLoader",
+    "black_or_white",
     "evaluation_batches",
     "find_held_out",
     "load_held_out",

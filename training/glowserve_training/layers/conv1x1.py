@@ -1,7 +1,7 @@
 """The invertible 1x1 convolution (Kingma and Dhariwal 2018, section 3.2), in three parametrizations.
 
-The default parametrization is in `layers.qlu`. Each is initialized with a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
-log|det dy/dx| = H * W * log|det W|.
+Each is initialized with a random orthogonal matrix W [C, C] and maps y[:, h, w] = W x[:, h, w], so that
+log|det dy/dx| = H * W * log|det W|. The default parametrization is in `layers.qlu`.
 """
 
 from __future__ import annotations
