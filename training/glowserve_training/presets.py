@@ -26,8 +26,8 @@ class Preset:
 
 
 # By whether many values are exactly black or white, as in drawings and scans. There the density has peaks at both ends,
-# which logits spread; between the peaks, pixel couplings and learned noise find what is smooth. In photographs logits do
-# harm, and the others do not pay for their time. docs/training.md has the measurements.
+# which logits spread, and pixel couplings and learned noise pay. In photographs logits do harm, and the others do not pay
+# for their time. docs/training.md has the measurements.
 _BLACK_OR_WHITE_SHARE = 0.25
 _DRAWING: dict[str, Any] = {"preprocessing": "logit", "checkerboards": 4, "dequantization": "variational"}
 _PHOTOGRAPH: dict[str, Any] = {"preprocessing": "centre", "checkerboards": 0, "dequantization": "uniform"}
