@@ -25,8 +25,9 @@ from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export import workload
 from glowserve_export.calibration import calibrate
+from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import ExportError, VerificationError
-from glowserve_export.folded import Float64Array, FoldedGlow
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe
@@ -148,7 +149,7 @@ def _staged(model_dir: Path) -> Iterator[Path]:
 def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Callable[[str], None]) -> None:
     precision = calibrate(bundle.manifest.flow.precision, glow, images)
     if precision.name == "int8":
-        say(f"{len(precision.ranges)} of {len(list(glow.named_steps()))} steps of flow are int8")
+        say(f"{len(precision.ranges)} of {len(glow.flow_couplings())} coupling networks are int8")
     # One after the other: each takes as much memory as its weights, several times.
     bundle.manifest.files.append(_write_graph(forward_graph(glow, precision), bundle.path / FORWARD))
     bundle.manifest.files.append(_write_graph(reverse_graph(glow, precision), bundle.path / REVERSE))
