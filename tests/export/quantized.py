@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import onnx
-from glowserve_export.folded import FoldedGlow, FoldedNetwork
+from glowserve_export.couplings import FoldedCoupling, FoldedNetwork
+from glowserve_export.folded import FoldedGlow
 from glowserve_training.names import step_name
 
 
@@ -18,7 +19,7 @@ def network_nodes(model: onnx.ModelProto, step: str) -> list[onnx.NodeProto]:
     while pending:
         name = pending.pop()
         node = made_by.get(name)
-        if node is None or name == f"{step}.halves.0" or node.name in found:
+        if node is None or name in (f"{step}.halves.0", f"{step}.passive") or node.name in found:
             continue
         found[node.name] = node
         pending += node.input
@@ -34,8 +35,19 @@ def with_networks(
     glow: FoldedGlow, change: Callable[[FoldedNetwork], FoldedNetwork], *steps: str
 ) -> FoldedGlow:
     """The flow with the networks of these steps changed."""
+
+    def changed(coupling: FoldedCoupling) -> FoldedCoupling:
+        return replace(coupling, network=change(coupling.network))
+
+    return with_couplings(glow, changed, *steps)
+
+
+def with_couplings(
+    glow: FoldedGlow, change: Callable[[FoldedCoupling], FoldedCoupling], *steps: str
+) -> FoldedGlow:
+    """The flow with the couplings of these steps changed; of all steps, if none are named."""
     changed = {
-        name: replace(step, network=change(step.network)) if name in steps else step
+        name: replace(step, coupling=change(step.coupling)) if name in steps or not steps else step
         for name, step in glow.named_steps()
     }
     levels = [

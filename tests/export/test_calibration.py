@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from glowserve_export.calibration import INT8_BOUND, calibrate
+from glowserve_export.couplings import FoldedNetwork
 from glowserve_export.errors import ExportError
-from glowserve_export.folded import FoldedGlow, FoldedNetwork
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import FP16, FP32, Precision
 
@@ -31,7 +32,7 @@ def _sensitive(network: FoldedNetwork) -> FoldedNetwork:
     first, second, last = network
     bias, weight = second.bias.copy(), last.weight.copy()
     bias[0], weight[:, 0] = 1e4, 0
-    return first, replace(second, bias=bias), replace(last, weight=weight)
+    return FoldedNetwork(first, replace(second, bias=bias), replace(last, weight=weight))
 
 
 def test_a_trained_model_loses_little_and_decodes_most_values_to_their_bins(
@@ -80,7 +81,7 @@ def test_int8_that_loses_too_much_in_every_network_is_refused(
 
 def test_int8_of_a_model_that_diverges_is_refused(trained: FoldedGlow, validation: UInt8Array) -> None:
     def diverge(network: FoldedNetwork) -> FoldedNetwork:
-        return network[0], network[1], replace(network[2], bias=np.full_like(network[2].bias, np.inf))
+        return network._replace(last=replace(network.last, bias=np.full_like(network.last.bias, np.inf)))
 
     glow = with_networks(trained, diverge, "level1.step2")
     with pytest.raises(ExportError, match=r"^level1\.step2\.conv3 is not finite"):

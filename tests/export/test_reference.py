@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from glowserve_export.folded import FoldedConv, FoldedGlow
+from glowserve_export.convolution import FoldedConv
+from glowserve_export.couplings import FoldedNetwork
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
@@ -74,8 +76,8 @@ def per_position(rng: np.random.Generator) -> FoldedGlow:
     for level, (_, _, size) in zip(glow.levels, glow.latent_shapes(), strict=True):
         steps = []
         for step in level.steps:
-            first, second, last = (spread(conv, size) for conv in step.network)
-            steps.append(replace(step, network=(first, second, last)))
+            network = FoldedNetwork(*(spread(conv, size) for conv in step.coupling.network))
+            steps.append(replace(step, coupling=replace(step.coupling, network=network)))
         prior = spread(level.prior, size) if level.prior else None
         levels.append(replace(level, steps=tuple(steps), prior=prior))
     top = glow.latent_shapes()[-1]

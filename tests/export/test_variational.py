@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from glowserve_export.bundle import export
+from glowserve_export.dequantization import FoldedDequantization
 from glowserve_export.evaluation import EvaluatedBundle
-from glowserve_export.folded import FoldedDequantization
 from glowserve_export.source import Source, load_glowserve_checkpoint
 from glowserve_training.checkpoint import load_checkpoint, save_checkpoint
 from glowserve_training.evaluation import (
@@ -207,7 +207,7 @@ def _left_out(_: FoldedDequantization) -> None:
 
 
 def _reversed(learned: FoldedDequantization) -> FoldedDequantization:
-    return replace(learned, networks=learned.networks[::-1])
+    return replace(learned, couplings=learned.couplings[::-1])
 
 
 def _with_another_margin(learned: FoldedDequantization) -> FoldedDequantization:

@@ -115,9 +115,13 @@ def test_dequantization_is_folded_if_it_is_variational() -> None:
     assert fold_glow(random_glow()).dequantization is None
     folded = fold_glow(random_glow(dequantization="variational", channels=3)).dequantization
     assert folded is not None
-    assert len(folded.networks) == 4
-    for network in folded.networks:
-        assert [conv.weight.shape for conv in network] == [(6, 18, 3, 3), (6, 6, 1, 1), (12, 6, 3, 3)]
+    assert len(folded.couplings) == 4
+    for coupling in folded.couplings:
+        assert [conv.weight.shape for conv in coupling.network] == [
+            (6, 18, 3, 3),
+            (6, 6, 1, 1),
+            (12, 6, 3, 3),
+        ]
 
 
 def test_folding_does_not_change_the_model() -> None:

@@ -171,7 +171,7 @@ def test_the_architecture_is_read_from_the_arguments(model: PublicModel, public:
     assert public.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert {len(level.steps) for level in public.glow.levels} == {public.steps_per_level}
     for _, step in public.glow.named_steps():
-        assert step.network[0].weight.shape[0] == public.width
+        assert step.coupling.network.first.outputs == public.width
         assert step.affine == (public.coupling == "affine")
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from glowserve_export.builder import add_outputs
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.graphs.builder import add_outputs
 from glowserve_export.reference import TorchReference
 from glowserve_training.model import Glow, GlowConfig, Terms
 

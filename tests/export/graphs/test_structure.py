@@ -12,7 +12,9 @@ import glowserve_export
 import numpy as np
 import onnx
 import pytest
-from glowserve_export.folded import FoldedConv, FoldedGlow, FoldedLevel, FoldedStep
+from glowserve_export.convolution import FoldedConv
+from glowserve_export.couplings import FoldedCoupling, FoldedNetwork, Halves, SigmoidScale
+from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import FP32
@@ -64,12 +66,13 @@ def _integer_glow() -> FoldedGlow:
         return (np.arange(np.prod(shape)) % 7 - 3.0).reshape(shape) / 16
 
     eye = np.eye(4)
-    network = (
+    network = FoldedNetwork(
         FoldedConv(numbers(3, 2, 3, 3), numbers(3)),
         FoldedConv(numbers(3, 3, 1, 1), numbers(3)),
         FoldedConv(numbers(4, 3, 3, 3), numbers(4)),
     )
-    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, network, scale_map="sigmoid")
+    coupling = FoldedCoupling(Halves(), network, SigmoidScale())
+    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, coupling)
     level = FoldedLevel((step, step), None)
     return FoldedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
 
@@ -169,11 +172,10 @@ def test_actnorm_and_1x1_convolution_are_one_convolution_with_constant_weights(
     weights = [constants[node.input[1]] for node in convolutions]
     biases = [constants[node.input[2]] for node in convolutions]
     assert not constants.keys() & {value.name for value in graph.input}
-    # Each step: three in the coupling network and one. Each level but the top: one in the prior.
+    # Each coupling network: three. Each step: one more. Each level but the top: one in the prior.
     steps = [step for _, step in case_glow.named_steps()]
-    dequantization = case_glow.dequantization if direction == "forward" else None
-    networks = dequantization.networks if dequantization else ()
-    assert len(convolutions) == 4 * len(steps) + len(case_glow.levels) - 1 + 3 * len(networks)
+    couplings = case_glow.all_couplings() if direction == "forward" else case_glow.flow_couplings()
+    assert len(convolutions) == 3 * len(couplings) + len(steps) + len(case_glow.levels) - 1
     for step in steps:
         matrix, bias = step.matrix, step.bias
         if direction == "reverse":

@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from glowserve_export.folded import FoldedConv, FoldedGlow, FoldedLevel, FoldedStep
+from glowserve_export.convolution import FoldedConv
+from glowserve_export.couplings import FoldedCoupling, FoldedNetwork, Halves, Shift
+from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_training.model import Glow
@@ -34,8 +36,9 @@ def _identity(*, image_size: int, channels: int, levels: int, n_bits: int) -> Fo
     folded = []
     for i in range(levels):
         c = channels * 2 ** (i + 2)
-        network = (conv(1, c // 2, 3), conv(1, 1, 1), conv(c // 2, 1, 3))
-        step = FoldedStep(np.eye(c), np.zeros(c), np.eye(c), np.zeros(c), network, scale_map=None)
+        network = FoldedNetwork(conv(1, c // 2, 3), conv(1, 1, 1), conv(c // 2, 1, 3))
+        coupling = FoldedCoupling(Halves(), network, Shift())
+        step = FoldedStep(np.eye(c), np.zeros(c), np.eye(c), np.zeros(c), coupling)
         folded.append(FoldedLevel((step,), None if i == levels - 1 else conv(c, c // 2, 3)))
     top = channels * 2 ** (levels + 1)
     return FoldedGlow(
