@@ -18,6 +18,7 @@ from torch import Tensor
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.couplings import FoldedCoupling, add_minus_log_scales
 from glowserve_export.couplings.coupling import LogScales
+from glowserve_export.noise import LearnedNoiseNodes
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,6 @@ class LearnedNoise:
 
     layers: list[tuple[str, Tensor]]
     """The name and the output of each coupling, squeezed."""
-
-
-@dataclass(frozen=True)
-class NoiseNodes:
-    """Noise in the graph."""
-
-    noise: str
-    """v, [N, H, W, C]."""
-
-    minus_logit: str
-    """The logit of 1 - v, squeezed."""
-
-    log_det: str
-    """[N, 1]."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +77,8 @@ class FoldedDequantization:
 
     def add_forward(
         self, g: GraphBuilder, bins: str, *, n_bits: int, image_size: int, channels: int
-    ) -> NoiseNodes:
-        """The nodes of `forward`, from bins [N, H, W, C] and the graph's input "noise"."""
+    ) -> LearnedNoiseNodes:
+        """The nodes of `forward` but those of v, from bins [N, H, W, C] and the graph's input "noise"."""
         name = DEQUANTIZATION
         z, log_uniforms = self._add_logit(g, name)
         context = _squeezed_centers(g, bins, n_bits, f"{name}.context")
@@ -99,10 +86,14 @@ class FoldedDequantization:
         for k, coupling in enumerate(self.couplings, 1):
             z, log_scale = coupling.add_forward(g, z, dequantization_coupling_name(k), context=context)
             scales += [(coupling, log_scale)] if log_scale else []
-        noise = add_unsqueezed(g, g.add("Sigmoid", [z], f"{name}.noise"), name)
-        minus_z, ends = _ends(g, z, log_uniforms)
+        # Minus the logarithms of 1 - v and of v.
+        softplus = g.add("Softplus", [z], f"{name}.softplus")
+        minus_z = g.add("Neg", [z], f"{name}.minus_z")
+        softplus_minus = g.add("Softplus", [minus_z], f"{name}.softplus_minus")
+        ends = g.add("Sum", [*log_uniforms, softplus, softplus_minus], f"{name}.minus_log_ends")
         values, positions = image_size**2 * channels, (image_size // 2) ** 2
-        return NoiseNodes(noise, minus_z, self._add_log_det(g, ends, scales, values, positions))
+        log_det = self._add_log_det(g, ends, scales, values, positions)
+        return LearnedNoiseNodes(g, log_det, z, softplus_minus, softplus)
 
     def _add_logit(self, g: GraphBuilder, name: str) -> tuple[str, list[str]]:
         """logit(u), and log u and log(1 - u), all squeezed.
@@ -134,27 +125,9 @@ class FoldedDequantization:
         return g.add("Add", [x, of_margin], f"{name}.log_det")
 
 
-def add_unsqueezed(g: GraphBuilder, x: str, name: str) -> str:
-    """[N, 4C, H/2, W/2] to [N, H, W, C]: a tensor called `name`."""
-    x = g.add("DepthToSpace", [x], f"{name}.unsqueeze", blocksize=2, mode="DCR")
-    return g.add("Transpose", [x], name, perm=[0, 2, 3, 1])
-
-
 def _squeezed_centers(g: GraphBuilder, bins: str, n_bits: int, name: str) -> str:
     """The centers of bins [N, H, W, C], in [-0.5, 0.5), squeezed."""
     x = g.add("Mul", [bins, g.constant("bin.width", 2.0**-n_bits)], f"{name}.unit")
     x = g.add("Add", [x, g.constant("bin.first_middle", 2.0 ** -(n_bits + 1) - 0.5)], f"{name}.centred")
     x = g.add("Transpose", [x], f"{name}.planes", perm=[0, 3, 1, 2])
     return g.add("SpaceToDepth", [x], f"{name}.squeeze", blocksize=2)
-
-
-def _ends(g: GraphBuilder, z: str, log_uniforms: list[str]) -> tuple[str, str]:
-    """Minus z, and minus the log-derivatives of both ends.
-
-    They are log u + log(1 - u) of the logit, and softplus(z) + softplus(-z) of the sigmoid.
-    """
-    name = DEQUANTIZATION
-    softplus = g.add("Softplus", [z], f"{name}.softplus")
-    minus_z = g.add("Neg", [z], f"{name}.minus_z")
-    softplus_minus = g.add("Softplus", [minus_z], f"{name}.softplus_minus")
-    return minus_z, g.add("Sum", [*log_uniforms, softplus, softplus_minus], f"{name}.minus_log_ends")

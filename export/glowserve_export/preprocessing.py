@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -16,6 +15,7 @@ from glowserve_training import preprocessing as trained
 from torch import Tensor
 
 from glowserve_export.builder import GraphBuilder
+from glowserve_export.noise import NoiseNodes
 
 DEQUANTIZED = "image.noisy"
 """The tensor of forward.onnx with bins and noise added, [N, H, W, C]."""
@@ -37,15 +37,14 @@ class Preprocessing(abc.ABC):
 
     @abc.abstractmethod
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: str, complement: Callable[[], str], n_bits: int, values: int
+        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, values: int
     ) -> tuple[str, list[str]]:
         """The nodes of `forward`, for images of D = values: `FLOW_INPUT`, and the log-determinant [N, 1] if not 0.
 
         Args:
             g: the graph.
             bins: [N, H, W, C].
-            noise: [N, H, W, C].
-            complement: adds the nodes of 1 - noise, if they are needed.
+            noise: the noise within the bins.
             n_bits: of each value.
             values: D.
         """
@@ -68,10 +67,10 @@ class Centring(Preprocessing):
         return pixels
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: str, complement: Callable[[], str], n_bits: int, values: int
+        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, values: int
     ) -> tuple[str, list[str]]:
         """See `Preprocessing`."""
-        x = g.add("Add", [bins, noise], DEQUANTIZED)
+        x = g.add("Add", [bins, noise.add()], DEQUANTIZED)
         x = g.add("Mul", [x, g.constant("bin.width", 2.0**-n_bits)], "image.unit")
         x = g.add("Sub", [x, g.constant("half", 0.5)], "image.centred")
         return g.add("Transpose", [x], FLOW_INPUT, perm=[0, 3, 1, 2]), []
@@ -106,16 +105,17 @@ class Logit(Preprocessing):
         return pixels + (y - y)
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: str, complement: Callable[[], str], n_bits: int, values: int
+        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, values: int
     ) -> tuple[str, list[str]]:
         """See `Preprocessing`."""
         margin = g.constant("logit.margin", self._margin(n_bits))
-        x = g.add("Add", [bins, noise], DEQUANTIZED)
+        within, complement = noise.add_both()
+        x = g.add("Add", [bins, within], DEQUANTIZED)
         x = g.add("Add", [x, margin], "logit.pixels")
         log_pixels = g.add("Log", [x], "logit.pixels.log")
         # What is missing to white has more digits than the difference of the range and the pixels.
         x = g.add("Sub", [g.constant("logit.last_bin", 2.0**n_bits - 1), bins], "logit.rest.bins")
-        x = g.add("Add", [x, complement()], "logit.rest.noisy")
+        x = g.add("Add", [x, complement], "logit.rest.noisy")
         x = g.add("Add", [x, margin], "logit.rest")
         log_rest = g.add("Log", [x], "logit.rest.log")
         y = g.add("Sub", [log_pixels, log_rest], "logit")

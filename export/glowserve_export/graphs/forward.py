@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from glowserve_training.names import DEQUANTIZATION, pixel_coupling_name, step_name
+from glowserve_training.names import pixel_coupling_name, step_name
 from onnx import TensorProto
 
 from glowserve_export.builder import GraphBuilder, float_info, image_info
 from glowserve_export.couplings import FoldedCoupling, add_log_det
-from glowserve_export.dequantization import add_unsqueezed
 from glowserve_export.folded import FoldedGlow, FoldedLevel
 from glowserve_export.graphs.priors import standardized_split, standardized_top
+from glowserve_export.noise import NoiseNodes, UniformNoiseNodes
 from glowserve_export.precision import FP32, Precision
 
 
@@ -61,21 +61,13 @@ def _flow_input(g: GraphBuilder, glow: FoldedGlow) -> tuple[str, list[str]]:
     if glow.n_bits < 8:
         x = g.add("Mul", [x, g.constant("bin.per_grey", 2.0 ** (glow.n_bits - 8))], "image.scaled")
         x = g.add("Floor", [x], "image.bin")
-    noise, minus_logit, terms = "noise", "", []
+    noise: NoiseNodes = UniformNoiseNodes(g)
     if glow.dequantization:
-        learned = glow.dequantization.add_forward(
+        noise = glow.dequantization.add_forward(
             g, x, n_bits=glow.n_bits, image_size=glow.image_size, channels=glow.channels
         )
-        noise, minus_logit, terms = learned.noise, learned.minus_logit, [learned.log_det]
-
-    def complement() -> str:
-        name = f"{DEQUANTIZATION}.complement"
-        if not minus_logit:
-            return g.add("Sub", [g.constant("one", 1.0), noise], name)
-        return add_unsqueezed(g, g.add("Sigmoid", [minus_logit], f"{name}.noise"), name)
-
-    x, log_det = glow.preprocessing.add_forward(g, x, noise, complement, glow.n_bits, glow.dimensions)
-    return x, [*terms, *log_det]
+    x, log_dets = glow.preprocessing.add_forward(g, x, noise, glow.n_bits, glow.dimensions)
+    return x, [*noise.log_dets, *log_dets]
 
 
 def _pixel_couplings(

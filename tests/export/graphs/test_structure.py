@@ -28,7 +28,7 @@ Graphs = dict[str, onnx.ModelProto]
 # All operators that the two graphs may use: elementwise arithmetic, sums, fixed reorderings and convolutions.
 _BOTH = {
     *("Add", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Exp", "Floor", "Mul", "Relu", "Reshape"),
-    *("Sigmoid", "Split", "Sub", "Transpose"),
+    *("Sigmoid", "Split", "Sub", "Tanh", "Transpose", "Where"),
 }
 _FORWARD_ONLY = {
     *(
@@ -149,17 +149,19 @@ def _signature(values: Any) -> dict[str, tuple[int, list[str | int]]]:
     ],
     ids=str,
 )
-def test_a_step_of_an_affine_flow_is_twelve_nodes(
-    levels: int, direction: str, options: dict[str, Any]
+@pytest.mark.parametrize(("scale", "expected"), [("sigmoid", 12), ("tanh", 14)])
+def test_a_step_of_an_affine_flow_is_twelve_nodes_and_fourteen_with_a_bounded_scale(
+    scale: str, expected: int, levels: int, direction: str, options: dict[str, Any]
 ) -> None:
     nodes = {}
     for steps in (2, 3, 4):
-        glow = fold_glow(random_glow(levels=levels, steps_per_level=steps, width=2, **options))
+        model = random_glow(levels=levels, steps_per_level=steps, width=2, coupling_scale=scale, **options)
+        glow = fold_glow(model)
         graph = (forward_graph if direction == "forward" else reverse_graph)(glow).graph
         # Whether a sum of a level needs a Pad depends on its size.
         nodes[steps] = sum(node.op_type != "Pad" for node in graph.node)
-    assert nodes[3] - nodes[2] == 12 * levels
-    assert nodes[4] - nodes[3] == 12 * levels
+    assert nodes[3] - nodes[2] == expected * levels
+    assert nodes[4] - nodes[3] == expected * levels
 
 
 @both_directions
