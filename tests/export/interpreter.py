@@ -60,14 +60,14 @@ def forward(glow: FoldedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[
     x, terms = _preprocessed(glow, (bins + noise) / 2.0**glow.n_bits)
     x, input_log_det = x.transpose(0, 3, 1, 2), input_log_det + terms
     for coupling in glow.pixel_couplings:
-        x, terms = _couple(coupling, x)
+        x, terms = couple(coupling, x)
         input_log_det = input_log_det + terms
     latents, log_prior, log_det = [], [], []
     for level in glow.levels:
         x, terms = _squeeze(x), np.zeros(len(x))
         for step in level.steps:
             x = np.einsum("oc,nchw->nohw", step.matrix, x) + step.bias[:, None, None]
-            x, log_det_step = _couple(step.coupling, x)
+            x, log_det_step = couple(step.coupling, x)
             terms = terms + log_det_step
         if level.prior is None:
             latent = (x - per_channel(glow.top_mean)) / np.exp(per_channel(glow.top_log_scale))
@@ -156,7 +156,7 @@ def _learned_noise(dequantization: FoldedDequantization, centers: Array, noise: 
     z = _squeeze(np.log(u / (1 - u)).transpose(0, 3, 1, 2))
     context = _squeeze(centers.transpose(0, 3, 1, 2))
     for coupling in dequantization.couplings:
-        z, log_det_coupling = _couple(coupling, z, context)
+        z, log_det_coupling = couple(coupling, z, context)
         log_det = log_det + log_det_coupling
     v = _unsqueeze(1 / (1 + np.exp(-z))).transpose(0, 2, 3, 1)
     return v, log_det + _sum(np.log(v)) + _sum(np.log(1 - v))
@@ -175,7 +175,7 @@ def _unsqueeze(y: Array) -> Array:
     return x
 
 
-def _couple(coupling: FoldedCoupling, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+def couple(coupling: FoldedCoupling, x: Array, context: Array | None = None) -> tuple[Array, Array]:
     """The output and the log-determinant, [N]."""
     active = _active(coupling, x)
     shift, log_scale = _shift_and_log_scale(coupling, x, context)
