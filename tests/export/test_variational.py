@@ -54,7 +54,11 @@ def model(request: pytest.FixtureRequest, digits: UInt8Array) -> Glow:
         model.log_prob(images, torch.rand(images.shape))  # initializes the actnorms
         for name, weight in model.state_dict().items():
             if re.fullmatch(r".*network\.4\.conv\.(weight|bias)", name):
-                size = 0.2 if name.startswith("dequantization") else 0.02
+                size = (
+                    (0.2 if request.param == "sigmoid" else 0.07)
+                    if name.startswith("dequantization")
+                    else 0.02
+                )
                 weight.add_(size * torch.randn(weight.shape))
     return model.eval()
 
