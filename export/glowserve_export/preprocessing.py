@@ -135,7 +135,7 @@ class Logit(Preprocessing):
 
     def _range(self, n_bits: int) -> float:
         """The pixels that s = 0 and s = 1 are apart."""
-        return 2**n_bits / (1 - 2 * self.alpha)
+        return float(2**n_bits) / (1 - 2 * self.alpha)
 
     def _margin(self, n_bits: int) -> float:
         """Alpha in bins."""

@@ -63,8 +63,11 @@ def fold_network(network: nn.Module) -> FoldedNetwork:
 @fold_network.register
 def _(network: trained.CouplingNetwork) -> FoldedNetwork:
     first, _, second, _, last = network
-    hidden = (FoldedConv.of(cast("HiddenConv2d", conv)) for conv in (first, second))
-    return FoldedNetwork(*hidden, FoldedConv.of(cast("ZeroConv2d", last)))
+    return FoldedNetwork(
+        FoldedConv.of(cast("HiddenConv2d", first)),
+        FoldedConv.of(cast("HiddenConv2d", second)),
+        FoldedConv.of(cast("ZeroConv2d", last)),
+    )
 
 
 def _float_network(

@@ -164,6 +164,43 @@ def test_a_step_of_an_affine_flow_is_twelve_nodes_and_fourteen_with_a_bounded_sc
     assert nodes[4] - nodes[3] == expected * levels
 
 
+@pytest.mark.parametrize(
+    ("option", "forward", "reverse"),
+    [
+        # Of each coupling, beside those that sum all log-scales, none of which depends on the number of couplings.
+        ({"checkerboards": 4}, 2 * 13, 2 * 13),
+        ({"checkerboards": 4, "coupling_scale": "sigmoid"}, 2 * 11, 2 * 11),
+        ({"checkerboards": 4, "coupling": "additive"}, 2 * 8, 2 * 8),
+    ],
+    ids=str,
+)
+def test_two_more_checkerboards_add_few_nodes(option: dict[str, Any], forward: int, reverse: int) -> None:
+    more, fewer = ({**option, "checkerboards": n} for n in (6, 4))
+    assert _nodes_without_pads(more, "forward") - _nodes_without_pads(fewer, "forward") == forward
+    assert _nodes_without_pads(more, "reverse") - _nodes_without_pads(fewer, "reverse") == reverse
+
+
+@pytest.mark.parametrize(
+    ("option", "forward", "reverse"),
+    [
+        ({"preprocessing": "logit"}, 11, 3),
+        ({"checkerboards": 1}, 13 + 4, 13),
+        ({"checkerboards": 2}, 2 * 13 + 6, 2 * 13),
+        ({"dequantization": "variational"}, 14 * 4 + 27, 0),
+    ],
+    ids=str,
+)
+def test_an_option_adds_few_nodes(option: dict[str, Any], forward: int, reverse: int) -> None:
+    for direction, expected in (("forward", forward), ("reverse", reverse)):
+        assert _nodes_without_pads(option, direction) - _nodes_without_pads({}, direction) == expected
+
+
+def _nodes_without_pads(options: dict[str, Any], direction: str) -> int:
+    glow = fold_glow(random_glow(**{"coupling_scale": "tanh", "levels": 2, "width": 2, **options}))
+    # Whether a sum needs a Pad depends on its size.
+    return sum(node.op_type != "Pad" for node in _graphs(glow)[direction].graph.node)
+
+
 @both_directions
 def test_actnorm_and_1x1_convolution_are_one_convolution_with_constant_weights(
     case_glow: FoldedGlow, case_graphs: Graphs, direction: str

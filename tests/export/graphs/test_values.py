@@ -168,10 +168,20 @@ def test_the_likelihood_of_the_identity_is_that_of_a_standard_normal(rng: np.ran
     np.testing.assert_array_equal(outputs["log_det"], np.zeros((3, 2)))
 
 
-@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"dequantization": "variational"},
+    {"preprocessing": "logit", "coupling_scale": "tanh"},
+    {"preprocessing": "logit", "coupling_scale": "tanh", "checkerboards": 3, "dequantization": "variational"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("coupling", ["affine", "additive"])
-def test_the_batch_can_have_any_size(coupling: str, dequantization: str, rng: np.random.Generator) -> None:
-    glow = fold_glow(random_glow(levels=2, channels=3, coupling=coupling, dequantization=dequantization))
+def test_the_batch_can_have_any_size(
+    coupling: str, options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    glow = fold_glow(random_glow(levels=2, channels=3, coupling=coupling, **options))
     images = random_images(rng, glow, 7)
     noise = random_noise(rng, images)
     forward, reverse = forward_graph(glow), reverse_graph(glow)
@@ -190,11 +200,11 @@ def test_the_batch_can_have_any_size(coupling: str, dequantization: str, rng: np
     [{"image_size": 32, "channels": 3, "levels": 3}, {"image_size": 12, "channels": 1, "levels": 2}],
     ids=str,
 )
-@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_score_does_not_depend_on_its_place_in_the_batch(
-    rng: np.random.Generator, shape: dict[str, Any], dequantization: str
+    rng: np.random.Generator, shape: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    glow = fold_glow(random_glow(**shape, dequantization=dequantization))
+    glow = fold_glow(random_glow(**shape, **options))
     model, image = forward_graph(glow), random_images(rng, glow, 1)
     noise = random_noise(rng, image)
     alone = run_graph(model, image=image, noise=noise)
