@@ -41,6 +41,8 @@ class Preprocessing(abc.ABC):
     ) -> tuple[str, list[str]]:
         """The nodes of `forward`, for images of D = values: `FLOW_INPUT`, and the log-determinant [N, 1] if not 0.
 
+        `constant` is left out of it.
+
         Args:
             g: the graph.
             bins: [N, H, W, C].
@@ -48,6 +50,10 @@ class Preprocessing(abc.ABC):
             n_bits: of each value.
             values: D.
         """
+
+    def constant(self, n_bits: int, values: int) -> float:
+        """A part of the log-determinant that is the same for every image of D = values, in nats."""
+        return 0.0
 
     @abc.abstractmethod
     def add_reverse(self, g: GraphBuilder, y: str, n_bits: int) -> str:
@@ -96,8 +102,12 @@ class Logit(Preprocessing):
         """See `Preprocessing`."""
         log_pixels = (bins + noise + self._margin(n_bits)).log()
         log_rest = (2**n_bits - 1 - bins + complement + self._margin(n_bits)).log()
-        log_det = self._constant(n_bits, bins[0].numel()) - (log_pixels + log_rest).sum((1, 2, 3))
-        return log_pixels - log_rest, log_det
+        in_bins = math.log(self._range(n_bits)) - log_pixels - log_rest
+        return log_pixels - log_rest, in_bins.sum((1, 2, 3)) + self.constant(n_bits, bins[0].numel())
+
+    def constant(self, n_bits: int, values: int) -> float:
+        """See `Preprocessing`; the log-volume of the bins, which the flow's constant takes away again."""
+        return values * n_bits * math.log(2)
 
     def inverse(self, y: Tensor, n_bits: int) -> Tensor:
         """See `Preprocessing`."""
@@ -119,10 +129,9 @@ class Logit(Preprocessing):
         x = g.add("Add", [x, margin], "logit.rest")
         log_rest = g.add("Log", [x], "logit.rest.log")
         y = g.add("Sub", [log_pixels, log_rest], "logit")
-        logs = g.add("Add", [log_pixels, log_rest], "logit.minus_log_scale")
-        varying = g.minus_sum(logs, values, "logit.varying")
-        constant = g.constant("logit.constant", self._constant(n_bits, values))
-        log_det = g.add("Add", [varying, constant], "logit.log_det")
+        minus_log_range = g.constant("logit.minus_log_range", -math.log(self._range(n_bits)))
+        minus_log_scale = g.add("Sum", [log_pixels, log_rest, minus_log_range], "logit.minus_log_scale")
+        log_det = g.minus_sum(minus_log_scale, values, "logit.log_det")
         return g.add("Transpose", [y], FLOW_INPUT, perm=[0, 3, 1, 2]), [log_det]
 
     def add_reverse(self, g: GraphBuilder, y: str, n_bits: int) -> str:
@@ -140,10 +149,6 @@ class Logit(Preprocessing):
     def _margin(self, n_bits: int) -> float:
         """Alpha in bins."""
         return self.alpha * self._range(n_bits)
-
-    def _constant(self, n_bits: int, values: int) -> float:
-        """The part of the log-determinant of s to y, in nats, that is the same for every image of D = values."""
-        return values * (2 * math.log(self._range(n_bits)) + math.log1p(-2 * self.alpha))
 
 
 CENTRING = Centring()

@@ -75,7 +75,7 @@ def test_nothing_is_found_in_unchanged_graphs(source: Source, digits: UInt8Array
         ("pixels.coupling2.conv1.weight", HALF, "pixels.coupling2"),
         ("pixels.coupling4.conv3.bias", NAN, "pixels.coupling4"),
         ("logit.margin", HALF, "image.planes"),
-        ("logit.constant", HALF, "the log-determinants"),
+        ("logit.minus_log_range", HALF, "the log-determinants"),
         ("level1.prior.conv.bias", HALF, "level1.latent"),
         ("top.offset", HALF, "level2.latent"),
         ("log_det_constant", HALF, "the log-determinants"),

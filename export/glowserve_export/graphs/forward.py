@@ -35,9 +35,13 @@ def forward_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
         latents.append(g.add("Flatten", [latent], f"level{i}.latent", axis=1))
         log_dets.append(_sum(g, terms, f"level{i}.log_det"))
     g.add("Concat", latents, "latent", axis=1)
-    g.add("Concat", log_dets, "log_det", axis=1)
+    constant = glow.preprocessing.constant(glow.n_bits, glow.dimensions)
+    log_det = g.add("Concat", log_dets, "log_det.varying" if constant else "log_det", axis=1)
     _log_prior(g, glow, latents)
-    _log_likelihood(g, glow)
+    _log_likelihood(g, glow, log_det, constant)
+    if constant:
+        level1 = constant * (np.arange(len(glow.levels)) == 0)
+        g.add("Add", [log_det, g.constant("log_det.constant", level1[None, :])], "log_det")
     return _model(g, glow)
 
 
@@ -120,15 +124,17 @@ def _log_prior(g: GraphBuilder, glow: FoldedGlow, latents: Sequence[str]) -> Non
     g.add("Add", [x, g.constant("log_prior.constant", constant)], "log_prior")
 
 
-def _log_likelihood(g: GraphBuilder, glow: FoldedGlow) -> None:
-    """The sum of log_prior, log_det and the constant, [N].
+def _log_likelihood(g: GraphBuilder, glow: FoldedGlow, log_det: str, constant: float) -> None:
+    """The sum of log_prior, log_det and the constants, [N]: large ones that cancel out are added before float32.
 
     It is added column by column: a ReduceSum of rows would depend on their alignment, see `GraphBuilder.padded_rows`.
     """
-    parts = g.add("Concat", ["log_prior", "log_det"], "parts", axis=1)
+    parts = g.add("Concat", ["log_prior", log_det], "parts", axis=1)
     columns = g.split(parts, [1] * (2 * len(glow.levels)), "parts.columns")
     total = g.add("Sum", columns, "parts.sum")
-    total = g.add("Add", [total, g.constant("log_det_constant", glow.log_det_constant)], "parts.total")
+    total = g.add(
+        "Add", [total, g.constant("log_det_constant", glow.log_det_constant + constant)], "parts.total"
+    )
     g.add("Reshape", [total, g.constant("parts.shape", np.array([-1]))], "log_likelihood")
 
 
