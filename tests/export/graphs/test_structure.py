@@ -186,6 +186,7 @@ def test_two_more_checkerboards_add_few_nodes(option: dict[str, Any], forward: i
         ({"preprocessing": "logit"}, 11, 3),
         ({"checkerboards": 1}, 13 + 4, 13),
         ({"checkerboards": 2}, 2 * 13 + 6, 2 * 13),
+        ({"checkerboards": 4}, 4 * 13 + 8, 4 * 13),
         ({"dequantization": "variational"}, 14 * 4 + 27, 0),
     ],
     ids=str,
