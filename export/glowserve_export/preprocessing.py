@@ -138,7 +138,7 @@ class Logit(Preprocessing):
         """See `Preprocessing`; y - y is 0, or not a number where y is not finite, which the sigmoid would hide."""
         y = g.add("Transpose", [y], "image.logit", perm=[0, 2, 3, 1])
         x = g.add("Sigmoid", [y], "image.unit")
-        x = g.add("Mul", [x, g.constant("logit.range", self._range(n_bits))], "image.scaled")
+        x = g.add("Mul", [x, g.constant("bins", self._range(n_bits))], "image.scaled")
         x = g.add("Sub", [x, g.constant("logit.margin", self._margin(n_bits))], "image.bounded")
         return g.add("Add", [x, g.add("Sub", [y, y], "image.zero")], "pixels")
 
