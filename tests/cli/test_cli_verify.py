@@ -59,8 +59,8 @@ def test_inspect_prints_the_manifest(
     for words in (
         "digits, version 1",
         "8 x 8 grey, 4 bits",
-        "L=2 K=4 width=32, affine coupling (tanh) and 4 checkerboards, qlu 1x1 convolutions, variational dequantization, "
-        "logit preprocessing",
+        "L=2 K=4 width=32, affine coupling (tanh) and 4 checkerboards, qlu 1x1 convolutions",
+        "variational dequantization, logit preprocessing",
         "fp32 in the coupling networks",
         f"by glowserve, {training.steps} steps, {training.images_seen:,} images of digits",
         "bits/dim",

@@ -52,7 +52,7 @@ def make_explosive(source: Path, target: Path) -> None:
         bundle = open_bundle(target)
         drawn = latents(0, 0, 200, bundle.manifest.image.latent_size)
         pixels = Engine(bundle, RuntimeConfig(device="cpu", threads=1)).reverse(drawn).pixels
-        if 0.4 < np.isfinite(pixels).all(axis=(1, 2, 3)).mean() < 0.6:
+        if 0.3 < np.isfinite(pixels).all(axis=(1, 2, 3)).mean() < 0.5:
             _renew_canary(target)
             return
         shutil.rmtree(target)
