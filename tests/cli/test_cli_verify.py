@@ -29,7 +29,9 @@ def test_an_intact_bundle_passes_and_its_verification_is_printed(
     assert result["unseen"]["noise"]["images"] == 32
 
 
-@pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256"])
+@pytest.mark.parametrize(
+    "name", ["forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256", "flow.json"]
+)
 def test_one_flipped_bit_in_any_file_is_refused(
     repository: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
