@@ -37,7 +37,6 @@ _MAX_MANIFEST_BYTES = 2**24
 _MAX_VALUES = 2**22
 """The most values of an image: 1024 x 1024 in colour, and some."""
 _MAX_TEXT = 4096
-_M = TypeVar("_M", bound=Message)
 _MAX_FILES = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # An empty word means the first: the field is younger than the bundle.
@@ -48,6 +47,9 @@ _WORDS = {
     "coupling_scale": ("", "sigmoid", "tanh"),
     "precision": ("", *PRECISIONS),
 }
+
+
+_M = TypeVar("_M", bound=Message)
 
 
 def read_manifest(path: Path) -> manifest_pb2.Manifest:
@@ -66,24 +68,26 @@ def read_manifest(path: Path) -> manifest_pb2.Manifest:
     _check_format(path, manifest)
     _check_randomness(path, manifest)
     if manifest.format_version == 2:
-        flow = _parse(path, FLOW, read_listed_file(path, manifest, FLOW), manifest_pb2.Flow())
-        manifest.flow.MergeFrom(flow)
+        data = read_listed_file(path, manifest, FLOW, most=_MAX_MANIFEST_BYTES)
+        manifest.flow.MergeFrom(_parse(path, FLOW, data, manifest_pb2.Flow()))
     for wrong in _senseless(manifest):
         raise BundleError(f"bundle {path}: the manifest's {wrong}; export the model again")
     return manifest
 
 
-def read_listed_file(path: Path, manifest: manifest_pb2.Manifest, name: str) -> bytes:
-    """The content of a file that the manifest lists.
+def read_listed_file(
+    path: Path, manifest: manifest_pb2.Manifest, name: str, *, most: int = MAX_GRAPH_BYTES
+) -> bytes:
+    """The content of a file that the manifest lists, of at most that many bytes.
 
     Raises:
-        BundleError: the file is not listed or missing, or it is not the file that the manifest describes.
+        BundleError: the file is not listed, missing or too large, or it is not the file that the manifest describes.
     """
     entry = next((file for file in manifest.files if file.name == name), None)
     if entry is None:
         raise BundleError(f"bundle {path}: the manifest does not mention {name}; export the model again")
     try:
-        data = read_regular_file(path / name, entry.size)
+        data = read_regular_file(path / name, min(entry.size, most))
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise _changed(path, name, str(error.strerror)) from None
@@ -108,7 +112,8 @@ def _parse(path: Path, name: str, data: bytes, message: _M) -> _M:
     try:
         return json_format.Parse(data, message)
     except Exception as error:  # deep nesting, huge numbers and odd Unicode raise errors of many types
-        _check_format_of_unreadable(path, data)
+        if name == MANIFEST:
+            _check_format_of_unreadable(path, data)
         kind = message.DESCRIPTOR.name.lower()
         raise BundleError(
             f"bundle {path}: {name} is not a {kind}: {_one_line(error)}; export the model again"

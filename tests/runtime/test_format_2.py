@@ -108,6 +108,15 @@ def test_a_flow_that_makes_no_sense_is_refused(version: Path, data: bytes, words
     assert len(str(caught.value)) < 600
 
 
+def test_a_flow_of_three_gibibytes_is_refused_without_being_read(version: Path) -> None:
+    size = 3 * 2**30
+    with (version / "flow.json").open("r+b") as file:
+        file.truncate(size)  # without a block on the disk
+    _edit(version, lambda manifest: manifest["files"][2].update(size=size))
+    with pytest.raises(BundleError, match=rf"flow\.json .*it has {size} bytes and may have 16777216"):
+        open_bundle(version)
+
+
 def test_format_1_has_none_of_these_fields(version: Path) -> None:
     _edit(version, lambda manifest: manifest.update(format_version=1))
     assert not open_bundle(version).manifest.flow.preprocessing, "flow.json belongs to format 2"
