@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from glowserve_training.data import HeldOutImages
-from google.protobuf import json_format
 
 from glowserve.files import publish_directory, staging_directory
 from glowserve.images import UInt8Array
@@ -19,17 +18,18 @@ from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.manifest import CHECKSUM, MANIFEST, MODEL_NAME, manifest_checksum
+from glowserve.runtime.manifest import MODEL_NAME
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export import workload
 from glowserve_export.calibration import calibrate
+from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import ExportError, VerificationError
-from glowserve_export.folded import Float64Array, FoldedGlow
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
-from glowserve_export.manifest import describe
+from glowserve_export.manifest import describe, manifest_files
 from glowserve_export.operations import check, operations
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
@@ -148,7 +148,7 @@ def _staged(model_dir: Path) -> Iterator[Path]:
 def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Callable[[str], None]) -> None:
     precision = calibrate(bundle.manifest.flow.precision, glow, images)
     if precision.name == "int8":
-        say(f"{len(precision.ranges)} of {len(list(glow.named_steps()))} steps of flow are int8")
+        say(f"{len(precision.ranges)} of {len(glow.flow_couplings())} coupling networks are int8")
     # One after the other: each takes as much memory as its weights, several times.
     bundle.manifest.files.append(_write_graph(forward_graph(glow, precision), bundle.path / FORWARD))
     bundle.manifest.files.append(_write_graph(reverse_graph(glow, precision), bundle.path / REVERSE))
@@ -194,13 +194,8 @@ def _publish(bundle: Bundle, model_dir: Path) -> Bundle:
     manifest = bundle.manifest
     while True:
         manifest.version = _next_version(model_dir)
-        # A number can be read by services that do not know its name, and say what version they do not know.
-        text = json_format.MessageToJson(
-            manifest, preserving_proto_field_name=True, use_integers_for_enums=True
-        )
-        data = text.encode() + b"\n"
-        (bundle.path / MANIFEST).write_bytes(data)
-        (bundle.path / CHECKSUM).write_bytes(manifest_checksum(data))
+        for name, data in manifest_files(manifest).items():
+            (bundle.path / name).write_bytes(data)
         open_bundle(bundle.path)  # nothing is published that could not be opened
         target = model_dir / str(manifest.version)
         with suppress(FileExistsError):  # another export took the number

@@ -5,7 +5,7 @@ Shapes: N images, H W C of an image; [N, C, H, W] inside the flow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -20,10 +20,11 @@ from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve_export import workload
+from glowserve_export.builder import add_outputs
+from glowserve_export.convolution import Float64Array, FoldedConv, per_channel
 from glowserve_export.errors import ExportError
-from glowserve_export.folded import Float64Array, FoldedConv, FoldedGlow, per_channel
+from glowserve_export.folded import FoldedGlow, NamedCoupling
 from glowserve_export.graphs import forward_graph
-from glowserve_export.graphs.builder import add_outputs
 from glowserve_export.operations import operations as count_operations
 from glowserve_export.precision import FP32, PRECISIONS, Precision, Ranges
 
@@ -33,10 +34,8 @@ _INT8_AIM = 0.015
 
 # The most images to measure ranges on.
 _RANGE_IMAGES = 512
-# Of one batch: all steps are measured at once.
+# Of one batch: all couplings are measured at once.
 _ACTIVATION_BYTES = 2**29
-# The tensors of each step that are measured: the network's input, both ReLUs, and its output.
-_ACTIVATIONS = ("halves.0", "relu1", "relu2", "conv3")
 
 
 def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
@@ -71,30 +70,30 @@ def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
 
 
 def _choose(glow: FoldedGlow, ranges: dict[str, Ranges], images: UInt8Array) -> dict[str, Ranges]:
-    """The ranges of the networks to quantize, by step."""
+    """The ranges of the networks to quantize, by coupling."""
     fp32 = _bits_per_dim(glow, FP32, images)
     _check_finite("log_likelihood", fp32)
     if _loss(glow, ranges, images, fp32) <= _INT8_AIM:
         return ranges
     losses = {
-        step: _loss(glow, {step: ranges[step]}, images, fp32)
-        for step in tqdm(
+        name: _loss(glow, {name: ranges[name]}, images, fp32)
+        for name in tqdm(
             ranges, desc="measuring the loss of each network", unit="", disable=None, leave=False
         )
     }
     ascending = sorted(losses, key=losses.__getitem__)
-    totals = accumulate(losses[step] for step in ascending)
-    chosen = {step for step, total in zip(ascending, totals, strict=True) if total <= _INT8_AIM}
+    totals = accumulate(losses[name] for name in ascending)
+    chosen = {name for name, total in zip(ascending, totals, strict=True) if total <= _INT8_AIM}
     if not chosen:
         raise ExportError(
-            f"int8 loses {losses[ascending[0]]:.3g} bits/dim in {ascending[0]} and more in every other step, and the "
-            f"bound is {INT8_BOUND:g} for all together: export with precision fp32 or fp16"
+            f"int8 loses {losses[ascending[0]]:.3g} bits/dim in {ascending[0]} and more in every other coupling, "
+            f"and the bound is {INT8_BOUND:g} for all together: export with precision fp32 or fp16"
         )
-    return {step: own for step, own in ranges.items() if step in chosen}
+    return {name: own for name, own in ranges.items() if name in chosen}
 
 
 def _measure_ranges(glow: FoldedGlow, images: UInt8Array) -> dict[str, Ranges]:
-    names = [f"{step}.{activation}" for step, _ in glow.named_steps() for activation in _ACTIVATIONS]
+    names = [activation for each in glow.flow_couplings() for activation in _activations(each)]
     model = forward_graph(glow)
     add_outputs(model, names)
     session = _session(model)
@@ -103,15 +102,20 @@ def _measure_ranges(glow: FoldedGlow, images: UInt8Array) -> dict[str, Ranges]:
         values = dict(zip(names, session.run(names, inputs), strict=True))
         for name in names:
             _check_finite(name, values[name])
-        for step, folded in glow.named_steps():
-            activations = {name: values[f"{step}.{name}"] for name in _ACTIVATIONS}
-            own = _ranges(activations, folded.network[2])
-            ranges[step] = ranges[step].union(own) if step in ranges else own
+        for each in glow.flow_couplings():
+            own = _ranges([values[name] for name in _activations(each)], each.coupling.network.last)
+            ranges[each.name] = ranges[each.name].union(own) if each.name in ranges else own
     return ranges
 
 
-def _ranges(activations: Mapping[str, Float32Array], last: FoldedConv) -> Ranges:
-    x, hidden1, hidden2, output = (activations[name] for name in _ACTIVATIONS)
+def _activations(named: NamedCoupling) -> list[str]:
+    """The tensors of a coupling that are measured: the network's input, both ReLUs, and its output."""
+    name, mask = named.name, named.coupling.mask
+    return [mask.passive_name(name), f"{name}.relu1", f"{name}.relu2", f"{name}.conv3"]
+
+
+def _ranges(activations: Sequence[Float32Array], last: FoldedConv) -> Ranges:
+    x, hidden1, hidden2, output = activations
     unbiased = output - per_channel(last.bias)
     return Ranges(
         input=np.abs(x).max(axis=(0, 2, 3)).astype(np.float64),
@@ -153,8 +157,7 @@ def _batches(
 def _activations_batch(glow: FoldedGlow) -> int:
     """The number of images whose measured activations fit into memory at a time."""
     values = sum(
-        (glow.image_size >> i) ** 2 * sum(len(conv.bias) for step in level.steps for conv in step.network)
-        for i, level in enumerate(glow.levels, 1)
+        each.size**2 * sum(conv.outputs for conv in each.coupling.network) for each in glow.flow_couplings()
     )
     return max(1, min(workload.batch_size(glow), _ACTIVATION_BYTES // (4 * values)))
 

@@ -11,7 +11,7 @@ from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
-from glowserve_export.graphs.builder import add_outputs
+from glowserve_export.builder import add_outputs
 from glowserve_export.reference import Layers, Reference
 
 # Smaller relative errors are rounding.

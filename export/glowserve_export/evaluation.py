@@ -20,7 +20,7 @@ from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, Bundle
-from glowserve_export.graphs import DEQUANTIZED
+from glowserve_export.preprocessing import DEQUANTIZED
 
 # An image that is none of 1,000 known ones has the score of one of them, by chance, in one case of five: all of eight
 # images have in one of 400,000. The scores of one image differ by less than this between batches and processors.

@@ -4,67 +4,29 @@ An actnorm and the 1x1 convolution after it are folded into one matrix and one b
 fixed scale is folded into the weights of its convolution. All log-determinants that are the same for every image are
 summed into one number.
 
-Shapes: C channels of a level after its squeeze, H W of a level; a convolution is [out, in, k, k] with padding k // 2.
+Shapes: C channels of a level after its squeeze, H W of a level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from glowserve_training.names import step_name
+from glowserve_training.names import dequantization_coupling_name, pixel_coupling_name, step_name
+from torch import Tensor
 
-Float64Array = npt.NDArray[np.float64]
-
-# The name of variational dequantization in graphs and messages. It comes before the first step of flow.
-DEQUANTIZATION = "dequantization"
-
-
-@dataclass(frozen=True)
-class FoldedConv:
-    """A convolution with stride 1, padded with zeros to keep height and width."""
-
-    weight: Float64Array
-    """[out, in, k, k]."""
-
-    bias: Float64Array
-    """[out]; or [out, H, W], a bias that depends on the position, which padding with other values than 0 folds to."""
-
-
-ScaleMap = Literal["sigmoid", "inverse_sigmoid", "exp"]
-"""How an affine coupling makes its scale of a logit: sigmoid(logit), 1 / sigmoid(logit), or exp(logit)."""
-
-# conv, ReLU, conv, ReLU, conv.
-FoldedNetwork = tuple[FoldedConv, FoldedConv, FoldedConv]
-
-
-@dataclass(frozen=True)
-class FoldedDequantization:
-    """Variational dequantization, see `glowserve_training.dequantization`.
-
-    Uniform noise is rescaled to u = margin + (1 - 2 margin) noise. Couplings transform z = logit(u), squeezed. The
-    network of a coupling reads the first half of z's channels and the squeezed centers of the image's bins, and outputs
-    a shift and a logit: z2 becomes (z2 + shift) * 2 sigmoid(logit). Then the halves are swapped. The noise is the
-    sigmoid of the result, unsqueezed.
-    """
-
-    margin: float
-    """The distance that is kept from 0 and from 1."""
-
-    networks: tuple[FoldedNetwork, ...]
-    """One for each coupling: [hidden, 6C, 3, 3], [hidden, hidden, 1, 1], [4C, hidden, 3, 3] with C of an image."""
+from glowserve_export.builder import GraphBuilder
+from glowserve_export.convolution import Float64Array, FoldedConv
+from glowserve_export.couplings import FoldedCoupling
+from glowserve_export.dequantization import FoldedDequantization
+from glowserve_export.precision import FP32, Precision
+from glowserve_export.preprocessing import CENTRING, Preprocessing
 
 
 @dataclass(frozen=True)
 class FoldedStep:
-    """A step of flow: y = matrix x + bias at each position, then a coupling.
-
-    An affine coupling's network outputs a shift in the first half of its channels and the logit of a scale in the
-    second half: y2 = (x2 + shift) * scale. An additive coupling's network outputs the shift only.
-    """
+    """A step of flow: y = matrix x + bias at each position, then a coupling."""
 
     matrix: Float64Array
     """[C, C]."""
@@ -78,24 +40,37 @@ class FoldedStep:
     inverse_bias: Float64Array
     """-matrix^-1 bias, [C]."""
 
-    network: FoldedNetwork
-    """[hidden, C/2, 3, 3], [hidden, hidden, 1, 1], [C or C/2, hidden, 3, 3]."""
-
-    scale_map: ScaleMap | None
-    """None: the coupling is additive."""
-
-    transforms_first: bool = False
-    """Whether the coupling transforms the first half of the channels; else it transforms the second."""
+    coupling: FoldedCoupling
+    """Of all C channels."""
 
     @property
     def channels(self) -> int:
         """C."""
         return len(self.bias)
 
-    @property
-    def affine(self) -> bool:
-        """Whether the coupling is affine; else it is additive."""
-        return self.scale_map is not None
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output in float64, and the log-determinant of the coupling, [N]."""
+        return self.coupling.forward(_mix(self.matrix, self.bias).apply(x))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The input in float64."""
+        return _mix(self.inverse_matrix, self.inverse_bias).apply(self.coupling.inverse(y))
+
+    def add_forward(
+        self, g: GraphBuilder, x: str, name: str, precision: Precision = FP32
+    ) -> tuple[str, str | None]:
+        """The nodes of `forward`; see `FoldedCoupling.add_forward`."""
+        x = g.conv(x, _mix(self.matrix, self.bias), f"{name}.mix")
+        return self.coupling.add_forward(g, x, name, precision=precision)
+
+    def add_reverse(self, g: GraphBuilder, y: str, name: str, precision: Precision = FP32) -> str:
+        """The nodes of `inverse`: a tensor called `name`."""
+        x = self.coupling.add_reverse(g, y, name, output=f"{name}.joined", precision=precision)
+        return g.conv(x, _mix(self.inverse_matrix, self.inverse_bias), name)
+
+
+def _mix(matrix: Float64Array, bias: Float64Array) -> FoldedConv:
+    return FoldedConv(matrix[:, :, None, None], bias)
 
 
 @dataclass(frozen=True)
@@ -107,6 +82,20 @@ class FoldedLevel:
 
     prior: FoldedConv | None
     """Predicts mean and log-scale of the second half of the channels from the first half; None at the top level."""
+
+
+@dataclass(frozen=True)
+class NamedCoupling:
+    """A coupling of a flow."""
+
+    name: str
+    """Of its output in forward.onnx; the names of its nodes begin with it."""
+
+    coupling: FoldedCoupling
+    """The coupling."""
+
+    size: int
+    """H = W of its input."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +122,16 @@ class FoldedGlow:
 
     log_det_constant: float
     """The terms of the log-likelihood that are the same for every image, in nats, without those of the standard normal
-    density and of the dequantization."""
+    density, of the dequantization and of the preprocessing."""
 
     dequantization: FoldedDequantization | None = None
     """None: uniform dequantization."""
+
+    preprocessing: Preprocessing = CENTRING
+    """From bins and noise to the flow's input."""
+
+    pixel_couplings: tuple[FoldedCoupling, ...] = ()
+    """Couplings of the preprocessed image, before level 1, in forward order."""
 
     @property
     def dimensions(self) -> int:
@@ -157,10 +152,27 @@ class FoldedGlow:
             for k, step in enumerate(level.steps, 1):
                 yield step_name(i, k), step
 
+    def flow_couplings(self) -> list[NamedCoupling]:
+        """The couplings that both graphs have, in forward order: those of pixels first, then one of each step."""
+        couplings = [
+            NamedCoupling(pixel_coupling_name(k), coupling, self.image_size)
+            for k, coupling in enumerate(self.pixel_couplings, 1)
+        ]
+        for i, level in enumerate(self.levels, 1):
+            size = self.image_size >> i
+            couplings += [
+                NamedCoupling(step_name(i, k), step.coupling, size) for k, step in enumerate(level.steps, 1)
+            ]
+        return couplings
 
-def per_channel(values: Float64Array) -> Float64Array:
-    """Makes values of channels, [C], broadcast over [N, C, H, W]: [C, 1, 1]. Leaves [C, H, W] as it is."""
-    return values if values.ndim == 3 else values[:, None, None]
+    def all_couplings(self) -> list[NamedCoupling]:
+        """Those of dequantization too, which forward.onnx alone has."""
+        learned = self.dequantization.couplings if self.dequantization else ()
+        names = (dequantization_coupling_name(k) for k, _ in enumerate(learned, 1))
+        own = [
+            NamedCoupling(name, each, self.image_size // 2) for name, each in zip(names, learned, strict=True)
+        ]
+        return own + self.flow_couplings()
 
 
 def condition_number(matrix: Float64Array) -> float:

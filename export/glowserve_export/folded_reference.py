@@ -1,4 +1,4 @@
-"""The reference of a public implementation's model, which has no PyTorch model here: its folded weights in float64.
+"""The reference of folded weights in float64: of a model of a public implementation, which has no PyTorch model here.
 
 Shapes: as in `glowserve_export.reference`.
 """
@@ -6,52 +6,32 @@ Shapes: as in `glowserve_export.reference`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from glowserve_training.layers import Squeeze
-from glowserve_training.names import step_name
+from glowserve_training.names import DEQUANTIZATION, pixel_coupling_name, step_name
 from glowserve_training.quantization import to_bins
 from torch import Tensor
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
-from glowserve_export.float64 import conv2d
-from glowserve_export.folded import (
-    Float64Array,
-    FoldedConv,
-    FoldedGlow,
-    FoldedNetwork,
-    FoldedStep,
-    ScaleMap,
-    per_channel,
-)
-from glowserve_export.reference import Layers, in_bins, latents_by_level
-
-# The log-scale of a logit.
-_LOG_SCALES: dict[ScaleMap, Callable[[Tensor], Tensor]] = {
-    "sigmoid": F.logsigmoid,
-    "inverse_sigmoid": lambda logit: -F.logsigmoid(logit),
-    "exp": lambda logit: logit,
-}
+from glowserve_export.convolution import Float64Array, per_channel
+from glowserve_export.dequantization import LearnedNoise
+from glowserve_export.folded import FoldedGlow, FoldedLevel
+from glowserve_export.preprocessing import FLOW_INPUT
+from glowserve_export.reference import Layers, latents_by_level
 
 
 class FoldedReference:
-    """The reference of a model of a public implementation: its folded weights, with uniform dequantization.
+    """The reference of a folded flow.
 
     Args:
         glow: the folded flow.
         device: "cpu" or "cuda".
-
-    Raises:
-        ValueError: its dequantization is variational.
     """
 
     def __init__(self, glow: FoldedGlow, device: str = "cpu") -> None:
-        if glow.dequantization is not None:
-            raise ValueError("FoldedReference has no variational dequantization; use TorchReference")
         self._glow, self._device = glow, device
         self._squeeze = Squeeze()
 
@@ -66,8 +46,8 @@ class FoldedReference:
 
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
-        bins = to_bins(torch.from_numpy(images), self._glow.n_bits).numpy()
-        return bins + noise.astype(np.float64)
+        bins, learned = self._bins_and_noise(images, noise)
+        return (bins + learned.noise).permute(0, 2, 3, 1).numpy(force=True)
 
     def pixels(self, latent: Float32Array) -> Float64Array:
         """See `Reference`."""
@@ -90,84 +70,62 @@ class FoldedReference:
                 x = z * _per_channel(glow.top_log_scale, z).exp() + _per_channel(glow.top_mean, z)
                 yield "top.z", x
             else:
-                mean, log_scale = _conv(x, level.prior).chunk(2, dim=1)
+                mean, log_scale = level.prior.apply(x).chunk(2, dim=1)
                 x = torch.cat((x, latents[i - 1] * log_scale.exp() + mean), dim=1)
                 yield f"level{i}.prior.joined", x
             for k, step in reversed(list(enumerate(level.steps, 1))):
-                x = _inverse_step(x, step)
+                x = step.inverse(x)
                 yield step_name(i, k), x
             x, _ = self._squeeze.inverse(x)
-        yield "pixels", in_bins(x, glow.n_bits)
+        for k, coupling in reversed(list(enumerate(glow.pixel_couplings, 1))):
+            x = coupling.inverse(x)
+            yield pixel_coupling_name(k), x
+        yield "pixels", glow.preprocessing.inverse(x, glow.n_bits).permute(0, 2, 3, 1)
+
+    def _bins_and_noise(self, images: UInt8Array, noise: Float32Array) -> tuple[Tensor, LearnedNoise]:
+        """Bins [N, C, H, W], and the noise within them."""
+        glow = self._glow
+        bins = to_bins(torch.from_numpy(images).to(self._device), glow.n_bits).double().permute(0, 3, 1, 2)
+        uniform = torch.from_numpy(noise).to(self._device).double().permute(0, 3, 1, 2)
+        if glow.dequantization is None:
+            return bins, LearnedNoise(uniform, 1 - uniform, uniform.new_zeros(len(uniform)), [])
+        return bins, glow.dequantization.forward(uniform, (bins + 0.5) / 2**glow.n_bits - 0.5)
 
     def _forward(self, images: UInt8Array, noise: Float32Array) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Each layer's name, its output, and its term of the log-likelihood, [N]."""
         glow = self._glow
-        x = torch.from_numpy(self.dequantized(images, noise)).to(self._device) / 2**glow.n_bits - 0.5
-        x = x.permute(0, 3, 1, 2)
+        bins, learned = self._bins_and_noise(images, noise)
+        nothing = bins.new_zeros(len(bins))
+        for name, z in learned.layers:
+            yield name, z, nothing
+        if glow.dequantization is not None:
+            yield DEQUANTIZATION, learned.noise.permute(0, 2, 3, 1), learned.log_det
+        x, log_det = glow.preprocessing.forward(bins, learned.noise, learned.complement, glow.n_bits)
+        yield FLOW_INPUT, x, log_det
+        for k, coupling in enumerate(glow.pixel_couplings, 1):
+            x, log_det = coupling.forward(x)
+            yield pixel_coupling_name(k), x, log_det
         latents = []
         for i, level in enumerate(glow.levels, 1):
             x, _ = self._squeeze(x)
             for k, step in enumerate(level.steps, 1):
-                x, log_det = _step(x, step)
+                x, log_det = step.forward(x)
                 yield step_name(i, k), x, log_det
-            if level.prior is None:
-                latent = (x - _per_channel(glow.top_mean, x)) / _per_channel(glow.top_log_scale, x).exp()
-                log_det = x.new_zeros(len(x))
-            else:
-                x, z = x.chunk(2, dim=1)
-                mean, log_scale = _conv(x, level.prior).chunk(2, dim=1)
-                latent, log_det = (z - mean) / log_scale.exp(), -log_scale.sum((1, 2, 3))
+            x, latent, log_det = self._latent(x, level)
             latents.append(latent.flatten(1))
             log_prior = -0.5 * (latents[-1].square() + math.log(2 * math.pi)).sum(1)
             yield f"level{i}.latent", latents[-1], log_prior + log_det
-        yield "latent", torch.cat(latents, dim=1), x.new_zeros(len(x))
+        yield "latent", torch.cat(latents, dim=1), nothing
 
-
-def _step(x: Tensor, step: FoldedStep) -> tuple[Tensor, Tensor]:
-    """The output and the log-determinant of the coupling, [N]."""
-    passive, active = _halves(_linear(x, step.matrix, step.bias), step)
-    shift, log_scale = _shift_and_log_scale(step, passive)
-    return _joined(passive, (active + shift) * log_scale.exp(), step), log_scale.sum((1, 2, 3))
-
-
-def _inverse_step(y: Tensor, step: FoldedStep) -> Tensor:
-    passive, transformed = _halves(y, step)
-    shift, log_scale = _shift_and_log_scale(step, passive)
-    x = _joined(passive, transformed * (-log_scale).exp() - shift, step)
-    return _linear(x, step.inverse_matrix, step.inverse_bias)
-
-
-def _halves(x: Tensor, step: FoldedStep) -> tuple[Tensor, Tensor]:
-    """The channels that condition the coupling, and those that it transforms."""
-    first, second = x.chunk(2, dim=1)
-    return (second, first) if step.transforms_first else (first, second)
-
-
-def _joined(passive: Tensor, active: Tensor, step: FoldedStep) -> Tensor:
-    """The inverse of `_halves`."""
-    return torch.cat((active, passive) if step.transforms_first else (passive, active), dim=1)
-
-
-def _shift_and_log_scale(step: FoldedStep, passive: Tensor) -> tuple[Tensor, Tensor]:
-    output = _network(passive, step.network)
-    if step.scale_map is None:
-        return output, torch.zeros_like(output)
-    shift, logit = output.chunk(2, dim=1)
-    return shift, _LOG_SCALES[step.scale_map](logit)
-
-
-def _network(x: Tensor, network: FoldedNetwork) -> Tensor:
-    first, second, last = network
-    return _conv(_conv(_conv(x, first).relu(), second).relu(), last)
-
-
-def _linear(x: Tensor, matrix: Float64Array, bias: Float64Array) -> Tensor:
-    return _conv(x, FoldedConv(matrix[:, :, None, None], bias))
-
-
-def _conv(x: Tensor, conv: FoldedConv) -> Tensor:
-    weight = torch.from_numpy(conv.weight).to(x.device)
-    return conv2d(x, weight, padding=weight.shape[2] // 2) + _per_channel(conv.bias, x)
+    def _latent(self, x: Tensor, level: FoldedLevel) -> tuple[Tensor, Tensor, Tensor]:
+        """What continues to the next level, the latent of this one, and its log-determinant [N]."""
+        glow = self._glow
+        if level.prior is None:
+            latent = (x - _per_channel(glow.top_mean, x)) / _per_channel(glow.top_log_scale, x).exp()
+            return x, latent, x.new_zeros(len(x))
+        x, z = x.chunk(2, dim=1)
+        mean, log_scale = level.prior.apply(x).chunk(2, dim=1)
+        return x, (z - mean) / log_scale.exp(), -log_scale.sum((1, 2, 3))
 
 
 def _per_channel(values: Float64Array, like: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
-"""Writes the part of a manifest that is known before anything is measured."""
+"""Describes a bundle in its manifest: before anything is measured, and at the end as files."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 
 from glowserve_training.data import DataConfig
+from google.protobuf import json_format
+from google.protobuf.message import Message
 
-from glowserve.runtime.manifest import FORMAT_VERSION
+from glowserve.runtime.manifest import CHECKSUM, FLOW, FORMAT_2_FIELDS, MANIFEST, manifest_checksum
 from glowserve.v1 import manifest_pb2
 from glowserve_export.source import Source
 
@@ -24,7 +27,7 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
     """
     glow = source.glow
     manifest = manifest_pb2.Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=2 if _needs_format_2(source.flow) else 1,
         model=name,
         glowserve_version=importlib.metadata.version("glowserve"),
         image=manifest_pb2.ImageSpec(
@@ -44,8 +47,36 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
         tools={tool: version for tool in _TOOLS if (version := _installed_version(tool))},
     )
     manifest.flow.precision = precision
+    if manifest.format_version == 1:
+        for field in FORMAT_2_FIELDS:
+            manifest.flow.ClearField(field)
     manifest.created_at.GetCurrentTime()
     return manifest
+
+
+def _needs_format_2(flow: manifest_pb2.Flow) -> bool:
+    return flow.preprocessing == "logit" or flow.coupling_scale == "tanh" or flow.checkerboards > 0
+
+
+def manifest_files(manifest: manifest_pb2.Manifest) -> dict[str, bytes]:
+    """The files that a finished manifest is stored in, by name."""
+    files, stored = {}, manifest_pb2.Manifest()
+    stored.CopyFrom(manifest)
+    if manifest.format_version == 2:
+        younger = {field: getattr(manifest.flow, field) for field in FORMAT_2_FIELDS}
+        for field in younger:
+            stored.flow.ClearField(field)
+        data = files[FLOW] = _json(manifest_pb2.Flow(**younger))
+        stored.files.add(name=FLOW, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    files[MANIFEST] = _json(stored)
+    files[CHECKSUM] = manifest_checksum(files[MANIFEST])
+    return files
+
+
+def _json(message: Message) -> bytes:
+    # The number of an enum can be read by services that do not know its name, and say what version they do not know.
+    text = json_format.MessageToJson(message, preserving_proto_field_name=True, use_integers_for_enums=True)
+    return text.encode() + b"\n"
 
 
 def _installed_version(package: str) -> str:

@@ -28,8 +28,9 @@ from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve.v1 import manifest_pb2
 from glowserve.verification import SAMPLES_NOT_FINITE
 from glowserve_export.calibration import INT8_BOUND
+from glowserve_export.convolution import Float64Array
 from glowserve_export.divergence import diverging_layer_forward, diverging_layer_reverse
-from glowserve_export.folded import Float64Array, FoldedGlow, condition_number, inversion_residual
+from glowserve_export.folded import FoldedGlow, condition_number, inversion_residual
 from glowserve_export.frontends.checks import CONDITION_LIMIT
 from glowserve_export.out_of_distribution import out_of_distribution_images
 from glowserve_export.reference import Reference

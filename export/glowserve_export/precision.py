@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from glowserve_export.convolution import Float64Array, FoldedConv, per_channel
 from glowserve_export.errors import ExportError
-from glowserve_export.folded import Float64Array, FoldedConv, FoldedNetwork, per_channel
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -35,7 +35,7 @@ class Ranges:
     """The ranges of the activations of a coupling network on calibration images."""
 
     input: Float64Array
-    """The largest |value| of each channel of the network's input, [C/2]."""
+    """The largest |value| of each channel of the network's input, [in]."""
 
     hidden: tuple[float, float]
     """The largest value after the first ReLU, and after the second."""
@@ -64,7 +64,7 @@ class Precision:
     """One of `PRECISIONS`."""
 
     ranges: Mapping[str, Ranges] = field(default_factory=dict)
-    """int8: the ranges for each quantized network, by the name of its step. Networks of other steps stay float32."""
+    """int8: the ranges for each quantized network, by the name of its coupling. Other networks stay float32."""
 
 
 FP32 = Precision("fp32")
@@ -105,8 +105,8 @@ class QuantizedNetwork:
     """Added after that, [out, 1, 1] or [out, H, W]."""
 
 
-def quantize(network: FoldedNetwork, ranges: Ranges) -> QuantizedNetwork:
-    """Quantizes a coupling network. Activations outside the ranges are clamped."""
+def quantize(network: tuple[FoldedConv, FoldedConv, FoldedConv], ranges: Ranges) -> QuantizedNetwork:
+    """Quantizes the convolutions of a coupling network. Activations outside the ranges are clamped."""
     first, second, last = network
     input_max, center = _nonzero(ranges.input), (ranges.output_min + ranges.output_max) / 2
     hidden1, hidden2 = _nonzero(np.array(ranges.hidden))

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from glowserve_training.dequantization import Dequantized
+from glowserve_training.layers import Coupling
 from glowserve_training.model import Glow
-from glowserve_training.names import step_name
-from glowserve_training.quantization import to_bins
+from glowserve_training.names import (
+    DEQUANTIZATION,
+    dequantization_coupling_name,
+    pixel_coupling_name,
+    step_name,
+)
 from torch import Tensor
 
 from glowserve.images import UInt8Array
 from glowserve.runtime.engine import Float32Array
+from glowserve_export.convolution import Float64Array
 from glowserve_export.float64 import Float64Convolutions
-from glowserve_export.folded import DEQUANTIZATION, Float64Array
+from glowserve_export.preprocessing import FLOW_INPUT
 
 Layers = Iterator[tuple[str, Tensor]]
 """The output of each layer with its tensor name in the graph, in the order of the graph."""
@@ -32,16 +40,20 @@ class Reference(Protocol):
         """Nats of discrete images, [N]."""
 
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
-        """The flow's input in bins, [N, H, W, C]."""
+        """Bins with noise, [N, H, W, C]."""
 
     def pixels(self, latent: Float32Array) -> Float64Array:
         """Decodes latents [N, D] to pixels [N, H, W, C]."""
 
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:
-        """The outputs of variational dequantization, of every step of flow and of every prior; last, the latent."""
+        """The outputs of every layer; last, the latent.
+
+        In order: the couplings of variational dequantization and its noise; the flow's input; the couplings of pixels;
+        level by level, the steps of flow and the latent.
+        """
 
     def reverse_layers(self, latent: Float32Array) -> Layers:
-        """The outputs of the inverse of every prior and of every step of flow; last, the pixels."""
+        """The outputs of the inverse of every prior, step of flow and coupling of pixels; last, the pixels."""
 
 
 class TorchReference:
@@ -66,23 +78,30 @@ class TorchReference:
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
         with Float64Convolutions():
-            y, _ = self._model.dequantize(self._bytes(images), self._doubles(noise))
-        return self._in_bins(y).numpy(force=True)
+            return self._dequantized(images, noise).pixels().numpy(force=True)
 
     @torch.no_grad()
     def pixels(self, latent: Float32Array) -> Float64Array:
         """See `Reference`."""
         with Float64Convolutions():
-            y, _ = self._model.inverse(self._doubles(latent))
-        return self._in_bins(y).numpy(force=True)
+            return self._model.pixels(self._doubles(latent)).numpy(force=True)
 
     @torch.no_grad()
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:
         """See `Reference`."""
-        model, bytes_ = self._model, self._bytes(images)
-        x, _ = model.dequantize(bytes_, self._doubles(noise))
+        model = self._model
+        couplings = model.dequantization.flow_couplings() if model.dequantization else []
+        with _recorded(couplings) as outputs:
+            dequantized = self._dequantized(images, noise)
         if model.dequantization is not None:
-            yield DEQUANTIZATION, self._in_bins(x) - to_bins(bytes_, model.config.n_bits)
+            for k, z in enumerate(outputs, 1):
+                yield dequantization_coupling_name(k), z
+            yield DEQUANTIZATION, dequantized.noise.permute(0, 2, 3, 1)
+        x, _ = model.preprocess(dequantized)
+        yield FLOW_INPUT, x
+        for k, coupling in enumerate(model.couplings_of_pixels(), 1):
+            x, _ = coupling(x)
+            yield pixel_coupling_name(k), x
         latents = []
         for i, level in enumerate(model.flow_levels(), 1):
             x, _ = level.squeeze(x)
@@ -109,10 +128,13 @@ class TorchReference:
                 x, _ = step.inverse(x)
                 yield step_name(i, k), x
             x, _ = level.squeeze.inverse(x)
-        yield "pixels", self._in_bins(x)
+        for k, coupling in reversed(list(enumerate(model.couplings_of_pixels(), 1))):
+            x, _ = coupling.inverse(x)
+            yield pixel_coupling_name(k), x
+        yield "pixels", model.preprocessing.inverse(x).permute(0, 2, 3, 1)
 
-    def _in_bins(self, y: Tensor) -> Tensor:
-        return in_bins(y, self._model.config.n_bits)
+    def _dequantized(self, images: UInt8Array, noise: Float32Array) -> Dequantized:
+        return self._model.dequantize(self._bytes(images), self._doubles(noise))
 
     def _bytes(self, images: UInt8Array) -> Tensor:
         return torch.from_numpy(images).to(self._device)
@@ -128,10 +150,19 @@ def as_float64(model: Glow) -> Glow:
     return copy.deepcopy(model).double()
 
 
-def in_bins(y: Tensor, n_bits: int) -> Tensor:
-    """Values on the flow's scale [N, C, H, W], in bins, [N, H, W, C]."""
-    pixels: Tensor = (y.permute(0, 2, 3, 1) + 0.5) * 2**n_bits
-    return pixels
+@contextmanager
+def _recorded(couplings: Sequence[Coupling]) -> Iterator[list[Tensor]]:
+    """The outputs of couplings that run meanwhile, in the order in which they run."""
+    outputs: list[Tensor] = []
+    hooks = [
+        coupling.register_forward_hook(lambda _module, _inputs, output: outputs.append(output[0]))
+        for coupling in couplings
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def latents_by_level(latent: Tensor, shapes: list[tuple[int, int, int]]) -> list[Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glowserve_training.checkpoint import load_checkpoint
+from glowserve_training.config import GlowConfig
 from glowserve_training.data import DataConfig
 from glowserve_training.held_out import HeldOut, held_out_of
 
@@ -69,6 +70,9 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
             dequantization=config.dequantization,
             coupling_actnorm=config.coupling_actnorm,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            preprocessing=config.preprocessing,
+            coupling_scale=config.coupling_scale if _scales(config) else "",
+            checkerboards=config.checkerboards,
         ),
         training=manifest_pb2.Training(
             implementation="glowserve",
@@ -82,6 +86,11 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
         data=checkpoint.data,
         held_out=held_out_of(checkpoint, path),
     )
+
+
+def _scales(config: GlowConfig) -> bool:
+    """Whether any coupling scales: those of variational dequantization always do."""
+    return config.coupling == "affine" or config.dequantization == "variational"
 
 
 def load_public_checkpoint(

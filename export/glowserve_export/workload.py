@@ -56,8 +56,8 @@ def int8_loss_images(operations: int, networks: int) -> int:
 
 def batch_size(glow: FoldedGlow, bytes_per_value: int = 4) -> int:
     """The number of images in one run, 1 to 32: large images have large activations."""
-    width = len(glow.levels[0].steps[0].network[0].weight)
-    image = (glow.image_size // 2) ** 2 * width * bytes_per_value
+    hidden = max(each.size**2 * each.coupling.network.first.outputs for each in glow.all_couplings())
+    image = hidden * bytes_per_value
     return max(1, min(_MAX_BATCH, _BATCH_BYTES // image))
 
 

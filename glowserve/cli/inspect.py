@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from glowserve.cli.failure import Failure
 from glowserve.output import printable
-from glowserve.v1.manifest_pb2 import Manifest
+from glowserve.v1.manifest_pb2 import Flow, Manifest
 from glowserve.verification import steps_table, verification_table
 
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         print(printable(f"{name:<14}{text}"))
     print()
     print(f"{'graph':<16}{'nodes':>7}{'MB':>9}{'million operations per image':>30}  sha256")
-    for file in manifest.files:
+    for file in (file for file in manifest.files if file.nodes):
         size, operations = file.size / 1e6, file.operations / 1e6
         row = f"{file.name:<16}{file.nodes:>7}{size:>9.2f}{operations:>30.1f}  {file.sha256[:16]}..."
         print(printable(row))
@@ -64,9 +64,9 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("image", f"{image.height} x {image.width} {colours}, {image.n_bits} bits"),
         (
             "flow",
-            f"L={flow.levels} K={flow.steps_per_level} width={flow.width}, {flow.coupling} coupling, "
+            f"L={flow.levels} K={flow.steps_per_level} width={flow.width}, {_couplings(flow)}, "
             f"{flow.parametrization} 1x1 convolutions, {flow.dequantization or 'uniform'} dequantization, "
-            f"{flow.parameters:,} parameters",
+            f"{flow.preprocessing or 'centre'} preprocessing, {flow.parameters:,} parameters",
         ),
         ("precision", f"{flow.precision or 'fp32'} in the coupling networks"),
         ("trained", trained),
@@ -77,3 +77,9 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         ("tools", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
     ]
+
+
+def _couplings(flow: Flow) -> str:
+    scale = f" ({flow.coupling_scale})" if flow.coupling_scale else ""
+    checkerboards = f" and {flow.checkerboards} checkerboards" if flow.checkerboards else ""
+    return f"{flow.coupling} coupling{scale}{checkerboards}"

@@ -26,8 +26,8 @@ MAX_GRAPH_BYTES = 2**31 - 1
 OPERATORS = frozenset((
     "Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div", "Exp", "Flatten",
     "Floor", "Log", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMax", "ReduceSum", "ReduceSumSquare",
-    "Relu", "Reshape", "Round", "Sigmoid", "Softplus", "SpaceToDepth", "Split", "Sub", "Sum",
-    "Transpose",
+    "Relu", "Reshape", "Round", "Sigmoid", "Softplus", "SpaceToDepth", "Split", "Sub", "Sum", "Tanh",
+    "Transpose", "Where",
 ))
 # fmt: on
 """The operators that the exporter writes, all of ONNX's own domain."""

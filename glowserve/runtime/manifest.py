@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -21,7 +23,10 @@ from glowserve.v1 import manifest_pb2
 
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.json.sha256"
-FORMAT_VERSION = 1
+FLOW = "flow.json"
+FORMAT_VERSIONS = (1, 2)
+FORMAT_2_FIELDS = ("preprocessing", "coupling_scale", "checkerboards")
+"""The fields of Flow that format 1 does not have; they are in the file FLOW."""
 PRECISIONS = ("fp32", "fp16", "int8")
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -38,8 +43,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORDS = {
     "coupling": ("affine", "additive"),
     "dequantization": ("", "uniform", "variational"),
+    "preprocessing": ("", "centre", "logit"),
+    "coupling_scale": ("", "sigmoid", "tanh"),
     "precision": ("", *PRECISIONS),
 }
+
+
+_M = TypeVar("_M", bound=Message)
 
 
 def read_manifest(path: Path) -> manifest_pb2.Manifest:
@@ -54,14 +64,43 @@ def read_manifest(path: Path) -> manifest_pb2.Manifest:
             f"bundle {path}: {MANIFEST} is not the file that was exported (its SHA-256 is not the one in {CHECKSUM}); "
             "export the model again"
         )
-    try:
-        manifest = json_format.Parse(data, manifest_pb2.Manifest())
-    except Exception as error:  # deep nesting, huge numbers and odd Unicode raise errors of many types
-        raise BundleError(
-            f"bundle {path}: {MANIFEST} is not a manifest: {_one_line(error)}; export the model again"
-        ) from None
-    check_manifest(path, manifest)
+    manifest = _parse(path, MANIFEST, data, manifest_pb2.Manifest())
+    _check_format(path, manifest)
+    _check_randomness(path, manifest)
+    if manifest.format_version == 2:
+        data = read_listed_file(path, manifest, FLOW, most=_MAX_MANIFEST_BYTES)
+        manifest.flow.MergeFrom(_parse(path, FLOW, data, manifest_pb2.Flow()))
+    for wrong in _senseless(manifest):
+        raise BundleError(f"bundle {path}: the manifest's {wrong}; export the model again")
     return manifest
+
+
+def read_listed_file(
+    path: Path, manifest: manifest_pb2.Manifest, name: str, *, most: int = MAX_GRAPH_BYTES
+) -> bytes:
+    """The content of a file that the manifest lists, of at most that many bytes.
+
+    Raises:
+        BundleError: the file is not listed, missing or too large, or it is not the file that the manifest describes.
+    """
+    entry = next((file for file in manifest.files if file.name == name), None)
+    if entry is None:
+        raise BundleError(f"bundle {path}: the manifest does not mention {name}; export the model again")
+    try:
+        data = read_regular_file(path / name, min(entry.size, most))
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _changed(path, name, str(error.strerror)) from None
+        raise BundleError(f"bundle {path}: {name} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise _changed(path, name, "its SHA-256 differs")
+    return data
+
+
+def _changed(path: Path, name: str, how: str) -> BundleError:
+    return BundleError(
+        f"bundle {path}: {name} is not the file that was exported ({how}); export the model again"
+    )
 
 
 def manifest_checksum(manifest: bytes) -> bytes:
@@ -69,24 +108,41 @@ def manifest_checksum(manifest: bytes) -> bytes:
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
-def check_manifest(path: Path, manifest: manifest_pb2.Manifest) -> None:
-    """Checks every value of a manifest that is used or shown.
+def _parse(path: Path, name: str, data: bytes, message: _M) -> _M:
+    try:
+        return json_format.Parse(data, message)
+    except Exception as error:  # deep nesting, huge numbers and odd Unicode raise errors of many types
+        if name == MANIFEST:
+            _check_format_of_unreadable(path, data)
+        kind = message.DESCRIPTOR.name.lower()
+        raise BundleError(
+            f"bundle {path}: {name} is not a {kind}: {_one_line(error)}; export the model again"
+        ) from None
 
-    Raises:
-        BundleError: a value makes no sense; the message names the first.
-    """
-    if manifest.format_version != FORMAT_VERSION:
+
+def _check_format_of_unreadable(path: Path, data: bytes) -> None:
+    """Raises BundleError if a manifest has a younger format, which may have fields that this version does not know."""
+    manifest = manifest_pb2.Manifest()
+    with suppress(Exception):
+        json_format.Parse(data, manifest, ignore_unknown_fields=True)
+    if manifest.format_version:
+        _check_format(path, manifest)
+
+
+def _check_format(path: Path, manifest: manifest_pb2.Manifest) -> None:
+    if manifest.format_version not in FORMAT_VERSIONS:
         raise BundleError(
             f"bundle {path}: its format is version {manifest.format_version} and this service reads "
-            f"{FORMAT_VERSION}; export the model with this version of glowserve"
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}; export the model with this version of glowserve"
         )
+
+
+def _check_randomness(path: Path, manifest: manifest_pb2.Manifest) -> None:
     if manifest.randomness not in ATTEMPTS:
         raise BundleError(
             f"bundle {path}: its randomness is version {manifest.randomness} and this service knows "
             f"{' and '.join(map(str, ATTEMPTS))}; export the model with this version of glowserve"
         )
-    for wrong in _senseless(manifest):
-        raise BundleError(f"bundle {path}: the manifest's {wrong}; export the model again")
 
 
 def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
@@ -97,6 +153,10 @@ def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
     yield from _senseless_image(manifest.image)
     yield from _senseless_preparation(manifest.preparation)
     yield from _senseless_flow(manifest.flow, manifest.image)
+    if manifest.format_version == 1:
+        for field in FORMAT_2_FIELDS:
+            if value := getattr(manifest.flow, field):
+                yield f"flow.{field} is {value!r:.200}, and format 1 has no such field"
     if not math.isfinite(manifest.log_det_constant):
         yield f"log_det_constant is {manifest.log_det_constant} and must be finite"
     yield from _senseless_files(manifest.files)

@@ -5,8 +5,6 @@ No name of a request becomes part of a path: models and versions are found by li
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import stat
 from contextlib import suppress
@@ -15,8 +13,15 @@ from pathlib import Path
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.manifest import CHECKSUM, MANIFEST, MODEL_NAME, VERSION, read_manifest
-from glowserve.runtime.regular_files import read_regular_file
+from glowserve.runtime.manifest import (
+    CHECKSUM,
+    FLOW,
+    MANIFEST,
+    MODEL_NAME,
+    VERSION,
+    read_listed_file,
+    read_manifest,
+)
 from glowserve.v1 import manifest_pb2
 
 FORWARD = "forward.onnx"
@@ -50,25 +55,7 @@ class Bundle:
         Raises:
             BundleError: the file is missing, or it is not the file that the manifest describes.
         """
-        entry = next((file for file in self.manifest.files if file.name == name), None)
-        if entry is None:
-            raise BundleError(
-                f"bundle {self.path}: the manifest does not mention {name}; export the model again"
-            )
-        try:
-            data = read_regular_file(self.path / name, entry.size)
-        except OSError as error:
-            if error.errno == errno.EFBIG:
-                raise self._changed(name, str(error.strerror)) from None
-            raise BundleError(f"bundle {self.path}: {name} cannot be read: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise self._changed(name, "its SHA-256 differs")
-        return data
-
-    def _changed(self, name: str, how: str) -> BundleError:
-        return BundleError(
-            f"bundle {self.path}: {name} is not the file that was exported ({how}); export the model again"
-        )
+        return read_listed_file(self.path, self.manifest, name)
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -204,7 +191,7 @@ def fingerprint(path: Path) -> tuple[object, ...]:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FORWARD, REVERSE))
+    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, FORWARD, REVERSE))
 
 
 def newest_bundle(model: Path) -> Bundle:

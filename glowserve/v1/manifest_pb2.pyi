@@ -85,7 +85,7 @@ class Preparation(_message.Message):
     def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ...) -> None: ...
 
 class Flow(_message.Message):
-    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm", "precision")
+    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm", "precision", "preprocessing", "coupling_scale", "checkerboards")
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_LEVEL_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,9 @@ class Flow(_message.Message):
     DEQUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     COUPLING_ACTNORM_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
+    COUPLING_SCALE_FIELD_NUMBER: _ClassVar[int]
+    CHECKERBOARDS_FIELD_NUMBER: _ClassVar[int]
     levels: int
     steps_per_level: int
     width: int
@@ -104,7 +107,10 @@ class Flow(_message.Message):
     dequantization: str
     coupling_actnorm: bool
     precision: str
-    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ..., precision: _Optional[str] = ...) -> None: ...
+    preprocessing: str
+    coupling_scale: str
+    checkerboards: int
+    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ..., precision: _Optional[str] = ..., preprocessing: _Optional[str] = ..., coupling_scale: _Optional[str] = ..., checkerboards: _Optional[int] = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("name", "sha256", "size", "nodes", "operations")

@@ -205,9 +205,10 @@ def _export(settings: dict[str, int], graphs: Path) -> dict[str, int]:
         model.log_prob(torch.from_numpy(images), torch.from_numpy(noise))  # initializes the actnorms
     glow = fold_glow(model)
     ranges = {}  # roughly those of these networks
-    for step, folded in glow.named_steps():
-        inputs, outputs = (np.ones(folded.network[0].weight.shape[1]), np.ones(len(folded.network[2].weight)))
-        ranges[step] = Ranges(4 * inputs, (8.0, 8.0), -outputs, outputs)
+    for each in glow.flow_couplings():
+        network = each.coupling.network
+        inputs, outputs = np.ones(network.first.weight.shape[1]), np.ones(network.last.outputs)
+        ranges[each.name] = Ranges(4 * inputs, (8.0, 8.0), -outputs, outputs)
     counts = {}
     for precision in (Precision("int8", ranges), FP16, FP32):
         (graphs / precision.name).mkdir()

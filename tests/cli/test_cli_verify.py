@@ -29,7 +29,9 @@ def test_an_intact_bundle_passes_and_its_verification_is_printed(
     assert result["unseen"]["noise"]["images"] == 32
 
 
-@pytest.mark.parametrize("name", ["forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256"])
+@pytest.mark.parametrize(
+    "name", ["forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256", "flow.json"]
+)
 def test_one_flipped_bit_in_any_file_is_refused(
     repository: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,7 +61,8 @@ def test_inspect_prints_the_manifest(
     for words in (
         "digits, version 1",
         "8 x 8 grey, 4 bits",
-        "L=2 K=4 width=32, affine coupling, lu 1x1 convolutions, uniform dequantization",
+        "L=2 K=4 width=32, affine coupling (tanh) and 4 checkerboards, qlu 1x1 convolutions",
+        "variational dequantization, logit preprocessing",
         "fp32 in the coupling networks",
         f"by glowserve, {training.steps} steps, {training.images_seen:,} images of digits",
         "bits/dim",
@@ -71,4 +74,5 @@ def test_inspect_prints_the_manifest(
     assert main(["inspect", str(repository / "digits"), "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["flow"]["levels"] == 2
+    assert manifest["flow"]["checkerboards"] == 4
     assert len(manifest["verification"]["steps"]) == 8

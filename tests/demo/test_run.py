@@ -81,6 +81,7 @@ def test_it_leaves_pictures_a_checkpoint_and_a_bundle_and_no_process(finished: t
     assert {file.name for file in (out / "models" / "digits" / "1").iterdir()} == {
         "manifest.json",
         "manifest.json.sha256",
+        "flow.json",
         "forward.onnx",
         "reverse.onnx",
     }

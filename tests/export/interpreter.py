@@ -13,14 +13,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from glowserve_export.folded import (
-    FoldedConv,
-    FoldedDequantization,
-    FoldedGlow,
+from glowserve_export.convolution import FoldedConv, per_channel
+from glowserve_export.couplings import (
+    Checkerboard,
+    DoubleSigmoidScale,
+    ExpScale,
+    FoldedCoupling,
     FoldedNetwork,
-    FoldedStep,
-    per_channel,
+    Halves,
+    InverseSigmoidScale,
+    Shift,
+    SigmoidScale,
+    TanhScale,
 )
+from glowserve_export.dequantization import FoldedDequantization
+from glowserve_export.folded import FoldedGlow
+from glowserve_export.preprocessing import Logit
 
 Array = npt.NDArray[np.float64]
 
@@ -48,18 +56,19 @@ class Terms:
 def forward(glow: FoldedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[Any]) -> Terms:
     """Images and noise [N, H, W, C]."""
     bins = np.floor(images / 2.0 ** (8 - glow.n_bits))
-    noise, noise_log_det = _dequantization_noise(glow, bins, noise)
-    x = ((bins + noise) / 2.0**glow.n_bits - 0.5).transpose(0, 3, 1, 2)
+    noise, input_log_det = _dequantization_noise(glow, bins, noise)
+    x, terms = _preprocessed(glow, (bins + noise) / 2.0**glow.n_bits)
+    x, input_log_det = x.transpose(0, 3, 1, 2), input_log_det + terms
+    for coupling in glow.pixel_couplings:
+        x, terms = couple(coupling, x)
+        input_log_det = input_log_det + terms
     latents, log_prior, log_det = [], [], []
     for level in glow.levels:
         x, terms = _squeeze(x), np.zeros(len(x))
         for step in level.steps:
             x = np.einsum("oc,nchw->nohw", step.matrix, x) + step.bias[:, None, None]
-            passive, active = np.split(x, 2, axis=1)[:: _order(step)]
-            shift, log_scale = _shift_and_log_scale(step, passive)
-            halves = (passive, (active + shift) * np.exp(log_scale))
-            x = np.concatenate(halves[:: _order(step)], axis=1)
-            terms = terms + _sum(log_scale)
+            x, log_det_step = couple(step.coupling, x)
+            terms = terms + log_det_step
         if level.prior is None:
             latent = (x - per_channel(glow.top_mean)) / np.exp(per_channel(glow.top_log_scale))
         else:
@@ -69,7 +78,7 @@ def forward(glow: FoldedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[
             terms = terms - _sum(log_scale)
         latents.append(latent.reshape(len(latent), -1))
         log_prior.append((-0.5 * (latent**2 + math.log(2 * math.pi))).sum(axis=(1, 2, 3)))
-        log_det.append(terms if log_det else terms + noise_log_det)
+        log_det.append(terms if log_det else terms + input_log_det)
     total = sum(log_prior) + sum(log_det) + glow.log_det_constant
     return Terms(
         total, np.concatenate(latents, axis=1), np.stack(log_prior, axis=1), np.stack(log_det, axis=1)
@@ -92,13 +101,17 @@ def reverse(glow: FoldedGlow, latent: npt.NDArray[Any]) -> Array:
             mean, log_scale = np.split(convolve(x, level.prior), 2, axis=1)
             x = np.concatenate((x, mean + own * np.exp(log_scale)), axis=1)
         for step in reversed(level.steps):
-            passive, transformed = np.split(x, 2, axis=1)[:: _order(step)]
-            shift, log_scale = _shift_and_log_scale(step, passive)
-            halves = (passive, transformed / np.exp(log_scale) - shift)
-            x = np.concatenate(halves[:: _order(step)], axis=1)
+            x = _uncouple(step.coupling, x)
             x = np.einsum("oc,nchw->nohw", step.inverse_matrix, x) + step.inverse_bias[:, None, None]
         x = _unsqueeze(x)
-    return (x.transpose(0, 2, 3, 1) + 0.5) * 2.0**glow.n_bits
+    for coupling in reversed(glow.pixel_couplings):
+        x = _uncouple(coupling, x)
+    y = x.transpose(0, 2, 3, 1)
+    if not isinstance(glow.preprocessing, Logit):
+        return (y + 0.5) * 2.0**glow.n_bits
+    alpha = glow.preprocessing.alpha
+    pixels: Array = (1 / (1 + np.exp(-y)) - alpha) / (1 - 2 * alpha) * 2.0**glow.n_bits
+    return pixels
 
 
 def convolve(x: Array, conv: FoldedConv) -> Array:
@@ -118,6 +131,16 @@ def run_network(x: Array, network: FoldedNetwork) -> tuple[Array, Array, Array]:
     return hidden1, hidden2, convolve(hidden2, last)
 
 
+def _preprocessed(glow: FoldedGlow, s: Array) -> tuple[Array, Array]:
+    """The flow's input, and the log-determinant, [N]."""
+    if not isinstance(glow.preprocessing, Logit):
+        return s - 0.5, np.zeros(len(s))
+    alpha = glow.preprocessing.alpha
+    t = alpha + (1 - 2 * alpha) * s
+    log_det = s[0].size * math.log(1 - 2 * alpha) - _sum(np.log(t)) - _sum(np.log(1 - t))
+    return np.log(t / (1 - t)), log_det
+
+
 def _dequantization_noise(glow: FoldedGlow, bins: Array, noise: npt.NDArray[Any]) -> tuple[Array, Array]:
     """The noise within the bins, [N, H, W, C], and the log-determinant of its map, [N]."""
     noise = noise.astype(np.float64)
@@ -132,13 +155,9 @@ def _learned_noise(dequantization: FoldedDequantization, centers: Array, noise: 
     log_det = math.log(1 - 2 * margin) * noise[0].size - _sum(np.log(u)) - _sum(np.log(1 - u))
     z = _squeeze(np.log(u / (1 - u)).transpose(0, 3, 1, 2))
     context = _squeeze(centers.transpose(0, 3, 1, 2))
-    for network in dequantization.networks:
-        passive, active = np.split(z, 2, axis=1)
-        conditions = np.concatenate((passive, context), axis=1)
-        shift, logit = np.split(run_network(conditions, network)[2], 2, axis=1)
-        scale = 2 / (1 + np.exp(-logit))
-        log_det = log_det + _sum(np.log(scale))
-        z = np.concatenate(((active + shift) * scale, passive), axis=1)
+    for coupling in dequantization.couplings:
+        z, log_det_coupling = couple(coupling, z, context)
+        log_det = log_det + log_det_coupling
     v = _unsqueeze(1 / (1 + np.exp(-z))).transpose(0, 2, 3, 1)
     return v, log_det + _sum(np.log(v)) + _sum(np.log(1 - v))
 
@@ -156,20 +175,60 @@ def _unsqueeze(y: Array) -> Array:
     return x
 
 
-def _shift_and_log_scale(step: FoldedStep, passive: Array) -> tuple[Array, Array]:
-    outputs = run_network(passive, step.network)[2]
-    if not step.affine:
-        return outputs, np.zeros_like(outputs)
-    shift, logit = np.split(outputs, 2, axis=1)
-    if step.scale_map == "exp":
-        return shift, logit
-    log_sigmoid = -np.logaddexp(0, -logit)
-    return shift, log_sigmoid if step.scale_map == "sigmoid" else -log_sigmoid
+def couple(coupling: FoldedCoupling, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    """The output and the log-determinant, [N]."""
+    active = _active(coupling, x)
+    shift, log_scale = _shift_and_log_scale(coupling, x, context)
+    y = np.where(active, (x + shift) * np.exp(log_scale), x)
+    return y, _sum(np.where(active, log_scale, 0))
 
 
-def _order(step: FoldedStep) -> int:
-    """The direction in which the halves are passive, active."""
-    return -1 if step.transforms_first else 1
+def _uncouple(coupling: FoldedCoupling, y: Array) -> Array:
+    shift, log_scale = _shift_and_log_scale(coupling, y, None)
+    x: Array = np.where(_active(coupling, y), y / np.exp(log_scale) - shift, y)
+    return x
+
+
+def _active(coupling: FoldedCoupling, x: Array) -> npt.NDArray[np.bool_]:
+    """Which values the coupling transforms, [C, H, W]."""
+    channel, row, column = np.indices(x.shape[1:])
+    if isinstance(coupling.mask, Checkerboard):
+        return np.asarray((row + column) % 2 != coupling.mask.parity)
+    assert isinstance(coupling.mask, Halves)
+    return np.asarray((channel < len(channel) // 2) == coupling.mask.transforms_first)
+
+
+def _shift_and_log_scale(coupling: FoldedCoupling, x: Array, context: Array | None) -> tuple[Array, Array]:
+    """Of every value, [N, C, H, W]; those of values that are not transformed mean nothing."""
+    active, transform = _active(coupling, x), coupling.transform
+    halves = isinstance(coupling.mask, Halves)
+    inputs = x[:, ~active[:, 0, 0]] if halves else np.where(active, 0, x)
+    if context is not None:
+        inputs = np.concatenate((inputs, context), axis=1)
+    outputs = run_network(inputs, coupling.network)[2]
+    shift, raw = (outputs, None) if isinstance(transform, Shift) else np.split(outputs, 2, axis=1)
+    log_scale = np.zeros_like(shift) if raw is None else _log_scale(coupling, raw)
+    if not halves:
+        return shift, log_scale
+    whole = np.zeros((2, *x.shape))
+    whole[:, :, active[:, 0, 0]] = shift, log_scale
+    return whole[0], whole[1]
+
+
+def _log_scale(coupling: FoldedCoupling, raw: Array) -> Array:
+    log_sigmoid: Array = -np.logaddexp(0, -raw)
+    match coupling.transform:
+        case ExpScale():
+            return raw
+        case SigmoidScale():
+            return log_sigmoid
+        case InverseSigmoidScale():
+            return -log_sigmoid
+        case DoubleSigmoidScale():
+            return log_sigmoid + math.log(2)
+        case TanhScale(bound=bound):
+            return np.asarray(-per_channel(bound) * np.tanh(raw))
+    raise AssertionError(coupling.transform)
 
 
 def _sum(x: Array) -> Array:

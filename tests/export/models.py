@@ -16,28 +16,39 @@ from glowserve.runtime.ort import onnxruntime
 
 _ORTHOGONAL = {"parametrization": "orthogonal", "coupling_actnorm": True}
 _VARIATIONAL = {"dequantization": "variational"}
+_SIGMOID = {"coupling": "affine", "coupling_scale": "sigmoid"}
+_TANH = {"coupling": "affine", "coupling_scale": "tanh"}
+_ADDITIVE = {"coupling": "additive", "coupling_scale": "sigmoid"}
+_LU, _PLAIN, _QLU = ({"parametrization": name} for name in ("lu", "plain", "qlu"))
+_LOGIT = {"preprocessing": "logit"}
+FORMAT_1_CASES: list[dict[str, Any]] = [
+    {"channels": 1, "levels": 1, "n_bits": 8, **_SIGMOID, **_LU},
+    {"channels": 1, "levels": 2, "n_bits": 2, **_SIGMOID, **_PLAIN},
+    {"channels": 1, "levels": 3, "n_bits": 5, **_SIGMOID, **_LU},
+    {"channels": 3, "levels": 1, "n_bits": 7, **_SIGMOID, **_PLAIN},
+    {"channels": 3, "levels": 2, "n_bits": 4, **_SIGMOID, **_LU},
+    {"channels": 3, "levels": 3, "n_bits": 8, **_SIGMOID, **_LU},
+    {"channels": 1, "levels": 1, "n_bits": 1, **_ADDITIVE, **_PLAIN},
+    {"channels": 1, "levels": 2, "n_bits": 3, **_ADDITIVE, **_LU},
+    {"channels": 3, "levels": 3, "n_bits": 6, **_ADDITIVE, **_LU},
+    {"channels": 3, "levels": 2, "n_bits": 6, **_SIGMOID, **_ORTHOGONAL},
+    {"channels": 1, "levels": 2, "n_bits": 4, **_SIGMOID, **_ORTHOGONAL, **_VARIATIONAL},
+    {"channels": 3, "levels": 1, "n_bits": 5, **_ADDITIVE, **_ORTHOGONAL, **_VARIATIONAL},
+    {"channels": 3, "levels": 3, "n_bits": 8, **_SIGMOID, **_LU, **_VARIATIONAL},
+    {"channels": 1, "levels": 1, "n_bits": 1, **_SIGMOID, **_PLAIN, **_VARIATIONAL},
+]
+"""Flows that format 1 of a bundle knows."""
+
 CASES: list[dict[str, Any]] = [
-    {"channels": 1, "levels": 1, "coupling": "affine", "parametrization": "lu", "n_bits": 8},
-    {"channels": 1, "levels": 2, "coupling": "affine", "parametrization": "plain", "n_bits": 2},
-    {"channels": 1, "levels": 3, "coupling": "affine", "parametrization": "lu", "n_bits": 5},
-    {"channels": 3, "levels": 1, "coupling": "affine", "parametrization": "plain", "n_bits": 7},
-    {"channels": 3, "levels": 2, "coupling": "affine", "parametrization": "lu", "n_bits": 4},
-    {"channels": 3, "levels": 3, "coupling": "affine", "parametrization": "lu", "n_bits": 8},
-    {"channels": 1, "levels": 1, "coupling": "additive", "parametrization": "plain", "n_bits": 1},
-    {"channels": 1, "levels": 2, "coupling": "additive", "parametrization": "lu", "n_bits": 3},
-    {"channels": 3, "levels": 3, "coupling": "additive", "parametrization": "lu", "n_bits": 6},
-    {"channels": 3, "levels": 2, "coupling": "affine", "n_bits": 6, **_ORTHOGONAL},
-    {"channels": 1, "levels": 2, "coupling": "affine", "n_bits": 4, **_ORTHOGONAL, **_VARIATIONAL},
-    {"channels": 3, "levels": 1, "coupling": "additive", "n_bits": 5, **_ORTHOGONAL, **_VARIATIONAL},
-    {"channels": 3, "levels": 3, "coupling": "affine", "parametrization": "lu", "n_bits": 8, **_VARIATIONAL},
-    {
-        "channels": 1,
-        "levels": 1,
-        "coupling": "affine",
-        "parametrization": "plain",
-        "n_bits": 1,
-        **_VARIATIONAL,
-    },
+    *FORMAT_1_CASES,
+    {"channels": 1, "levels": 1, "n_bits": 8, **_TANH, **_QLU},
+    {"channels": 3, "levels": 3, "n_bits": 5, **_TANH, **_ORTHOGONAL, "checkerboards": 1},
+    {"channels": 1, "levels": 2, "n_bits": 8, **_TANH, **_QLU, **_LOGIT, "checkerboards": 4, **_VARIATIONAL},
+    {"channels": 3, "levels": 2, "n_bits": 3, **_TANH, **_LU, **_LOGIT, "checkerboards": 2},
+    {"channels": 1, "levels": 3, "n_bits": 1, **_TANH, **_PLAIN, **_LOGIT, **_VARIATIONAL},
+    {"channels": 3, "levels": 1, "n_bits": 8, **_SIGMOID, **_QLU, "checkerboards": 3, **_VARIATIONAL},
+    {"channels": 1, "levels": 2, "n_bits": 8, **_SIGMOID, **_LU, **_LOGIT},
+    {"channels": 3, "levels": 1, "n_bits": 6, **_ADDITIVE, **_QLU, **_LOGIT, "checkerboards": 2},
 ]
 """All that differs between flows, in combinations."""
 
@@ -45,6 +56,7 @@ CASES: list[dict[str, Any]] = [
 def random_glow(*, seed: int = 0, **config: Any) -> Glow:
     """A small model in which no weight has its initial value: `random_glow(levels=2)`."""
     defaults = {"image_size": 8, "channels": 1, "steps_per_level": 2, "width": 6, "coupling_actnorm": False}
+    defaults |= {"coupling_scale": "sigmoid", "parametrization": "lu", "dequantization_width": 6}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = Glow(GlowConfig(**(defaults | config))).eval()

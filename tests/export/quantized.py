@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import onnx
-from glowserve_export.folded import FoldedGlow, FoldedNetwork
-from glowserve_training.names import step_name
+from glowserve_export.couplings import FoldedCoupling, FoldedNetwork
+from glowserve_export.folded import FoldedGlow
+from glowserve_training.names import pixel_coupling_name, step_name
 
 
 def network_nodes(model: onnx.ModelProto, step: str) -> list[onnx.NodeProto]:
@@ -18,7 +19,7 @@ def network_nodes(model: onnx.ModelProto, step: str) -> list[onnx.NodeProto]:
     while pending:
         name = pending.pop()
         node = made_by.get(name)
-        if node is None or name == f"{step}.halves.0" or node.name in found:
+        if node is None or name in (f"{step}.halves.0", f"{step}.passive") or node.name in found:
             continue
         found[node.name] = node
         pending += node.input
@@ -31,15 +32,30 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def with_networks(
-    glow: FoldedGlow, change: Callable[[FoldedNetwork], FoldedNetwork], *steps: str
+    glow: FoldedGlow, change: Callable[[FoldedNetwork], FoldedNetwork], *names: str
 ) -> FoldedGlow:
-    """The flow with the networks of these steps changed."""
-    changed = {
-        name: replace(step, network=change(step.network)) if name in steps else step
-        for name, step in glow.named_steps()
-    }
-    levels = [
-        replace(level, steps=tuple(changed[step_name(i, k)] for k, _ in enumerate(level.steps, 1)))
-        for i, level in enumerate(glow.levels, 1)
-    ]
-    return replace(glow, levels=tuple(levels))
+    """The flow with the networks of these couplings changed; all of them, if none are named."""
+
+    def changed(coupling: FoldedCoupling) -> FoldedCoupling:
+        return replace(coupling, network=change(coupling.network))
+
+    return with_couplings(glow, changed, *names)
+
+
+def with_couplings(
+    glow: FoldedGlow, change: Callable[[FoldedCoupling], FoldedCoupling], *names: str
+) -> FoldedGlow:
+    """The flow with these couplings changed; all of them, if none are named."""
+
+    def changed(coupling: FoldedCoupling, name: str) -> FoldedCoupling:
+        return change(coupling) if name in names or not names else coupling
+
+    levels = []
+    for i, level in enumerate(glow.levels, 1):
+        steps = (
+            replace(step, coupling=changed(step.coupling, step_name(i, k)))
+            for k, step in enumerate(level.steps, 1)
+        )
+        levels.append(replace(level, steps=tuple(steps)))
+    pixels = (changed(each, pixel_coupling_name(k)) for k, each in enumerate(glow.pixel_couplings, 1))
+    return replace(glow, levels=tuple(levels), pixel_couplings=tuple(pixels))

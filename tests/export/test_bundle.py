@@ -94,7 +94,8 @@ def test_a_bundle_appears_complete_after_its_verification(source: Source, tmp_pa
 
     bundle = export(source, model, say=say)
     assert stages == [(stage, set()) for stage in ("reading", "writing", "verifying", "scoring")]
-    assert _entries(bundle.path) == {"manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"}
+    files = {"manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"}
+    assert _entries(bundle.path) == files
 
 
 def test_a_bundle_is_readable_by_all_users_whatever_the_umask(source: Source, tmp_path: Path) -> None:

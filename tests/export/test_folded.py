@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from glowserve_export.folded import FoldedConv, FoldedStep, condition_number, inversion_residual
+from glowserve_export.convolution import FoldedConv
+from glowserve_export.couplings import FoldedCoupling, FoldedNetwork, Halves, Shift
+from glowserve_export.folded import FoldedStep, condition_number, inversion_residual
 from glowserve_export.frontends.glowserve import fold_glow
 
 from tests.export.models import random_glow
@@ -12,7 +14,8 @@ from tests.export.models import random_glow
 
 def _step(matrix: np.ndarray, inverse: np.ndarray) -> FoldedStep:
     conv = FoldedConv(np.zeros((1, 1, 1, 1)), np.zeros(1))
-    return FoldedStep(matrix, np.zeros(2), inverse, np.zeros(2), (conv, conv, conv), scale_map=None)
+    coupling = FoldedCoupling(Halves(), FoldedNetwork(conv, conv, conv), Shift())
+    return FoldedStep(matrix, np.zeros(2), inverse, np.zeros(2), coupling)
 
 
 def test_steps_are_named_by_level_and_number_from_the_pixels_on() -> None:

@@ -27,7 +27,7 @@ def trained_checkpoint(checkpoint: Path) -> Checkpoint:
 
 def test_it_describes_image_and_flow(bundle: Bundle, trained_checkpoint: Checkpoint) -> None:
     manifest = bundle.manifest
-    assert manifest.format_version == 1
+    assert manifest.format_version == 2
     assert (manifest.model, manifest.version) == ("digits", 1)
     assert manifest.image == manifest_pb2.ImageSpec(height=8, width=8, channels=1, n_bits=4, latent_size=64)
     assert manifest.flow == manifest_pb2.Flow(
@@ -35,8 +35,11 @@ def test_it_describes_image_and_flow(bundle: Bundle, trained_checkpoint: Checkpo
         steps_per_level=4,
         width=32,
         coupling="affine",
-        parametrization="lu",
-        dequantization="uniform",
+        parametrization="qlu",
+        dequantization="variational",
+        preprocessing="logit",
+        coupling_scale="tanh",
+        checkerboards=4,
         coupling_actnorm=True,
         precision="fp32",
         parameters=sum(parameter.numel() for parameter in trained_checkpoint.model.parameters()),
@@ -50,7 +53,7 @@ def test_it_describes_image_and_flow(bundle: Bundle, trained_checkpoint: Checkpo
 
 def test_it_has_length_and_hash_of_each_graph(bundle: Bundle) -> None:
     files = {file.name: file for file in bundle.manifest.files}
-    assert files.keys() == {"forward.onnx", "reverse.onnx"}
+    assert files.keys() == {"forward.onnx", "reverse.onnx", "flow.json"}
     for name, file in files.items():
         data = (bundle.path / name).read_bytes()
         assert file.size == len(data)
@@ -132,12 +135,16 @@ def test_it_has_every_matrix_and_the_counts_of_out_of_distribution_images(bundle
 
 def test_it_has_the_operations_and_nodes_of_each_graph(bundle: Bundle) -> None:
     # Digits are 8x8, K=4, width 32: level 1 has 4 channels at 4x4 positions, level 2 has 8 at 2x2.
-    def network(channels: int) -> int:
-        return 9 * (channels // 2) * 32 + 32 * 32 + 9 * 32 * channels + channels**2
+    def network(inputs: int, outputs: int) -> int:
+        return 9 * inputs * 32 + 32 * 32 + 9 * 32 * outputs
 
-    multiplications = 4 * (16 * network(4) + 4 * network(8)) + 16 * 9 * 2 * 4
-    for file in bundle.manifest.files:
-        assert file.operations == 2 * multiplications, file.name
+    def step(channels: int) -> int:
+        return network(channels // 2, channels) + channels**2
+
+    both = 4 * 64 * network(1, 2) + 4 * (16 * step(4) + 4 * step(8)) + 16 * 9 * 2 * 4
+    multiplications = {"forward.onnx": both + 4 * 16 * network(2 + 4, 4), "reverse.onnx": both}
+    for file in bundle.manifest.files[:2]:
+        assert file.operations == 2 * multiplications[file.name], file.name
         assert file.nodes == len(onnx.load(bundle.path / file.name).graph.node)
 
 

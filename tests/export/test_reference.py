@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from glowserve_export.folded import FoldedConv, FoldedGlow
+from glowserve_export.convolution import FoldedConv
+from glowserve_export.couplings import FoldedNetwork
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
@@ -18,12 +20,10 @@ from glowserve_training.model import Glow
 from tests.export import interpreter
 from tests.export.models import CASES, random_glow, random_images, run_graph
 
-UNIFORM = [case for case in CASES if case.get("dequantization") != "variational"]
 
-
-@pytest.fixture(params=UNIFORM, ids=lambda case: "-".join(map(str, case.values())))
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case.values())))
 def model(request: pytest.FixtureRequest) -> Glow:
-    """A model of each kind with uniform dequantization."""
+    """A model of each kind."""
     return random_glow(**request.param)
 
 
@@ -52,13 +52,18 @@ def test_both_references_have_the_same_layers(model: Glow, rng: np.random.Genera
     )
     latent = forward[-1][0][1].numpy().astype(np.float32)
     reverse = list(zip(folded.reverse_layers(latent), torch.reverse_layers(latent), strict=True))
-    # PyTorch uses W^T for the inverse of an orthogonal W, whose weights are float32.
-    tolerance = 1e-4 if model.config.parametrization == "orthogonal" else 1e-9
+    # PyTorch uses the transpose of an orthogonal matrix for its inverse, whose weights are float32.
+    tolerance = 1e-4 if model.config.parametrization in ("orthogonal", "qlu") else 1e-9
     for layers, close in ((forward, 1e-9), (reverse, tolerance)):
         for (name, ours), (their_name, theirs) in layers:
             assert name == their_name
             _assert_close(ours.numpy(), theirs.numpy(), name, close)
-    assert len(forward) == len(reverse) == (2 + 1) * len(glow.levels) + 1
+    # Each step of both levels, each prior, each coupling of pixels, and the end.
+    layers_of_both = (2 + 1) * len(glow.levels) + len(glow.pixel_couplings) + 1
+    # Four couplings of dequantization, and its noise.
+    of_noise = 4 + 1 if glow.dequantization else 0
+    assert len(reverse) == layers_of_both
+    assert len(forward) == layers_of_both + 1 + of_noise, "one more: the flow's input"
     _assert_close(folded.pixels(latent), torch.pixels(latent), tolerance=tolerance)
 
 
@@ -74,8 +79,8 @@ def per_position(rng: np.random.Generator) -> FoldedGlow:
     for level, (_, _, size) in zip(glow.levels, glow.latent_shapes(), strict=True):
         steps = []
         for step in level.steps:
-            first, second, last = (spread(conv, size) for conv in step.network)
-            steps.append(replace(step, network=(first, second, last)))
+            network = FoldedNetwork(*(spread(conv, size) for conv in step.coupling.network))
+            steps.append(replace(step, coupling=replace(step.coupling, network=network)))
         prior = spread(level.prior, size) if level.prior else None
         levels.append(replace(level, steps=tuple(steps), prior=prior))
     top = glow.latent_shapes()[-1]
@@ -102,8 +107,3 @@ def test_biases_that_depend_on_the_position_do_so_in_reference_and_graphs(
     np.testing.assert_allclose(outputs["latent"], expected.latent, rtol=1e-4, atol=1e-4)
     pixels = run_graph(reverse_graph(per_position), latent=latent)["pixels"]
     np.testing.assert_allclose(pixels, interpreter.reverse(per_position, latent), rtol=0, atol=0.02)
-
-
-def test_the_folded_reference_has_no_variational_dequantization() -> None:
-    with pytest.raises(ValueError, match="use TorchReference"):
-        FoldedReference(fold_glow(random_glow(dequantization="variational")))

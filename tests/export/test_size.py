@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from glowserve_export import builder
 from glowserve_export.errors import ExportError
 from glowserve_export.frontends.glowserve import fold_glow
-from glowserve_export.graphs import builder, forward_graph
+from glowserve_export.graphs import forward_graph
 from glowserve_export.size import check_size
 from glowserve_export.source import load_glowserve_checkpoint, load_public_checkpoint
 

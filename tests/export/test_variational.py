@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from glowserve_export.bundle import export
+from glowserve_export.dequantization import FoldedDequantization
 from glowserve_export.evaluation import EvaluatedBundle
-from glowserve_export.folded import FoldedDequantization
 from glowserve_export.source import Source, load_glowserve_checkpoint
 from glowserve_training.checkpoint import load_checkpoint, save_checkpoint
 from glowserve_training.evaluation import (
@@ -31,8 +31,8 @@ from tests.export.unpublished import add_to_constant, verification_error
 from tests.servers import RunServer
 
 
-@pytest.fixture(scope="module")
-def model(digits: UInt8Array) -> Glow:
+@pytest.fixture(scope="module", params=["sigmoid", "tanh"])
+def model(request: pytest.FixtureRequest, digits: UInt8Array) -> Glow:
     """A model of digits that is initialized but not trained, with a dequantization far from the identity."""
     config = GlowConfig(
         image_size=8,
@@ -44,6 +44,8 @@ def model(digits: UInt8Array) -> Glow:
         parametrization="orthogonal",
         coupling_actnorm=True,
         dequantization="variational",
+        dequantization_width=16,
+        coupling_scale=request.param,
     )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -51,8 +53,12 @@ def model(digits: UInt8Array) -> Glow:
         images = torch.from_numpy(digits[:64])
         model.log_prob(images, torch.rand(images.shape))  # initializes the actnorms
         for name, weight in model.state_dict().items():
-            if re.fullmatch(r".*networks?\.(\d\.)?4\.conv\.(weight|bias)", name):
-                size = 0.2 if name.startswith("dequantization") else 0.02
+            if re.fullmatch(r".*network\.4\.conv\.(weight|bias)", name):
+                size = (
+                    (0.2 if request.param == "sigmoid" else 0.07)
+                    if name.startswith("dequantization")
+                    else 0.02
+                )
                 weight.add_(size * torch.randn(weight.shape))
     return model.eval()
 
@@ -178,12 +184,11 @@ def test_it_is_served_with_the_likelihoods_of_pytorch_and_lossless(
 @pytest.mark.parametrize(
     ("constant", "amount", "layer"),
     [
-        ("dequantization.coupling1.conv1.weight", 0.5, "dequantization"),
-        ("dequantization.coupling2.conv2.bias", np.nan, "dequantization"),
-        ("dequantization.coupling3.conv3.weight", 0.5, "dequantization"),
-        ("dequantization.coupling4.conv3.bias", 0.1, "dequantization"),
-        ("bin.first_middle", 0.25, "dequantization"),
-        ("dequantization.ln2", 0.01, "the log-determinants"),
+        ("dequantization.coupling1.conv1.weight", 0.5, "dequantization.coupling1"),
+        ("dequantization.coupling2.conv2.bias", np.nan, "dequantization.coupling2"),
+        ("dequantization.coupling3.conv3.weight", 0.5, "dequantization.coupling3"),
+        ("dequantization.coupling4.conv3.bias", 0.1, "dequantization.coupling4"),
+        ("bin.first_middle", 0.25, "dequantization.coupling1"),
         ("dequantization.constant", 0.1, "the log-determinants"),
         ("level1.step1.mix.bias", 0.5, "level1.step1"),
     ],
@@ -207,16 +212,24 @@ def _left_out(_: FoldedDequantization) -> None:
 
 
 def _reversed(learned: FoldedDequantization) -> FoldedDequantization:
-    return replace(learned, networks=learned.networks[::-1])
+    return replace(learned, couplings=learned.couplings[::-1])
 
 
 def _with_another_margin(learned: FoldedDequantization) -> FoldedDequantization:
     return replace(learned, margin=1e-3)
 
 
-@pytest.mark.parametrize("change", [_left_out, _reversed, _with_another_margin])
+@pytest.mark.parametrize(
+    ("change", "layer"),
+    [
+        (_left_out, "dequantization.coupling1"),
+        (_reversed, "dequantization.coupling1"),
+        (_with_another_margin, "dequantization.coupling1"),
+    ],
+)
 def test_a_dequantization_that_is_folded_wrongly_is_found(
     change: Callable[[FoldedDequantization], FoldedDequantization | None],
+    layer: str,
     variational_source: Source,
     digits: UInt8Array,
     tmp_path: Path,
@@ -225,4 +238,4 @@ def test_a_dequantization_that_is_folded_wrongly_is_found(
     glow = replace(variational_source.glow, dequantization=change(variational_source.glow.dequantization))
     text = verification_error(tmp_path, variational_source.reference, glow, digits[:32])
     assert text.startswith("log-likelihood, relative error is ")
-    assert "the layer to look at is dequantization of forward.onnx." in text
+    assert f"the layer to look at is {layer} of forward.onnx." in text

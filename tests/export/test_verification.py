@@ -70,7 +70,12 @@ def test_nothing_is_found_in_unchanged_graphs(source: Source, digits: UInt8Array
         ("level1.step4.conv1.weight", HALF, "level1.step4"),
         ("level2.step1.conv2.weight", HALF, "level2.step1"),
         ("level2.step3.conv3.bias", NAN, "level2.step3"),
-        ("level2.step4.conv2.weight", 0.01, "level2.step4"),
+        ("level2.step4.conv3.bias", 0.01, "level2.step4"),
+        ("pixels.coupling1.bound", HALF, "pixels.coupling1"),
+        ("pixels.coupling2.conv1.weight", HALF, "pixels.coupling2"),
+        ("pixels.coupling4.conv3.bias", NAN, "pixels.coupling4"),
+        ("logit.margin", HALF, "image.planes"),
+        ("logit.minus_log_range", HALF, "the log-determinants"),
         ("level1.prior.conv.bias", HALF, "level1.latent"),
         ("top.offset", HALF, "level2.latent"),
         ("log_det_constant", HALF, "the log-determinants"),
@@ -99,7 +104,8 @@ def test_a_wrong_number_in_the_forward_graph_is_found_in_its_layer(
         ("level2.step4.bias", HALF, "level2.step4"),
         ("level1.prior.conv.bias", HALF, "level1.prior.joined"),
         ("top.mean", HALF, "top.z"),
-        ("half", HALF, "pixels"),
+        ("pixels.coupling4.conv3.bias", NAN, "pixels.coupling4"),
+        ("logit.margin", HALF, "pixels"),
     ],
 )
 def test_a_wrong_number_in_the_reverse_graph_is_found_in_its_layer(
@@ -112,9 +118,9 @@ def test_a_wrong_number_in_the_reverse_graph_is_found_in_its_layer(
 
 
 def test_an_error_that_moves_pixels_inside_their_bins_is_found(message: Fails) -> None:
-    # A fifth of a bin: every value of an encoded image is still decoded to its bin.
-    text = message(reverse=add_to_constant("half", 0.2 / 16))
-    assert text.startswith("decoding, error in grey values is 3.2 and must be at most 0.1;")
+    # A fiftieth of a bin: every value of an encoded image is still decoded to its bin.
+    text = message(reverse=add_to_constant("logit.margin", 0.02))
+    assert text.startswith("decoding, error in grey values is 0.32 and must be at most 0.1;")
     assert "pixels of reverse.onnx" in text
 
 
@@ -133,8 +139,9 @@ def test_a_network_that_is_wrong_in_both_graphs_is_found_although_they_invert_ea
     message_of_flow: Fails,
 ) -> None:
     def change(step: FoldedStep) -> FoldedStep:
-        first, second, last = step.network
-        return replace(step, network=(first, replace(second, bias=second.bias + 0.1), last))
+        network = step.coupling.network
+        wrong = network._replace(second=replace(network.second, bias=network.second.bias + 0.1))
+        return replace(step, coupling=replace(step.coupling, network=wrong))
 
     text = message_of_flow(_with_step(2, 3, change))
     assert text.startswith("log-likelihood, relative error is ")

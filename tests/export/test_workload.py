@@ -46,6 +46,14 @@ def test_batches_of_large_images_are_small(size: int, width: int, expected: int)
     assert batch_size(glow, 8) == min(32, max(1, batch_size(glow, 4) // 2)) or expected == 32
 
 
+def test_batches_are_smaller_if_couplings_see_single_pixels() -> None:
+    shape = {"image_size": 128, "width": 512, "levels": 1, "steps_per_level": 1}
+    assert batch_size(fold_glow(random_glow(**shape))) == 8
+    assert batch_size(fold_glow(random_glow(**shape, checkerboards=1))) == 2
+    wide = {"dequantization": "variational", "dequantization_width": 1024}
+    assert batch_size(fold_glow(random_glow(**shape, **wide))) == 4
+
+
 def test_batches_cover_every_image_once() -> None:
     covered = [i for batch in batches(70, 32, "counting") for i in range(70)[batch]]
     assert covered == list(range(70))

@@ -116,7 +116,7 @@ def test_a_bundle_with_a_senseless_value_is_refused_or_works(
         ),
         ({"tools": {"numpy": 5000 * "1"}}, r"the manifest's tools has 5000 characters and may have 4096"),
         ({"tools": {5000 * "1": "numpy"}}, r"the manifest's tools has 5000 characters and may have 4096"),
-        ({"files": []}, r"the manifest does not mention forward\.onnx"),
+        ({"files": []}, r"the manifest does not mention flow\.json"),
     ],
 )
 def test_a_manifest_that_contradicts_its_graphs_is_refused(

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glowserve_export.convolution import Float64Array, FoldedConv
+from glowserve_export.couplings import FoldedNetwork, Shift, SigmoidScale
+from glowserve_export.couplings.transforms import shift_and_logit
 from glowserve_export.errors import ArgumentsError
-from glowserve_export.folded import Float64Array, FoldedConv
 from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
-from glowserve_export.frontends.convolutions import deinterleaved, scaled, shift_and_logit, zero_conv
+from glowserve_export.frontends.convolutions import deinterleaved, zero_conv
 from glowserve_export.frontends.folding import Pixels, PublicGlow, PublicLevel, PublicStep, fold_public
 from glowserve_export.frontends.matrices import lu_product
 from glowserve_export.frontends.state_dict import check_recognized, implied, length, match, numbers
@@ -119,7 +121,7 @@ def import_model(
         image_size=height,
         channels=channels,
         n_bits=given["n_bits"],
-        scale_map="sigmoid" if affine else None,
+        transform=SigmoidScale() if affine else Shift(),
         top=_top(weights, names, learned=given["learn_top"]),
         pixels=names.pixels,
     )
@@ -280,7 +282,7 @@ def _step(
         scale=np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1),
         offset=weights[f"{name}.actnorm.bias"].reshape(-1),
         mixing=_mixing(weights, name, names),
-        network=(
+        network=FoldedNetwork(
             _hidden_conv(weights, f"{block}.0", names),
             _hidden_conv(weights, f"{block}.2", names),
             last,
@@ -306,7 +308,7 @@ def _mixing(weights: Mapping[str, Float64Array], step: str, names: Implementatio
 def _hidden_conv(weights: Mapping[str, Float64Array], name: str, names: Implementation) -> FoldedConv:
     """A hidden convolution with its actnorm folded in."""
     conv = FoldedConv(weights[f"{name}{names.conv}.weight"], weights[f"{name}.actnorm.bias"].reshape(-1))
-    return scaled(conv, np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1))
+    return conv.scaled(np.exp(weights[f"{name}.actnorm.logs"]).reshape(-1))
 
 
 def _zero_conv(weights: Mapping[str, Float64Array], name: str, names: Implementation) -> FoldedConv:

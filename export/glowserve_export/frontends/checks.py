@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import NotInvertibleError
-from glowserve_export.folded import Float64Array, condition_number
+from glowserve_export.folded import condition_number
 
 # A float32 inverse of a matrix with a larger condition number has no correct digit.
 CONDITION_LIMIT = 1e6

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from glowserve_training.layers.coupling import LOG_SCALE_FACTOR, SCALE_SHIFT
+from glowserve_training.layers.networks import LOG_SCALE_FACTOR
 
-from glowserve_export.folded import Float64Array, FoldedConv
-
-
-def scaled(conv: FoldedConv, factor: Float64Array) -> FoldedConv:
-    """Multiplies each output channel by its factor, [out]."""
-    return FoldedConv(
-        conv.weight * factor[:, None, None, None],
-        conv.bias * (factor if conv.bias.ndim == 1 else factor[:, None, None]),
-    )
+from glowserve_export.convolution import Float64Array, FoldedConv
 
 
 def zero_conv(conv: FoldedConv, log_scale: Float64Array) -> FoldedConv:
@@ -23,14 +15,7 @@ def zero_conv(conv: FoldedConv, log_scale: Float64Array) -> FoldedConv:
     The factor on the log-scale is that of the original implementation (openai/glow), which these implementations and
     `glowserve_training.layers.ZeroConv2d` copied.
     """
-    return scaled(conv, np.exp(LOG_SCALE_FACTOR * log_scale.reshape(-1)))
-
-
-def shift_and_logit(conv: FoldedConv) -> FoldedConv:
-    """Folds the constant that an affine coupling adds to its logits, the second half of the output channels."""
-    bias = conv.bias.copy()
-    bias[len(bias) // 2 :] += SCALE_SHIFT
-    return FoldedConv(conv.weight, bias)
+    return conv.scaled(np.exp(LOG_SCALE_FACTOR * log_scale.reshape(-1)))
 
 
 def deinterleaved(conv: FoldedConv) -> FoldedConv:

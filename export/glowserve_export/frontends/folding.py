@@ -16,15 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from glowserve_training.names import step_name
 
-from glowserve_export.folded import (
-    Float64Array,
-    FoldedConv,
-    FoldedGlow,
-    FoldedLevel,
-    FoldedNetwork,
-    FoldedStep,
-    ScaleMap,
-)
+from glowserve_export.convolution import Float64Array, FoldedConv
+from glowserve_export.couplings import HALVES, FoldedCoupling, FoldedNetwork, Mask, Transform
+from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.frontends.checks import check_condition
 
 
@@ -83,10 +77,10 @@ class PublicStep:
     """The 1x1 convolution or permutation, [C, C]."""
 
     network: FoldedNetwork
-    """As in `FoldedStep`."""
+    """Of the coupling."""
 
-    transforms_first: bool = False
-    """As in `FoldedStep`."""
+    mask: Mask = HALVES
+    """Of the coupling."""
 
     def log_det(self) -> float:
         """Of actnorm and mixing at one position."""
@@ -110,7 +104,7 @@ def fold_public(
     image_size: int,
     channels: int,
     n_bits: int,
-    scale_map: ScaleMap | None,
+    transform: Transform,
     top: Float64Array,
     pixels: Pixels = CENTRED,
 ) -> FoldedGlow:
@@ -121,7 +115,7 @@ def fold_public(
         image_size: H = W of an image.
         channels: of an image.
         n_bits: bits of each value of an image.
-        scale_map: as in `FoldedStep`.
+        transform: of every coupling.
         top: mean and log-scale of the top level's prior, concatenated, [2C, H, W]; or [2C], if they are the same at
             each position.
         pixels: how the implementation scales images.
@@ -138,7 +132,7 @@ def fold_public(
         unfolded = list(level.steps)
         if i == 1:
             unfolded[0] = _after_pixels(unfolded[0], pixels)
-        steps = [_fold_step(step, step_name(i, k), scale_map) for k, step in enumerate(unfolded, 1)]
+        steps = [_fold_step(step, step_name(i, k), transform) for k, step in enumerate(unfolded, 1)]
         steps[0] = _after_space_to_depth(steps[0])
         constant += (image_size >> i) ** 2 * sum(step.log_det() for step in unfolded)
         folded.append(FoldedLevel(tuple(steps), level.prior))
@@ -153,7 +147,7 @@ def fold_public(
     )
 
 
-def _fold_step(step: PublicStep, name: str, scale_map: ScaleMap | None) -> FoldedStep:
+def _fold_step(step: PublicStep, name: str, transform: Transform) -> FoldedStep:
     matrix = step.mixing * step.scale
     check_condition(matrix, f"{name}: the 1x1 convolution with its actnorm", "Export an earlier checkpoint")
     return FoldedStep(
@@ -161,9 +155,7 @@ def _fold_step(step: PublicStep, name: str, scale_map: ScaleMap | None) -> Folde
         bias=matrix @ step.offset,
         inverse_matrix=np.linalg.inv(step.mixing) / step.scale[:, None],
         inverse_bias=-step.offset,
-        network=step.network,
-        scale_map=scale_map,
-        transforms_first=step.transforms_first,
+        coupling=FoldedCoupling(step.mask, step.network, transform),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from glowserve_export.folded import Float64Array
+from glowserve_export.convolution import Float64Array
 
 
 def lu_product(

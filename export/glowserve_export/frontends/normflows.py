@@ -15,10 +15,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from glowserve_export.convolution import Float64Array, FoldedConv
+from glowserve_export.couplings import (
+    ExpScale,
+    FoldedNetwork,
+    Halves,
+    InverseSigmoidScale,
+    Shift,
+    SigmoidScale,
+    Transform,
+)
+from glowserve_export.couplings.transforms import shift_and_logit
 from glowserve_export.errors import ArgumentsError, ForeignCheckpointError
-from glowserve_export.folded import Float64Array, FoldedConv, ScaleMap
 from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
-from glowserve_export.frontends.convolutions import deinterleaved, scaled, shift_and_logit
+from glowserve_export.frontends.convolutions import deinterleaved
 from glowserve_export.frontends.folding import (
     CENTRED,
     UNIT,
@@ -58,7 +68,11 @@ _KNOWN = Known(
     nullable=frozenset({"scale_map", "base", "logscale_factor", "transform"}),
 )
 # "sigmoid" divides when it decodes, as ours does; the others multiply.
-_SCALE_MAPS: dict[str, ScaleMap] = {"sigmoid": "sigmoid", "sigmoid_inv": "inverse_sigmoid", "exp": "exp"}
+_SCALE_MAPS: dict[str, Transform] = {
+    "sigmoid": SigmoidScale(),
+    "sigmoid_inv": InverseSigmoidScale(),
+    "exp": ExpScale(),
+}
 # By the transform: Shift subtracts one half.
 _PIXELS: dict[str | None, Pixels] = {None: UNIT, "Shift": CENTRED}
 _BUFFERS = (".P", ".sign_S", ".eye", ".data_dep_init_done")
@@ -100,7 +114,7 @@ def import_normflows(found: Mapping[str, Tensor], checkpoint: Path, arguments: P
         image_size=height,
         channels=channels,
         n_bits=given["n_bits"],
-        scale_map=_SCALE_MAPS[given["scale_map"]] if given["scale"] else None,
+        transform=_SCALE_MAPS[given["scale_map"]] if given["scale"] else Shift(),
         top=_prior(weights, given, given["L"] - 1),
         pixels=_PIXELS[given.get("transform")],
     )
@@ -272,7 +286,7 @@ def _step(weights: Mapping[str, Float64Array], given: Mapping[str, Any], name: s
         offset=-weights[f"{name}.2.t"].reshape(-1),
         mixing=_mixing(weights, f"{name}.1"),
         network=_network(weights, given, f"{name}.{_NETWORK}"),
-        transforms_first=given["split_mode"] == "channel_inv",
+        mask=Halves(transforms_first=given["split_mode"] == "channel_inv"),
     )
 
 
@@ -288,12 +302,10 @@ def _mixing(weights: Mapping[str, Float64Array], name: str) -> Float64Array:
     )
 
 
-def _network(
-    weights: Mapping[str, Float64Array], given: Mapping[str, Any], name: str
-) -> tuple[FoldedConv, FoldedConv, FoldedConv]:
+def _network(weights: Mapping[str, Float64Array], given: Mapping[str, Any], name: str) -> FoldedNetwork:
     first, second, last = _convolutions(given)
     output = FoldedConv(weights[f"{name}.{last}.weight"], weights[f"{name}.{last}.bias"])
-    return (
+    return FoldedNetwork(
         _hidden_conv(weights, name, first),
         _hidden_conv(weights, name, second),
         _shift_and_logit(output, given["scale_map"]) if given["scale"] else _negated(output),
@@ -305,17 +317,17 @@ def _hidden_conv(weights: Mapping[str, Float64Array], network: str, i: int) -> F
     weight, actnorm = weights[f"{network}.{i}.weight"], f"{network}.{i + 1}.actNorm"
     if f"{actnorm}.s" not in weights:
         return FoldedConv(weight, weights[f"{network}.{i}.bias"])
-    conv = scaled(FoldedConv(weight, np.zeros(len(weight))), np.exp(weights[f"{actnorm}.s"]).reshape(-1))
+    conv = FoldedConv(weight, np.zeros(len(weight))).scaled(np.exp(weights[f"{actnorm}.s"]).reshape(-1))
     return FoldedConv(conv.weight, weights[f"{actnorm}.t"].reshape(-1))
 
 
 def _shift_and_logit(conv: FoldedConv, scale_map: str) -> FoldedConv:
-    """The output of the network as in `FoldedStep`: shifts are added, and the scale multiplies."""
+    """The output of the network as in `Transform`: shifts are added, and the scale multiplies."""
     conv = deinterleaved(conv)
     if scale_map == "exp":
         return _negated(conv)
     signs = np.repeat([-1.0, 1.0], len(conv.weight) // 2)
-    return scaled(shift_and_logit(conv), signs)
+    return shift_and_logit(conv).scaled(signs)
 
 
 def _negated(conv: FoldedConv) -> FoldedConv:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import ForeignCheckpointError
-from glowserve_export.folded import Float64Array
 from glowserve_export.frontends.state_dict import length, numbers
 
 # The keys of each.

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glowserve_export.convolution import Float64Array, FoldedConv
+from glowserve_export.couplings import FoldedNetwork, Shift, SigmoidScale
+from glowserve_export.couplings.transforms import shift_and_logit
 from glowserve_export.errors import ForeignCheckpointError
-from glowserve_export.folded import Float64Array, FoldedConv
 from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
-from glowserve_export.frontends.convolutions import reordered, shift_and_logit, zero_conv
+from glowserve_export.frontends.convolutions import reordered, zero_conv
 from glowserve_export.frontends.folding import PublicGlow, PublicLevel, PublicStep, fold_public
 from glowserve_export.frontends.state_dict import check_recognized, implied, length, match, numbers
 
@@ -73,7 +75,7 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
         image_size=given["image_size"],
         channels=given["in_channel"],
         n_bits=given["n_bits"],
-        scale_map="sigmoid" if given["affine"] else None,
+        transform=SigmoidScale() if given["affine"] else Shift(),
         top=top.bias,  # the output of the convolution for a zero input
     )
     return PublicGlow(
@@ -167,7 +169,7 @@ def _flow(weights: Mapping[str, Float64Array], name: str, size: int, *, affine: 
         scale=weights[f"{name}.actnorm.scale"].reshape(-1),
         offset=weights[f"{name}.actnorm.loc"].reshape(-1),
         mixing=_mixing(weights, f"{name}.invconv"),
-        network=(first, second, last),
+        network=FoldedNetwork(first, second, last),
     )
 
 

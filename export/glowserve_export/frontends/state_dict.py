@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import ForeignCheckpointError
-from glowserve_export.folded import Float64Array
 from glowserve_export.frontends.checks import check_finite
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -4,7 +4,7 @@
 graphs contain neither matrix inverses nor determinants, triangular solves or random operators.
 """
 
-from glowserve_export.graphs.forward import DEQUANTIZED, forward_graph
+from glowserve_export.graphs.forward import forward_graph
 from glowserve_export.graphs.reverse import reverse_graph
 
-__all__ = ["DEQUANTIZED", "forward_graph", "reverse_graph"]
+__all__ = ["forward_graph", "reverse_graph"]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from glowserve_export.folded import FoldedConv, FoldedGlow, per_channel
-from glowserve_export.graphs.builder import GraphBuilder
+from glowserve_export.builder import GraphBuilder
+from glowserve_export.convolution import FoldedConv, per_channel
+from glowserve_export.folded import FoldedGlow
 
 
 def standardized_split(

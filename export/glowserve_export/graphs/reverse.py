@@ -1,4 +1,4 @@
-"""reverse.onnx: latent to image. A step of flow is 12 nodes.
+"""reverse.onnx: latent to image. A step of flow is 12 nodes, 14 if its scale is bounded.
 
 Shapes: N images, H W C of an image, D = H * W * C.
 """
@@ -9,13 +9,11 @@ import math
 
 import numpy as np
 import onnx
-from glowserve_training.names import step_name
+from glowserve_training.names import pixel_coupling_name, step_name
 from onnx import TensorProto
 
-from glowserve_export.folded import FoldedConv, FoldedGlow, FoldedStep
-from glowserve_export.graphs.builder import GraphBuilder, float_info, image_info
-from glowserve_export.graphs.couplings import coupling_halves, joined_halves, unscaled
-from glowserve_export.graphs.networks import coupling_network
+from glowserve_export.builder import GraphBuilder, float_info, image_info
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.graphs.priors import unstandardized_split, unstandardized_top
 from glowserve_export.precision import FP32, Precision
 
@@ -31,9 +29,12 @@ def reverse_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
         else:
             x = unstandardized_split(g, x, latents[i - 1], level.prior, f"level{i}.prior")
         for k, step in reversed(list(enumerate(level.steps, 1))):
-            x = _step(g, x, step, step_name(i, k), precision)
+            x = step.add_reverse(g, x, step_name(i, k), precision)
         x = g.add("DepthToSpace", [x], f"level{i}.unsqueeze", blocksize=2, mode="DCR")
-    _quantized(g, x, glow)
+    for k, coupling in reversed(list(enumerate(glow.pixel_couplings, 1))):
+        name = pixel_coupling_name(k)
+        x = coupling.add_reverse(g, x, name, output=name, precision=precision)
+    _quantized(g, glow.preprocessing.add_reverse(g, x, glow.n_bits), glow)
     image = ("N", glow.image_size, glow.image_size, glow.channels)
     return g.model(
         "glow_reverse",
@@ -56,26 +57,9 @@ def _latents_by_level(g: GraphBuilder, glow: FoldedGlow) -> list[str]:
     ]
 
 
-def _step(g: GraphBuilder, y: str, step: FoldedStep, name: str, precision: Precision) -> str:
-    """The step's input, a tensor called `name`."""
-    half = step.channels // 2
-    passive, active = coupling_halves(g, y, step, f"{name}.halves")
-    shift, *logit = coupling_network(
-        g, passive, step.network, half, name, affine=step.affine, precision=precision
-    )
-    if step.scale_map is not None:
-        active = unscaled(g, active, logit[0], step.scale_map, name)
-    active = g.add("Sub", [active, shift], f"{name}.unshifted")
-    x = joined_halves(g, passive, active, step, f"{name}.joined")
-    return g.conv(x, FoldedConv(step.inverse_matrix[:, :, None, None], step.inverse_bias), name)
-
-
-def _quantized(g: GraphBuilder, x: str, glow: FoldedGlow) -> None:
-    """The flow's output [N, C, H, W] to pixels in bins and to the uint8 image, both [N, H, W, C]."""
-    x = g.add("Transpose", [x], "image.centred", perm=[0, 2, 3, 1])
-    x = g.add("Add", [x, g.constant("half", 0.5)], "image.unit")
-    x = g.add("Mul", [x, g.constant("bins", 2.0**glow.n_bits)], "pixels")
-    x = g.add("Floor", [x], "pixels.floor")
+def _quantized(g: GraphBuilder, pixels: str, glow: FoldedGlow) -> None:
+    """Pixels in bins to the uint8 image, both [N, H, W, C]."""
+    x = g.add("Floor", [pixels], "pixels.floor")
     last = 2**glow.n_bits - 1
     x = g.add("Clip", [x, g.constant("bin.first", 0.0), g.constant("bin.last", float(last))], "pixels.bin")
     if glow.n_bits < 8:

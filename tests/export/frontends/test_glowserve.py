@@ -20,11 +20,6 @@ from tests.export.models import random_glow, random_images
 EXACT = {"rtol": 1e-12, "atol": 1e-11}
 
 
-def _in_bins(y: torch.Tensor, n_bits: int) -> np.ndarray:
-    """[N, C, H, W] on the flow's scale to [N, H, W, C] in bins."""
-    return (y.detach().permute(0, 2, 3, 1).numpy() + 0.5) * 2**n_bits
-
-
 def test_log_likelihoods_are_those_of_pytorch(
     case_model: Glow, case_glow: FoldedGlow, rng: np.random.Generator
 ) -> None:
@@ -50,11 +45,11 @@ def test_decoded_pixels_are_those_of_pytorch(
     case_model: Glow, case_glow: FoldedGlow, rng: np.random.Generator
 ) -> None:
     latent = rng.standard_normal((3, case_glow.dimensions))
-    y, _ = case_model.inverse(torch.from_numpy(latent))
-    # PyTorch uses W^T for the inverse of an orthogonal W, whose weights are float32: W^T W differs from I by rounding.
-    error = 1e-3 if case_model.config.parametrization == "orthogonal" else 1e-10
+    expected = case_model.pixels(torch.from_numpy(latent)).numpy()
+    # PyTorch uses Q^T for the inverse of an orthogonal Q, whose weights are float32: Q^T Q differs from I by rounding.
+    error = 1e-3 if case_model.config.parametrization in ("orthogonal", "qlu") else 1e-10
     pixels = interpreter.reverse(case_glow, latent)
-    np.testing.assert_allclose(pixels, _in_bins(y, case_glow.n_bits), rtol=error, atol=error)
+    np.testing.assert_allclose(pixels, expected, rtol=error, atol=error)
 
 
 def test_the_folded_model_inverts_itself(
@@ -63,9 +58,9 @@ def test_the_folded_model_inverts_itself(
     images = random_images(rng, case_glow, 2)
     noise = np.full(images.shape, 0.5)
     latent = interpreter.forward(case_glow, images, noise).latent
-    y, _ = case_model.dequantize(torch.from_numpy(images), torch.from_numpy(noise))
+    dequantized = case_model.dequantize(torch.from_numpy(images), torch.from_numpy(noise))
     pixels = interpreter.reverse(case_glow, latent)
-    np.testing.assert_allclose(pixels, _in_bins(y, case_glow.n_bits), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(pixels, dequantized.pixels().numpy(), rtol=0, atol=1e-9)
 
 
 def test_every_matrix_has_its_inverse(case_glow: FoldedGlow) -> None:
@@ -82,7 +77,7 @@ def test_latent_shapes_are_those_of_the_model(case_model: Glow, case_glow: Folde
 
 @pytest.mark.parametrize("coupling", ["affine", "additive"])
 @pytest.mark.parametrize("coupling_actnorm", [False, True])
-@pytest.mark.parametrize("parametrization", ["lu", "orthogonal", "plain"])
+@pytest.mark.parametrize("parametrization", ["qlu", "lu", "orthogonal", "plain"])
 def test_every_parametrization_and_network_is_folded(
     parametrization: str, coupling_actnorm: bool, coupling: str, rng: np.random.Generator
 ) -> None:
@@ -97,10 +92,10 @@ def test_every_parametrization_and_network_is_folded(
     log_likelihood = interpreter.forward(glow, images, noise).log_likelihood
     np.testing.assert_allclose(log_likelihood, expected, rtol=1e-11)
     latent = rng.standard_normal((2, 64))
-    y, _ = model.inverse(torch.from_numpy(latent))
-    error = 1e-3 if parametrization == "orthogonal" else 1e-10  # as above
+    expected = model.pixels(torch.from_numpy(latent)).detach().numpy()
+    error = 1e-3 if parametrization in ("orthogonal", "qlu") else 1e-10  # as above
     pixels = interpreter.reverse(glow, latent)
-    np.testing.assert_allclose(pixels, _in_bins(y, 8), rtol=error, atol=error)
+    np.testing.assert_allclose(pixels, expected, rtol=error, atol=error)
 
 
 def test_all_log_determinants_of_an_additive_flow_of_one_level_are_in_the_constant() -> None:
@@ -115,9 +110,13 @@ def test_dequantization_is_folded_if_it_is_variational() -> None:
     assert fold_glow(random_glow()).dequantization is None
     folded = fold_glow(random_glow(dequantization="variational", channels=3)).dequantization
     assert folded is not None
-    assert len(folded.networks) == 4
-    for network in folded.networks:
-        assert [conv.weight.shape for conv in network] == [(6, 18, 3, 3), (6, 6, 1, 1), (12, 6, 3, 3)]
+    assert len(folded.couplings) == 4
+    for coupling in folded.couplings:
+        assert [conv.weight.shape for conv in coupling.network] == [
+            (6, 18, 3, 3),
+            (6, 6, 1, 1),
+            (12, 6, 3, 3),
+        ]
 
 
 def test_folding_does_not_change_the_model() -> None:
@@ -138,7 +137,7 @@ def test_folding_does_not_change_the_model() -> None:
         "levels.0.steps.0.coupling.network.2.conv.bias",
         "levels.0.prior.network.conv.weight",
         "levels.1.prior.mean",
-        "dequantization.networks.2.4.conv.bias",
+        "dequantization.couplings.2.network.4.conv.bias",
     ],
 )
 def test_a_weight_that_is_not_finite_is_refused_by_name(weight: str, value: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from glowserve_export.couplings import Shift
 from glowserve_export.errors import ArgumentsError
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.folded_reference import FoldedReference
@@ -154,7 +155,7 @@ def test_the_constant_is_the_part_that_does_not_depend_on_the_image(
     varying = terms.log_prior.sum(1) + terms.log_det.sum(1)
     expected = model.flowed(images, noise, glow.n_bits).log_density.numpy()
     np.testing.assert_allclose(expected - varying, glow.log_det_constant, rtol=1e-9)
-    if not glow.levels[-1].steps[0].affine:
+    if isinstance(glow.levels[-1].steps[0].coupling.transform, Shift):
         np.testing.assert_array_equal(terms.log_det[:, -1], 0)
 
 
@@ -171,8 +172,8 @@ def test_the_architecture_is_read_from_the_arguments(model: PublicModel, public:
     assert public.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert {len(level.steps) for level in public.glow.levels} == {public.steps_per_level}
     for _, step in public.glow.named_steps():
-        assert step.network[0].weight.shape[0] == public.width
-        assert step.affine == (public.coupling == "affine")
+        assert step.coupling.network.first.outputs == public.width
+        assert isinstance(step.coupling.transform, Shift) == (public.coupling == "additive")
 
 
 def test_an_unknown_implementation_is_refused(tmp_path: Path) -> None:

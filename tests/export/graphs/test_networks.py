@@ -10,20 +10,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from glowserve_export.builder import GraphBuilder, float_info
 from glowserve_export.calibration import calibrate
+from glowserve_export.convolution import FoldedConv, per_channel
+from glowserve_export.couplings import FoldedNetwork
 from glowserve_export.errors import ExportError
-from glowserve_export.folded import (
-    DEQUANTIZATION,
-    FoldedConv,
-    FoldedGlow,
-    FoldedNetwork,
-    per_channel,
-)
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
-from glowserve_export.graphs.builder import GraphBuilder, float_info
-from glowserve_export.graphs.networks import coupling_network
 from glowserve_export.precision import FP16, Precision, Ranges
+from glowserve_training.names import DEQUANTIZATION
 from onnx import TensorProto, numpy_helper
 
 from glowserve.runtime.ort import onnxruntime
@@ -44,12 +40,12 @@ def _random_network(rng: np.random.Generator, per_position: tuple[int, ...] = ()
         weight = rng.standard_normal((out, in_, kernel, kernel)) * 0.3
         weight[0] = 0  # this channel is its bias
         convs.append(FoldedConv(weight, rng.standard_normal((out, 5, 5) if i in per_position else out)))
-    return convs[0], convs[1], convs[2]
+    return FoldedNetwork(*convs)
 
 
 def _run_nodes(network: FoldedNetwork, x: Array, precision: Precision) -> Array:
     g = GraphBuilder()
-    (output,) = coupling_network(g, "x", network, 6, "network", affine=False, precision=precision)
+    output = network.add(g, "x", "network", precision)
     model = g.model("network", [float_info("x", "N", 2, 5, 5)], [float_info(output, "N", 6, 5, 5)])
     result: Array = run_graph(model, x=x)[output]
     return result
@@ -109,7 +105,7 @@ def test_int8_represents_a_bias_that_is_far_larger_than_its_weights(rng: np.rand
     first, second, last = _random_network(rng)
     weight = first.weight.copy()
     weight[1] *= 1e-12
-    network = (FoldedConv(weight, first.bias), second, last)
+    network = FoldedNetwork(FoldedConv(weight, first.bias), second, last)
     x = rng.standard_normal((16, 2, 5, 5)).astype(np.float32)
     precision = Precision("int8", {"network": _ranges(network, x.astype(np.float64))})
     exact = run_network(x.astype(np.float64), network)[2]
@@ -118,7 +114,8 @@ def test_int8_represents_a_bias_that_is_far_larger_than_its_weights(rng: np.rand
 
 def test_int8_quantizes_a_network_whose_activations_are_all_zero(rng: np.random.Generator) -> None:
     first, second, last = _random_network(rng)
-    dead = (first, FoldedConv(second.weight * 0, second.bias * 0), FoldedConv(last.weight * 0, last.bias))
+    zero, constant = FoldedConv(second.weight * 0, second.bias * 0), FoldedConv(last.weight * 0, last.bias)
+    dead = FoldedNetwork(first, zero, constant)
     x = rng.standard_normal((4, 2, 5, 5)).astype(np.float32)
     precision = Precision("int8", {"network": _ranges(dead, 0 * x.astype(np.float64))})
     y = _run_nodes(dead, x, precision)
@@ -131,17 +128,17 @@ def test_float16_computes_with_rounded_weights(
 ) -> None:
     network = _random_network(rng, per_position)
     x = rng.standard_normal((16, 2, 5, 5)).astype(np.float32)
-    first, second, last = (
+    rounded = (
         FoldedConv(conv.weight.astype(np.float16).astype(np.float64), conv.bias.astype(np.float16))
         for conv in network
     )
-    expected = run_network(x.astype(np.float64), (first, second, last))[2]
+    expected = run_network(x.astype(np.float64), FoldedNetwork(*rounded))[2]
     outputs = _run_nodes(network, x, FP16)
     assert outputs.dtype == np.float32
     # A processor with float16 arithmetic also rounds the activations.
     np.testing.assert_allclose(outputs, expected, atol=3e-3 * np.abs(expected).max())
     g = GraphBuilder()
-    coupling_network(g, "x", network, 6, "network", affine=False, precision=FP16)
+    network.add(g, "x", "network", FP16)
     for tensor in g.model("network", [], []).graph.initializer:
         conv = network[int(tensor.name[len("network.conv")]) - 1]
         exact = conv.weight if tensor.name.endswith("weight") else conv.bias
@@ -153,7 +150,7 @@ def test_a_number_that_float16_cannot_represent_is_refused(kind: str) -> None:
     def enlarge(network: FoldedNetwork) -> FoldedNetwork:
         values = getattr(network[1], kind).copy()
         values.flat[3] = -7e4
-        return network[0], replace(network[1], **{kind: values}), network[2]
+        return network._replace(second=replace(network.second, **{kind: values}))
 
     glow = with_networks(fold_glow(random_glow()), enlarge, "level1.step2")
     for graph in (forward_graph, reverse_graph):
@@ -166,10 +163,14 @@ def test_a_number_that_float16_cannot_represent_is_refused(kind: str) -> None:
 # Whole graphs
 
 
+def _names(glow: FoldedGlow) -> list[str]:
+    return [each.name for each in glow.flow_couplings()]
+
+
 def test_both_graphs_have_the_same_networks(trained: FoldedGlow, int8: Precision) -> None:
     for precision in (FP16, int8):
         forward, reverse = forward_graph(trained, precision), reverse_graph(trained, precision)
-        for step, _ in trained.named_steps():
+        for step in _names(trained):
             ours, theirs = network_nodes(forward, step), network_nodes(reverse, step)
             assert len(ours) > 6, "conv, ReLU, conv, ReLU, conv, split, and casts or quantization"
             assert ours == theirs
@@ -182,7 +183,7 @@ def test_float16_is_used_in_the_networks_only(trained: FoldedGlow) -> None:
         graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         inside = {
             name
-            for step, _ in trained.named_steps()
+            for step in _names(trained)
             for node in network_nodes(model, step)
             if node.op_type not in {"Cast", "Split"}
             for name in (*node.input, *node.output)
@@ -208,15 +209,20 @@ def test_learned_noise_stays_float32(rng: np.random.Generator) -> None:
 def test_onnx_runtime_computes_every_convolution_of_an_int8_network_with_integers(
     trained: FoldedGlow, int8: Precision, tmp_path: Path
 ) -> None:
-    steps = len(list(trained.named_steps()))
-    assert len(int8.ranges) == steps
+    networks, steps = len(_names(trained)), len(list(trained.named_steps()))
+    assert len(int8.ranges) == networks
     for graph in (forward_graph, reverse_graph):
         optimized = _optimized(graph(trained, int8), tmp_path / "optimized.onnx")
         operators = Counter(node.op_type for node in optimized.graph.node)
-        assert operators["QLinearConv"] == 3 * steps
-        assert operators["Conv"] == steps + 1, "the 1x1 convolutions, and the prior of the split"
+        assert operators["QLinearConv"] == 3 * networks
+        float32 = (
+            trained.dequantization.couplings if graph is forward_graph and trained.dequantization else ()
+        )
+        assert operators["Conv"] + operators["FusedConv"] == steps + 1 + 3 * len(float32), (
+            "1x1, and the prior"
+        )
         assert operators["Relu"] == 0
-        assert operators["QuantizeLinear"] == operators["DequantizeLinear"] == steps
+        assert operators["QuantizeLinear"] == operators["DequantizeLinear"] == networks
 
 
 def _optimized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

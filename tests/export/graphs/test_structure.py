@@ -12,7 +12,9 @@ import glowserve_export
 import numpy as np
 import onnx
 import pytest
-from glowserve_export.folded import FoldedConv, FoldedGlow, FoldedLevel, FoldedStep
+from glowserve_export.convolution import FoldedConv
+from glowserve_export.couplings import FoldedCoupling, FoldedNetwork, Halves, SigmoidScale
+from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.frontends.glowserve import fold_glow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import FP32
@@ -26,7 +28,7 @@ Graphs = dict[str, onnx.ModelProto]
 # All operators that the two graphs may use: elementwise arithmetic, sums, fixed reorderings and convolutions.
 _BOTH = {
     *("Add", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Exp", "Floor", "Mul", "Relu", "Reshape"),
-    *("Sigmoid", "Split", "Sub", "Transpose"),
+    *("Sigmoid", "Split", "Sub", "Tanh", "Transpose", "Where"),
 }
 _FORWARD_ONLY = {
     *(
@@ -64,12 +66,13 @@ def _integer_glow() -> FoldedGlow:
         return (np.arange(np.prod(shape)) % 7 - 3.0).reshape(shape) / 16
 
     eye = np.eye(4)
-    network = (
+    network = FoldedNetwork(
         FoldedConv(numbers(3, 2, 3, 3), numbers(3)),
         FoldedConv(numbers(3, 3, 1, 1), numbers(3)),
         FoldedConv(numbers(4, 3, 3, 3), numbers(4)),
     )
-    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, network, scale_map="sigmoid")
+    coupling = FoldedCoupling(Halves(), network, SigmoidScale())
+    step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, coupling)
     level = FoldedLevel((step, step), None)
     return FoldedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
 
@@ -146,17 +149,57 @@ def _signature(values: Any) -> dict[str, tuple[int, list[str | int]]]:
     ],
     ids=str,
 )
-def test_a_step_of_an_affine_flow_is_twelve_nodes(
-    levels: int, direction: str, options: dict[str, Any]
+@pytest.mark.parametrize(("scale", "expected"), [("sigmoid", 12), ("tanh", 14)])
+def test_a_step_of_an_affine_flow_is_twelve_nodes_and_fourteen_with_a_bounded_scale(
+    scale: str, expected: int, levels: int, direction: str, options: dict[str, Any]
 ) -> None:
     nodes = {}
     for steps in (2, 3, 4):
-        glow = fold_glow(random_glow(levels=levels, steps_per_level=steps, width=2, **options))
+        model = random_glow(levels=levels, steps_per_level=steps, width=2, coupling_scale=scale, **options)
+        glow = fold_glow(model)
         graph = (forward_graph if direction == "forward" else reverse_graph)(glow).graph
         # Whether a sum of a level needs a Pad depends on its size.
         nodes[steps] = sum(node.op_type != "Pad" for node in graph.node)
-    assert nodes[3] - nodes[2] == 12 * levels
-    assert nodes[4] - nodes[3] == 12 * levels
+    assert nodes[3] - nodes[2] == expected * levels
+    assert nodes[4] - nodes[3] == expected * levels
+
+
+@pytest.mark.parametrize(
+    ("option", "forward", "reverse"),
+    [
+        # Of each coupling, beside those that sum all log-scales, none of which depends on the number of couplings.
+        ({"checkerboards": 4}, 2 * 13, 2 * 13),
+        ({"checkerboards": 4, "coupling_scale": "sigmoid"}, 2 * 11, 2 * 11),
+        ({"checkerboards": 4, "coupling": "additive"}, 2 * 8, 2 * 8),
+    ],
+    ids=str,
+)
+def test_two_more_checkerboards_add_few_nodes(option: dict[str, Any], forward: int, reverse: int) -> None:
+    more, fewer = ({**option, "checkerboards": n} for n in (6, 4))
+    assert _nodes_without_pads(more, "forward") - _nodes_without_pads(fewer, "forward") == forward
+    assert _nodes_without_pads(more, "reverse") - _nodes_without_pads(fewer, "reverse") == reverse
+
+
+@pytest.mark.parametrize(
+    ("option", "forward", "reverse"),
+    [
+        ({"preprocessing": "logit"}, 11, 3),
+        ({"checkerboards": 1}, 13 + 4, 13),
+        ({"checkerboards": 2}, 2 * 13 + 6, 2 * 13),
+        ({"checkerboards": 4}, 4 * 13 + 8, 4 * 13),
+        ({"dequantization": "variational"}, 14 * 4 + 27, 0),
+    ],
+    ids=str,
+)
+def test_an_option_adds_few_nodes(option: dict[str, Any], forward: int, reverse: int) -> None:
+    for direction, expected in (("forward", forward), ("reverse", reverse)):
+        assert _nodes_without_pads(option, direction) - _nodes_without_pads({}, direction) == expected
+
+
+def _nodes_without_pads(options: dict[str, Any], direction: str) -> int:
+    glow = fold_glow(random_glow(**{"coupling_scale": "tanh", "levels": 2, "width": 2, **options}))
+    # Whether a sum needs a Pad depends on its size.
+    return sum(node.op_type != "Pad" for node in _graphs(glow)[direction].graph.node)
 
 
 @both_directions
@@ -169,11 +212,10 @@ def test_actnorm_and_1x1_convolution_are_one_convolution_with_constant_weights(
     weights = [constants[node.input[1]] for node in convolutions]
     biases = [constants[node.input[2]] for node in convolutions]
     assert not constants.keys() & {value.name for value in graph.input}
-    # Each step: three in the coupling network and one. Each level but the top: one in the prior.
+    # Each coupling network: three. Each step: one more. Each level but the top: one in the prior.
     steps = [step for _, step in case_glow.named_steps()]
-    dequantization = case_glow.dequantization if direction == "forward" else None
-    networks = dequantization.networks if dequantization else ()
-    assert len(convolutions) == 4 * len(steps) + len(case_glow.levels) - 1 + 3 * len(networks)
+    couplings = case_glow.all_couplings() if direction == "forward" else case_glow.flow_couplings()
+    assert len(convolutions) == 3 * len(couplings) + len(steps) + len(case_glow.levels) - 1
     for step in steps:
         matrix, bias = step.matrix, step.bias
         if direction == "reverse":

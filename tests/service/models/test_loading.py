@@ -84,7 +84,7 @@ def test_a_bundle_that_changes_while_it_is_read_is_never_loaded_as_a_mixture(
     """The manifest was read before the files were replaced, the graphs are read afterwards."""
     shutil.copytree(repository / "digits" / "1", tmp_path / "1")
     bundle = open_bundle(tmp_path / "1")
-    for name in ("forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256"):
+    for name in ("forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256", "flow.json"):
         shutil.copy(second / name, tmp_path / "1" / name)
     with pytest.raises(BundleError, match=r"forward\.onnx is not the file that was exported"):
         Engine(bundle, RuntimeConfig(device="cpu"))

@@ -159,7 +159,7 @@ def test_a_version_is_served_in_the_end_however_slowly_its_files_arrive(
 ) -> None:
     """The manifest comes first, and each file in two parts. After every other part nothing comes for an interval."""
     target, parts = models / "digits" / "2", []
-    for name in ("manifest.json", "manifest.json.sha256", "reverse.onnx", "forward.onnx"):
+    for name in ("manifest.json", "manifest.json.sha256", "flow.json", "reverse.onnx", "forward.onnx"):
         data = (second / name).read_bytes()
         parts += [(name, data[: len(data) // 2]), (name, data[len(data) // 2 :])]
     with run_service(repository=models, **ON_REQUEST) as service:

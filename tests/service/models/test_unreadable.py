@@ -78,7 +78,7 @@ def test_a_model_whose_folder_cannot_be_listed_is_refused_alone(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"]
+    "name", ["", "manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"]
 )
 def test_a_version_that_cannot_be_read_is_refused_alone(
     start_server: StartServer, models: Path, name: str
@@ -123,7 +123,9 @@ def listening_socket(path: Path) -> None:
         bound.bind(os.path.relpath(path))
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"]
+)
 @pytest.mark.parametrize("make", [fifo, device, folder, loop, listening_socket])
 def test_a_file_that_is_no_regular_file_is_refused_and_later_versions_are_served(
     run_service: RunService, models: Path, tmp_path: Path, make: Callable[[Path], None], name: str

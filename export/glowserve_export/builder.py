@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from glowserve_export.folded import FoldedConv
+from glowserve_export.convolution import FoldedConv
 from glowserve_export.size import check_graph_bytes
 
 # ONNX Runtime 1.17 and newer read these.

@@ -1,13 +1,19 @@
-"""Coupling networks as nodes, in each precision. Input and output are float32."""
+"""Coupling networks, in float64 and as nodes in each precision. Input and output of the nodes are float32."""
 
 from __future__ import annotations
 
+from functools import singledispatch
+from typing import NamedTuple, cast
+
 import numpy as np
 import numpy.typing as npt
+from glowserve_training.layers import HiddenConv2d, ZeroConv2d
+from glowserve_training.layers import networks as trained
 from onnx import TensorProto
+from torch import Tensor, nn
 
-from glowserve_export.folded import FoldedNetwork
-from glowserve_export.graphs.builder import GraphBuilder
+from glowserve_export.builder import GraphBuilder
+from glowserve_export.convolution import FoldedConv
 from glowserve_export.precision import (
     BYTE_SCALE,
     FP32,
@@ -19,28 +25,49 @@ from glowserve_export.precision import (
 )
 
 
-def coupling_network(
-    g: GraphBuilder,
-    x: str,
-    network: FoldedNetwork,
-    active: int,
-    name: str,
-    *,
-    affine: bool,
-    precision: Precision = FP32,
-) -> list[str]:
-    """Adds a coupling network: the shift of the `active` channels and, if affine, the logit of their scale.
+class FoldedNetwork(NamedTuple):
+    """Convolution, ReLU, convolution, ReLU, convolution."""
 
-    Raises:
-        ExportError: the precision is fp16 and a weight or bias is too large for float16.
-    """
-    if name in precision.ranges:
-        x = _int8_network(g, x, quantize(network, precision.ranges[name]), name)
-    elif precision.name == "fp16":
-        x = _fp16_network(g, x, network, name)
-    else:
-        x = _float_network(g, x, network, name)
-    return g.split(x, [active, active], f"{name}.shift_logit") if affine else [x]
+    first: FoldedConv
+    """[hidden, in, 3, 3]."""
+
+    second: FoldedConv
+    """[hidden, hidden, 1, 1]."""
+
+    last: FoldedConv
+    """[out, hidden, 3, 3]."""
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] to [N, out, H, W], both float64."""
+        return self.last.apply(self.second.apply(self.first.apply(x).relu()).relu())
+
+    def add(self, g: GraphBuilder, x: str, name: str, precision: Precision = FP32) -> str:
+        """The nodes of `outputs`.
+
+        Raises:
+            ExportError: the precision is fp16 and a weight or bias is too large for float16.
+        """
+        if name in precision.ranges:
+            return _int8_network(g, x, quantize(self, precision.ranges[name]), name)
+        if precision.name == "fp16":
+            return _fp16_network(g, x, self, name)
+        return _float_network(g, x, self, name)
+
+
+@singledispatch
+def fold_network(network: nn.Module) -> FoldedNetwork:
+    """Folds a coupling network of training."""
+    raise NotImplementedError(type(network).__name__)
+
+
+@fold_network.register
+def _(network: trained.CouplingNetwork) -> FoldedNetwork:
+    first, _, second, _, last = network
+    return FoldedNetwork(
+        FoldedConv.of(cast("HiddenConv2d", first)),
+        FoldedConv.of(cast("HiddenConv2d", second)),
+        FoldedConv.of(cast("ZeroConv2d", last)),
+    )
 
 
 def _float_network(

@@ -1,0 +1,180 @@
+"""Masks of couplings: which values are passive and condition, and which are active and transformed.
+
+Shapes: [N, C, H, W] inside the flow. Passive and active values may contain others that do not count.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from glowserve_training.layers import masks as trained
+from torch import Tensor
+
+from glowserve_export.builder import GraphBuilder
+
+
+class Mask(abc.ABC):
+    """Splits the values of a coupling's input in two."""
+
+    @property
+    @abc.abstractmethod
+    def positions(self) -> Hashable:
+        """Equal for masks whose active values lie at the same positions of their channels."""
+
+    @abc.abstractmethod
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The passive and the active values."""
+
+    @abc.abstractmethod
+    def join(self, passive: Tensor, active: Tensor) -> Tensor:
+        """The inverse of `split`."""
+
+    @abc.abstractmethod
+    def active_only(self, values: Tensor) -> Tensor:
+        """Values for each active one, with zeros in place of those that do not count."""
+
+    @abc.abstractmethod
+    def add_split(self, g: GraphBuilder, x: str, channels: int, name: str) -> tuple[str, str]:
+        """The nodes of `split`, for that many active channels."""
+
+    @abc.abstractmethod
+    def passive_name(self, name: str) -> str:
+        """The name of the passive values in the graph."""
+
+    @abc.abstractmethod
+    def add_join(self, g: GraphBuilder, passive: str, active: str, output: str) -> str:
+        """The node of `join`, named `output`."""
+
+    @abc.abstractmethod
+    def add_active_only(self, g: GraphBuilder, values: str, name: str) -> str:
+        """The node of `active_only`, if it takes one."""
+
+
+@dataclass(frozen=True)
+class Halves(Mask):
+    """One half of the channels conditions the other."""
+
+    transforms_first: bool = False
+    """Whether the first half is active; else the second half is."""
+
+    @property
+    def positions(self) -> Hashable:
+        """See `Mask`."""
+        return "all"
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Mask`."""
+        first, second = x.chunk(2, dim=1)
+        return (second, first) if self.transforms_first else (first, second)
+
+    def join(self, passive: Tensor, active: Tensor) -> Tensor:
+        """See `Mask`."""
+        return torch.cat((active, passive) if self.transforms_first else (passive, active), dim=1)
+
+    def active_only(self, values: Tensor) -> Tensor:
+        """See `Mask`."""
+        return values
+
+    def add_split(self, g: GraphBuilder, x: str, channels: int, name: str) -> tuple[str, str]:
+        """See `Mask`."""
+        first, second = g.split(x, [channels] * 2, f"{name}.halves")
+        return (second, first) if self.transforms_first else (first, second)
+
+    def passive_name(self, name: str) -> str:
+        """See `Mask`."""
+        return f"{name}.halves.{int(self.transforms_first)}"
+
+    def add_join(self, g: GraphBuilder, passive: str, active: str, output: str) -> str:
+        """See `Mask`."""
+        halves = [active, passive] if self.transforms_first else [passive, active]
+        return g.add("Concat", halves, output, axis=1)
+
+    def add_active_only(self, g: GraphBuilder, values: str, name: str) -> str:
+        """See `Mask`."""
+        return values
+
+
+HALVES = Halves()
+"""The first half conditions the second."""
+
+
+@dataclass(frozen=True)
+class Checkerboard(Mask):
+    """Every second pixel conditions the others."""
+
+    parity: int
+    """A pixel is passive if row + column is even (0) or odd (1)."""
+
+    size: int
+    """H = W."""
+
+    @property
+    def positions(self) -> Hashable:
+        """See `Mask`."""
+        return self.parity
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Mask`."""
+        return torch.where(self._passive_tensor(x), x, 0.0), x
+
+    def join(self, passive: Tensor, active: Tensor) -> Tensor:
+        """See `Mask`."""
+        return torch.where(self._passive_tensor(active), passive, active)
+
+    def active_only(self, values: Tensor) -> Tensor:
+        """See `Mask`."""
+        return torch.where(self._passive_tensor(values), 0.0, values)
+
+    def add_split(self, g: GraphBuilder, x: str, channels: int, name: str) -> tuple[str, str]:
+        """See `Mask`."""
+        return g.add("Where", [self._constant(g), x, _zero(g)], self.passive_name(name)), x
+
+    def passive_name(self, name: str) -> str:
+        """See `Mask`."""
+        return f"{name}.passive"
+
+    def add_join(self, g: GraphBuilder, passive: str, active: str, output: str) -> str:
+        """See `Mask`."""
+        return g.add("Where", [self._constant(g), passive, active], output)
+
+    def add_active_only(self, g: GraphBuilder, values: str, name: str) -> str:
+        """See `Mask`."""
+        return g.add("Where", [self._constant(g), _zero(g), values], f"{name}.active_only")
+
+    def _passive(self) -> npt.NDArray[np.bool_]:
+        """Whether a pixel is passive, [H, W]."""
+        positions = np.arange(self.size)
+        passive: npt.NDArray[np.bool_] = (positions[:, None] + positions) % 2 == self.parity
+        return passive
+
+    def _passive_tensor(self, like: Tensor) -> Tensor:
+        return torch.from_numpy(self._passive()).to(like.device)
+
+    def _constant(self, g: GraphBuilder) -> str:
+        return g.constant(f"checkerboard{self.parity}", self._passive())
+
+
+def _zero(g: GraphBuilder) -> str:
+    return g.constant("checkerboard.zero", 0.0)
+
+
+@singledispatch
+def fold_mask(mask: trained.Mask, size: int) -> Mask:
+    """Folds a mask of training, for an input with H = W = size."""
+    raise NotImplementedError(type(mask).__name__)
+
+
+@fold_mask.register
+def _(mask: trained.ChannelMask, _: int) -> Mask:
+    return Halves(mask.transforms_first)
+
+
+@fold_mask.register
+def _(mask: trained.CheckerboardMask, size: int) -> Mask:
+    return Checkerboard(mask.parity, size)
