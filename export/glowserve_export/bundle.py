@@ -96,8 +96,9 @@ def _measure(
     tested = images.test[: verification_images or workload.verification_images(operations)]
     say(f"verifying the graphs on {len(tested)} held-out images")
     manifest.verification.CopyFrom(verify(source.reference, glow, bundle, engine, tested))
-    scored = images.validation[: workload.percentile_images(operations, len(images.validation))]
-    say(f"scoring {len(scored)} of {len(images.validation)} held-out images for percentiles")
+    known = images.for_percentiles
+    scored = known[: workload.percentile_images(operations, len(known))]
+    say(f"scoring {len(scored)} of {len(known)} held-out images for percentiles")
     bits = _held_out_bits_per_dim(engine, glow, scored)
     _compare_with_uniform(float(bits.mean()), glow.n_bits, say)
     manifest.calibration.bits_per_dim.extend(np.sort(bits).tolist())

@@ -47,8 +47,8 @@ def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
     Args:
         name: one of `PRECISIONS`.
         glow: the flow.
-        images: held-out images other than those of the verification, uint8 [N, H, W, C]. Only int8 uses them, at most
-            512 and fewer if the model is large, with the noise of the default seed.
+        images: validation images, which neither verification nor percentiles use, uint8 [N, H, W, C]. Only int8 uses
+            them, at most 512 and fewer if the model is large, with the noise of the default seed.
 
     Raises:
         ExportError: the name is unknown; or int8 has no images, the model diverges on them, or every network loses too

@@ -60,9 +60,12 @@ class EvaluatedBundle:
     def is_calibrated_on(self, images: UInt8Array) -> bool:
         """Whether the percentiles were computed from these images, uint8 [N, H, W, C]; true if there are none.
 
-        Only the first few are scored, and looked for among the scores of the manifest.
+        Only the first few are scored, and looked for among the scores of the manifest, of which there are at most as
+        many as images: a split of version 1 has more, and among them those of version 2.
         """
         first, known = images[:_COMPARED_IMAGES], np.asarray(self._manifest.calibration.bits_per_dim)
+        if known.size > len(images):
+            return False
         nats = self._engine.forward(first, dequantization_noise(DEFAULT_SEED, first)).log_likelihood
         bits = bits_per_dim(nats.astype(np.float64), first[0].size)
         return not known.size or bool((np.abs(bits[:, None] - known).min(axis=1) < _SAME_BITS_PER_DIM).all())

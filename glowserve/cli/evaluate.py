@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         default="test",
-        choices=["test", "validation"],
+        choices=["test", "validation", "calibration"],
         help="which held-out images to measure (default: test)",
     )
     parser.add_argument("--images", type=int, metavar="N", help="measure the first N images (default: all)")
@@ -124,15 +124,21 @@ def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated
                 2,
             )
         model, config = EvaluatedBundle(bundle, device=device), training_data(bundle)
-        images = _load_held_out(replace(config, data=data) if data else config, trained_on=not data)
-        calibrated_elsewhere = data is None and bundle.manifest.calibration.data != config.data
-        if not calibrated_elsewhere and not model.is_calibrated_on(images.validation):
-            _warn(
-                f"warning: {data or config.data!r} does not yield the images that the bundle's percentiles were "
-                "computed from; the results are meaningless if the model was trained on any of these images. Give "
-                "RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
-            )
-        return model, data or config.data, images
+        trained_on, config = not data, replace(config, data=data or config.data)
+        images = _load_held_out(config, trained_on=trained_on)
+        calibrated_elsewhere = trained_on and bundle.manifest.calibration.data != config.data
+        if not calibrated_elsewhere and not model.is_calibrated_on(images.for_percentiles):
+            # A bundle does not say by which rule its images were split, but its percentiles tell.
+            old = _load_held_out(replace(config, split_version=1), trained_on=trained_on)
+            if model.is_calibrated_on(old.for_percentiles):
+                images = old
+            else:
+                _warn(
+                    f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed "
+                    "from; the results are meaningless if the model was trained on any of these images. Give "
+                    "RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
+                )
+        return model, config.data, images
     except GlowserveError as error:
         raise Failure(error, 2) from error
 
@@ -155,6 +161,11 @@ def _warn(text: str) -> None:
 
 def _first(images: UInt8Array, n: int | None, data: str, split: str) -> UInt8Array:
     """The first n images of a split, uint8 [N, H, W, C]."""
+    if not len(images):
+        raise Failure(
+            f"no {split} images of data {data!r} were held out, as in runs of version 0.1.0; give --split validation",
+            2,
+        )
     if n is not None and n > len(images):
         raise Failure(
             f"images is {n}, and data {data!r} has {len(images)} {split} images; give at most {len(images)}, or "

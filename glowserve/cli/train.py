@@ -1,4 +1,4 @@
-"""`glowserve train`. Its flags, except for --out and --json, are the fields of the training configuration."""
+"""`glowserve train`. Its flags, but for --out, --extend-to and --json, are the fields of the training configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.hardware import Hardware
@@ -18,22 +18,30 @@ from glowserve_training.presets import DEFAULT_SIZE, DERIVED_DEFAULTS, SIZES
 from glowserve.cli.failure import Failure
 from glowserve.output import printable
 
+if TYPE_CHECKING:
+    from glowserve_training.directory import RunDirectory
+
 _METAVARS = {int: "N", float: "X"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each field that is an `option`; None stands for its default."""
     (data, *other_data) = _options(DataConfig)
-    parser.add_argument("--data", required=True, help=data.metadata["help"])
+    parser.add_argument("--data", help=f"{data.metadata['help']} (default: that of RUN_DIR's run)")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="RUN_DIR", help="folder for model.ckpt and logs"
+    )
+    parser.add_argument(
+        "--extend-to",
+        type=int,
+        metavar="STEPS",
+        help="go on with RUN_DIR's finished run until it has had STEPS steps, with a new warm-up and cosine; "
+        "--patience is then that of the extension, and 0 by default",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     sizes = "; ".join(f"{name}: {text}" for name, text in SIZES.items())
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--size", choices=tuple(SIZES), default=DEFAULT_SIZE, help=f"{sizes} (default: {DEFAULT_SIZE})"
-    )
+    model.add_argument("--size", choices=tuple(SIZES), help=f"{sizes} (default: {DEFAULT_SIZE})")
     _add_flags(model, GlowConfig, _options(GlowConfig), DERIVED_DEFAULTS)
     training = parser.add_argument_group("training")
     _add_flags(training, RunConfig, _options(RunConfig), DERIVED_DEFAULTS)
@@ -42,22 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, or resumes an interrupted run."""
+    """Trains, resumes an interrupted run, or extends a finished one."""
     from glowserve_training.checkpoint import load_checkpoint
     from glowserve_training.directory import RunDirectory
     from glowserve_training.errors import DivergedError, TrainingError
-    from glowserve_training.presets import run_config
     from glowserve_training.run import is_rank_zero, train
 
     directory = RunDirectory(args.out)
     try:
-        config = run_config(
-            size=args.size,
-            **_given(args, DataConfig),
-            **directory.image_shape() | _given(args, GlowConfig),  # whatever the data looks like by now
-            **_given(args, RunConfig),
-        )
-        if directory.result.exists():
+        config = _config(args, directory)
+        if directory.is_finished(config):
             print(printable(f"{args.out} has a finished run: nothing to do"), file=sys.stderr)
         path = train(config, args.out, hardware=Hardware(**_given(args, Hardware)))
         if not is_rank_zero():
@@ -73,11 +75,32 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if args.json:
-        print(json.dumps({"checkpoint": str(path), "steps": record.steps, **record.metrics}))
+        steps = {"steps": record.steps, "best_step": record.best_step}
+        print(json.dumps({"checkpoint": str(path), **steps, **record.metrics}))
     else:
-        print(printable(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images"))
+        kept = f" (weights of step {record.best_step} of {record.steps})" if record.best_step else ""
+        print(printable(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images{kept}"))
         print(printable(f"next: glowserve export {path} models/NAME"))
     return 0
+
+
+def _config(args: argparse.Namespace, directory: RunDirectory) -> RunConfig:
+    """The run's configuration: what the directory's run has, whatever defaults are now, with the given values."""
+    from glowserve_training.presets import changed_config, run_config
+
+    given = {**_given(args, DataConfig), **_given(args, GlowConfig), **_given(args, RunConfig)}
+    if args.size:
+        given["size"] = args.size
+    known = directory.config()
+    if known is None:
+        if not args.data:
+            raise Failure(f"{args.out} has no run to go on with: give --data to begin one", 2)
+        if args.extend_to is not None:
+            raise Failure(f"{args.out} has no run to extend: leave --extend-to out to begin one", 2)
+        return run_config(**given)
+    if args.extend_to is not None:
+        known = directory.extended(known, args.extend_to, given.pop("patience", 0))
+    return changed_config(known, **given)
 
 
 def _options(config: type) -> list[Field[Any]]:
@@ -92,7 +115,7 @@ def _add_flags(
     for field in options:
         flag, kind = f"--{field.name.replace('_', '-')}", kinds[field.name]
         default = derived.get(field.name, field.default)
-        text = f"{field.metadata['help']} (default: {_text(default)})"
+        text = f"{field.metadata['help']} (default: {_text(default)})".replace("%", "%%")
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default else "store_true"
             parser.add_argument(flag, action=action, default=None, help=text)

@@ -47,7 +47,7 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     say(
         f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} training steps"
     )
-    if RunDirectory(out / "run").result.exists():
+    if RunDirectory(out / "run").is_finished(config):
         say(f"      {out / 'run'} contains a finished run; training is skipped")
     checkpoint = train(config, out / "run")
 

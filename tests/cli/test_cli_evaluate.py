@@ -18,6 +18,7 @@ from glowserve.images import UInt8Array
 
 Printed = pytest.CaptureFixture[str]
 
+OLD = Path(__file__).parents[1] / "data" / "0.1.0"
 KEYS = {
     "source",
     "data",
@@ -78,6 +79,29 @@ def test_split_selects_the_validation_images(source: str, checkpoint: Path, caps
     metrics = load_checkpoint(checkpoint).training.metrics
     assert found["split"] == "validation"
     assert found["bits_per_dim"] == pytest.approx(metrics["validation_bits_per_dim"], abs=1e-4)
+
+
+def test_the_images_that_percentiles_come_from_are_a_split_of_their_own(source: str, capsys: Printed) -> None:
+    sizes = {
+        split: evaluated(capsys, source, "--split", split)["images"]
+        for split in ("validation", "calibration", "test")
+    }
+    assert sizes == {"validation": 89, "calibration": 90, "test": 179}
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "models/digits"])
+def test_a_model_of_version_010_is_measured_on_the_images_that_it_held_out(
+    name: str, capsys: Printed
+) -> None:
+    sizes = {
+        split: evaluated(capsys, str(OLD / name), "--split", split)["images"]
+        for split in ("validation", "test")
+    }
+    assert sizes == {"validation": 179, "test": 179}
+    assert failure(capsys, str(OLD / name), "--split", "calibration") == (
+        "glowserve: no calibration images of data 'digits' were held out, as in runs of version 0.1.0; give --split "
+        "validation"
+    )
 
 
 def test_a_checkpoint_and_its_bundle_agree(checkpoint: Path, repository: Path, capsys: Printed) -> None:

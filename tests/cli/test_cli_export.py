@@ -45,11 +45,11 @@ def test_held_out_bits_per_dim_are_printed(checkpoint: Path, tmp_path: Path, cap
     assert "warning" not in printed.err
     result = json.loads(printed.out)
     assert result["images"] == 128
-    assert result["held_out"]["images"] == 179
+    assert result["held_out"]["images"] == 90
     bits = result["held_out"]["bits_per_dim"]
     assert 0 < bits < 4
     assert main(["inspect", str(tmp_path / "digits")]) == 0
-    line = f"held-out bits/dim: {bits:.3f}, mean of 179 images of digits; a model that knows nothing needs 4"
+    line = f"held-out bits/dim: {bits:.3f}, mean of 90 images of digits; a model that knows nothing needs 4"
     assert line in capsys.readouterr().out
 
 

@@ -13,17 +13,22 @@ from glowserve_training.presets import DERIVED_DEFAULTS, run_config
 
 from glowserve.cli import main, train
 
-# The flags of version 0.1.0 with the values that they accept; users' scripts depend on them.
+# The flags with the values that they accept; users' scripts depend on them.
 FLAGS = {
     **dict.fromkeys(("data", "out"), "TEXT"),
     **dict.fromkeys(("image-size", "channels", "n-bits", "levels", "steps-per-level", "width"), "INT"),
-    **dict.fromkeys(("steps", "batch-size", "seed", "split-seed", "devices", "nodes"), "INT"),
+    **dict.fromkeys(
+        ("steps", "batch-size", "patience", "seed", "split-seed", "devices", "nodes", "extend-to"), "INT"
+    ),
     **dict.fromkeys(("learning-rate", "weight-decay", "average-decay"), "FLOAT"),
     **dict.fromkeys(("compile", "checkpoint-activations", "json"), "NONE"),
     **dict.fromkeys(("coupling-actnorm", "no-coupling-actnorm"), "NONE"),
     "size": ("small", "paper"),
     "coupling": ("affine", "additive"),
-    "parametrization": ("lu", "orthogonal", "plain"),
+    "parametrization": ("qlu", "lu", "orthogonal", "plain"),
+    "preprocessing": ("centre", "logit"),
+    "checkerboards": "INT",
+    "coupling-scale": ("tanh", "sigmoid"),
     "dequantization": ("uniform", "variational"),
     "schedule": ("cosine", "constant"),
     "precision": ("32-true", "bf16-mixed"),

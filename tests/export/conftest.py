@@ -76,6 +76,13 @@ def validation(source: Source) -> UInt8Array:
 
 
 @pytest.fixture(scope="session")
+def calibration(source: Source) -> UInt8Array:
+    """Digits from which nothing but percentiles is computed."""
+    assert source.data is not None
+    return load_held_out(source.data).calibration
+
+
+@pytest.fixture(scope="session")
 def int8(trained: FoldedGlow, validation: UInt8Array) -> Precision:
     """The int8 precision of that model."""
     return calibrate("int8", trained, validation)

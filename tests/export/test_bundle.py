@@ -155,18 +155,18 @@ def test_an_invalid_model_name_is_refused(source: Source, tmp_path: Path, name: 
 
 
 def test_a_held_out_image_without_a_finite_likelihood_ends_the_export(
-    source: Source, validation: UInt8Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Source, calibration: UInt8Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Overflowing(Engine):
         """Overflows on one image, which is used for percentiles and not in the verification."""
 
         def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
             result = super().forward(images, noise)
-            overflowing = (images == validation[40]).all(axis=(1, 2, 3))
+            overflowing = (images == calibration[40]).all(axis=(1, 2, 3))
             return replace(result, log_likelihood=np.where(overflowing, -np.inf, result.log_likelihood))
 
     monkeypatch.setattr(glowserve_export.bundle, "Engine", Overflowing)
-    with pytest.raises(VerificationError, match="1 of 179 held-out images have no finite likelihood"):
+    with pytest.raises(VerificationError, match="1 of 90 held-out images have no finite likelihood"):
         export(source, tmp_path / "digits")
     assert list(tmp_path.iterdir()) == []
 

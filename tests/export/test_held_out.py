@@ -29,15 +29,15 @@ def test_training_data_that_has_changed_is_refused(changed: Source, tmp_path: Pa
 
 
 def test_other_images_can_be_given(
-    changed: Source, tmp_path: Path, digits: UInt8Array, validation: UInt8Array
+    changed: Source, tmp_path: Path, digits: UInt8Array, validation: UInt8Array, calibration: UInt8Array
 ) -> None:
     data = tmp_path / "elsewhere.npz"
-    np.savez(data, images=np.concatenate((validation, digits)))
+    np.savez(data, images=np.concatenate((validation, calibration, digits)))
     manifest = export(changed, tmp_path / "digits", data=str(data)).manifest
     assert manifest.calibration.data == str(data)
     assert manifest.training.data == "digits"
-    assert len(manifest.calibration.bits_per_dim) == 35  # a tenth of 358
-    assert manifest.verification.images == 35
+    assert manifest.verification.images == 35  # a tenth of 358
+    assert len(manifest.calibration.bits_per_dim) == 18  # half of another tenth
 
 
 def test_other_images_are_warned_of(source: Source, tmp_path: Path, digits: UInt8Array) -> None:

@@ -148,15 +148,15 @@ def test_it_has_the_operations_and_nodes_of_each_graph(bundle: Bundle) -> None:
         assert file.nodes == len(onnx.load(bundle.path / file.name).graph.node)
 
 
-def test_calibration_is_the_scores_of_the_validation_images_with_the_default_seed(
-    bundle: Bundle, engine: Engine, validation: UInt8Array
+def test_percentiles_are_the_scores_of_the_calibration_images_with_the_default_seed(
+    bundle: Bundle, engine: Engine, calibration: UInt8Array
 ) -> None:
-    calibration = list(bundle.manifest.calibration.bits_per_dim)
-    assert calibration == sorted(calibration)
-    assert len(calibration) == len(validation) == 179
-    forward = engine.forward(validation, dequantization_noise(0, validation))
-    np.testing.assert_allclose(calibration, np.sort(bits_per_dim(forward.log_likelihood, 64)), rtol=1e-6)
+    known = list(bundle.manifest.calibration.bits_per_dim)
+    assert known == sorted(known)
+    assert len(known) == len(calibration) == 90
+    forward = engine.forward(calibration, dequantization_noise(0, calibration))
+    np.testing.assert_allclose(known, np.sort(bits_per_dim(forward.log_likelihood, 64)), rtol=1e-6)
     assert bundle.manifest.calibration.data == "digits"
-    # Training scored the same images with other noise, which changes the mean little.
+    # Training scored as many others. Over images, the standard deviation of the difference is 0.07 bits/dim.
     metrics = bundle.manifest.training.metrics
-    assert np.mean(calibration) == pytest.approx(metrics["validation_bits_per_dim"], abs=0.02)
+    assert np.mean(known) == pytest.approx(metrics["validation_bits_per_dim"], abs=0.25)

@@ -98,7 +98,7 @@ def test_calibration_images_have_uniform_percentiles(embedded: glowserve.Client)
     pytest.importorskip("torch", reason="the calibration images come from the training package")
     from glowserve_training.data import DataConfig, load_images
 
-    images = load_images(DataConfig(data="digits", image_size=8, channels=1)).validation
+    images = load_images(DataConfig(data="digits", image_size=8, channels=1)).calibration
     percentile, n = embedded.score(images).percentile, len(images)
     # Two images of tolerance: a score may differ in its last bit from the one at export, and pass others.
     np.testing.assert_allclose(np.sort(percentile), 100 * (np.arange(n) + 0.5) / n, atol=200 / n)
@@ -111,7 +111,7 @@ def test_held_out_images_have_percentiles_in_the_whole_range(
     percentile = embedded.score(digits).percentile
     assert percentile.mean() == pytest.approx(50, abs=12)
     counts, _ = np.histogram(percentile, bins=4, range=(0, 100))
-    assert counts.min() > len(digits) / 8
+    assert counts.min() > len(digits) / 16  # a quarter of 179, give or take 10, as the scale has 90 images
 
 
 # Values that are not finite

@@ -9,7 +9,7 @@ import glowserve_training.run
 import numpy as np
 import pytest
 import torch
-from glowserve_training import fit
+from glowserve_training import schedule
 from glowserve_training.config import RunConfig
 from glowserve_training.data import DataConfig, load_images
 from glowserve_training.layers import Bijector
@@ -20,7 +20,7 @@ from tests.training.runs import PLAIN, Recorder, TinyRun, Uninterrupted, run
 
 Perturb = Callable[..., None]
 JacobianLogDet = Callable[[Bijector, Tensor], Tensor]
-VALIDATIONS = fit._VALIDATIONS
+VALIDATIONS = schedule._VALIDATIONS
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,14 +42,14 @@ def seeded() -> None:
 def few_validations() -> Iterator[None]:
     """Runs validate and save 10 times instead of 20, so that a run of 20 steps does so after every second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "_VALIDATIONS", 10)
+        patch.setattr(schedule, "_VALIDATIONS", 10)
         yield
 
 
 @pytest.fixture
 def all_validations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs validate and save as often as for users."""
-    monkeypatch.setattr(fit, "_VALIDATIONS", VALIDATIONS)
+    monkeypatch.setattr(schedule, "_VALIDATIONS", VALIDATIONS)
 
 
 @pytest.fixture(autouse=True)

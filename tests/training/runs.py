@@ -15,6 +15,7 @@ from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import RunConfig
 from glowserve_training.ema import EMA
 from glowserve_training.hardware import Hardware
+from glowserve_training.model import Glow
 from glowserve_training.run import train
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,6 +107,23 @@ class GradientIsInfinite(Callback):
             gradient.view(-1)[0] = math.inf
 
 
+class SpoilEMA(Callback):
+    """Makes the EMA worse in each step after this one; the weights themselves are as they were."""
+
+    def __init__(self, step: int, factor: float = 1.5) -> None:
+        self.step, self.factor = step, factor
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            for weight in ema_of(trainer).weights:
+                weight.mul_(self.factor)
+
+
+def ema_of(trainer: lightning.Trainer) -> EMA:
+    """The EMA of a run."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
+
+
 @dataclass(eq=False)
 class Recorder(Callback):
     """Records input and result of each step, by step; at step 0, the initial weights.
@@ -129,13 +147,16 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
         step = trainer.global_step
-        ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
         self.weights[step] = copies(module.parameters())
-        self.ema[step] = copies(ema.weights)
+        self.ema[step] = copies(ema_of(trainer).weights)
         self.optimizer[step] = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
 
-    def on_validation_batch_start(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
-        self.validated[trainer.global_step] = copies(module.parameters())
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        def record(model: Glow, _: Any) -> None:
+            if not model.training:
+                self.validated[trainer.global_step] = copies(model.parameters())
+
+        module.model.register_forward_pre_hook(record)
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock
-from glowserve_training.directory import RunDirectory
 from glowserve_training.errors import RunError
 
 from tests.training.runs import Interrupt, TinyRun, Uninterrupted, run
@@ -67,12 +68,29 @@ def test_a_damaged_record_is_refused(content: str, tiny_run: TinyRun, tmp_path: 
         run(tiny_run(), tmp_path)
 
 
-@pytest.mark.parametrize("model", ["{}", '{"image_size": 8}', '{"image_size": "8", "channels": 1}'])
-def test_a_record_without_the_shape_of_images_is_refused(model: str, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(f'{{"model": {model}}}')
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[
+            ("model", {}),
+            ("model", {"image_size": "8", "channels": 1}),
+            ("model", 3),
+            ("data", {}),
+            ("data", None),
+        ],
+        *[("steps", -1), ("max_returns", None), ("extensions", 7), ("extensions", [{}]), ("later", 1)],
+        *[("finished", 3), ("finished", {"steps": 20})],
+    ],
+)
+def test_a_record_with_missing_or_wrong_content_is_refused(
+    key: str, value: object, uninterrupted: Uninterrupted, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted.result.parent, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {key: value}))
 
     with pytest.raises(RunError, match=r"run\.json is damaged; use another --out"):
-        RunDirectory(tmp_path).image_shape()
+        run(tiny_run(), tmp_path / "run")
 
 
 def test_a_checkpoint_without_a_record_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:

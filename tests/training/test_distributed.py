@@ -1,7 +1,7 @@
 """Two processes that share each batch end with the weights of one process, and undo faults together.
 
-They communicate over gloo on loopback. Two programs run: one trains with faults and is then killed in a second run; the
-command resumes that run.
+They communicate over gloo on loopback. Two programs run: one trains with faults, until patience runs out, and is then
+killed in a third run; the command resumes that run.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ import glowserve_training.fit
 import lightning
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.data import StepLoader
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tests.training.runs import TinyRun, rollbacks_reported, run, weights
+from tests.training.runs import PLAIN, TinyRun, rollbacks_reported, run, weights
 
 Tensors = dict[str, Tensor]
 
 PROGRAM = Path(__file__).parent / "programs" / "train_two_processes.py"
-SIZES = {
+SIZES = PLAIN | {
     "n_bits": 4,
     "levels": 2,
     "steps_per_level": 1,
@@ -77,6 +78,8 @@ class TwoProcesses:
     """A copy of the killed run's directory."""
     result: Path
     """The checkpoint of the resumed run."""
+    impatient: Path
+    """The checkpoint of a run whose patience ran out."""
     program_stderr: str
     command: subprocess.CompletedProcess[str]
 
@@ -99,7 +102,8 @@ def two(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoProces
     where = ["--data", few_digits, "--out", run_dir, "--device", "cpu", "--devices", "2"]
     command = start(["-m", "glowserve", "train", *where, *flags, "--json"])
     assert command.returncode == 0, command.stderr
-    return TwoProcesses(records, path / "copy", run_dir / "model.ckpt", program.stderr, command)
+    impatient = path / "impatient" / "model.ckpt"
+    return TwoProcesses(records, path / "copy", run_dir / "model.ckpt", impatient, program.stderr, command)
 
 
 def start(arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
@@ -176,6 +180,16 @@ def test_only_rank_0_prints(two: TwoProcesses) -> None:
     assert two.command.stderr.count("step 8 of 8: bits/dim") == 1
     assert two.command.stderr.count("resuming from step") == 1
     assert json.loads(two.command.stdout)["steps"] == 8
+
+
+def test_both_processes_end_when_patience_runs_out_by_the_figures_of_rank_0(two: TwoProcesses) -> None:
+    record = load_checkpoint(two.impatient).training
+
+    assert (record.best_step, record.steps) == (4, 6)
+    recorded = {path.name for path in two.records.glob("impatient.step*")}
+    assert recorded == {f"impatient.step{step}.rank{rank}.pt" for step in range(7) for rank in (0, 1)}
+    for rank in (0, 1):  # both went on to the next run
+        assert two.recorded(f"killed.step{KILLED_AFTER}", rank)
 
 
 def test_a_fault_in_one_process_is_undone_in_both(two: TwoProcesses) -> None:

@@ -54,13 +54,13 @@ def test_the_ema_is_validated_and_is_the_result(decay: float, tiny_run: TinyRun,
 
 
 def test_tensorboard_has_the_bits_of_the_ema(tiny_run: TinyRun, tmp_path: Path) -> None:
-    config, recorder = tiny_run(learning_rate=0.05, schedule="constant"), Recorder()
+    config, recorder = tiny_run(learning_rate=0.05, schedule="constant", patience=0), Recorder()
 
     run(config, tmp_path, [recorder])
 
     _, last = events(tmp_path)["validation_bits_per_dim"][-1]
     (batch,) = evaluation_batches(load_images(config.data).validation, 64)
-    model = load_checkpoint(tmp_path / "model.ckpt").model
+    model = load_checkpoint(tmp_path / "last.ckpt").model
     ema = [weight.float() for weight in ema_by_definition(recorder.weights, config.average_decay)[20]]
     assert last == pytest.approx(mean_bits(model, ema, batch), abs=1e-4)
     assert abs(last - mean_bits(model, recorder.weights[20], batch)) > 1e-3

@@ -17,7 +17,7 @@ from glowserve_training.errors import RunError
 from lightning.pytorch.callbacks import Callback
 
 from glowserve.cli import main
-from tests.training.runs import TinyRun, run, same_weights
+from tests.training.runs import PLAIN, TinyRun, run, same_weights
 
 # With this width, a saved state and a model are larger than the limit, and the other files of a run are smaller.
 WIDTH = 64
@@ -104,7 +104,7 @@ def test_a_full_disk_while_the_model_is_saved_is_reported_in_a_sentence(
 ) -> None:
     sizes = {"n-bits": 4, "levels": 2, "steps-per-level": 1, "width": WIDTH, "steps": 10, "batch-size": 16}
     command = ["train", "--data", str(few_digits), "--out", str(tmp_path), "--device", "cpu"]
-    command += [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    command += [part for name, value in (PLAIN | sizes).items() for part in (f"--{name}", str(value))]
     assert main(command) == 0
     (
         tmp_path / "model.ckpt"

@@ -15,9 +15,10 @@ from glowserve_training.presets import run_config
 from PIL import Image
 
 from glowserve.cli import main
-from tests.training.runs import Interrupt, run, same_weights
+from tests.training.runs import PLAIN, Interrupt, run, same_weights
 
-SIZES = {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 20, "batch_size": 16}
+SIZES = PLAIN | {"n_bits": 4, "levels": 2, "steps_per_level": 1, "width": 4, "steps": 20, "batch_size": 16}
+SIZES["patience"] = 0  # there is nothing to learn of noise
 FLAGS = [part for name, n in SIZES.items() for part in (f"--{name.replace('_', '-')}", str(n))]
 Printed = pytest.CaptureFixture[str]
 

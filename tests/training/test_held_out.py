@@ -61,7 +61,7 @@ def test_they_are_kept_with_the_run_and_need_no_data(finished: Path, tmp_path: P
     images, warnings = loaded(gone)
 
     assert images.digest == held_out.digest
-    assert (len(images.validation), len(images.test), warnings) == (6, 6, [])
+    assert (len(images.validation), len(images.calibration), len(images.test), warnings) == (3, 3, 6, [])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_those_that_are_missing_are_told(alone: HeldOut, photos: Path) -> None:
 
     images, warnings = loaded(alone)
 
-    assert (len(images.validation), len(images.test)) == (6, 5)
+    assert (len(images.validation), len(images.calibration), len(images.test)) == (3, 3, 5)
     (warning,) = warnings
     assert warning.startswith("warning: 1 of the 12 images that were held out in training are not in ")
     assert warning.endswith(f"such as {key}; the others are used")
@@ -157,7 +157,7 @@ def test_other_data_is_split_with_a_warning(alone: HeldOut, tmp_path: Path) -> N
 
     images, (warning,) = loaded(alone, tmp_path / "other.npz")
 
-    assert (len(images.validation), len(images.test)) == (6, 6)
+    assert (len(images.validation), len(images.calibration), len(images.test)) == (3, 3, 6)
     assert "does not yield the images that were held out in training" in warning
 
 

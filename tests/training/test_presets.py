@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glowserve_training.config import DataConfig, GlowConfig, RunConfig
+from glowserve_training.config import DataConfig, GlowConfig, Part, RunConfig
 from glowserve_training.errors import DataError
 from glowserve_training.presets import run_config
 from PIL import Image
@@ -107,11 +107,13 @@ def test_every_field_can_be_given() -> None:
         "precision": "bf16-mixed",
         "condition_limit": 9.0,
         "max_rollbacks": 2,
+        "patience": 4,
+        "extensions": (Part(begin=10, end=12, patience=0),),
         "seed": 17,
     }
     model = {name: given[name] for name in inspect.signature(GlowConfig).parameters}
     training = {name: value for name, value in given.items() if name not in model}
-    assert training.keys() == inspect.signature(RunConfig).parameters.keys() - {"model", "data"}
+    assert training.keys() == inspect.signature(RunConfig).parameters.keys() - {"model", "data", "size"}
 
     config = run_config("digits", split_seed=19, **given)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import lightning
 import pytest
+from glowserve_training import presets
+from glowserve_training.presets import Preset
 from lightning.pytorch.callbacks import Callback
 
 from glowserve.cli import main
@@ -124,6 +127,54 @@ def test_a_killed_command_resumes_to_the_weights_of_an_uninterrupted_run(
     assert "resuming from step" in output.err
     undisturbed = run(tiny_run(**sizes), tmp_path / "undisturbed")
     assert same_weights(tmp_path / "killed" / "model.ckpt", undisturbed)
+
+
+# Values that are not given again
+
+
+def test_a_run_resumes_without_any_value_though_the_defaults_have_changed(
+    uninterrupted: Uninterrupted, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_run(), tmp_path, [Interrupt(7)])
+    other = Preset(levels=1, steps_per_level=2, width=8, steps=7, batch_size=8, learning_rate=1e-3)
+    monkeypatch.setattr(presets, "_SMALL", dict.fromkeys(presets._SMALL, other))
+    monkeypatch.setattr(presets, "default_patience", lambda _: 1)
+
+    assert main(["train", "--out", str(tmp_path), "--device", "cpu"]) == 0
+
+    assert same_weights(tmp_path / "model.ckpt", uninterrupted.result)
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--learning-rate", "0.1"], r"learning_rate was 0\.004 and is now 0\.1"),
+        (["--size", "paper"], "size was small and is now paper"),
+        (["--patience", "1"], "patience was 5 and is now 1"),
+        (["--split-seed", "1"], r"data\.split_seed was 0 and is now 1"),
+        (["--image-size", "4"], r"data\.image_size was 8 and is now 4; model\.image_size was 8 and is now 4"),
+    ],
+)
+def test_a_value_that_is_given_must_be_that_of_the_run(
+    flags: list[str], difference: str, tiny_run: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_run(), tmp_path, [Interrupt(7)])
+    capfd.readouterr()
+
+    assert main(["train", "--out", str(tmp_path), "--device", "cpu", *flags]) == 2
+
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(f"has a run with other arguments: {difference}. Use", line)
+
+
+def test_without_a_run_the_data_must_be_given(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(tmp_path / "new")]) == 2
+
+    assert capfd.readouterr().err == (
+        f"glowserve: {tmp_path / 'new'} has no run to go on with: give --data to begin one\n"
+    )
 
 
 # After rollbacks

@@ -41,6 +41,7 @@ def test_a_run_leaves_a_checkpoint_a_record_a_state_logs_and_a_curve(
     assert sorted(path.name for path in run_dir.glob("[!.]*")) == [
         "curve.png",
         "held_out.npz",
+        "last.ckpt",
         "logs",
         "model.ckpt",
         "resume",

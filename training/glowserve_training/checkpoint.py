@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig, stored_model
 from glowserve_training.data import HeldOutRecord, KnownImage
 from glowserve_training.errors import CheckpointError
 from glowserve_training.model import Glow
 from glowserve_training.saving import save
+from glowserve_training.stored import data_config
 
 _FORMAT = "glowserve.checkpoint"
 _FORMAT_VERSION = 1
@@ -27,7 +27,7 @@ class TrainingRecord:
     """How a model was trained, and its final figures."""
 
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps of the run."""
 
     images_seen: int
     """Images in all batches together, repetitions included."""
@@ -36,10 +36,16 @@ class TrainingRecord:
     """Seed of initialization, order of images, and noise."""
 
     held_out_digest: str
-    """`HeldOutImages.digest` of the validation and test images."""
+    """`HeldOutImages.digest`."""
 
     metrics: dict[str, float]
-    """"validation_bits_per_dim" and "test_bits_per_dim" of the finished model."""
+    """"validation_bits_per_dim" and "test_bits_per_dim" of these weights."""
+
+    best_step: int | None = None
+    """The step whose EMA was the best on validation images; None in old checkpoints, which have the last weights."""
+
+    weights_step: int | None = None
+    """The step whose EMA these weights are: `best_step` in model.ckpt, `steps` in last.ckpt; None as `best_step`."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,9 @@ def load_checkpoint(
         accept(content["state_dict"])
         model = Glow(GlowConfig(**stored_model(content["config"])))
         model.load_state_dict(content["state_dict"])
-        data = dict(content["data"])
-        data["preparation"] = Preparation(**data["preparation"])
         return Checkpoint(
             model=model.eval(),
-            data=DataConfig(**data),
+            data=data_config(content["data"]),
             training=TrainingRecord(**content["training"]),
             glowserve_version=content["glowserve_version"],
             held_out=_held_out(content.get("held_out")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from glowserve.images import Preparation
@@ -17,6 +18,8 @@ PARAMETRIZATIONS = ("qlu", "lu", "orthogonal", "plain")
 DEQUANTIZATIONS = ("uniform", "variational")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed")
+SPLIT_VERSION = 2
+"""The rule by which new runs split their images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +108,34 @@ class DataConfig:
     channels: int
     """1 (grey) or 3 (RGB)."""
     split_seed: int = option("seed that chooses the held-out images", 0)
+    split_version: int = SPLIT_VERSION
+    """Which rule splits the images, see `choose_splits`; 1 held out no calibration images."""
     preparation: Preparation = field(default_factory=Preparation)
     """How a source image is converted to `image_size` and `channels`."""
 
     def __post_init__(self) -> None:
         require_at_least(0, split_seed=self.split_seed)
+        if self.split_version not in (1, SPLIT_VERSION):
+            raise ValueError(f"split_version is {self.split_version}; it must be 1 or {SPLIT_VERSION}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Steps of a run over which the learning rate rises and falls once: its beginning, or an extension."""
+
+    begin: int
+    """Steps of the run before the part."""
+
+    end: int
+    """Steps of the run up to the end of the part, unless its patience runs out before."""
+
+    patience: int
+    """Validations without improvement after which the part ends; 0: never."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, begin=self.begin, patience=self.patience)
+        if self.end <= self.begin:
+            raise ValueError(f"end is {self.end}; it must be more than begin, {self.begin}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +172,12 @@ class RunConfig:
     """Training rolls back when the condition number of a 1x1 convolution exceeds this."""
     max_rollbacks: int = 5
     """Rollbacks after which the next fault ends training."""
+    patience: int = option("validations without improvement after which training ends; 0: never", 0)
     seed: int = option("seed of initialization, order of images, and noise", 0)
+    size: str = "small"
+    """The preset that the values come from where none were given, which determines nothing else; "": unknown."""
+    extensions: tuple[Part, ...] = ()
+    """What was added to the run after it had finished, see `RunDirectory.extended`."""
 
     def __post_init__(self) -> None:
         require_at_least(1, steps=self.steps, batch_size=self.batch_size, warmup_steps=self.warmup_steps)
@@ -158,7 +189,22 @@ class RunConfig:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or a positive number")
         if not self.condition_limit > 1:
             raise ValueError(f"condition_limit is {self.condition_limit}; it must be greater than 1")
-        require_at_least(0, max_rollbacks=self.max_rollbacks)
+        require_at_least(0, max_rollbacks=self.max_rollbacks, patience=self.patience)
+        for before, after in pairwise(self.parts):
+            if not 0 < after.begin <= before.end:
+                raise ValueError(
+                    f"an extension begins at step {after.begin}; it must lie in 1 to {before.end}"
+                )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must lie in 0 to 2^63 - 1")
         require_positive(learning_rate=self.learning_rate, clip_gradient_norm=self.clip_gradient_norm)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The run's first part and its extensions, one after the other."""
+        return (Part(begin=0, end=self.steps, patience=self.patience), *self.extensions)
+
+    @property
+    def last_step(self) -> int:
+        """The step with which the run ends, unless its patience runs out before."""
+        return self.parts[-1].end

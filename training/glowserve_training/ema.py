@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the weights: the weights that are validated, saved and exported.
+"""The exponential moving average (EMA) of the weights: the weights that are validated, kept and exported.
 
 Lightning's `EMAWeightAveraging` is not used: at every step it reads its update counter from the device, which makes the
 host wait; its decay is constant; and it moves keys of saved states, so that interrupted runs could not resume.
@@ -6,6 +6,8 @@ host wait; its decay is constant; and it moves keys of saved states, so that int
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -16,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(Callback):
-    """Updates the EMA after each step, and swaps it with the weights during validation.
+    """Updates the EMA after each step.
 
     At step t the decay is at most (1 + t) / (10 + t), so that the first weights are forgotten soon.
 
@@ -62,19 +64,14 @@ class EMA(Callback):
         update = get_ema_multi_avg_fn(min(self._decay, (1 + step) / (10 + step)))
         update(self.weights, list(pl_module.parameters()), step)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Swaps the weights with the EMA."""
-        self._swap(pl_module)
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Swaps back."""
-        self._swap(pl_module)
-
-    @torch.no_grad()
-    def copy_to(self, module: lightning.LightningModule) -> None:
-        """Replaces the module's weights by the EMA."""
-        for average, parameter in zip(self.weights, module.parameters(), strict=True):
-            parameter.copy_(average)
+    @contextmanager
+    def swapped_in(self, module: lightning.LightningModule) -> Iterator[None]:
+        """Gives the module the EMA for its weights, for a while."""
+        self._swap(module)
+        try:
+            yield
+        finally:
+            self._swap(module)
 
     def state_dict(self) -> dict[str, Any]:
         """The EMA."""

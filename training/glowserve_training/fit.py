@@ -1,4 +1,4 @@
-"""The training loop: a configured Lightning trainer."""
+"""The training loop: a configured Lightning trainer, which does not validate or save by itself."""
 
 from __future__ import annotations
 
@@ -6,34 +6,44 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
-from glowserve.images import UInt8Array
 from glowserve_training.config import RunConfig
-from glowserve_training.data import ImageData, StepLoader, evaluation_batches
-from glowserve_training.data.batches import Batch
+from glowserve_training.data import ImageData, StepLoader
 from glowserve_training.ema import EMA
 from glowserve_training.guard import Guard
 from glowserve_training.hardware import Hardware, keep_freed_memory, use_allowed_cores
 from glowserve_training.module import GlowModule
 from glowserve_training.progress import Progress
 from glowserve_training.saving import save
+from glowserve_training.schedule import intervals, is_validation_due
+from glowserve_training.validation import Validation, patience_ran_out
 
-_EVALUATION_BATCH = 64
-# Validation and test images that are evaluated during training; the finished model is evaluated on all.
-_MOST_MONITORED_IMAGES = 256
-# Validations, and saved states, in a run; and the most steps between two of them.
-_VALIDATIONS, _MOST_STEPS_BETWEEN_VALIDATIONS = 20, 500
-# Most steps between two checks of the guard, each of which waits for the device and copies the state.
-_MOST_STEPS_BETWEEN_CHECKS = 50
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training ended with. Weights are in the order of the module's parameters."""
+
+    steps: int
+    """Optimizer steps, fewer than planned if patience ran out."""
+
+    last: list[Tensor]
+    """The EMA after the last step."""
+
+    best_step: int
+    """The step of the best EMA."""
+
+    best: list[Tensor]
+    """The best EMA on validation images; the last if none had finite bits/dim."""
 
 
 def fit(
@@ -45,12 +55,12 @@ def fit(
     logs: Path,
     hardware: Hardware,
     callbacks: Sequence[Callback],
-) -> None:
+) -> Fitted:
     """Trains, from the saved state in `resume` if there is one.
 
     Args:
-        module: the module to train in place; at the end its weights are the EMA.
-        images: training, validation and test images.
+        module: the module to train in place.
+        images: training, validation and test images; the calibration images are not read.
         config: the run's configuration.
         resume: the file of the saved state.
         logs: the folder of TensorBoard's events.
@@ -64,11 +74,13 @@ def fit(
     """
     keep_freed_memory()
     use_allowed_cores()
-    start = torch.load(resume, map_location="cpu", weights_only=True)["global_step"] if resume.exists() else 0
+    start, end = _span(resume, config)
     ema = EMA(config.average_decay)
+    validation = Validation(config, images, ema)
     with _quiet_lightning():
-        all_callbacks = [*_callbacks(config, ema, start, resume), *callbacks]
-        trainer = _trainer(config, hardware, logs, all_callbacks)
+        own = [ema, Guard(config, ema), validation, Progress(config, validation, start)]
+        others = [LearningRateMonitor("step"), *callbacks, _SaveState(config, resume)]
+        trainer = _trainer(config, end, hardware, logs, [*own, *others])
         if trainer.is_global_zero:
             for unfinished in resume.parent.glob(".*.part"):  # of a process that was killed while saving
                 unfinished.unlink()
@@ -80,51 +92,27 @@ def fit(
             trainer.fit(
                 module,
                 _training_loader(images, config, start, trainer),
-                [_monitoring_loader(images.validation), _monitoring_loader(images.test)],
                 ckpt_path=resume if start else None,
             )
         except SystemExit:  # Lightning turns Ctrl-C into this
             raise KeyboardInterrupt from None
-        ema.copy_to(module)
+    steps, last = trainer.global_step, ema.weights
+    return Fitted(steps, last, validation.step or steps, validation.weights or last)
 
 
-def _intervals(steps: int) -> tuple[int, int]:
-    """Steps between checks of the guard, and between validations.
-
-    The second is a multiple of the first, so that every saved state has passed a check.
-    """
-    validate = max(1, min(steps // _VALIDATIONS, _MOST_STEPS_BETWEEN_VALIDATIONS))
-    check = min(_MOST_STEPS_BETWEEN_CHECKS, validate)
-    return check, validate - validate % check
-
-
-def _callbacks(config: RunConfig, ema: EMA, start: int, resume: Path) -> list[Callback]:
-    check_every, save_every = _intervals(config.steps)
-    return [
-        ema,
-        Guard(
-            every=check_every,
-            steps=config.steps,
-            condition_limit=config.condition_limit,
-            max_rollbacks=config.max_rollbacks,
-            ema=ema,
-        ),
-        Progress(config.steps, start),
-        LearningRateMonitor("step"),
-        ModelCheckpoint(
-            resume.parent,
-            filename=resume.stem,
-            every_n_train_steps=save_every,
-            save_top_k=1,
-            enable_version_counter=False,
-        ),
-    ]
+def _span(resume: Path, config: RunConfig) -> tuple[int, int]:
+    """The steps that the saved state has had, and those with which the run ends."""
+    if not resume.exists():
+        return 0, config.last_step
+    saved = torch.load(resume, map_location="cpu", weights_only=True)
+    start: int = saved["global_step"]
+    return start, start if patience_ran_out(config, start, saved["callbacks"]) else config.last_step
 
 
 def _trainer(
-    config: RunConfig, hardware: Hardware, logs: Path, callbacks: list[Callback]
+    config: RunConfig, end: int, hardware: Hardware, logs: Path, callbacks: list[Callback]
 ) -> lightning.Trainer:
-    _, validate_every = _intervals(config.steps)
+    _, validate_every = intervals(config.steps)
     return lightning.Trainer(
         accelerator=hardware.device,
         devices=hardware.devices,
@@ -132,10 +120,8 @@ def _trainer(
         strategy="ddp" if hardware.processes > 1 else "auto",
         use_distributed_sampler=False,  # StepLoader yields each rank's part of the batch
         precision=cast("Any", config.precision),
-        max_steps=config.steps,
+        max_steps=end,
         max_epochs=1,
-        val_check_interval=validate_every,
-        num_sanity_val_steps=0,
         log_every_n_steps=min(10, validate_every),
         logger=TensorBoardLogger(logs.parent, name="", version=logs.name),
         enable_model_summary=False,
@@ -151,7 +137,7 @@ def _training_loader(
     return StepLoader(
         images.train,
         batch_size=config.batch_size,
-        steps=config.steps,
+        steps=config.last_step,
         seed=config.seed,
         start=start,
         rank=trainer.global_rank,
@@ -160,9 +146,16 @@ def _training_loader(
     )
 
 
-def _monitoring_loader(images: UInt8Array) -> DataLoader[Batch]:
-    batches = evaluation_batches(images[:_MOST_MONITORED_IMAGES], _EVALUATION_BATCH)
-    return DataLoader(cast("Dataset[Batch]", batches), batch_size=None)
+class _SaveState(Checkpoint):
+    """Saves the state after each validation. Lightning calls it after all other callbacks."""
+
+    def __init__(self, config: RunConfig, path: Path) -> None:
+        self._config, self._path = config, path
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Saves if a validation was due."""
+        if is_validation_due(self._config, trainer.global_step):
+            trainer.save_checkpoint(self._path)
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
@@ -170,6 +163,12 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         save(checkpoint, Path(path), f"the state of step {checkpoint['global_step']}")
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads a state, from which a run that was extended goes on: its batch is no longer the last."""
+        state = super().load_checkpoint(*args, **kwargs)
+        state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        return state
 
 
 @contextmanager

@@ -16,13 +16,14 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from glowserve_training.config import RunConfig
 from glowserve_training.ema import EMA
 from glowserve_training.errors import DivergedError
 from glowserve_training.module import GlowModule
 from glowserve_training.names import step_name
+from glowserve_training.schedule import is_check_due
 
 # Each rollback multiplies the learning rate by this.
 _LEARNING_RATE_FACTOR = 0.5
@@ -31,21 +32,15 @@ _LEARNING_RATE_FACTOR = 0.5
 class Guard(Callback):
     """Checks training every n steps, rolls back after a fault, and gives up after too many rollbacks.
 
+    The best EMA that `Validation` keeps is never of a bad state, since a check comes before each validation.
+
     Args:
-        every: n.
-        steps: steps of the whole run; the guard checks after the last one, too.
-        condition_limit: largest condition number of a 1x1 convolution that is not a fault.
-        max_rollbacks: rollbacks after which the next fault ends training.
+        config: the run's configuration: when to check, what is a fault, and how many are too many.
         ema: the EMA of the weights, which is rolled back, too.
     """
 
-    def __init__(
-        self, *, every: int, steps: int, condition_limit: float, max_rollbacks: int, ema: EMA
-    ) -> None:
-        self._every = every
-        self._steps = steps
-        self._condition_limit = condition_limit
-        self._max_rollbacks = max_rollbacks
+    def __init__(self, config: RunConfig, ema: EMA) -> None:
+        self._config = config
         self._ema = ema
         self._rollbacks = 0
         self._snapshot_step = 0
@@ -56,6 +51,7 @@ class Guard(Callback):
     ) -> None:
         """Takes the first snapshot. In `on_train_start` the module has not initialized its actnorms yet."""
         if not self._snapshot:
+            assert isinstance(pl_module, GlowModule)
             self._take_snapshot(trainer, pl_module)
 
     def on_train_batch_end(
@@ -67,14 +63,13 @@ class Guard(Callback):
         batch_idx: int,
     ) -> None:
         """Checks every n steps. Lightning calls this before `ModelCheckpoint`, so that only good states are saved."""
-        step = trainer.global_step
-        if step % self._every and step != self._steps:
+        if not is_check_due(self._config, trainer.global_step):
             return
         assert isinstance(pl_module, GlowModule)
         first_bad_step = pl_module.read_first_bad_step()
         conditions = pl_module.model.condition_numbers()
         self._log(trainer, pl_module, batch, conditions)
-        fault = _fault(first_bad_step, conditions, self._condition_limit)
+        fault = _fault(first_bad_step, conditions, self._config.condition_limit)
         if fault is None:
             self._take_snapshot(trainer, pl_module)
         else:
@@ -88,19 +83,19 @@ class Guard(Callback):
         """The number of rollbacks of a saved state."""
         self._rollbacks = state_dict["returns"]
 
-    def _take_snapshot(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def _take_snapshot(self, trainer: lightning.Trainer, module: GlowModule) -> None:
         self._snapshot_step = trainer.global_step
         self._snapshot = copy.deepcopy(
             {
                 "module": module.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
-                "scheduler": _scheduler(trainer).state_dict(),
+                "scheduler": module.schedule.state_dict(),
                 "ema": self._ema.weights,
             }
         )
 
     def _roll_back(self, trainer: lightning.Trainer, module: GlowModule, fault: str) -> None:
-        if self._rollbacks == self._max_rollbacks:
+        if self._rollbacks == self._config.max_rollbacks:
             raise DivergedError(
                 f"{fault}, after {self._rollbacks} rollbacks, each of which lowered the learning rate. Start again in "
                 f"another run directory with {_remedy(module)}"
@@ -109,12 +104,12 @@ class Guard(Callback):
         factor = _LEARNING_RATE_FACTOR**self._rollbacks
         module.load_state_dict(self._snapshot["module"])
         trainer.optimizers[0].load_state_dict(self._snapshot["optimizer"])
-        _scheduler(trainer).load_state_dict(self._snapshot["scheduler"])
+        module.schedule.load_state_dict(self._snapshot["scheduler"])
         self._ema.restore(self._snapshot["ema"])
-        _set_learning_rate(trainer, module.learning_rate * factor)
+        module.set_learning_rate(module.learning_rate * factor)
         _report(
             f"step {trainer.global_step}: {fault}; rolled back to the weights of step {self._snapshot_step}, learning "
-            f"rate times {factor:g} (rollback {self._rollbacks} of {self._max_rollbacks})"
+            f"rate times {factor:g} (rollback {self._rollbacks} of {self._config.max_rollbacks})"
         )
 
     @rank_zero_only
@@ -154,20 +149,6 @@ def _remedy(module: GlowModule) -> str:
     if module.model.config.parametrization == "plain":
         return f"parametrization 'qlu' or 'orthogonal', or {rate}"
     return rate
-
-
-def _set_learning_rate(trainer: lightning.Trainer, highest: float) -> None:
-    """Makes the schedule continue from its step with another highest learning rate."""
-    scheduler = _scheduler(trainer)
-    scheduler.base_lrs = [highest] * len(scheduler.base_lrs)
-    for group, factor in zip(trainer.optimizers[0].param_groups, scheduler.lr_lambdas, strict=True):
-        group["lr"] = highest * factor(scheduler.last_epoch)
-
-
-def _scheduler(trainer: lightning.Trainer) -> LambdaLR:
-    scheduler = trainer.lr_scheduler_configs[0].scheduler
-    assert isinstance(scheduler, LambdaLR)
-    return scheduler
 
 
 @rank_zero_only

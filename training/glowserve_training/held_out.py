@@ -90,8 +90,8 @@ class HeldOut:
         images, missing = find_held_out(self.record, config)
         if not missing:
             return images
-        for found, known in ((images.validation, self.record.validation), (images.test, self.record.test)):
-            if 2 * len(found) < len(known):
+        for part in ("validation", "test", "calibration"):
+            if 2 * len(getattr(images, part)) < len(getattr(self.record, part)):
                 return None
         say(
             f"warning: {len(missing)} of the {len(self.record)} images that were held out in training are not in "
@@ -120,7 +120,7 @@ def keep_held_out(images: HeldOutImages, folder: Path) -> None:
         RunError: it cannot be written.
     """
     path = folder / HELD_OUT
-    if images.validation.nbytes + images.test.nbytes > MOST_BYTES:
+    if images.nbytes > MOST_BYTES:
         return
     try:
         write_held_out(images, path)

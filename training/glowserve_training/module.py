@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import Any, cast
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from glowserve.likelihood import bits_per_dim
 from glowserve_training.config import RunConfig
 from glowserve_training.data.batches import Batch, StepLoader
 from glowserve_training.model import Glow
+from glowserve_training.schedule import learning_rate_factor
 
 
 class GlowModule(lightning.LightningModule):
@@ -35,6 +37,7 @@ class GlowModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Initializes all actnorms from the first batch, before the first step trains or compiles anything."""
         self._first_bad_step = self._first_bad_step.to(self.device)
+        self.set_learning_rate(float(self.schedule.base_lrs[0]))
         if self.global_step == 0:
             batch = cast("StepLoader", self.trainer.train_dataloader).dataset[0]
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -46,18 +49,6 @@ class GlowModule(lightning.LightningModule):
         self._loss = loss.detach()
         self.log("train_bits_per_dim", self._loss)
         return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs mean bits per dimension of held-out images, in float32 whatever the precision of training."""
-        name = ("validation", "test")[dataloader_idx]
-        with torch.autocast(self.device.type, enabled=False):
-            bits = self._bits_per_dim(batch)
-        self.log(
-            f"{name}_bits_per_dim",
-            bits.mean(),
-            batch_size=len(bits),
-            add_dataloader_idx=False,
-        )
 
     def configure_gradient_clipping(
         self,
@@ -77,6 +68,23 @@ class GlowModule(lightning.LightningModule):
         optimizer.found_inf = bad.to(norm.dtype)  # type: ignore[attr-defined]
         newly_bad = bad & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(newly_bad, self.global_step + 1, self._first_bad_step)
+
+    @property
+    def schedule(self) -> LambdaLR:
+        """The schedule that is in use."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        return schedule
+
+    def set_learning_rate(self, highest: float) -> None:
+        """Makes the schedule continue from its step with another highest learning rate.
+
+        It does so with the same one where an extension begins: the saved state has the learning rate of the run's end.
+        """
+        schedule = self.schedule
+        schedule.base_lrs = [highest] * len(schedule.base_lrs)
+        for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["lr"] = highest * factor(schedule.last_epoch)
 
     def read_first_bad_step(self) -> int | None:
         """The first step since the last call whose update was masked in any process; waits for the device."""
@@ -99,14 +107,8 @@ class GlowModule(lightning.LightningModule):
             {"params": [p for p in self.parameters() if p not in decaying], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        schedule = LambdaLR(optimizer, partial(learning_rate_factor, self._config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _learning_rate_factor(self, step: int) -> float:
-        warmup = min(1.0, (step + 1) / self._config.warmup_steps)
-        if self._config.schedule == "constant":
-            return warmup
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._config.steps)))
 
     def _bits_per_dim(self, batch: Batch) -> Tensor:
         return bits_per_dim(self.model.log_prob(*batch), self.model.config.dimensions)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from glowserve_training.config import DataConfig, GlowConfig, RunConfig
+from glowserve_training.schedule import default_patience
 
 # Larger images are scaled down to this unless the user says otherwise.
 _LARGEST_DEFAULT_IMAGE_SIZE = 64
@@ -56,6 +57,7 @@ DERIVED_DEFAULTS = {
         name: f"{_DRAWING[name]} if {_BLACK_OR_WHITE_SHARE:.0%} of the values are black or white, else {value}"
         for name, value in _PHOTOGRAPH.items()
     },
+    "patience": "half of the run's validations",
 } | dict.fromkeys((field.name for field in fields(Preset)), "by image size")
 """What `run_config` takes for a field that is not given, where that is not the dataclass's default."""
 
@@ -79,8 +81,7 @@ def run_config(
     """
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
-    if data != "digits" and Path(data).exists():
-        data = str(Path(data).absolute())  # an export may run in another folder
+    data = _absolute(data)
     given = {name: value for name, value in given.items() if value is not None}
     if "image_size" not in given or "channels" not in given:
         given = _native_shape(data) | given
@@ -95,7 +96,38 @@ def run_config(
         **{field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
     )
     values.setdefault("warmup_steps", max(1, min(RunConfig.warmup_steps, values["steps"] // 10)))
-    return RunConfig(model=model, data=images, **values)
+    values.setdefault("patience", default_patience(values["steps"]))
+    return RunConfig(model=model, data=images, size=size, **values)
+
+
+def changed_config(config: RunConfig, **given: Any) -> RunConfig:
+    """The configuration of a run with the fields that the caller gives, for example when the run is resumed.
+
+    Defaults play no part: they may have changed since the run began.
+
+    Args:
+        config: the run's configuration.
+        **given: as of `run_config`; None for what the configuration has.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if "data" in given:
+        given["data"] = _absolute(given["data"])
+
+    model, data = (_of(part, given) for part in (config.model, config.data))
+    rest = {name: value for name, value in given.items() if name not in model | data}
+    return replace(config, model=replace(config.model, **model), data=replace(config.data, **data), **rest)
+
+
+def _of(config: GlowConfig | DataConfig, given: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: given[field.name] for field in fields(config) if field.name in given}
+
+
+def _absolute(data: str) -> str:
+    """The data by a path that holds in other folders, where an export may run; not that of a hub's dataset."""
+    return str(Path(data).absolute()) if data != "digits" and Path(data).exists() else data
 
 
 def _native_shape(data: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A training run: from a data source to RUN_DIR/model.ckpt and a learning curve.
+"""A training run: from a data source to RUN_DIR/model.ckpt, RUN_DIR/last.ckpt and a learning curve.
 
 The result is a function of the configuration: the same seed gives the same weights on the same hardware.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from glowserve_training.checkpoint import Checkpoint, TrainingRecord, save_checkpoint
 from glowserve_training.config import RunConfig
@@ -22,7 +23,7 @@ from glowserve_training.data import HeldOutRecord, ImageData, load_images
 from glowserve_training.directory import RunDirectory
 from glowserve_training.errors import DivergedError, RunError
 from glowserve_training.evaluation import EvaluatedGlow, measure_likelihood
-from glowserve_training.fit import fit
+from glowserve_training.fit import Fitted, fit
 from glowserve_training.hardware import Hardware
 from glowserve_training.held_out import keep_held_out
 from glowserve_training.model import Glow
@@ -36,7 +37,7 @@ def train(
     hardware: Hardware | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Path:
-    """Trains a model, or resumes an interrupted run. Does nothing if the run has finished.
+    """Trains a model, resumes an interrupted run, or goes on with an extended one. Does nothing if it has finished.
 
     Args:
         config: the run's configuration.
@@ -45,8 +46,8 @@ def train(
         callbacks: additional Lightning callbacks.
 
     Returns:
-        The checkpoint's path, RUN_DIR/model.ckpt. Of distributed processes, rank 0 writes it; the others return
-        before it exists.
+        The path of the checkpoint with the best weights, RUN_DIR/model.ckpt. Of distributed processes, rank 0 writes
+        it; the others return before it exists.
 
     Raises:
         RunError: `run_dir` has a run with another configuration, or `hardware` cannot be used.
@@ -58,7 +59,7 @@ def train(
     _check_hardware(hardware, config)
     directory = RunDirectory(run_dir)
     directory.check(config)
-    if directory.result.exists():
+    if directory.is_finished(config):
         return directory.result
     images = load_images(config.data, files=directory.files(), cache=directory.images, say=_say)
     with directory.claim(config, images) if is_rank_zero() else nullcontext():
@@ -95,7 +96,7 @@ def _train(
 ) -> None:
     torch.manual_seed(config.seed)
     module = GlowModule(Glow(config.model), config)
-    fit(
+    fitted = fit(
         module,
         images,
         config,
@@ -106,30 +107,48 @@ def _train(
     )
     if not is_rank_zero():
         return
-    model = module.model.cpu().eval()
-    record = TrainingRecord(
-        steps=config.steps,
-        images_seen=config.steps * config.batch_size,
-        seed=config.seed,
-        held_out_digest=images.digest,
-        metrics=_final_metrics(model, images, config),
-    )
     keep_held_out(images, directory.path)
-    save_checkpoint(
-        Checkpoint(model, config.data, record, held_out=HeldOutRecord.of(images)), directory.result
-    )
-    draw_curve(directory.logs, config.batch_size, directory.curve)
+    model = module.model.cpu().eval()
+    best = _final_metrics(model, fitted.best, images)
+    if not all(map(math.isfinite, best.values())):
+        raise DivergedError(
+            f"the trained model has {best['validation_bits_per_dim']} bits/dim on validation images: training "
+            f"diverged. Start again in another run directory with a learning rate below {config.learning_rate}"
+        )
+    _save(directory.result, model, best, fitted.best_step, fitted, images, config)
+    last = best if fitted.best_step == fitted.steps else _final_metrics(model, fitted.last, images)
+    _save(directory.last, model, last, fitted.steps, fitted, images, config)
+    draw_curve(directory.logs, config.batch_size, directory.curve, fitted.best_step)
+    directory.finish(config, fitted.steps)
 
 
-def _final_metrics(model: Glow, images: ImageData, config: RunConfig) -> dict[str, float]:
-    """Bits/dim of all validation and test images."""
-    metrics = {
+@torch.no_grad()
+def _final_metrics(model: Glow, weights: Sequence[Tensor], images: ImageData) -> dict[str, float]:
+    """Bits/dim of all validation and test images with these weights, which the model keeps."""
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(weight)
+    return {
         f"{name}_bits_per_dim": measure_likelihood(EvaluatedGlow(model), split).bits_per_dim
         for name, split in (("validation", images.validation), ("test", images.test))
     }
-    if not all(map(math.isfinite, metrics.values())):
-        raise DivergedError(
-            f"the trained model has {metrics['validation_bits_per_dim']} bits/dim on validation images: training "
-            f"diverged. Start again in another run directory with a learning rate below {config.learning_rate}"
-        )
-    return metrics
+
+
+def _save(
+    path: Path,
+    model: Glow,
+    metrics: dict[str, float],
+    weights_step: int,
+    fitted: Fitted,
+    images: ImageData,
+    config: RunConfig,
+) -> None:
+    record = TrainingRecord(
+        steps=fitted.steps,
+        images_seen=fitted.steps * config.batch_size,
+        seed=config.seed,
+        held_out_digest=images.digest,
+        metrics=metrics,
+        best_step=fitted.best_step,
+        weights_step=weights_step,
+    )
+    save_checkpoint(Checkpoint(model, config.data, record, held_out=HeldOutRecord.of(images)), path)

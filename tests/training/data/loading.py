@@ -22,9 +22,9 @@ def native_shape(images: SourceImages) -> tuple[int, int]:
     return found.side, found.channels
 
 
-def sizes(images: ImageData) -> tuple[int, int, int]:
-    """Of train, validation and test."""
-    return len(images.train), len(images.validation), len(images.test)
+def sizes(images: ImageData) -> tuple[int, int, int, int]:
+    """Of train, validation, calibration and test."""
+    return len(images.train), len(images.validation), len(images.calibration), len(images.test)
 
 
 def contents(images: UInt8Array) -> set[bytes]:
@@ -33,7 +33,8 @@ def contents(images: UInt8Array) -> set[bytes]:
 
 def numbers(images: ImageData) -> dict[str, list[int]]:
     """The numbers of `numbered` images, by split."""
-    return {name: getattr(images, name)[:, 0, 0, 0].tolist() for name in ("train", "validation", "test")}
+    names = ("train", "validation", "calibration", "test")
+    return {name: getattr(images, name)[:, 0, 0, 0].tolist() for name in names}
 
 
 def rows(n: int, rng: np.random.Generator, column: str = "image") -> datasets.Dataset:

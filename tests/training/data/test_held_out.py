@@ -15,7 +15,7 @@ from tests.training.data.loading import config
 
 @pytest.fixture
 def held_out(numbered: Path) -> HeldOutImages:
-    """Those of `numbered`, six for validation and six for test."""
+    """Those of `numbered`, three for validation, three for calibration and six for test."""
     return load_images(config(numbered))
 
 
@@ -27,11 +27,11 @@ def grow(folder: Path) -> None:
 
 
 def values(images: HeldOutImages) -> list[int]:
-    return np.concatenate((images.validation, images.test))[:, 0, 0, 0].tolist()
+    return np.concatenate((images.validation, images.test, images.calibration))[:, 0, 0, 0].tolist()
 
 
 def keys(images: HeldOutImages) -> list[str]:
-    return [*images.validation_keys, *images.test_keys]
+    return [*images.validation_keys, *images.test_keys, *images.calibration_keys]
 
 
 def test_images_are_known_by_their_paths_or_by_split_and_index(held_out: HeldOutImages) -> None:
@@ -78,15 +78,18 @@ def test_those_that_were_removed_changed_or_damaged_are_missing(
     held_out: HeldOutImages, numbered: Path
 ) -> None:
     removed, changed, damaged = held_out.validation_keys[0], held_out.test_keys[1], held_out.test_keys[2]
+    unread = held_out.calibration_keys[2]
     (numbered / removed).unlink()
+    (numbered / unread).unlink()
     Image.new("L", (8, 8), 200).save(numbered / changed)
     (numbered / damaged).write_bytes(b"damaged")
 
     found, missing = find_held_out(HeldOutRecord.of(held_out), config(numbered))
 
-    assert [image.key for image in missing] == [removed, changed, damaged]
+    assert [image.key for image in missing] == [removed, changed, damaged, unread]
     np.testing.assert_array_equal(found.validation, held_out.validation[1:])
     np.testing.assert_array_equal(found.test, held_out.test[[0, 3, 4, 5]])
+    np.testing.assert_array_equal(found.calibration, held_out.calibration[:2])
 
 
 def test_an_image_that_is_held_out_twice_is_found_twice(tmp_path: Path) -> None:
@@ -104,4 +107,4 @@ def test_in_other_data_all_are_missing(held_out: HeldOutImages, tmp_path: Path) 
     found, missing = find_held_out(HeldOutRecord.of(held_out), config(tmp_path / "a.npz"))
 
     assert len(missing) == 12
-    assert found.validation.shape == found.test.shape == (0, 8, 8, 1)
+    assert found.validation.shape == found.test.shape == found.calibration.shape == (0, 8, 8, 1)

@@ -28,7 +28,7 @@ def test_an_image_is_cropped_to_its_center_and_resized(tmp_path: Path, save_imag
 
     green = np.zeros((4, 4, 3), np.uint8)
     green[..., 1] = 255
-    everything = np.concatenate([images.train, images.validation, images.test])
+    everything = np.concatenate([images.train, images.validation, images.calibration, images.test])
     assert green.tobytes() in contents(everything)
 
 

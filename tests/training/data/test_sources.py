@@ -50,7 +50,7 @@ def test_an_npz_file_of_images_is_read_unchanged(
 
     assert list(source) == ["train"]
     assert native_shape(source["train"]) == (6, channels)
-    everything = np.concatenate([images.train, images.validation, images.test])
+    everything = np.concatenate([images.train, images.validation, images.calibration, images.test])
     assert everything.shape == (60, 6, 6, channels)
     assert contents(everything) == contents(array)
 
@@ -115,7 +115,7 @@ def test_images_of_all_sizes_and_formats_get_one_shape(tmp_path: Path, save_imag
 
     images = load_images(config(tmp_path, channels=3))
 
-    assert sizes(images) == (48, 6, 6)
+    assert sizes(images) == (48, 3, 3, 6)
     assert images.train.shape[1:] == (8, 8, 3)
 
 
@@ -126,7 +126,7 @@ def test_subfolders_named_train_and_test_are_splits(tmp_path: Path, save_images:
 
     images = load_images(config(tmp_path))
 
-    assert sizes(images) == (60, 10, 20)
+    assert sizes(images) == (60, 5, 5, 20)
 
 
 def test_a_file_named_test_is_an_image_like_any_other(tmp_path: Path, save_images: SaveImages) -> None:
@@ -187,7 +187,7 @@ def test_a_parquet_file_is_read_whatever_the_name_of_its_column(
 
     assert list(source) == ["train"]
     assert native_shape(source["train"]) == (9, 3)
-    assert sizes(images) == (48, 6, 6)
+    assert sizes(images) == (48, 3, 3, 6)
 
 
 def test_a_folder_of_parquet_files_has_their_splits(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -197,7 +197,7 @@ def test_a_folder_of_parquet_files_has_their_splits(tmp_path: Path, rng: np.rand
 
     images = load_images(config(tmp_path / "all", channels=3))
 
-    assert sizes(images) == (54, 6, 20)
+    assert sizes(images) == (54, 3, 3, 20)
 
 
 def test_a_parquet_file_without_images_is_refused_with_its_columns(tmp_path: Path) -> None:

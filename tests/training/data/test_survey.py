@@ -96,8 +96,8 @@ def test_what_was_read_and_how_it_is_split_is_told(photos: Path) -> None:
         f"data: 120 images in {photos}; left out: 1 .txt, 1 hidden",
         "images: 4 x 4 to 14 x 12 pixels, 119 in colour and 1 grey; the model gets 12 x 12 in colour",
         "warning: 1 of 120 images are smaller than 12 x 12 and are enlarged",
-        "split: 96 to train on, 12 for validation, 12 for test; validation and test drawn at random, not stratified "
-        "(split seed 0)",
+        "split: 96 to train on, 6 for validation, 6 for calibration, 12 for test; validation, calibration and test "
+        "drawn at random, not stratified (split seed 0)",
     ]
 
 
@@ -134,8 +134,8 @@ def test_splits_of_the_data_are_told(tmp_path: Path, rng: np.random.Generator) -
     }
     np.savez(tmp_path / "a.npz", **arrays)
     assert told(tmp_path / "a.npz")[-1] == (
-        "split: 54 to train on, 6 for validation, 60 for test; validation drawn at random, not stratified (split "
-        "seed 0)"
+        "split: 54 to train on, 3 for validation, 3 for calibration, 60 for test; validation and calibration drawn at "
+        "random, not stratified (split seed 0)"
     )
 
 

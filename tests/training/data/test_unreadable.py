@@ -123,7 +123,7 @@ def test_unreadable_held_out_images_are_accepted_where_the_whole_source_is(tmp_p
 
     fewer = load_images(config(tmp_path, size=2))
 
-    assert sizes(fewer) == (240, 30, 24)
+    assert sizes(fewer) == (240, 15, 15, 24)
     np.testing.assert_array_equal(fewer.test, images.test[6:])
     assert load_held_out(config(tmp_path, size=2)).digest == fewer.digest
 

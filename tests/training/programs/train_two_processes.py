@@ -1,10 +1,10 @@
-"""Trains in two processes that record their weights: first a run with faults, then one that is killed.
+"""Trains in two processes that record their weights: one run with faults, one with little patience, one that is killed.
 
     python train_two_processes.py DATA OUT SIZES KILLED_AFTER
 
-Both runs are in one program because starting processes takes most of the time. SIZES is JSON.
+They are in one program because starting processes takes most of the time. SIZES is JSON.
 
-OUT/faults/, OUT/killed/                          run directories
+OUT/faults/, OUT/impatient/, OUT/killed/          run directories
 OUT/records/RUN.step[N].rank[R].pt                weights after step N
 OUT/records/killed.gradient.rank[R].pt            the gradient of the first step
 """
@@ -15,10 +15,12 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from glowserve_training.ema import EMA
 from glowserve_training.hardware import Hardware
 from glowserve_training.presets import run_config
 from glowserve_training.run import train
@@ -62,6 +64,17 @@ class FaultsInRank1(Callback):
         return bool(trainer.training and trainer.global_rank == 1 and trainer.global_step + 1 == step)
 
 
+class SpoilEMAInRank0(Callback):
+    """Makes the EMA worse after step 4, in rank 0 alone."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_rank == 0 and trainer.global_step >= 4:
+            for callback in trainer.callbacks:
+                if isinstance(callback, EMA):
+                    for weight in callback.weights:
+                        weight.mul_(2)
+
+
 class Exit(Callback):
     """Ends the process after a step without any cleanup, as SIGKILL does."""
 
@@ -80,6 +93,13 @@ def main() -> None:
     records = out / "records"
     config = run_config(data, **sizes)
     train(config, out / "faults", hardware=hardware, callbacks=[FaultsInRank1(), Record(f"{records}/faults")])
+    impatient = replace(config, average_decay=0.9, patience=2)
+    train(
+        impatient,
+        out / "impatient",
+        hardware=hardware,
+        callbacks=[SpoilEMAInRank0(), Record(f"{records}/impatient")],
+    )
     train(
         config, out / "killed", hardware=hardware, callbacks=[Record(f"{records}/killed"), Exit(killed_after)]
     )

@@ -1,8 +1,8 @@
 """Which images a run held out, so that they are found again after their source has grown, moved or lost some.
 
 An image is known by its key in the source, which says where to look, and by the SHA-256 of its prepared pixels, which
-decides. A run also keeps the images themselves, if they are not too many, in an .npz file: "validation" and "test",
-uint8 [N, H, W, C].
+decides. A run also keeps the images themselves, if they are not too many, in an .npz file: "validation", "test" and, in
+splits of version 2, "calibration", uint8 [N, H, W, C].
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -27,9 +28,10 @@ from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import open_source
 
 MOST_BYTES = 128 * 2**20
-"""Of the images that a run keeps. At most 2,000 are held out: those of 128 x 128 pixels in colour are kept."""
+"""Of the images that a run keeps. At most 6,000 are held out: those of 84 x 84 pixels in colour are kept."""
 
-# Of the two arrays in the file.
+_PARTS = ("validation", "test", "calibration")
+# Of the arrays in the file.
 _MOST_HEADERS = 2**16
 
 
@@ -54,14 +56,23 @@ class HeldOutRecord:
 
     validation: Sequence[KnownImage]
     test: Sequence[KnownImage]
+    calibration: Sequence[KnownImage] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.validation) + len(self.test)
+        return len(self.images())
+
+    def images(self) -> list[KnownImage]:
+        """All of them."""
+        return [*self.validation, *self.test, *self.calibration]
 
     @classmethod
     def of(cls, images: HeldOutImages) -> HeldOutRecord:
         """The record of images."""
-        return cls(_known(images.validation_keys, images.validation), _known(images.test_keys, images.test))
+        return cls(
+            _known(images.validation_keys, images.validation),
+            _known(images.test_keys, images.test),
+            _known(images.calibration_keys, images.calibration),
+        )
 
 
 def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutImages, list[KnownImage]]:
@@ -77,7 +88,7 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
     Raises:
         DataError: the source cannot be opened.
     """
-    known = [*record.validation, *record.test]
+    known = record.images()
     source = list(open_source(config.data).values())
     missing = {image.sha256 for image in known}
     found: dict[str, UInt8Array] = {}
@@ -98,19 +109,19 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
             if len(missing) < len(found):
                 break
     shape = (config.image_size, config.image_size, config.channels)
-    images = HeldOutImages(*(_stack(split, found, shape) for split in (record.validation, record.test)))
-    return images, [image for image in known if image.sha256 in missing]
+    parts: dict[str, Any] = {part: _stack(getattr(record, part), found, shape) for part in _PARTS}
+    return HeldOutImages(**parts), [image for image in known if image.sha256 in missing]
 
 
 def load_held_out(config: DataConfig) -> HeldOutImages:
-    """The validation and test images that `load_images` yields, or those of the .npz file that a run kept.
+    """The held-out images that `load_images` yields, or those of the .npz file that a run kept.
 
     Raises:
         DataError: see `load_images`.
     """
     path, shape = Path(config.data), (config.image_size, config.image_size, config.channels)
     kept = read_held_out(path) if path.suffix == ".npz" else None
-    if kept is not None and kept.validation.shape[1:] == kept.test.shape[1:] == shape:
+    if kept is not None and kept.validation.shape[1:] == shape:
         return kept
     return split_held_out(config)
 
@@ -122,10 +133,12 @@ def read_held_out(path: Path) -> HeldOutImages | None:
             if sum(info.file_size for info in archive.infolist()) > MOST_BYTES + _MOST_HEADERS:
                 return None
         with np.load(path, allow_pickle=False) as file:
-            images = HeldOutImages(file["validation"], file["test"])
+            parts = {part: file[part] for part in _PARTS if part in file}
+            images = HeldOutImages(**parts)
     except Exception:  # zip and NumPy raise many kinds of errors for foreign bytes
         return None
-    return images if images.validation.dtype == images.test.dtype == np.uint8 else None
+    shapes = {part.shape[1:] for part in parts.values()}
+    return images if len(shapes) == 1 and all(part.dtype == np.uint8 for part in parts.values()) else None
 
 
 def write_held_out(images: HeldOutImages, path: Path) -> None:
@@ -135,7 +148,7 @@ def write_held_out(images: HeldOutImages, path: Path) -> None:
         OSError: it cannot be written.
     """
     with atomic_write(path) as file:
-        np.savez(file, validation=images.validation, test=images.test)
+        np.savez(file, **{part: getattr(images, part) for part in _PARTS if len(getattr(images, part))})
 
 
 def _candidates(

@@ -1,15 +1,16 @@
-"""The images of a model: prepared to its shape, and split into train, validation and test."""
+"""The images of a model: prepared to its shape, and split into train, validation, calibration and test."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,19 +26,23 @@ from glowserve_training.data.splits import Split, choose_splits
 from glowserve_training.data.unreadable import UnreadableImages
 from glowserve_training.errors import DataError
 
+_READ_ORDER = ("validation", "test", "calibration", "train")
 # Training images of more bytes than this are written to a file and memory-mapped.
 MEMORY_LIMIT = 2**30
 
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Two disjoint sets of images that a model is not trained on, each uint8 [N, H, W, C]."""
+    """Three disjoint sets of images that a model is not trained on, each uint8 [N, H, W, C]."""
 
     validation: UInt8Array
-    """Monitors training; scores are calibrated with it."""
+    """Chooses the weights, the ranges of int8 and whatever else is fitted."""
 
     test: UInt8Array
     """Used for no decision; bundles are verified on it."""
+
+    calibration: UInt8Array = field(default_factory=lambda: np.empty((0, 1, 1, 1), np.uint8), kw_only=True)
+    """The images whose scores percentiles come from; nothing else reads them. None in splits of version 1."""
 
     validation_keys: Sequence[str] = field(default=(), kw_only=True)
     """What the source calls the validation images, `SourceImages.key`."""
@@ -45,17 +50,31 @@ class HeldOutImages:
     test_keys: Sequence[str] = field(default=(), kw_only=True)
     """What the source calls the test images."""
 
+    calibration_keys: Sequence[str] = field(default=(), kw_only=True)
+    """What the source calls the calibration images."""
+
     @property
     def digest(self) -> str:
         """SHA-256 of all of them, to check whether a source still yields the same images."""
         digest = hashlib.sha256(self.validation.tobytes())
         digest.update(self.test.tobytes())
+        digest.update(self.calibration.tobytes())
         return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all of them in memory."""
+        return self.validation.nbytes + self.test.nbytes + self.calibration.nbytes
+
+    @property
+    def for_percentiles(self) -> UInt8Array:
+        """The calibration images; of a split of version 1, which has none, the validation images."""
+        return self.calibration if len(self.calibration) else self.validation
 
 
 @dataclass(frozen=True)
 class ImageData(HeldOutImages):
-    """Held-out images, and training images that are disjoint from both."""
+    """Held-out images, and training images that are disjoint from them."""
 
     train: UInt8Array
     """uint8 [N, H, W, C]; a read-only `np.memmap` if too large for memory."""
@@ -91,36 +110,29 @@ def load_images(
     source = open_source(config.data, files=files)
     for line in describe_source(source, config):
         say(line)
-    with _open_reader(source, config, ("validation", "test", "train")) as reader:
+    with _open_reader(source, config) as reader:
         held_out = reader.held_out()
         train = reader.train(held_out, cache, memory_limit)
-    say(describe_splits(source, config, len(train), len(held_out.validation), len(held_out.test)))
-    return ImageData(
-        held_out.validation,
-        held_out.test,
-        train,
-        validation_keys=held_out.validation_keys,
-        test_keys=held_out.test_keys,
-        files=source.files,
-    )
+    say(describe_splits(source, config, len(train), held_out))
+    return ImageData(**vars(held_out), train=train, files=source.files)
 
 
 def split_held_out(config: DataConfig) -> HeldOutImages:
-    """The same validation and test images as `load_images` yields, without reading the training images.
+    """The same held-out images as `load_images` yields, without reading the training images.
 
     Raises:
         DataError: see `load_images`.
     """
-    with _open_reader(open_source(config.data), config, ("validation", "test")) as reader:
+    with _open_reader(open_source(config.data), config, without=("train",)) as reader:
         return reader.held_out()
 
 
 @contextmanager
-def _open_reader(source: Source, config: DataConfig, names: Iterable[str]) -> Iterator[_Reader]:
-    """A reader of the splits with these names; reports skipped images when it is closed."""
+def _open_reader(source: Source, config: DataConfig, without: Sequence[str] = ()) -> Iterator[_Reader]:
+    """A reader of all splits but some, the training images last; reports skipped images when it is closed."""
     splits = choose_splits(source, config)
     total = sum(len(indices) for _, indices in splits.values())
-    splits = {name: splits[name] for name in names}
+    splits = {name: splits[name] for name in _READ_ORDER if name in splits and name not in without}
     read = sum(len(indices) for _, indices in splits.values())
     unreadable = UnreadableImages()
     with (
@@ -158,18 +170,18 @@ class _Reader:
         self._keys: dict[str, list[str]] = {name: [] for name in splits}
 
     def held_out(self) -> HeldOutImages:
-        return HeldOutImages(
-            self._in_memory("validation"),
-            self._in_memory("test"),
-            validation_keys=self._keys["validation"],
-            test_keys=self._keys["test"],
-        )
+        parts: dict[str, Any] = {}
+        for name in self._splits:
+            if name != "train":
+                parts |= {name: self._in_memory(name), f"{name}_keys": self._keys[name]}
+        return HeldOutImages(**parts)
 
     def train(self, held_out: HeldOutImages, cache: Path | None, memory_limit: int) -> UInt8Array:
         """In memory, or beyond the limit memory-mapped from a file whose key includes the held-out images."""
         if len(self._splits["train"][1]) * math.prod(self._shape) <= memory_limit:
             return self._in_memory("train")
         key = asdict(self._config) | {"pictures": self._total, "held_out_sha256": held_out.digest}
+        key.pop("split_version")  # the held-out images tell it
         if cache is not None:
             return self._in_file("train", ImageFile(cache, key))
         # Without a name the file is still mapped, and deleted with the array.

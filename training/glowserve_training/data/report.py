@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from glowserve.output import printable
 from glowserve_training.config import DataConfig
 from glowserve_training.data.sources import Source
 from glowserve_training.data.survey import survey_images
+
+if TYPE_CHECKING:
+    from glowserve_training.data.images import HeldOutImages
 
 
 def describe_source(source: Source, config: DataConfig) -> Iterator[str]:
@@ -24,13 +28,20 @@ def describe_source(source: Source, config: DataConfig) -> Iterator[str]:
     yield from (f"warning: {remark}" for remark in found.remarks(size, config.channels))
 
 
-def describe_splits(source: Source, config: DataConfig, train: int, validation: int, test: int) -> str:
+def describe_splits(source: Source, config: DataConfig, train: int, held_out: HeldOutImages) -> str:
     """A line of text about the splits, with the number of images in each."""
-    parts = [f"{train} to train on"]
-    drawn = []
-    for name, images in (("validation", validation), ("test", test)):
-        parts.append(f"{images} for {name}")
-        if name not in source:
-            drawn.append(name)
-    how = f"{' and '.join(drawn)} drawn at random, not stratified" if drawn else "the data's own splits"
+    sizes = {
+        "validation": len(held_out.validation),
+        "calibration": len(held_out.calibration),
+        "test": len(held_out.test),
+    }
+    parts = [f"{train} to train on", *(f"{images} for {name}" for name, images in sizes.items() if images)]
+    *others, last = [name for name in sizes if sizes[name] and _own_split(name) not in source] or [""]
+    drawn = " and ".join(filter(None, (", ".join(others), last)))
+    how = f"{drawn} drawn at random, not stratified" if drawn else "the data's own splits"
     return f"split: {', '.join(parts)}; {how} (split seed {config.split_seed})"
+
+
+def _own_split(name: str) -> str:
+    """The split of a source that these images come from if it has it."""
+    return "validation" if name == "calibration" else name

@@ -1,6 +1,8 @@
-"""Which images of a source are for training, validation and test."""
+"""Which images of a source are for training, validation, calibration and test."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,19 +14,23 @@ from glowserve_training.errors import DataError
 
 # Fewer images are too few to train on and to hold some out.
 _FEWEST_IMAGES = 50
-# For validation, and again for test, one image in this many is held out, where the source has no such splits.
+# Where the source has no such splits, one image in this many is held out for test, and one for validation and
+# calibration together, which share them equally: half of a folder's twelve images rank its weights, and six percentiles
+# that are honest are worth more than twelve that are not.
 _HELD_OUT_ONE_IN = 10
-# With more held-out images evaluation takes longer, and its standard error is small already.
-_MOST_HELD_OUT = 1000
+# With more held-out images evaluation takes longer, and its standard error is small already. 4,000 scores tell one
+# thousandth from the next.
+_MOST_HELD_OUT = {"test": 1000, "validation": 1000, "calibration": 4000}
 
 Split = tuple[SourceImages, npt.NDArray[np.int64]]
 """Images of a source, and the indices of those that belong to the split, in the split's order."""
 
 
 def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
-    """The splits "test", "validation" and "train", as a function of the source's order and `split_seed`.
+    """The splits "test", "validation", "calibration" and "train", a function of the source's order and `split_seed`.
 
-    A split of the source's own is used; of validation and test, at most 1,000 images.
+    A split of the source's own is used; its validation images are also those to calibrate with. The splits of version
+    1 are without "calibration".
 
     Raises:
         DataError: the source has too few images.
@@ -35,14 +41,16 @@ def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
             f"data {config.data!r} has {total} images; training and held-out images need {_FEWEST_IMAGES} or more"
         )
     order = _permutation(config, len(source["train"]))
+    tenth = len(order) // _HELD_OUT_ONE_IN
     splits: dict[str, Split] = {}
-    for name in ("test", "validation"):
-        if name in source:
-            splits[name] = (source[name], _permutation(config, len(source[name]))[:_MOST_HELD_OUT])
-        else:
-            held_out = min(_MOST_HELD_OUT, len(source["train"]) // _HELD_OUT_ONE_IN)
-            splits[name] = (source["train"], order[:held_out])
-            order = order[held_out:]
+    for name, parts in (("test", ("test",)), ("validation", _chosen_from_validation(config))):
+        own = name in source
+        images = _permutation(config, len(source[name])) if own else order[:tenth]
+        taken = 0
+        for part, share in zip(parts, _shares(len(images), parts), strict=True):
+            splits[part] = (source[name if own else "train"], images[taken : taken + share])
+            taken += share
+        order = order if own else order[taken:]
     splits["train"] = (source["train"], order)
     for name, (_, indices) in splits.items():
         if not len(indices):
@@ -51,6 +59,20 @@ def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
                 f"data {config.data!r} leaves no images for {name}: it has {sizes}; add images, or a split {name!r}"
             )
     return splits
+
+
+def _chosen_from_validation(config: DataConfig) -> tuple[str, ...]:
+    """The splits that share the validation images."""
+    return ("validation",) if config.split_version == 1 else ("validation", "calibration")
+
+
+def _shares(images: int, parts: Sequence[str]) -> list[int]:
+    """How many of the images each part gets: equal numbers, or what another's limit leaves to it."""
+    shares: list[int] = []
+    for i, part in enumerate(parts):
+        share = min(_MOST_HELD_OUT[part], (images - sum(shares)) // (len(parts) - i))
+        shares.append(share)
+    return shares
 
 
 def _permutation(config: DataConfig, n: int) -> npt.NDArray[np.int64]:
