@@ -28,7 +28,7 @@ def parameters(model: nn.Module) -> int:
 
 def prepared(model: nn.Module, perturb: Perturb) -> Any:
     model = model.double().eval()
-    perturb(model)
+    perturb(model, 0.03)  # the networks are deep
     return model
 
 
@@ -97,7 +97,7 @@ def test_the_couplings_keep_what_they_are_conditional_on(
     perturb: Perturb, generator: torch.Generator
 ) -> None:
     model = TutorialModel(8, 1)
-    perturb(model)
+    perturb(model, 0.03)  # the networks are deep
     first, second = model.flow.below.bijectors[:2]
     x = torch.randn(2, 1, 8, 8, generator=generator)
 
