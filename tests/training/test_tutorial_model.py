@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from glowserve_training.checkpoint import load_checkpoint
 from torch import Tensor, nn
 
 from tests.benchmarks import bench_tutorial
@@ -156,6 +157,23 @@ def test_a_mark_in_cpu_minutes_ends_a_run(bench: Bench) -> None:
     (figures,) = bench("out", "--images", "--minutes", "1e-9", row=0)
 
     assert figures["images_seen"] == 128
+
+
+def test_our_row_is_a_run_of_glowserve_train_on_the_same_images(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--steps", "10", "--batch-size", "8", "--width", "4", "--steps-per-level", "1")
+    monkeypatch.setattr(bench_tutorial, "_ROWS", {"glowserve train": (None, flags)})
+
+    (figures,) = bench("out", row=0)
+
+    folder = tmp_path / "out" / "glowserve-train" / "seed-0"
+    checkpoint = load_checkpoint(folder / "run" / "model.ckpt")
+    stored = json.loads((folder / "figures.json").read_text())
+    assert checkpoint.training.held_out_digest == stored["held_out"]
+    assert figures["images_seen"] == 80
+    assert figures["test"] == pytest.approx(checkpoint.training.metrics["test_bits_per_dim"], abs=1e-6)
+    assert stored["cpu_seconds"] > 0
 
 
 def test_runs_on_other_images_are_not_mixed(bench: Bench, tmp_path: Path, generator: torch.Generator) -> None:
