@@ -57,7 +57,7 @@ bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the 
 ablate: $(INSTALLED)  ## which choices of the recipes pay, ten minutes a row: out/ablation/ (DATA=...)
 	$(BIN)/python tests/benchmarks/ablate.py --data $(or $(DATA),ylecun/mnist)
 
-tutorial: $(INSTALLED)  ## the model of the tutorial on normalizing flows beside ours, five hours: out/tutorial/ (DATA=...)
+tutorial: $(INSTALLED)  ## the model of the tutorial on normalizing flows beside ours, three hours: out/tutorial/ (DATA=...)
 	$(BIN)/python tests/benchmarks/bench_tutorial.py --data $(or $(DATA),ylecun/mnist)
 
 soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=200000)
