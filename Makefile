@@ -57,6 +57,9 @@ bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the 
 ablate: $(INSTALLED)  ## which choices of the recipes pay, ten minutes a row: out/ablation/ (DATA=...)
 	$(BIN)/python tests/benchmarks/ablate.py --data $(or $(DATA),ylecun/mnist)
 
+tutorial: $(INSTALLED)  ## the model of the tutorial on normalizing flows beside ours, three hours: out/tutorial/ (DATA=...)
+	$(BIN)/python tests/benchmarks/bench_tutorial.py --data $(or $(DATA),ylecun/mnist)
+
 soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=200000)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt libfaketime
 	@mkdir -p out
@@ -109,4 +112,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate test test-gpu-wheel lint protos check-protos release-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate tutorial test test-gpu-wheel lint protos check-protos release-protos test-docker clean
