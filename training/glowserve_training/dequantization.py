@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glowserve_training.config import GlowConfig
-from glowserve_training.layers.coupling import Coupling, dequantization_transform_of
+from glowserve_training.layers.coupling import Coupling
 from glowserve_training.layers.masks import ChannelMask
 from glowserve_training.layers.squeeze import Squeeze
+from glowserve_training.layers.transforms import dequantization_transform_of
 
 # Uniform noise can be 0, whose logit is infinite: noise is kept this far away from 0 and 1.
 NOISE_MARGIN = 1e-6

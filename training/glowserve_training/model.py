@@ -19,7 +19,7 @@ from glowserve_training import quantization
 from glowserve_training.config import GlowConfig
 from glowserve_training.dequantization import Dequantized, VariationalDequantization
 from glowserve_training.layers import Bijector, CheckerboardMask, Coupling, FlowStep, Level
-from glowserve_training.layers.coupling import transform_of
+from glowserve_training.layers.transforms import transform_of
 from glowserve_training.preprocessing import PREPROCESSING_CLASSES
 
 __all__ = ["Glow", "GlowConfig", "Terms"]

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from glowserve_training.config import GlowConfig
 from glowserve_training.layers import (
     Additive,
     ChannelMask,
     CheckerboardMask,
     Coupling,
-    DoubleSigmoid,
     Mask,
-    SigmoidAffine,
     TanhAffine,
     Transform,
 )
-from glowserve_training.layers.coupling import dequantization_transform_of, transform_of
 
 from tests.training.layers.conftest import Prepare
 
-CONFIG = GlowConfig(image_size=8, channels=3)
 MASKS = [ChannelMask(4), ChannelMask(5, transforms_first=True), CheckerboardMask(3, parity=1)]
 
 
@@ -99,21 +92,3 @@ def test_scale_range_has_the_smallest_and_the_largest_scale_of_active_values(
     assert smallest == pytest.approx(float(scales.min()), rel=1e-6)
     assert largest == pytest.approx(float(scales.max()), rel=1e-6)
     assert (largest > smallest + 0.01) == (name == "tanh")
-
-
-@pytest.mark.parametrize(
-    ("coupling", "scale", "of_flow", "of_dequantization"),
-    [
-        ("affine", "tanh", TanhAffine, TanhAffine),
-        ("affine", "sigmoid", SigmoidAffine, DoubleSigmoid),
-        ("additive", "tanh", Additive, TanhAffine),
-        ("additive", "sigmoid", Additive, DoubleSigmoid),
-    ],
-)
-def test_the_configuration_chooses_the_transforms(
-    coupling: str, scale: str, of_flow: type[Transform], of_dequantization: type[Transform]
-) -> None:
-    config = replace(CONFIG, coupling=coupling, coupling_scale=scale)
-
-    assert type(transform_of(config, 6)) is of_flow
-    assert type(dequantization_transform_of(config, 6)) is of_dequantization

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from glowserve_training.config import GlowConfig
 from glowserve_training.layers import Additive, DoubleSigmoid, SigmoidAffine, TanhAffine, Transform
+from glowserve_training.layers.transforms import dequantization_transform_of, transform_of
 from torch import Tensor
 
 A = 3
@@ -111,3 +113,21 @@ def test_tanh_scales_differ_by_channel_and_learn_their_bounds(generator: torch.G
     assert bound.diff().min() > 0.3
     assert transform.unbounded_log_f.grad is not None
     assert transform.unbounded_log_f.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("coupling", "scale", "of_flow", "of_dequantization"),
+    [
+        ("affine", "tanh", TanhAffine, TanhAffine),
+        ("affine", "sigmoid", SigmoidAffine, DoubleSigmoid),
+        ("additive", "tanh", Additive, TanhAffine),
+        ("additive", "sigmoid", Additive, DoubleSigmoid),
+    ],
+)
+def test_the_configuration_chooses_the_transforms(
+    coupling: str, scale: str, of_flow: type[Transform], of_dequantization: type[Transform]
+) -> None:
+    config = GlowConfig(image_size=8, channels=3, coupling=coupling, coupling_scale=scale)
+
+    assert type(transform_of(config, 6)) is of_flow
+    assert type(dequantization_transform_of(config, 6)) is of_dequantization

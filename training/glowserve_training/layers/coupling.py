@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glowserve_training.config import GlowConfig
 from glowserve_training.layers.base import Bijector
 from glowserve_training.layers.masks import Mask
 from glowserve_training.layers.networks import CouplingNetwork
-from glowserve_training.layers.transforms import Additive, DoubleSigmoid, SigmoidAffine, TanhAffine, Transform
+from glowserve_training.layers.transforms import Transform
 
 
 class Coupling(Bijector):
@@ -52,20 +51,3 @@ class Coupling(Bijector):
         inputs = passive if context is None else torch.cat((passive, context), dim=1)
         outputs: Tensor = self.network(inputs).to(passive.dtype)
         return outputs
-
-
-def transform_of(config: GlowConfig, channels: int) -> Transform:
-    """The transform of a flow's couplings.
-
-    Args:
-        config: the architecture.
-        channels: A, the active channels.
-    """
-    if config.coupling == "additive":
-        return Additive()
-    return TanhAffine(channels) if config.coupling_scale == "tanh" else SigmoidAffine()
-
-
-def dequantization_transform_of(config: GlowConfig, channels: int) -> Transform:
-    """The transform of the couplings of variational dequantization, which scale even if the flow's are additive."""
-    return TanhAffine(channels) if config.coupling_scale == "tanh" else DoubleSigmoid()

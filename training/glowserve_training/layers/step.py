@@ -17,9 +17,10 @@ from glowserve_training.layers.conv1x1 import (
     OrthogonalConv1x1,
     PlainConv1x1,
 )
-from glowserve_training.layers.coupling import Coupling, transform_of
+from glowserve_training.layers.coupling import Coupling
 from glowserve_training.layers.masks import ChannelMask
 from glowserve_training.layers.qlu import QLUConv1x1
+from glowserve_training.layers.transforms import transform_of
 
 CONV1X1_CLASSES: dict[str, type[QLUConv1x1 | LUConv1x1 | PlainConv1x1 | OrthogonalConv1x1]] = {
     "qlu": QLUConv1x1,

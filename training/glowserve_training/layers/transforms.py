@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glowserve_training.config import GlowConfig
 from glowserve_training.layers.bounds import bounded
 
 # sigmoid(0 + 2) = 0.88: the paper's coupling is initialized close to the identity.
@@ -103,3 +104,20 @@ class TanhAffine(Transform):
         shift, raw = h.chunk(2, dim=1)
         f = self.bound()
         return shift, f * torch.tanh(raw / f)
+
+
+def transform_of(config: GlowConfig, channels: int) -> Transform:
+    """The transform of a flow's couplings.
+
+    Args:
+        config: the architecture.
+        channels: A, the active channels.
+    """
+    if config.coupling == "additive":
+        return Additive()
+    return TanhAffine(channels) if config.coupling_scale == "tanh" else SigmoidAffine()
+
+
+def dequantization_transform_of(config: GlowConfig, channels: int) -> Transform:
+    """The transform of the couplings of variational dequantization, which scale even if the flow's are additive."""
+    return TanhAffine(channels) if config.coupling_scale == "tanh" else DoubleSigmoid()
