@@ -56,7 +56,7 @@ CASES: list[dict[str, Any]] = [
 def random_glow(*, seed: int = 0, **config: Any) -> Glow:
     """A small model in which no weight has its initial value: `random_glow(levels=2)`."""
     defaults = {"image_size": 8, "channels": 1, "steps_per_level": 2, "width": 6, "coupling_actnorm": False}
-    defaults |= {"coupling_scale": "sigmoid", "parametrization": "lu", "dequantization_width": 6}
+    defaults |= {"coupling_scale": "sigmoid", "parametrization": "lu", "pixel_width": 6}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = Glow(GlowConfig(**(defaults | config))).eval()

@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest, digits: UInt8Array) -> Glow:
         parametrization="orthogonal",
         coupling_actnorm=True,
         dequantization="variational",
-        dequantization_width=16,
+        pixel_width=16,
         coupling_scale=request.param,
     )
     with torch.random.fork_rng(), torch.no_grad():

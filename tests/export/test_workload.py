@@ -50,7 +50,7 @@ def test_batches_are_smaller_if_couplings_see_single_pixels() -> None:
     shape = {"image_size": 128, "width": 512, "levels": 1, "steps_per_level": 1}
     assert batch_size(fold_glow(random_glow(**shape))) == 8
     assert batch_size(fold_glow(random_glow(**shape, checkerboards=1))) == 2
-    wide = {"dequantization": "variational", "dequantization_width": 1024}
+    wide = {"dequantization": "variational", "pixel_width": 1024}
     assert batch_size(fold_glow(random_glow(**shape, **wide))) == 4
 
 

@@ -31,7 +31,7 @@ from tests.training.runs import TinyRun
         ({"preprocessing": "center"}, "preprocessing is 'center'; it must be one of centre, logit"),
         ({"coupling_scale": "exp"}, "coupling_scale is 'exp'; it must be one of tanh, sigmoid"),
         ({"checkerboards": -1}, "checkerboards is -1; it must be 0 or more"),
-        ({"dequantization_width": 0}, "dequantization_width is 0; it must be 1 or more"),
+        ({"pixel_width": 0}, "pixel_width is 0; it must be 1 or more"),
         ({"dequantization": "none"}, "dequantization is 'none'; it must be one of uniform, variational"),
     ],
 )
@@ -102,7 +102,7 @@ def test_fields_that_a_stored_configuration_lacks_mean_what_was_fixed_before_the
         preprocessing="centre",
         checkerboards=0,
         coupling_scale="sigmoid",
-        dequantization_width=7,
+        pixel_width=7,
     )
 
 
@@ -113,7 +113,7 @@ def test_a_configuration_is_read_as_it_was_stored() -> None:
         levels=1,
         preprocessing="logit",
         checkerboards=2,
-        dequantization_width=9,
+        pixel_width=9,
         dequantization="variational",
     )
 

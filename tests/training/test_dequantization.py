@@ -25,7 +25,7 @@ def make(channels: int = 1, *, scale: str = "tanh", actnorm: bool = False) -> Va
         levels=1,
         coupling_scale=scale,
         coupling_actnorm=actnorm,
-        dequantization_width=6,
+        pixel_width=6,
     )
     return VariationalDequantization(config).double().eval()
 

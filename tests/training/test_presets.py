@@ -95,7 +95,7 @@ def test_every_field_can_be_given() -> None:
         "parametrization": "plain",
         "coupling_actnorm": True,
         "dequantization": "variational",
-        "dequantization_width": 5,
+        "pixel_width": 5,
         "steps": 11,
         "batch_size": 13,
         "learning_rate": 0.25,

@@ -138,7 +138,8 @@ def test_a_run_resumes_without_any_value_though_the_defaults_have_changed(
     with pytest.raises(KeyboardInterrupt):
         run(tiny_run(), tmp_path, [Interrupt(7)])
     other = Preset(levels=1, steps_per_level=2, width=8, steps=7, batch_size=8, learning_rate=1e-3)
-    monkeypatch.setattr(presets, "_SMALL", dict.fromkeys(presets._SMALL, other))
+    for name in ("_SMALL", "_SMALL_DRAWINGS"):
+        monkeypatch.setattr(presets, name, dict.fromkeys(presets._SMALL, other))
     monkeypatch.setattr(presets, "default_patience", lambda _: 1)
 
     assert main(["train", "--out", str(tmp_path), "--device", "cpu"]) == 0

@@ -55,8 +55,9 @@ class GlowConfig:
         "actnorm instead of biases inside the coupling networks, as in the paper's code", True
     )
     dequantization: str = option("noise within each bin of pixel values", "uniform", choices=DEQUANTIZATIONS)
-    dequantization_width: int = 32
-    """Hidden channels of the networks of variational dequantization."""
+    pixel_width: int = 32
+    """Hidden channels of the networks of checkerboard couplings and of variational dequantization, which run at the
+    resolution of the image or half of it."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -64,7 +65,7 @@ class GlowConfig:
         if not 1 <= self.n_bits <= 8:
             raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
         require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
-        require_at_least(1, dequantization_width=self.dequantization_width)
+        require_at_least(1, pixel_width=self.pixel_width)
         require_at_least(0, checkerboards=self.checkerboards)
         if self.image_size < 1 or self.image_size % 2**self.levels:
             raise ValueError(
@@ -89,7 +90,7 @@ def stored_model(values: Mapping[str, Any]) -> dict[str, Any]:
         "preprocessing": "centre",
         "checkerboards": 0,
         "coupling_scale": "sigmoid",
-        "dequantization_width": values.get("width", GlowConfig.dequantization_width),
+        "pixel_width": values.get("width", GlowConfig.pixel_width),
     } | dict(values)
 
 

@@ -68,7 +68,7 @@ class VariationalDequantization(nn.Module):
             Coupling(
                 mask,
                 dequantization_transform_of(config, mask.active_channels),
-                config.dequantization_width,
+                config.pixel_width,
                 actnorm=config.coupling_actnorm,
                 context=4 * config.channels,
             )

@@ -68,7 +68,7 @@ class Glow(Bijector):
             Coupling(
                 CheckerboardMask(config.channels, parity=k % 2),
                 transform_of(config, config.channels),
-                config.width,
+                config.pixel_width,
                 actnorm=config.coupling_actnorm,
             )
             for k in range(config.checkerboards)

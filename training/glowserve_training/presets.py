@@ -40,6 +40,8 @@ _SMALL = {
     32: Preset(levels=3, steps_per_level=8, width=128, steps=6000, batch_size=32, learning_rate=4e-3),
     64: Preset(levels=4, steps_per_level=8, width=128, steps=6000, batch_size=16, learning_rate=1e-3),
 }
+# Drawings of that size gain more by pixel couplings than by width.
+_SMALL_DRAWINGS = _SMALL | {32: replace(_SMALL[32], width=96, steps=5000)}
 # Kingma and Dhariwal (2018), appendix C, for CIFAR-10: days on a GPU.
 _PAPER = Preset(levels=3, steps_per_level=32, width=512, steps=200_000, batch_size=64, learning_rate=1e-3)
 DEFAULT_SIZE = "small"
@@ -85,10 +87,14 @@ def run_config(
     given = {name: value for name, value in given.items() if value is not None}
     if "image_size" not in given or "channels" not in given:
         given = _native_shape(data) | given
-    preset = _PAPER if size == "paper" else _small(given["image_size"])
     shape = {name: given[name] for name in ("image_size", "channels")}
     images = DataConfig(data=data, **shape, split_seed=split_seed)
-    recipe = _LIKE_THE_PAPER if size == "paper" else _recipe(images, given)
+    if size == "paper":
+        preset, recipe = _PAPER, _LIKE_THE_PAPER
+    elif _are_drawings(images, given):
+        preset, recipe = _small(_SMALL_DRAWINGS, images.image_size), _DRAWING
+    else:
+        preset, recipe = _small(_SMALL, images.image_size), _PHOTOGRAPH
     values = {"n_bits": 4 if data == "digits" else GlowConfig.n_bits} | recipe | asdict(preset) | given
     if "levels" not in given:
         values["levels"] = min(preset.levels, _halvings(values["image_size"]))
@@ -137,18 +143,17 @@ def _native_shape(data: str) -> dict[str, int]:
     return {"image_size": _default_image_size(found.side), "channels": found.channels}
 
 
-def _recipe(images: DataConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model that depend on how much of the images is black or white."""
+def _are_drawings(images: DataConfig, given: Mapping[str, Any]) -> bool:
+    """Whether much of the images is black or white. If all that follows from that is given, only its kind counts."""
     if given.keys() >= _DRAWING.keys():
-        return {}
+        return bool(given["preprocessing"] == _DRAWING["preprocessing"])
     from glowserve_training.data import black_or_white, open_source  # imports PyTorch
 
-    share = black_or_white(open_source(images.data)["train"], images)
-    return _DRAWING if share >= _BLACK_OR_WHITE_SHARE else _PHOTOGRAPH
+    return black_or_white(open_source(images.data)["train"], images) >= _BLACK_OR_WHITE_SHARE
 
 
-def _small(image_size: int) -> Preset:
-    return next((preset for limit, preset in _SMALL.items() if image_size <= limit), _SMALL[max(_SMALL)])
+def _small(presets: Mapping[int, Preset], image_size: int) -> Preset:
+    return next((preset for limit, preset in presets.items() if image_size <= limit), presets[max(presets)])
 
 
 def _default_image_size(side: int) -> int:
