@@ -54,8 +54,8 @@ bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the 
 	$(BIN)/python tests/benchmarks/bench_service.py
 	$(BIN)/python tests/benchmarks/bench_start.py --repository out/demo/models
 
-ablate: $(INSTALLED)  ## which choices of the recipes pay, ten minutes a row: out/ablation/ (DATA=...)
-	$(BIN)/python tests/benchmarks/ablate.py --data $(or $(DATA),ylecun/mnist)
+ablate: $(INSTALLED)  ## which choices of the recipe pay, three minutes a row: out/ablation/ (TABLE=photographs, DATA=...)
+	$(BIN)/python tests/benchmarks/ablate.py $(or $(TABLE),drawings) --data $(or $(DATA),ylecun/mnist)
 
 tutorial: $(INSTALLED)  ## the model of the tutorial on normalizing flows beside ours, three hours: out/tutorial/ (DATA=...)
 	$(BIN)/python tests/benchmarks/bench_tutorial.py --data $(or $(DATA),ylecun/mnist)
