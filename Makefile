@@ -65,8 +65,9 @@ soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=
 	@mkdir -p out
 	$(BIN)/pytest tests/soak -s > out/soak.txt 2>&1; status=$$?; cat out/soak.txt; exit $$status
 
+# Each process trains a model of its own for the tests, and much of the time they wait for servers.
 test: $(INSTALLED)  ## run every test but those that need Docker
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-gpu-wheel: $(INSTALLED) $(GPU_INSTALLED)  ## the engine's tests with onnxruntime-gpu, which needs no GPU but 2.6 GB: .venv-gpu/
 	rm -rf $(GPU_VENV)/test-files

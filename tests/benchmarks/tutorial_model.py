@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from glowserve_training import quantization
 from glowserve_training.config import GlowConfig
 from glowserve_training.evaluation import Float32Array, ImageTerms
-from glowserve_training.layers import ActNorm, Bijector, invertible_conv1x1
+from glowserve_training.layers import CONV1X1_CLASSES, ActNorm, Bijector
 from torch import Tensor, nn
 
 from glowserve.images import UInt8Array
@@ -272,7 +272,7 @@ def _channel_couplings(channels: int, n: int, width: int, glow_block: bool) -> l
     bijectors: list[Bijector] = []
     for k in range(n):
         if glow_block:
-            bijectors += [ActNorm(channels), invertible_conv1x1(channels, GlowConfig.parametrization)]
+            bijectors += [ActNorm(channels), CONV1X1_CLASSES[GlowConfig.parametrization](channels)]
         mask = second_half if k % 2 else 1 - second_half
         bijectors.append(MaskedCoupling(mask, channels, width))
     return bijectors
