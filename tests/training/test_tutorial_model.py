@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tests.benchmarks import bench_tutorial
 from tests.benchmarks.tutorial_model import TutorialFlow, TutorialModel
 from tests.training.conftest import JacobianLogDet, Perturb
+from tests.training.models import in_double
 
 Bench = Callable[..., list[dict[str, Any]]]
 blocks = pytest.mark.parametrize("glow_block", [False, True], ids=["without block", "with block"])
@@ -48,7 +49,7 @@ def test_the_block_adds_less_than_a_thousandth_of_the_parameters() -> None:
 def test_the_inverse_inverts_the_flow(
     size: int, channels: int, glow_block: bool, perturb: Perturb, generator: torch.Generator
 ) -> None:
-    flow = prepared(TutorialFlow(size, channels, glow_block=glow_block), perturb)
+    flow = prepared(in_double(TutorialFlow, size, channels, glow_block=glow_block), perturb)
     x = torch.randn(3, channels, size, size, generator=generator, dtype=torch.float64)
 
     latent, log_det = flow(x)
@@ -69,7 +70,7 @@ def test_the_likelihood_follows_from_the_jacobian_of_the_map_from_noise_to_laten
     jacobian_log_det: JacobianLogDet,
     generator: torch.Generator,
 ) -> None:
-    model = prepared(TutorialModel(size, channels, n_bits=3, glow_block=glow_block), perturb)
+    model = prepared(in_double(TutorialModel, size, channels, n_bits=3, glow_block=glow_block), perturb)
     image = torch.randint(0, 256, (1, size, size, channels), generator=generator, dtype=torch.uint8)
     image.view(-1)[:2] = torch.tensor([0, 255])
     noise = torch.rand(1, size, size, channels, generator=generator, dtype=torch.float64)
@@ -162,7 +163,18 @@ def test_a_mark_in_cpu_minutes_ends_a_run(bench: Bench) -> None:
 def test_our_row_is_a_run_of_glowserve_train_on_the_same_images(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--steps", "10", "--batch-size", "8", "--width", "4", "--steps-per-level", "1")
+    flags = (
+        "--steps",
+        "10",
+        "--patience",
+        "0",
+        "--batch-size",
+        "8",
+        "--width",
+        "4",
+        "--steps-per-level",
+        "1",
+    )
     monkeypatch.setattr(bench_tutorial, "_ROWS", {"glowserve train": (None, flags)})
 
     (figures,) = bench("out", row=0)
