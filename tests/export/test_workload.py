@@ -49,7 +49,7 @@ def test_batches_of_large_images_are_small(size: int, width: int, expected: int)
 def test_batches_are_smaller_if_couplings_see_single_pixels() -> None:
     shape = {"image_size": 128, "width": 512, "levels": 1, "steps_per_level": 1}
     assert batch_size(fold_glow(random_glow(**shape))) == 8
-    assert batch_size(fold_glow(random_glow(**shape, checkerboards=1))) == 2
+    assert batch_size(fold_glow(random_glow(**shape, checkerboards=1, pixel_width=512))) == 2
     wide = {"dequantization": "variational", "pixel_width": 1024}
     assert batch_size(fold_glow(random_glow(**shape, **wide))) == 4
 

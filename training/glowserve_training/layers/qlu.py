@@ -63,9 +63,10 @@ class QLUConv1x1(InvertibleConv1x1):
         return rotation @ lower @ (log_s.exp()[:, :, None] * upper), log_s.sum(1)
 
     def apply_inverse(self, y: Tensor) -> Tensor:
-        """See `InvertibleConv1x1`; two triangular solves."""
+        """See `InvertibleConv1x1`; three solves: Q is rounded to float32, and its transpose inverts it to 1e-7 only."""
         lower, upper = _triangles(self.lower, self.upper)
-        half = torch.linalg.solve_triangular(lower, self.rotation.T @ y, upper=False, unitriangular=True)
+        half = torch.linalg.solve(self.rotation, y)
+        half = torch.linalg.solve_triangular(lower, half, upper=False, unitriangular=True)
         half = half * (-bounded(self.unbounded_log_s, LOG_S_BOUND)).exp()[:, None]
         x: Tensor = torch.linalg.solve_triangular(upper, half, upper=True, unitriangular=True)
         return x
