@@ -157,7 +157,7 @@ CENTRING = Centring()
 @singledispatch
 def fold_preprocessing(preprocessing: trained.Preprocessing) -> Preprocessing:
     """Folds the preprocessing of training."""
-    raise NotImplementedError(type(preprocessing).__name__)
+    raise NotImplementedError(f"{type(preprocessing).__name__} has no folded form: register one here")
 
 
 @fold_preprocessing.register

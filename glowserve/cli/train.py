@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extend-to",
         type=int,
         metavar="STEPS",
-        help="go on with RUN_DIR's finished run until it has had STEPS steps, with a new warm-up and cosine; "
+        help="extend RUN_DIR's finished run to STEPS steps in all, with a new warm-up and cosine; "
         "--patience is then that of the extension, and 0 by default",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -94,7 +94,7 @@ def _config(args: argparse.Namespace, directory: RunDirectory) -> RunConfig:
     known = directory.config()
     if known is None:
         if not args.data:
-            raise Failure(f"{args.out} has no run to go on with: give --data to begin one", 2)
+            raise Failure(f"{args.out} has no run to resume: give --data to begin one", 2)
         if args.extend_to is not None:
             raise Failure(f"{args.out} has no run to extend: leave --extend-to out to begin one", 2)
         return run_config(**given)

@@ -174,7 +174,7 @@ def test_without_a_run_the_data_must_be_given(tmp_path: Path, capfd: pytest.Capt
     assert main(["train", "--out", str(tmp_path / "new")]) == 2
 
     assert capfd.readouterr().err == (
-        f"glowserve: {tmp_path / 'new'} has no run to go on with: give --data to begin one\n"
+        f"glowserve: {tmp_path / 'new'} has no run to resume: give --data to begin one\n"
     )
 
 

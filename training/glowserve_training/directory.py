@@ -5,7 +5,7 @@ RUN_DIR/files.json    of a folder of images, the files that the run began with
 RUN_DIR/held_out.npz  the held-out images, if they are not too many to keep
 RUN_DIR/model.ckpt    the result: the best weights on validation images
 RUN_DIR/last.ckpt     the weights after the last step
-RUN_DIR/resume/       the last saved state, from which the same command resumes, and a longer run goes on
+RUN_DIR/resume/       the last saved state, from which the same command resumes, and an extended run continues
 RUN_DIR/logs/         TensorBoard events
 RUN_DIR/curve.png     bits/dim against images seen
 RUN_DIR/images/       the prepared training images, if they are too large for memory

@@ -165,7 +165,7 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
         save(checkpoint, Path(path), f"the state of step {checkpoint['global_step']}")
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Reads a state, from which a run that was extended goes on: its batch is no longer the last."""
+        """Reads a state, from which an extended run continues: its batch is no longer the last."""
         state = super().load_checkpoint(*args, **kwargs)
         state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         return state

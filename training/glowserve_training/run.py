@@ -37,7 +37,7 @@ def train(
     hardware: Hardware | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Path:
-    """Trains a model, resumes an interrupted run, or goes on with an extended one. Does nothing if it has finished.
+    """Trains a model, resumes an interrupted run, or continues an extended one. Does nothing if it has finished.
 
     Args:
         config: the run's configuration.

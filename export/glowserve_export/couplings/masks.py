@@ -167,7 +167,7 @@ def _zero(g: GraphBuilder) -> str:
 @singledispatch
 def fold_mask(mask: trained.Mask, size: int) -> Mask:
     """Folds a mask of training, for an input with H = W = size."""
-    raise NotImplementedError(type(mask).__name__)
+    raise NotImplementedError(f"{type(mask).__name__} has no folded form: register one here")
 
 
 @fold_mask.register

@@ -57,7 +57,7 @@ class FoldedNetwork(NamedTuple):
 @singledispatch
 def fold_network(network: nn.Module) -> FoldedNetwork:
     """Folds a coupling network of training."""
-    raise NotImplementedError(type(network).__name__)
+    raise NotImplementedError(f"{type(network).__name__} has no folded form: register one here")
 
 
 @fold_network.register

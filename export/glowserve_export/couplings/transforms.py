@@ -52,8 +52,11 @@ class Transform(abc.ABC):
         """The nodes of `inverse`."""
 
     def add_minus_log_scale(self, g: GraphBuilder, x: str, name: str) -> str:
-        """Minus the log-scales of several couplings with this kind of transform, from what `add_forward` returned."""
-        raise NotImplementedError
+        """Minus the log-scales of several couplings with this kind of transform, from what `add_forward` returned.
+
+        That may be minus the log-scales already, as it is here.
+        """
+        return x
 
 
 class Shift(Transform):
@@ -201,15 +204,11 @@ class TanhScale(_Affine):
         )
         return g.add("Exp", [minus_log_scale], f"{name}.inverse_scale"), minus_log_scale
 
-    def add_minus_log_scale(self, g: GraphBuilder, x: str, name: str) -> str:
-        """See `Transform`."""
-        return x
-
 
 @singledispatch
 def fold_transform(transform: trained.Transform, last: FoldedConv) -> tuple[Transform, FoldedConv]:
     """Folds a transform of training and, with it, the last convolution of its network, which takes up constants."""
-    raise NotImplementedError(type(transform).__name__)
+    raise NotImplementedError(f"{type(transform).__name__} has no folded form: register one here")
 
 
 @fold_transform.register
