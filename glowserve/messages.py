@@ -43,6 +43,11 @@ def images_array(images: pb.Images) -> UInt8Array:
     return np.frombuffer(images.tensor.data, np.uint8).reshape(tuple(images.tensor.shape))
 
 
+def count(images: pb.Images) -> int:
+    """How many images a message has, or says that it has."""
+    return images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
+
+
 def scores_message(scores: Scores) -> pb.ScoreResponse:
     """Scores as a ScoreResponse."""
     columns = [getattr(scores, name).tolist() for name in COLUMNS]

@@ -22,6 +22,7 @@ from glowserve_export.couplings import FoldedCoupling
 from glowserve_export.dequantization import FoldedDequantization
 from glowserve_export.precision import FP32, Precision
 from glowserve_export.preprocessing import CENTRING, Preprocessing
+from glowserve_export.split import FoldedSplit
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ def _mix(matrix: Float64Array, bias: Float64Array) -> FoldedConv:
 
 @dataclass(frozen=True)
 class FoldedLevel:
-    """A squeeze, steps of flow, and a split, see `glowserve_training.layers.Split`."""
+    """A squeeze, steps of flow, and a split."""
 
     steps: tuple[FoldedStep, ...]
     """In forward order."""
 
-    prior: FoldedConv | None
-    """Predicts mean and log-scale of the second half of the channels from the first half; None at the top level."""
+    split: FoldedSplit | None
+    """None at the top level, where all channels are latent."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class FoldedGlow:
         shapes = []
         for i, level in enumerate(self.levels):
             size, channels = self.image_size >> (i + 1), level.steps[0].channels
-            shapes.append((channels if level.prior is None else channels // 2, size, size))
+            shapes.append((channels if level.split is None else channels // 2, size, size))
         return shapes
 
     def named_steps(self) -> Iterator[tuple[str, FoldedStep]]:

@@ -65,13 +65,12 @@ class FoldedReference:
         latents = latents_by_level(torch.from_numpy(latent).double().to(self._device), glow.latent_shapes())
         x = torch.empty(0)
         for i, level in reversed(list(enumerate(glow.levels, 1))):
-            if level.prior is None:
+            if level.split is None:
                 z = latents[i - 1]
                 x = z * _per_channel(glow.top_log_scale, z).exp() + _per_channel(glow.top_mean, z)
                 yield "top.z", x
             else:
-                mean, log_scale = level.prior.apply(x).chunk(2, dim=1)
-                x = torch.cat((x, latents[i - 1] * log_scale.exp() + mean), dim=1)
+                x = level.split.inverse(x, latents[i - 1])
                 yield f"level{i}.prior.joined", x
             for k, step in reversed(list(enumerate(level.steps, 1))):
                 x = step.inverse(x)
@@ -120,12 +119,10 @@ class FoldedReference:
     def _latent(self, x: Tensor, level: FoldedLevel) -> tuple[Tensor, Tensor, Tensor]:
         """What continues to the next level, the latent of this one, and its log-determinant [N]."""
         glow = self._glow
-        if level.prior is None:
+        if level.split is None:
             latent = (x - _per_channel(glow.top_mean, x)) / _per_channel(glow.top_log_scale, x).exp()
             return x, latent, x.new_zeros(len(x))
-        x, z = x.chunk(2, dim=1)
-        mean, log_scale = level.prior.apply(x).chunk(2, dim=1)
-        return x, (z - mean) / log_scale.exp(), -log_scale.sum((1, 2, 3))
+        return level.split.forward(x)
 
 
 def _per_channel(values: Float64Array, like: Tensor) -> Tensor:

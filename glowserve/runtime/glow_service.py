@@ -7,7 +7,7 @@ each method.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -36,6 +36,10 @@ async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
     return messages.scores_message(await operations.score(runner, images, seed))
 
 
+# A call whose first samples have no image, not one of them, would go on for nothing.
+_ENOUGH_TO_GIVE_UP = 256
+
+
 class SampleCall:
     """A call of GlowService.Sample, which is answered in parts of one batch each.
 
@@ -56,7 +60,7 @@ class SampleCall:
         self._seed = request.seed if request.HasField("seed") else secrets.randbits(64)
         self._n, self._format = request.n, request.format
         self._part_size = runner.limits.max_batch_size
-        self._drew_an_image = False
+        self._sent = self._images_sent = 0
 
     def parts(self) -> Iterator[range]:
         """The indices of the samples of each part."""
@@ -75,7 +79,6 @@ class SampleCall:
         """
         draws = [Draw(self._seed, index, self._temperature) for index in part]
         drawn = await operations.sample(runner, draws)
-        self._drew_an_image |= bool(drawn.finite.any())
         responses = [
             pb.SampleResponse(
                 model=_version(runner),
@@ -88,16 +91,21 @@ class SampleCall:
         responses[0].not_finite.extend((part.start + np.flatnonzero(~drawn.finite)).tolist())
         return responses
 
-    def end(self) -> None:
-        """To be called after the last part.
+    def sent(self, responses: Sequence[pb.SampleResponse]) -> None:
+        """To be called when the responses of a part have been sent, part after part.
 
         Raises:
-            NotFiniteError: no sample is finite. The responses count them.
+            NotFiniteError: no sample so far is finite, and there are no more, or enough to give up. The responses count
+                them.
         """
-        if not self._drew_an_image:
+        images = sum(messages.count(response.images) for response in responses)
+        self._images_sent += images
+        self._sent += images + sum(len(response.not_finite) for response in responses)
+        if not self._images_sent and self._sent >= min(self._n, _ENOUGH_TO_GIVE_UP):
+            which = f"sample of {self._n}" if self._sent == self._n else f"of the first {self._sent} samples"
             raise NotFiniteError(
-                f"temperature is {self._temperature:g}: not one sample of {self._n} is finite; lower the temperature, "
-                "or train the model longer",
+                f"temperature is {self._temperature:g}: not one {which} is finite; lower the temperature, or train the "
+                "model longer",
                 0,
             )
 

@@ -195,7 +195,7 @@ class GlowServiceServicer(object):
         A sample whose latent does not decode to finite numbers, which a high temperature or a barely trained model can
         cause, is drawn again with other latents: three attempts in all, or as many as the bundle's RandomnessVersion says.
         If none is finite, the sample has no image: SampleResponse.not_finite has its index, and the other samples arrive.
-        If not one sample of the call is finite, the stream ends with FAILED_PRECONDITION.
+        If not one sample of the call is finite, or not one of its first 256, the stream ends with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

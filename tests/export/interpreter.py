@@ -29,6 +29,7 @@ from glowserve_export.couplings import (
 from glowserve_export.dequantization import FoldedDequantization
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.preprocessing import Logit
+from glowserve_export.split import FoldedSplit
 
 Array = npt.NDArray[np.float64]
 
@@ -69,11 +70,11 @@ def forward(glow: FoldedGlow, images: npt.NDArray[np.uint8], noise: npt.NDArray[
             x = np.einsum("oc,nchw->nohw", step.matrix, x) + step.bias[:, None, None]
             x, log_det_step = couple(step.coupling, x)
             terms = terms + log_det_step
-        if level.prior is None:
+        if level.split is None:
             latent = (x - per_channel(glow.top_mean)) / np.exp(per_channel(glow.top_log_scale))
         else:
             x, z = np.split(x, 2, axis=1)
-            mean, log_scale = np.split(convolve(x, level.prior), 2, axis=1)
+            mean, log_scale = _mean_and_log_scale(level.split, x)
             latent = (z - mean) / np.exp(log_scale)
             terms = terms - _sum(log_scale)
         latents.append(latent.reshape(len(latent), -1))
@@ -95,10 +96,10 @@ def reverse(glow: FoldedGlow, latent: npt.NDArray[Any]) -> Array:
     ]
     x = np.empty(0)
     for level, own in zip(reversed(glow.levels), reversed(by_level), strict=True):
-        if level.prior is None:
+        if level.split is None:
             x = own * np.exp(per_channel(glow.top_log_scale)) + per_channel(glow.top_mean)
         else:
-            mean, log_scale = np.split(convolve(x, level.prior), 2, axis=1)
+            mean, log_scale = _mean_and_log_scale(level.split, x)
             x = np.concatenate((x, mean + own * np.exp(log_scale)), axis=1)
         for step in reversed(level.steps):
             x = _uncouple(step.coupling, x)
@@ -112,6 +113,11 @@ def reverse(glow: FoldedGlow, latent: npt.NDArray[Any]) -> Array:
     alpha = glow.preprocessing.alpha
     pixels: Array = (1 / (1 + np.exp(-y)) - alpha) / (1 - 2 * alpha) * 2.0**glow.n_bits
     return pixels
+
+
+def _mean_and_log_scale(split: FoldedSplit, x: Array) -> tuple[Array, Array]:
+    mean, raw = np.split(convolve(x, split.network), 2, axis=1)
+    return mean, raw if split.bound is None else split.bound * np.tanh(raw)
 
 
 def convolve(x: Array, conv: FoldedConv) -> Array:

@@ -81,8 +81,8 @@ def per_position(rng: np.random.Generator) -> FoldedGlow:
         for step in level.steps:
             network = FoldedNetwork(*(spread(conv, size) for conv in step.coupling.network))
             steps.append(replace(step, coupling=replace(step.coupling, network=network)))
-        prior = spread(level.prior, size) if level.prior else None
-        levels.append(replace(level, steps=tuple(steps), prior=prior))
+        split = level.split and replace(level.split, network=spread(level.split.network, size))
+        levels.append(replace(level, steps=tuple(steps), split=split))
     top = glow.latent_shapes()[-1]
     return replace(
         glow,

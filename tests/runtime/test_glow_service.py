@@ -28,8 +28,8 @@ FORMATS = [pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_PNG, pb.IMAGE_FORMAT_RAW
 class Runner(EngineRunner):
     """Records what is announced and the stages of the CPU work, in order."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        super().__init__(bundle, engine, Limits(max_images=9, max_samples=90, max_batch_size=32))
+    def __init__(self, bundle: Bundle, engine: Engine, max_samples: int = 90) -> None:
+        super().__init__(bundle, engine, Limits(max_images=9, max_samples=max_samples, max_batch_size=32))
         self.events: list[int | str] = []
 
     def expect(self, images: int) -> None:
@@ -62,8 +62,11 @@ def test_samples_are_answered_in_parts_of_a_batch(runner: Runner, engine: Engine
     request = pb.SampleRequest(n=70, seed=3, temperature=0.5, format=pb.IMAGE_FORMAT_RAW)
     call = SampleCall(runner, request)
     assert list(call.parts()) == [range(32), range(32, 64), range(64, 70)]
-    responses = [response for part in call.parts() for response in run_now(call.answer(runner, part))]
-    call.end()
+    responses = []
+    for part in call.parts():
+        answered = run_now(call.answer(runner, part))
+        call.sent(answered)
+        responses += answered
     assert [(each.first_index, each.seed) for each in responses] == [(0, 3), (32, 3), (64, 3)]
     expected = engine.reverse(latents(3, 32, 32, 64, 0.5)).image
     np.testing.assert_array_equal(messages.images_array(responses[1].images), expected)
@@ -85,20 +88,31 @@ def test_a_message_of_samples_has_no_gap_and_the_first_of_a_part_lists_those_wit
         [32 + index for index in expected.not_finite],
         *([[]] * (len(responses) - 1)),
     ]
-    call.end()
+    call.sent(responses)
 
 
 def test_a_call_without_one_finite_sample_ends_with_an_error(runner: Runner) -> None:
-    request = pb.SampleRequest(n=40, seed=3, temperature=1e30, format=pb.IMAGE_FORMAT_RAW)
+    request = pb.SampleRequest(n=40, seed=3, temperature=3e38, format=pb.IMAGE_FORMAT_RAW)
     call = SampleCall(runner, request)
     (one,), (other,) = (run_now(call.answer(runner, part)) for part in call.parts())
+    call.sent([one])
     assert (one.first_index, other.first_index) == (0, 32)
     assert [*one.not_finite, *other.not_finite] == list(range(40))
     assert messages.images_array(one.images).shape == (0, 8, 8, 1)
     with pytest.raises(
-        NotFiniteError, match=r"temperature is 1e\+30: not one sample of 40 is finite; lower the"
+        NotFiniteError, match=r"temperature is 3e\+38: not one sample of 40 is finite; lower the"
     ):
-        call.end()
+        call.sent([other])
+
+
+def test_a_call_gives_up_when_not_one_of_its_first_samples_is_finite(bundle: Bundle, engine: Engine) -> None:
+    runner = Runner(bundle, engine, max_samples=100_000)
+    call = SampleCall(runner, pb.SampleRequest(n=100_000, seed=3, temperature=3e38))
+    parts = call.parts()
+    for _ in range(7):
+        call.sent(run_now(call.answer(runner, next(parts))))
+    with pytest.raises(NotFiniteError, match="not one of the first 256 samples is finite; lower the"):
+        call.sent(run_now(call.answer(runner, next(parts))))
 
 
 def test_the_temperature_of_samples_is_1_and_their_seed_random_by_default(runner: Runner) -> None:

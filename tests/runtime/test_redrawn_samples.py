@@ -72,7 +72,7 @@ def test_finite_samples_are_drawn_once(bundle: Bundle, engine: Engine) -> None:
 
 def test_a_sample_does_not_depend_on_the_others(runner: Runner) -> None:
     together = run_now(operations.sample(runner, draws(5)))
-    mixed = [Draw(6, 0, 1.0), *draws(5)[::-7], Draw(6, 1, 1e30)]
+    mixed = [Draw(6, 0, 1.0), *draws(5)[::-7], Draw(6, 1, 3e38)]
     among = run_now(operations.sample(runner, mixed))
     np.testing.assert_array_equal(among.finite[1:-1], together.finite[::-7])
     np.testing.assert_array_equal(among.images[1:-1], together.images[::-7])
@@ -83,7 +83,7 @@ def test_a_sample_does_not_depend_on_the_others(runner: Runner) -> None:
 
 
 def test_what_is_never_finite_has_no_image_after_three_attempts(runner: Runner) -> None:
-    sampled = run_now(operations.sample(runner, draws(5, 3, 1e30)))
+    sampled = run_now(operations.sample(runner, draws(5, 3, 3e38)))
     assert not sampled.finite.any()
     assert not sampled.images.any()
     assert runner.rounds == [3, 3, 3]

@@ -50,7 +50,7 @@ def make_explosive(source: Path, target: Path) -> None:
     """
     for factor in np.geomspace(1, 1e6, 200):
         shutil.copytree(source, target)
-        scale(target, "reverse.onnx", "level2.step1.weight", factor)
+        scale(target, "reverse.onnx", "prior.bound", factor)
         bundle = open_bundle(target)
         drawn = latents(0, 0, 200, bundle.manifest.image.latent_size)
         pixels = Engine(bundle, RuntimeConfig(device="cpu", threads=1)).reverse(drawn).pixels

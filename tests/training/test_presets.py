@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from glowserve_training.config import DataConfig, GlowConfig, Part, RunConfig
+from glowserve_training.data import choose_splits, open_source
 from glowserve_training.errors import DataError
 from glowserve_training.presets import run_config
 from PIL import Image
@@ -19,7 +20,7 @@ from tests.training.runs import PLAIN
 
 def source(path: Path, *shape: int) -> str:
     """An .npz file of black images."""
-    np.savez(path / "a.npz", images=np.zeros((3, *shape), np.uint8))
+    np.savez(path / "a.npz", images=np.zeros((60, *shape), np.uint8))
     return str(path / "a.npz")
 
 
@@ -73,7 +74,8 @@ def test_channels_follow_the_first_image(channels: int, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_photographs_gives_a_model_with_3_channels(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 50)).save(tmp_path / "a.jpg")
+    for i in range(60):
+        Image.new("RGB", (40, 50)).save(tmp_path / f"{i}.jpg")
 
     config = run_config(str(tmp_path))
 
@@ -139,7 +141,7 @@ DRAWING = {"preprocessing": "logit", "checkerboards": 4, "dequantization": "vari
 def test_the_recipe_follows_from_the_share_of_values_that_are_black_or_white(
     extreme: int, share: float, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    images = np.full((20, 10, 10), 128, np.uint8)
+    images = np.full((60, 10, 10), 128, np.uint8)
     images[:, : round(10 * share)] = extreme
     np.savez(tmp_path / "a.npz", images=images)
 
@@ -148,6 +150,22 @@ def test_the_recipe_follows_from_the_share_of_values_that_are_black_or_white(
 
     assert {name: getattr(config.model, name) for name in expected} == expected
     assert given.model == replace(config.model, checkerboards=1)
+
+
+def test_held_out_images_play_no_part_in_the_shape_and_the_recipe(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    data = tmp_path / "images"
+    data.mkdir()
+    for i in range(60):
+        Image.fromarray(rng.integers(1, 255, (10, 10), dtype=np.uint8)).save(data / f"{i:02d}.png")
+    before = run_config(str(data))
+    splits = choose_splits(open_source(str(data)), before.data)
+    for name in ("validation", "calibration", "test"):
+        for i in splits[name][1]:
+            Image.new("RGB", (50, 50)).save(data / f"{i:02d}.png")
+
+    assert run_config(str(data)) == before
 
 
 def test_an_unknown_size_is_refused() -> None:

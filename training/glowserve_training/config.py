@@ -44,7 +44,7 @@ class GlowConfig:
     )
     coupling: str = option("coupling layers", "affine", choices=COUPLINGS)
     coupling_scale: str = option(
-        "of affine couplings; tanh is bounded in both directions, sigmoid is the paper's",
+        "of affine couplings; tanh is bounded in both directions, and bounds the priors' too; sigmoid is the paper's",
         "tanh",
         choices=COUPLING_SCALES,
     )

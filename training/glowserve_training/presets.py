@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.schedule import default_patience
+
+if TYPE_CHECKING:
+    from glowserve_training.data.splits import Split
 
 # Larger images are scaled down to this unless the user says otherwise.
 _LARGEST_DEFAULT_IMAGE_SIZE = 64
@@ -69,7 +72,7 @@ def run_config(
 ) -> RunConfig:
     """Makes a complete configuration from a data source and any fields that the caller wants to set.
 
-    The other fields follow from a look at the source's images, as `DERIVED_DEFAULTS` says.
+    The other fields follow from a look at the source's training images, as `DERIVED_DEFAULTS` says.
 
     Args:
         data: see `DataConfig`.
@@ -85,10 +88,11 @@ def run_config(
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     data = _absolute(data)
     given = {name: value for name, value in given.items() if value is not None}
+    # The shape plays no part in which images are to train on.
+    images = DataConfig(data=data, image_size=1, channels=1, split_seed=split_seed)
     if "image_size" not in given or "channels" not in given:
-        given = _native_shape(data) | given
-    shape = {name: given[name] for name in ("image_size", "channels")}
-    images = DataConfig(data=data, **shape, split_seed=split_seed)
+        given = _native_shape(images) | given
+    images = replace(images, image_size=given["image_size"], channels=given["channels"])
     if size == "paper":
         preset, recipe = _PAPER, _LIKE_THE_PAPER
     elif _are_drawings(images, given):
@@ -136,10 +140,10 @@ def _absolute(data: str) -> str:
     return str(Path(data).absolute()) if data != "digits" and Path(data).exists() else data
 
 
-def _native_shape(data: str) -> dict[str, int]:
-    from glowserve_training.data import open_source, survey_images  # imports PyTorch
+def _native_shape(images: DataConfig) -> dict[str, int]:
+    from glowserve_training.data import survey_images  # imports PyTorch
 
-    found = survey_images(open_source(data)["train"])
+    found = survey_images(*_training_images(images))
     return {"image_size": _default_image_size(found.side), "channels": found.channels}
 
 
@@ -147,9 +151,16 @@ def _are_drawings(images: DataConfig, given: Mapping[str, Any]) -> bool:
     """Whether much of the images is black or white. If all that follows from that is given, only its kind counts."""
     if given.keys() >= _DRAWING.keys():
         return bool(given["preprocessing"] == _DRAWING["preprocessing"])
-    from glowserve_training.data import black_or_white, open_source  # imports PyTorch
+    from glowserve_training.data import black_or_white  # imports PyTorch
 
-    return black_or_white(open_source(images.data)["train"], images) >= _BLACK_OR_WHITE_SHARE
+    return black_or_white(_training_images(images), images) >= _BLACK_OR_WHITE_SHARE
+
+
+def _training_images(images: DataConfig) -> Split:
+    """Nothing else may shape the model: scores are calibrated, and judged, on images that it knows nothing of."""
+    from glowserve_training.data import choose_splits, open_source  # imports PyTorch
+
+    return choose_splits(open_source(images.data), images)["train"]
 
 
 def _small(presets: Mapping[int, Preset], image_size: int) -> Preset:

@@ -20,6 +20,7 @@ from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import HALVES, FoldedCoupling, FoldedNetwork, Mask, Transform
 from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.frontends.checks import check_condition
+from glowserve_export.split import FoldedSplit
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def fold_public(
         steps = [_fold_step(step, step_name(i, k), transform) for k, step in enumerate(unfolded, 1)]
         steps[0] = _after_space_to_depth(steps[0])
         constant += (image_size >> i) ** 2 * sum(step.log_det() for step in unfolded)
-        folded.append(FoldedLevel(tuple(steps), level.prior))
+        folded.append(FoldedLevel(tuple(steps), FoldedSplit(level.prior) if level.prior else None))
     return FoldedGlow(
         image_size=image_size,
         channels=channels,

@@ -10,15 +10,15 @@ import torch
 from glowserve_training.layers import FlowStep, Split, TopPrior
 from glowserve_training.model import Glow
 from glowserve_training.names import step_name
-from torch import nn
 
-from glowserve_export.convolution import FoldedConv, as_array
+from glowserve_export.convolution import as_array
 from glowserve_export.couplings import FoldedCoupling
 from glowserve_export.dequantization import FoldedDequantization
 from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
 from glowserve_export.frontends.checks import check_condition, check_finite
 from glowserve_export.preprocessing import fold_preprocessing
 from glowserve_export.reference import as_float64
+from glowserve_export.split import FoldedSplit
 
 
 @torch.no_grad()
@@ -36,7 +36,8 @@ def fold_glow(model: Glow) -> FoldedGlow:
     for i, level in enumerate(double.flow_levels(), 1):
         steps = [_fold_step(step, size >> i, step_name(i, k)) for k, step in enumerate(level.flow_steps(), 1)]
         constant += (size >> i) ** 2 * float(level.constant_log_det())
-        levels.append(FoldedLevel(tuple(steps), _fold_prior(level.prior)))
+        split = FoldedSplit.of(level.prior) if isinstance(level.prior, Split) else None
+        levels.append(FoldedLevel(tuple(steps), split))
     top = cast("TopPrior", double.flow_levels()[-1].prior)
     return FoldedGlow(
         image_size=size,
@@ -44,7 +45,7 @@ def fold_glow(model: Glow) -> FoldedGlow:
         n_bits=config.n_bits,
         levels=tuple(levels),
         top_mean=as_array(top.mean).reshape(-1),
-        top_log_scale=as_array(top.log_scale).reshape(-1),
+        top_log_scale=as_array(top.effective_log_scale()).reshape(-1),
         log_det_constant=constant,
         dequantization=FoldedDequantization.of(dequantization, size) if dequantization else None,
         preprocessing=fold_preprocessing(double.preprocessing),
@@ -69,7 +70,3 @@ def _fold_step(step: FlowStep, size: int, name: str) -> FoldedStep:
         inverse_bias=-actnorm_bias,
         coupling=FoldedCoupling.of(step.coupling, size),
     )
-
-
-def _fold_prior(prior: nn.Module) -> FoldedConv | None:
-    return FoldedConv.of(prior.network) if isinstance(prior, Split) else None

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from glowserve_export.builder import GraphBuilder, float_info, image_info
 from glowserve_export.couplings import FoldedCoupling, add_log_det
 from glowserve_export.folded import FoldedGlow, FoldedLevel
-from glowserve_export.graphs.priors import standardized_split, standardized_top
+from glowserve_export.graphs.top import standardized_top
 from glowserve_export.noise import NoiseNodes, UniformNoiseNodes
 from glowserve_export.precision import FP32, Precision
 
@@ -96,11 +96,9 @@ def _level(
         scales += [(step.coupling, log_scale)] if log_scale else []
     positions = (glow.image_size >> i) ** 2
     terms = add_log_det(g, scales, positions, f"level{i}")
-    if level.prior is None:
+    if level.split is None:
         return x, standardized_top(g, x, glow), terms
-    half = level.steps[0].channels // 2
-    x, z = g.split(x, [half, half], f"level{i}.split")
-    latent, log_det = standardized_split(g, x, z, level.prior, half * positions, f"level{i}.prior")
+    x, latent, log_det = level.split.add_forward(g, x, positions, f"level{i}")
     return x, latent, [*terms, log_det]
 
 

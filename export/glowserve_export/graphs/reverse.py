@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from glowserve_export.builder import GraphBuilder, float_info, image_info
 from glowserve_export.folded import FoldedGlow
-from glowserve_export.graphs.priors import unstandardized_split, unstandardized_top
+from glowserve_export.graphs.top import unstandardized_top
 from glowserve_export.precision import FP32, Precision
 
 
@@ -24,10 +24,10 @@ def reverse_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
     latents = _latents_by_level(g, glow)
     x = ""
     for i, level in reversed(list(enumerate(glow.levels, 1))):
-        if level.prior is None:
+        if level.split is None:
             x = unstandardized_top(g, latents[i - 1], glow)
         else:
-            x = unstandardized_split(g, x, latents[i - 1], level.prior, f"level{i}.prior")
+            x = level.split.add_reverse(g, x, latents[i - 1], f"level{i}")
         for k, step in reversed(list(enumerate(level.steps, 1))):
             x = step.add_reverse(g, x, step_name(i, k), precision)
         x = g.add("DepthToSpace", [x], f"level{i}.unsqueeze", blocksize=2, mode="DCR")

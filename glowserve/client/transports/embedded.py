@@ -70,8 +70,9 @@ class EmbeddedTransport:
         with self._answering(request.model):
             call = SampleCall(self._runner, request)
             for part in call.parts():
-                yield from run_now(call.answer(self._runner, part))
-            call.end()
+                responses = run_now(call.answer(self._runner, part))
+                yield from responses
+                call.sent(responses)
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import numpy as np
 
+from glowserve import messages
 from glowserve.runtime import glow_service
 from glowserve.runtime.errors import GlowserveError
 from glowserve.v1 import glow_service_pb2 as pb
@@ -60,9 +61,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             return await self._score(request, call, next(tickets))
 
         def share(request: pb.ScoreRequest) -> float:
-            images = request.images
-            n = images.tensor.shape[0] if images.tensor.shape else len(images.encoded.data)
-            return self._config.share_of_a_call(n, call.holding.newest)
+            return self._config.share_of_a_call(messages.count(request.images), call.holding.newest)
 
         try:
             async with aclosing(in_order(requests, answer, 1, share)) as responses:
@@ -92,7 +91,7 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
                     for response in responses:
                         runner.count_not_finite(len(response.not_finite))
                         yield response
-            sample.end()
+                    sample.sent(responses)
 
     async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """See GlowService.Encode."""

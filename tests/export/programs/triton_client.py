@@ -51,7 +51,7 @@ def run_documented_client(repository: str, bundle: str, folder: str) -> None:
     bits_per_dim, percentile = client["score"](np.load(Path(folder) / "images.npy"), seed=7)
     samples, error = client["sample"](5, seed=3, temperature=0.8), ""
     try:
-        client["sample"](1, seed=3, temperature=1e30)
+        client["sample"](1, seed=3, temperature=3e38)
     except ValueError as raised:
         error = str(raised)
     np.savez(

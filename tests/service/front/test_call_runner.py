@@ -252,7 +252,7 @@ async def test_samples_are_drawn_again_with_tickets_that_are_not_refused(
     first = Ticket(deadline=time.monotonic() + 1000, long=True, gate=AdmissionGate())
     later = Ticket(first.deadline, first=False, long=True, gate=first.gate)
     async with make_runner(first) as runner:
-        await operations.sample(runner, [Draw(0, index, 1e30) for index in range(40)])
+        await operations.sample(runner, [Draw(0, index, 3e38) for index in range(40)])
     assert pool.tickets == [first, later, later]
     assert model.reverse.tickets == [first, later, later]
     assert metrics.registry.get_sample_value("glowserve_redrawn_samples_total", {"model": "digits"}) == 80

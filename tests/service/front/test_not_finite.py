@@ -32,7 +32,7 @@ from tests.service.wire import (
 
 
 def with_larger_weight(source: Path, target: Path, graph: str, weight: str, factor: float) -> Bundle:
-    """A copy of a bundle in which one weight of one graph is much too large."""
+    """A copy of a bundle in which one constant of one graph is much too large."""
     shutil.copytree(source, target)
     scale(target, graph, weight, factor)
     return open_bundle(target)
@@ -57,10 +57,10 @@ def explosive(repository: Path, tmp_path_factory: pytest.TempPathFactory, digits
 
     def make(what: str) -> tuple[Path, npt.NDArray[np.bool_]]:
         noise = np.full(digits.shape, 0.5, np.float32)
-        for factor in np.geomspace(4, 1000, 100):
+        for factor in np.geomspace(1, 1e5, 100):
             path = tmp_path_factory.mktemp("explosive")
             source, target = repository / "digits" / "1", path / "digits" / "1"
-            bundle = with_larger_weight(source, target, "forward.onnx", "level1.step1.mix.weight", factor)
+            bundle = with_larger_weight(source, target, "forward.onnx", "prior.bound", factor)
             result = getattr(
                 Engine(bundle, RuntimeConfig(device="cpu", threads=1)).forward(digits, noise), what
             )

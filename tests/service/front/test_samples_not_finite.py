@@ -91,7 +91,7 @@ def test_a_bundle_of_randomness_1_keeps_its_one_attempt_and_the_others_arrive(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(("n", "temperature"), [(1, 1e10), (40, 3e38)])
+@pytest.mark.parametrize(("n", "temperature"), [(1, 3e38), (40, 3e38)])
 def test_a_call_without_one_finite_sample_fails_after_its_messages(
     explosive: tuple[Server, Stubs], n: int, temperature: float, form: pb.ImageFormat
 ) -> None:

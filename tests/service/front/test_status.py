@@ -220,7 +220,7 @@ def test_an_error_that_no_field_caused_names_no_field(stub: GlowServiceStub, cha
     bytes_call = channel.unary_unary("/glowserve.v1.GlowService/Score")
     for call, reason in (
         (lambda: stub.GetModel(pb.GetModelRequest(model={"name": "nobody"})), "MODEL_NOT_FOUND"),
-        (lambda: stub.Sample(pb.SampleRequest(n=1, seed=0, temperature=1e30)), "NOT_FINITE"),
+        (lambda: stub.Sample(pb.SampleRequest(n=1, seed=0, temperature=3e38)), "NOT_FINITE"),
         (lambda: bytes_call(b"\xff"), "INVALID_REQUEST"),
     ):
         found = details_of(error_of(call))

@@ -52,7 +52,7 @@ def test_calls_are_counted_by_method_model_and_code(fresh: tuple[Server, Stubs],
         lambda: glow.Score(pb.ScoreRequest()),
         lambda: glow.Score(pb.ScoreRequest(model=pb.ModelSpec(name="nobody"))),
         lambda: list(glow.Sample(pb.SampleRequest(n=0))),
-        lambda: list(glow.Sample(pb.SampleRequest(n=1, seed=0, temperature=1e30))),
+        lambda: list(glow.Sample(pb.SampleRequest(n=1, seed=0, temperature=3e38))),
     )
     for call in refused:
         with pytest.raises(grpc.RpcError):
@@ -113,7 +113,7 @@ def test_each_stage_of_a_call_is_timed(fresh: tuple[Server, Stubs], digits: UInt
     list(stubs.glow.Sample(pb.SampleRequest(n=10, temperature=0)))  # batches of 8 and 2
     stubs.glow.ListModels(pb.ListModelsRequest())
     with pytest.raises(grpc.RpcError):
-        list(stubs.glow.Sample(pb.SampleRequest(n=1, seed=0, temperature=1e30)))
+        list(stubs.glow.Sample(pb.SampleRequest(n=1, seed=0, temperature=3e38)))
     for stage in ("preparation", "serialization"):
         counts = {(each["model"], each["method"]): n for each, n in series(server, f"{stage}_seconds_count")}
         assert counts == {("digits", "Score"): 3, ("digits", "Sample"): 1}

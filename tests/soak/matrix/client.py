@@ -56,8 +56,8 @@ async def unary(channel: grpc.aio.Channel, ending: str, number: int, sent: async
 
 
 async def streaming(channel: grpc.aio.Channel, ending: str, number: int, sent: asyncio.Event) -> Any:
-    """Sample: of 64 images if the call is to finish, else of the most that are allowed."""
-    n = 64 if ending in ("finishes", "stopped") else 100_000
+    """Sample: of 64 images if the call is to finish or to fail, else of the most that are allowed."""
+    n = 64 if ending in ("finishes", "stopped", "error") else 100_000
     temperature = 3e38 if ending == "error" else 0.5
     sent.set()
     request = pb.SampleRequest(n=n, temperature=temperature, seed=number, format=pb.IMAGE_FORMAT_RAW)

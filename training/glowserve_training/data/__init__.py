@@ -15,6 +15,7 @@ from glowserve_training.data.held_out import (
 from glowserve_training.data.images import HeldOutImages, ImageData, load_images
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import Source, open_source
+from glowserve_training.data.splits import choose_splits
 from glowserve_training.data.survey import survey_images
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SourceImages",
     "StepLoader",
     "black_or_white",
+    "choose_splits",
     "evaluation_batches",
     "find_held_out",
     "load_held_out",

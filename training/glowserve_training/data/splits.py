@@ -61,6 +61,13 @@ def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
     return splits
 
 
+def spread_evenly(images: Split, most: int) -> list[int]:
+    """The indices of at most so many images of a split, spread evenly over their source; the same ones each time."""
+    indices = np.sort(images[1])
+    chosen = np.linspace(0, len(indices) - 1, min(len(indices), most)).round().astype(int)
+    return [int(index) for index in indices[chosen]]
+
+
 def _chosen_from_validation(config: DataConfig) -> tuple[str, ...]:
     """The splits that share the validation images."""
     return ("validation",) if config.split_version == 1 else ("validation", "calibration")

@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from glowserve.cores import cores
 from glowserve.images import InvalidImageError
 from glowserve_training.data.source_images import SourceImages
+from glowserve_training.data.splits import spread_evenly
 from glowserve_training.data.unreadable import UnreadableImages
 from glowserve_training.errors import DataError
 
@@ -80,13 +82,18 @@ class Survey:
             yield f"{smaller} of {self.images} images are smaller than {image_size} x {image_size} and are enlarged"
 
 
-def survey_images(images: SourceImages) -> Survey:
+def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = None) -> Survey:
     """Looks at the headers of no more than 256 images, the same ones each time.
+
+    Args:
+        images: of a source.
+        only: the indices of those that may be looked at; None for all.
 
     Raises:
         DataError: none of them can be read.
     """
-    indices = np.linspace(0, len(images) - 1, min(len(images), _MOST_LOOKED_AT)).round().astype(int).tolist()
+    allowed = np.arange(len(images)) if only is None else only
+    indices = spread_evenly((images, allowed), _MOST_LOOKED_AT)
 
     def look(index: int) -> tuple[tuple[int, int], bool] | InvalidImageError:
         try:

@@ -52,7 +52,7 @@ class ActNorm(Bijector):
 
     def effective_log_scale(self) -> Tensor:
         """The log-scale that is applied, [C, 1, 1]."""
-        return self.log_scale if self._bound is None else bounded(self.log_scale, self._bound)
+        return bounded(self.log_scale, self._bound)
 
     def _log_det(self, x: Tensor) -> Tensor:
         return (x.shape[2] * x.shape[3] * self.effective_log_scale().sum()).expand(x.shape[0])

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def bounded(values: Tensor, bound: float) -> Tensor:
-    """B tanh(values / B), in (-B, B): nearly the values themselves while they are small against the bound."""
-    return bound * torch.tanh(values / bound)
+def bounded(values: Tensor, bound: float | None) -> Tensor:
+    """B tanh(values / B), in (-B, B): nearly the values themselves while they are small against B. None: no bound."""
+    return values if bound is None else bound * torch.tanh(values / bound)
 
 
 def unbounded(values: Tensor, bound: float) -> Tensor:

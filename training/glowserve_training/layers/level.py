@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from glowserve_training.config import GlowConfig
 from glowserve_training.layers.base import Bijector
-from glowserve_training.layers.prior import Split, TopPrior
+from glowserve_training.layers.prior import PRIOR_BOUND, Split, TopPrior
 from glowserve_training.layers.squeeze import Squeeze
 from glowserve_training.layers.step import FlowStep, linear_parts
 
@@ -29,7 +29,8 @@ class Level(Bijector):
         super().__init__()
         self.squeeze = Squeeze()
         self.steps = nn.ModuleList(FlowStep(4 * channels, config) for _ in range(config.steps_per_level))
-        self.prior = TopPrior(4 * channels) if top else Split(4 * channels)
+        bound = PRIOR_BOUND if config.coupling_scale == "tanh" else None
+        self.prior = TopPrior(4 * channels, bound) if top else Split(4 * channels, bound)
         self.checkpoint_activations = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,4 +83,6 @@ class Level(Bijector):
     def constant_log_det(self) -> Tensor:
         """The sum of the log-determinants that do not depend on the image, at one position of [H/2, W/2]; a scalar."""
         log_det = linear_parts(self.flow_steps())[2].sum()
-        return log_det - self.prior.log_scale.sum() if isinstance(self.prior, TopPrior) else log_det
+        return (
+            log_det - self.prior.effective_log_scale().sum() if isinstance(self.prior, TopPrior) else log_det
+        )
