@@ -64,7 +64,23 @@ def _is_fault(record: logging.LogRecord) -> bool:
     return not (isinstance(error, UnicodeDecodeError) or type(error).__name__ == "ExecuteBatchError")
 
 
-class TextFormatter(logging.Formatter):
+class _TimeFormatter(logging.Formatter):
+    """Formats a second once: the lines of a busy service differ in its milliseconds. For one thread, the writer's."""
+
+    default_msec_format = "%s,%03d"
+    _second = -1
+    _text = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """When the record was made."""
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime(self.default_time_format, self.converter(second))
+        return self.default_msec_format % (self._text, record.msecs)
+
+
+class TextFormatter(_TimeFormatter):
     """TIME LEVEL LOGGER: [REQUEST ID] MESSAGE; an exception's traceback follows in further lines, which are indented.
 
     A line that is not indented is the first of a record: a message is one line, whatever it quotes.
@@ -85,7 +101,7 @@ class TextFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-class JsonFormatter(LibraryJsonFormatter):
+class JsonFormatter(_TimeFormatter, LibraryJsonFormatter):
     """A JSON object: time (UTC), level, logger, message; in a call request_id, and trace_id if it is traced.
 
     The members of a record's attribute `fields`, a dict, are added to them. `exception` is a traceback.
