@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--data", default="uoft-cs/cifar10", help="images for the parametrizations")
     parser.add_argument("--steps", type=int, default=200, help="training steps for the parametrizations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for the parametrizations")
+    parser.add_argument("--only", nargs="+", default=[], help="parametrizations beside plain; all by default")
     parser.add_argument("--out", type=Path, default=Path("out/parametrizations"), help="for their runs")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -207,9 +208,10 @@ def _parametrizations(args: argparse.Namespace) -> None:
         f"  {'C':>3}  {'':<11}{'layer ms':>9}{'log-det ms':>12}{'step ms':>9}{'of plain':>10}"
         f"{'bits/dim':>10}{'- plain':>9}{'condition':>11}"
     )
+    names = [name for name in CONV1X1_CLASSES if not args.only or name in ("plain", *args.only)]
     for channels, (size, levels) in _TOP_LEVELS.items():
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONV1X1_CLASSES}
-        for seed, name in itertools.product(args.seeds, CONV1X1_CLASSES):
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for seed, name in itertools.product(args.seeds, names):
             found[name].append(_trained(args, size, levels, name, seed))
         plain = found["plain"]
         for name, runs in found.items():
