@@ -15,6 +15,13 @@ class ExportError(Exception):
     """The message says what was wrong with which value, and what to do."""
 
 
+def no_folded_form(layer: object) -> TypeError:
+    """The error of a fold function for a type of layer that none is registered for; only developers see it."""
+    return TypeError(
+        f"{type(layer).__name__} has no folded form: register one with the function that raised this"
+    )
+
+
 class NotInvertibleError(ExportError):
     """A weight is not finite, or a matrix cannot be inverted. The message names the weight or the step."""
 

@@ -15,6 +15,7 @@ from glowserve_training import preprocessing as trained
 from torch import Tensor
 
 from glowserve_export.builder import GraphBuilder
+from glowserve_export.errors import no_folded_form
 from glowserve_export.noise import NoiseNodes
 
 DEQUANTIZED = "image.noisy"
@@ -157,7 +158,7 @@ CENTRING = Centring()
 @singledispatch
 def fold_preprocessing(preprocessing: trained.Preprocessing) -> Preprocessing:
     """Folds the preprocessing of training."""
-    raise NotImplementedError(f"{type(preprocessing).__name__} has no folded form: register one here")
+    raise no_folded_form(preprocessing)
 
 
 @fold_preprocessing.register

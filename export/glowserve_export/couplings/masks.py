@@ -17,6 +17,7 @@ from glowserve_training.layers import masks as trained
 from torch import Tensor
 
 from glowserve_export.builder import GraphBuilder
+from glowserve_export.errors import no_folded_form
 
 
 class Mask(abc.ABC):
@@ -165,9 +166,9 @@ def _zero(g: GraphBuilder) -> str:
 
 
 @singledispatch
-def fold_mask(mask: trained.Mask, size: int) -> Mask:
+def fold_mask(mask: trained.Mask, size: int) -> Mask:  # noqa: ARG001  # registered functions use it
     """Folds a mask of training, for an input with H = W = size."""
-    raise NotImplementedError(f"{type(mask).__name__} has no folded form: register one here")
+    raise no_folded_form(mask)
 
 
 @fold_mask.register

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import FoldedConv
+from glowserve_export.errors import no_folded_form
 from glowserve_export.precision import (
     BYTE_SCALE,
     FP32,
@@ -57,7 +58,7 @@ class FoldedNetwork(NamedTuple):
 @singledispatch
 def fold_network(network: nn.Module) -> FoldedNetwork:
     """Folds a coupling network of training."""
-    raise NotImplementedError(f"{type(network).__name__} has no folded form: register one here")
+    raise no_folded_form(network)
 
 
 @fold_network.register

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import Float64Array, FoldedConv, as_array, per_channel
+from glowserve_export.errors import no_folded_form
 
 
 class Transform(abc.ABC):
@@ -206,9 +207,12 @@ class TanhScale(_Affine):
 
 
 @singledispatch
-def fold_transform(transform: trained.Transform, last: FoldedConv) -> tuple[Transform, FoldedConv]:
+def fold_transform(
+    transform: trained.Transform,
+    last: FoldedConv,  # noqa: ARG001  # registered functions use it
+) -> tuple[Transform, FoldedConv]:
     """Folds a transform of training and, with it, the last convolution of its network, which takes up constants."""
-    raise NotImplementedError(f"{type(transform).__name__} has no folded form: register one here")
+    raise no_folded_form(transform)
 
 
 @fold_transform.register

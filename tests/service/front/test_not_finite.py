@@ -31,10 +31,10 @@ from tests.service.wire import (
 )
 
 
-def with_larger_weight(source: Path, target: Path, graph: str, weight: str, factor: float) -> Bundle:
+def with_larger_constant(source: Path, target: Path, graph: str, constant: str, factor: float) -> Bundle:
     """A copy of a bundle in which one constant of one graph is much too large."""
     shutil.copytree(source, target)
-    scale(target, graph, weight, factor)
+    scale(target, graph, constant, factor)
     return open_bundle(target)
 
 
@@ -60,7 +60,7 @@ def explosive(repository: Path, tmp_path_factory: pytest.TempPathFactory, digits
         for factor in np.geomspace(1, 1e5, 100):
             path = tmp_path_factory.mktemp("explosive")
             source, target = repository / "digits" / "1", path / "digits" / "1"
-            bundle = with_larger_weight(source, target, "forward.onnx", "prior.bound", factor)
+            bundle = with_larger_constant(source, target, "forward.onnx", "prior.bound", factor)
             result = getattr(
                 Engine(bundle, RuntimeConfig(device="cpu", threads=1)).forward(digits, noise), what
             )
@@ -144,7 +144,7 @@ def test_every_value_of_an_encoding_that_does_not_decode_is_mismatched(
     """Also of black and white images: the byte that a graph makes of NaN could be either."""
     path = tmp_path_factory.mktemp("one_way")
     source, target = repository / "digits" / "1", path / "digits" / "1"
-    with_larger_weight(source, target, "reverse.onnx", "level1.step1.weight", 3e38)
+    with_larger_constant(source, target, "reverse.onnx", "level1.step1.weight", 3e38)
     images = np.concatenate([digits[:2], np.zeros_like(digits[:1]), np.full_like(digits[:1], 255)])
     with run_server(repository=path) as server, connect(server) as stubs:
         response = stubs.glow.Encode(pb.EncodeRequest(images=raw(images)))

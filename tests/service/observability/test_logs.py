@@ -258,3 +258,18 @@ def test_text_has_the_traceback_in_further_lines_that_are_indented() -> None:
     lines = TextFormatter().format(record("text", exc_text="Traceback\nValueError")).splitlines()
     assert lines[0].endswith(" ERROR loader: text")
     assert lines[1:] == ["    Traceback", "    ValueError"]
+
+
+@pytest.mark.parametrize("form", [TextFormatter, JsonFormatter])
+def test_each_line_has_the_time_of_its_own_record(form: type[logging.Formatter]) -> None:
+    formatter, lines = form(), []
+    for created in (1.5, 1.75, 61.25, 1.5):
+        each = record("text")
+        each.created, each.msecs, each.bracketed_id = created, 1000 * (created % 1), ""
+        lines.append(formatter.format(each))
+    assert [re.findall(r":(\d\d:\d\d)[.,](\d{3})", line) for line in lines] == [
+        [("00:01", "500")],
+        [("00:01", "750")],
+        [("01:01", "250")],
+        [("00:01", "500")],
+    ]

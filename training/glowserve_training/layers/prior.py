@@ -13,8 +13,8 @@ from glowserve_training.layers.base import Bijector
 from glowserve_training.layers.bounds import bounded
 from glowserve_training.layers.networks import ZeroConv2d
 
-# |log-scale| of a bounded prior stays below this, so that its scale lies between 1/403 and 403. A flat area of an
-# 8-bit image, where the noise within the bins is all that varies, needs 1/256 of the scale of a full one.
+# The log-scale of a bounded prior lies between -6 and 6, and its scale between 1/403 and 403. That is wide enough: in a
+# flat area of an 8-bit image only the noise within the bins varies, by 1/256 of the range of all values.
 PRIOR_BOUND = 6.0
 
 
