@@ -6,9 +6,10 @@ Shapes: N images, S steps, H W C, D = H * W * C.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from glowserve.mismatch import Int64Array, mismatched_values
@@ -19,12 +20,20 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
-from glowserve.runtime.engine import Float32Array, Reverse
+from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.randomness import ATTEMPTS, ENCODING_NOISE, dequantization_noise, latents
+from glowserve.runtime.randomness import (
+    ATTEMPTS,
+    DEFAULT_SEED,
+    ENCODING_NOISE,
+    dequantization_noise,
+    latents,
+)
 from glowserve.runtime.runner import Runner, Work
-from glowserve.scores import Scores
+from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
+
+Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,26 +72,41 @@ class Encoded:
     """How many values of each image are in another bin after its latent is decoded, [N]."""
 
 
-async def score(runner: Runner, images: ImageSource | Pictures, seed: int) -> Scores:
+async def score(
+    runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked = NOTHING_ELSE
+) -> Scores:
     """Scores images.
 
     Args:
         runner: runs the model.
         images: the N images.
         seed: the seed of the dequantization noise.
+        asked: which scores are computed beside those that are in every answer; the bundle has what they need.
 
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
     source = await _decoded(runner, images)
 
-    def prepare() -> tuple[UInt8Array, Float32Array]:
+    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
         array = source.read()
-        return array, dequantization_noise(seed, array)
+        complexity = runner.scorer.complexity(array) if Needs.CODEC in asked.needs else None
+        return array, dequantization_noise(seed, array), complexity
 
     size = source.size + source.count * runner.bundle.manifest.image.latent_size
-    array, noise = await runner.compute(Work(prepare, source.count, size))
-    return runner.scorer.score(await runner.forward(array, noise), seed)
+    array, noise, complexity = await runner.compute(Work(prepare, source.count, size))
+    forward = reference = await runner.forward(array, noise)
+    if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
+        reference = (await _draws(runner, array, DEFAULT_SEED, range(1)))[0]
+    draws = await _draws(runner, array, seed, range(1, asked.importance_samples))
+    return runner.scorer.score(
+        forward,
+        seed,
+        asked,
+        reference=reference if Needs.REFERENCE in asked.needs else None,
+        complexity=complexity,
+        draws=[each.log_likelihood for each in draws],
+    )
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:
@@ -160,6 +184,27 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     """
     start, end = await _encode(runner, await _array(runner, pair))
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
+
+
+async def _draws(runner: Runner, images: UInt8Array, seed: int, draws: range) -> list[Forward]:
+    """The output of the forward graph for images with some draws of a seed's noise, as many draws at once as fit."""
+    n = len(images)
+    together = max(1, runner.limits.max_batch_size // n)
+    outputs: list[Forward] = []
+    for first in draws[::together]:
+        some = range(first, min(first + together, draws.stop))
+        repeated = np.concatenate([images] * len(some))
+
+        def prepare(some: range = some) -> Float32Array:
+            return np.concatenate([dequantization_noise(seed, images, draw=draw) for draw in some])
+
+        noise = await runner.compute(Work(prepare, len(repeated), repeated.nbytes))
+        rows = await runner.forward(repeated, noise)
+        outputs += [
+            Forward(*(getattr(rows, each.name)[i * n : (i + 1) * n] for each in fields(Forward)))
+            for i in range(len(some))
+        ]
+    return outputs
 
 
 async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:

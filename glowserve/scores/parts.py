@@ -44,9 +44,10 @@ class Parts:
             dimensions: D.
         """
         finite = np.isfinite(self.log_likelihood)
-        columns = (
-            bits_per_dim(self.log_prior.sum(axis=1), dimensions),
-            bits_per_dim(self.log_det.sum(axis=1), dimensions),
-            self.complexity_bits_per_dim,
-        )
+        with np.errstate(invalid="ignore"):  # levels may be infinite with opposite signs
+            columns = (
+                bits_per_dim(self.log_prior.sum(axis=1), dimensions),
+                bits_per_dim(self.log_det.sum(axis=1), dimensions),
+                self.complexity_bits_per_dim,
+            )
         return np.where(finite[:, None], np.stack(columns, axis=1), np.nan)

@@ -153,8 +153,7 @@ class Scorer:
         bits = bits_per_dim(nats, self._dimensions)
         found = {"typicality_p_value": two_sided_p_values(bits, self._bits)}
         if complexity is not None and not self.codec_differs:
-            with np.errstate(invalid="ignore"):  # infinities of both signs
-                features = self.parts(reference, complexity).features(self._dimensions)
+            features = self.parts(reference, complexity).features(self._dimensions)
             oddness = self.calibration.density.oddness(features)
             found["anomaly_p_value"] = p_values(oddness, self._oddness)
         return found
