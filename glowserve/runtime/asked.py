@@ -50,7 +50,8 @@ def read_asked(
     for i, name in enumerate(names):
         if name not in TABLE:
             raise InvalidRequestError(
-                f"{names_field}[{i}] is {name[:128]!r}; the scores are {', '.join(TABLE)}", f"{names_field}[{i}]"
+                f"{names_field}[{i}] is {name[:128]!r}; the scores are {', '.join(TABLE)}",
+                f"{names_field}[{i}]",
             )
     if not 1 <= importance_samples <= MAX_IMPORTANCE_SAMPLES:
         raise InvalidRequestError(
@@ -88,7 +89,9 @@ def _require(name: str, bundle: Bundle, scorer: Scorer) -> None:
     if Needs.CALIBRATION in needs and scorer.calibration is None:
         why = "has no calibration"
     else:
-        why = "was calibrated with another version of the WebP library, whose files have other sizes than here"
+        why = (
+            "was calibrated with another version of the WebP library, whose files have other sizes than here"
+        )
     raise NotCalibratedError(
         f"score {name!r}: {model} {why}; `glowserve calibrate REPOSITORY/{bundle.manifest.model} --data DATA` "
         "writes a version that is calibrated here"

@@ -54,7 +54,9 @@ def write_calibration(calibration: Calibration) -> bytes:
         "density": calibration.density,
     }
     arrays = {
-        f"{kind}_{each.name}": getattr(part, each.name) for kind, part in parts.items() for each in fields(part)
+        f"{kind}_{each.name}": getattr(part, each.name)
+        for kind, part in parts.items()
+        for each in fields(part)
     }
     file = io.BytesIO()
     np.savez(file, format=np.int64(_FORMAT), codec=calibration.codec, **arrays)
