@@ -88,22 +88,16 @@ def add_calibration(bundle: Bundle, calibration: Calibration, data: str) -> None
     GetModel answers with the manifest, which therefore has no more than one number for each image.
 
     Args:
-        bundle: the bundle, which is not published yet.
+        bundle: the bundle, which is not published yet, and has no calibration.
         calibration: its calibration.
         data: the data of the images, as named on the command line.
     """
-    manifest, data = bundle.manifest, write_calibration(calibration)
-    (bundle.path / CALIBRATION).write_bytes(data)
-    others = [file for file in manifest.files if file.name != CALIBRATION]
-    del manifest.files[:]
-    manifest.files.extend(others)
-    manifest.files.append(
-        manifest_pb2.File(name=CALIBRATION, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-    )
+    manifest, content = bundle.manifest, write_calibration(calibration)
+    (bundle.path / CALIBRATION).write_bytes(content)
+    file = manifest_pb2.File(name=CALIBRATION, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    manifest.files.append(file)
     bits = bits_per_dim(calibration.images.log_likelihood, manifest.image.latent_size)
-    del manifest.calibration.bits_per_dim[:]
-    manifest.calibration.bits_per_dim.extend(np.sort(bits).tolist())
-    manifest.calibration.data = data
+    manifest.calibration.CopyFrom(manifest_pb2.Calibration(bits_per_dim=np.sort(bits), data=data))
 
 
 def _parts(bundle: Bundle, engine: Engine, images: UInt8Array, batch_size: int) -> Parts:

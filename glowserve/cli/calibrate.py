@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result | {"calibration_images": images, "fitting_images": fitting}))
     else:
         print(
-            f"calibrated on {images} images, with a density of {fitting} others: p-values and false-alarm rates go down to "
-            f"{resolution(images):.3g}"
+            f"calibrated on {images} images, with a density of {fitting} others: p-values and false-alarm rates go "
+            f"down to {resolution(images):.3g}"
         )
         print(printable(f"wrote {bundle.path}"))
     return 0

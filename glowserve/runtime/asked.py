@@ -103,7 +103,7 @@ def _check_resolution(rate: float, scorer: Scorer) -> None:
     images = len(scorer.calibration.images)
     if rate < resolution(images):
         raise InvalidRequestError(
-            f"false_alarm_rate is {rate:g}, which takes {images_for(rate)} calibration images; this model has {images}, "
-            f"which permit {resolution(images):.3g} or more. `glowserve calibrate` with more images lowers that",
+            f"false_alarm_rate is {rate:g}, which takes {images_for(rate)} calibration images; this model has "
+            f"{images}, which permit {resolution(images):.3g} or more. `glowserve calibrate` with more images lowers that",
             "false_alarm_rate",
         )

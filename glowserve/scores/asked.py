@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glowserve.scores.table import TABLE, Needs
@@ -38,8 +37,3 @@ class Asked:
 
 NOTHING_ELSE = Asked()
 """The scores that are in every answer, from one draw of noise."""
-
-
-def unknown_names(names: Iterable[str]) -> list[str]:
-    """Those names that are not in the table."""
-    return [name for name in names if name not in TABLE]

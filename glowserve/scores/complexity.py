@@ -1,8 +1,8 @@
 """The complexity of images: the size of a lossless WebP file.
 
-A model gives simple images high likelihoods, whatever they show; the size of a losslessly compressed file tells how simple
-an image is (Serrà et al., "Input complexity and out-of-distribution detection with likelihood-based generative models",
-2020, arXiv:1909.11480). Another version of the library may write larger or smaller files: `fingerprint` tells.
+A model gives simple images high likelihoods, whatever they show; the size of a losslessly compressed file tells how
+simple an image is (Serrà et al., "Input complexity and out-of-distribution detection with likelihood-based generative
+models", 2020, arXiv:1909.11480). Another version of the library may write files of other sizes: `fingerprint` tells.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -38,8 +38,11 @@ def complexity_bits_per_dim(images: UInt8Array, n_bits: int) -> npt.NDArray[np.f
 
 
 def fingerprint(canary: UInt8Array) -> npt.NDArray[np.int64]:
-    """The sizes of some files, by which a codec is known: of a canary, [H, W, C], of its mirror image, of a gradient and
-    of noise of the same shape, and of the sum of these, [5]."""
+    """The sizes of some files, by which a codec is known, [5].
+
+    They are those of a canary, [H, W, C], of its mirror image, of a gradient and noise of the same shape, and of a
+    noisy gradient.
+    """
     height, width, channels = canary.shape
     gradient = np.add.outer(np.arange(height), 3 * np.arange(width)).astype(np.uint8)[..., None]
     gradient = np.broadcast_to(gradient, (height, width, channels))

@@ -1,9 +1,10 @@
 """Conformal p-values: how an image ranks among images that nothing was fitted to.
 
-For an image that is exchangeable with the n calibration images, P(p <= a) <= a: Vovk, Gammerman and Shafer, "Algorithmic
-Learning in a Random World" (2005), chapter 2; for this use Bates et al., "Testing for outliers with conformal p-values"
-(2021), arXiv:2104.08279. The probability is over the calibration images and the image together. Given one calibration, the
-share of p <= k / (n + 1) among further images varies with it, as a beta distribution with parameters k and n + 1 - k.
+For an image that is exchangeable with the n calibration images, P(p <= a) <= a: Vovk, Gammerman and Shafer,
+"Algorithmic Learning in a Random World" (2005), chapter 2; for this use Bates et al., "Testing for outliers with
+conformal p-values" (2021), arXiv:2104.08279. The probability is over the calibration images and the image together.
+Given one calibration, the share of further images with p <= k / (n + 1) is a draw from a beta distribution with
+parameters k and n + 1 - k.
 
 Shapes: N images, n calibration images.
 """

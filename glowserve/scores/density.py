@@ -1,10 +1,10 @@
 """A density of the features of images: a mixture of Gaussians.
 
-Nalisnick et al. (2019) found that the likelihood alone does not tell the images of one data set from those of another.
-Its parts together do: a density of a few statistics of a model, fitted to images that it was not trained on, is the
-"density of states" of Morningstar et al. 2021 (arXiv:2006.09273), whose kernel densities are one-dimensional. Ours is
-joint, since the statistics of an image depend on one another: with them is its complexity, as Serrà et al. 2020
-(arXiv:1909.11480) suggest. docs/scores.md has the comparison.
+The likelihood alone does not tell the images of one data set from those of another (Nalisnick et al. 2019,
+arXiv:1810.09136). A density of several statistics of a model, fitted to images that it was not trained on, does better:
+the "density of states" of Morningstar et al. 2021 (arXiv:2006.09273), which multiplies one-dimensional densities. Ours
+is joint, since the statistics of an image depend on one another, and has the image's complexity among them, after Serrà
+et al. 2020 (arXiv:1909.11480). docs/scores.md has the comparison.
 
 Shapes: N images, F features, K components.
 """

@@ -1,7 +1,7 @@
 """The log-likelihood from several draws of noise: the logarithm of their mean likelihood.
 
-In expectation it is a lower bound of the log-likelihood, tighter with more draws (Burda et al. 2016, arXiv:1509.00519,
-theorem 1).
+In expectation it is a lower bound of the log-likelihood, tighter with more draws (Burda et al. 2016,
+arXiv:1509.00519, theorem 1).
 
 Shapes: N images, M draws.
 """
@@ -22,8 +22,8 @@ def log_mean_exp(
 ) -> tuple[npt.NDArray[np.bool_], Float64Array, Float64Array]:
     """Whether each image is finite, the logarithms of the mean likelihoods, and their standard errors; [N] each.
 
-    The standard error is the delta method's: the standard deviation of the likelihoods, divided by their mean and by the
-    square root of M. It is too small where a few draws outweigh the others.
+    The standard error is the delta method's: the standard deviation of the likelihoods, divided by their mean and by
+    the square root of M. It is too small where a few draws outweigh the others.
 
     Args:
         draws: log-likelihoods in nats, M of [N], M at least 2. An image is finite if all of its draws are.

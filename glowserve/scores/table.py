@@ -1,8 +1,8 @@
 """The table of scores: what each number means, and what it is computed from.
 
 Every other place is made from the table or checked against it: the fields of `ImageScore` in
-protos/glowserve/v1/glow_service.proto, the attributes of `Scores`, the outputs of the Open Inference Protocol, the command
-line, and docs/scores.md.
+protos/glowserve/v1/glow_service.proto, the attributes of `Scores`, the outputs of the Open Inference Protocol, the
+command line, and docs/scores.md.
 
 Shapes: N images, L levels.
 """
@@ -109,8 +109,8 @@ TABLE: Mapping[str, Score] = {
         ),
         Score(
             name="anomaly_p_value",
-            meaning="How many of the calibration images are at least as odd, the image itself counted. The number to act "
-            "on: of images like the calibration images, at most the share a has a value up to a.",
+            meaning="The share of the calibration images that are at least as odd, the image itself counted. The "
+            "number to act on: of images like the calibration images, at most the share a has a value up to a.",
             values="1/(n+1) to 1 with n calibration images; small is odd",
             source="a density of the log-density of the latents, the log-determinant, and complexity_bits_per_dim",
             needs=_ANOMALY,
@@ -179,8 +179,3 @@ TABLE: Mapping[str, Score] = {
 
 COLUMNS: Mapping[str, Any] = {score.name: score.dtype for score in TABLE.values() if score.default}
 """The dtype of each score that is in every answer, by its name."""
-
-
-def known_names() -> str:
-    """The names of all scores, for messages."""
-    return ", ".join(TABLE)

@@ -14,21 +14,21 @@ IMAGES = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3, 1)
 
 
 def test_a_score_request_has_model_version_seed_and_images() -> None:
-    request = requests.score_request(IMAGES, "digits", 3, 7)
+    request = requests.ScoreArguments(model="digits", version=3, seed=7).request(IMAGES)
     assert (request.model.name, request.model.version, request.seed) == ("digits", 3, 7)
     np.testing.assert_array_equal(messages.images_array(request.images), IMAGES)
 
 
 def test_a_seed_that_is_left_out_is_not_sent() -> None:
-    assert not requests.score_request(IMAGES, "", 0, None).HasField("seed")
+    assert not requests.ScoreArguments().request(IMAGES).HasField("seed")
     assert not requests.sample_request(1, 1.0, None, "", 0).HasField("seed")
-    assert requests.score_request(IMAGES, "", 0, 0).HasField("seed")
+    assert requests.ScoreArguments(seed=0).request(IMAGES).HasField("seed")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     for make in (
-        lambda: requests.score_request(IMAGES, "", 0, seed),
+        lambda: requests.ScoreArguments(seed=seed).request(IMAGES),
         lambda: requests.sample_request(1, 1.0, seed, "", 0),
     ):
         with pytest.raises(ValueError, match=f"seed is {seed}; it must lie in 0 to 2"):
