@@ -77,7 +77,7 @@ def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
 
 
 def _has(row: pb.ImageScore, score: Score) -> bool:
-    return bool(getattr(row, score.name)) if score.by_level else row.HasField(score.name)  # type: ignore[arg-type]
+    return bool(getattr(row, score.name)) if score.by_level else row.HasField(score.name)
 
 
 def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:

@@ -97,8 +97,8 @@ def _measure(
     manifest.canary.CopyFrom(_canary(engine, glow))
     scored = scored_images(images, operations)
     say(
-        f"scoring {len(scored.calibration)} held-out images for percentiles and p-values, and {len(scored.fitting)} to fit "
-        "a density to"
+        f"scoring {len(scored.calibration)} held-out images for percentiles and p-values, and {len(scored.fitting)} "
+        "for a density"
     )
     add_calibration(bundle, calibrate_scores(bundle, engine, scored, workload.batch_size(glow)), data)
     _compare_with_uniform(float(np.mean(manifest.calibration.bits_per_dim)), glow.n_bits, say)

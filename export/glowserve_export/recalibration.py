@@ -58,7 +58,7 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         copy.manifest.created_at.GetCurrentTime()
         operations = next(file.operations for file in copy.manifest.files if file.name == FORWARD)
         scored = scored_images(images, operations)
-        say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} to fit a density to")
+        say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")
         add_calibration(copy, calibrate_scores(copy, evaluated.engine, scored, _BATCH), data)
         return publish(copy, model_dir)
 
@@ -81,7 +81,7 @@ def _held_out(
     if evaluated.is_calibrated_on(old.for_percentiles):
         return old
     say(
-        f"warning: {data!r} does not yield the images that the bundle was calibrated on before; p-values mean nothing if "
-        "the model was trained on any of the new ones"
+        f"warning: {data!r} does not yield the images that the bundle was calibrated on before; p-values mean "
+        "nothing if the model was trained on any of the new ones"
     )
     return images

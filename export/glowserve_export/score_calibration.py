@@ -13,7 +13,7 @@ from glowserve_training.data import HeldOutImages
 
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
-from glowserve.runtime.engine import Engine, Forward
+from glowserve.runtime.engine import Engine
 from glowserve.runtime.manifest import CALIBRATION
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import Bundle
@@ -54,8 +54,8 @@ def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
         fitting, calibration = fitting[half:], fitting[:half]
     if not (len(fitting) and len(calibration)):
         raise ExportError(
-            f"data has {len(images.validation)} validation images and {len(images.calibration)} calibration images; scores "
-            "are calibrated on one of each or more: give more images with --data"
+            f"data has {len(images.validation)} validation and {len(images.calibration)} calibration images; scores "
+            "are calibrated with one of each or more: give more images with --data"
         )
     return ScoredImages(
         *(part[: workload.percentile_images(operations, len(part))] for part in (fitting, calibration))
@@ -102,9 +102,10 @@ def add_calibration(bundle: Bundle, calibration: Calibration, data: str) -> None
 
 def _parts(bundle: Bundle, engine: Engine, images: UInt8Array, batch_size: int) -> Parts:
     """The parts of images, [N, H, W, C], computed as the service computes them."""
-    rows: list[Forward] = []
-    for batch in workload.batches(len(images), batch_size, "scoring"):
-        rows.append(engine.forward(images[batch], dequantization_noise(DEFAULT_SEED, images[batch])))
+    rows = [
+        engine.forward(images[batch], dequantization_noise(DEFAULT_SEED, images[batch]))
+        for batch in workload.batches(len(images), batch_size, "scoring")
+    ]
     parts = Parts(
         log_likelihood=np.concatenate([row.log_likelihood for row in rows]).astype(np.float64),
         log_prior=np.concatenate([row.log_prior for row in rows]).astype(np.float64),

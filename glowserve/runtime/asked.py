@@ -104,6 +104,6 @@ def _check_resolution(rate: float, scorer: Scorer) -> None:
     if rate < resolution(images):
         raise InvalidRequestError(
             f"false_alarm_rate is {rate:g}, which takes {images_for(rate)} calibration images; this model has "
-            f"{images}, which permit {resolution(images):.3g} or more. `glowserve calibrate` with more images lowers that",
+            f"{images}, which permit {resolution(images):.3g} or more. `glowserve calibrate` takes more",
             "false_alarm_rate",
         )

@@ -48,7 +48,7 @@ class Calibration:
 
 def write_calibration(calibration: Calibration) -> bytes:
     """The content of the file."""
-    parts = {
+    parts: dict[str, Parts | Mixture] = {
         "calibration": calibration.images,
         "fitting": calibration.fitting,
         "density": calibration.density,

@@ -44,7 +44,8 @@ def two_sided_p_values(values: Float64Array, calibration: Float64Array) -> Float
     """
     high = p_values(values, calibration)
     low = p_values(-values, -calibration[::-1])
-    return np.minimum(1.0, 2 * np.minimum(low, high))
+    p: Float64Array = np.minimum(1.0, 2 * np.minimum(low, high))
+    return p
 
 
 def resolution(images: int) -> float:
