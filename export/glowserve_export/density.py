@@ -19,7 +19,7 @@ from glowserve.scores.density import Mixture
 
 Float64Array = npt.NDArray[np.float64]
 
-# docs/scores.md compares numbers of components: beyond four, little is gained.
+# More tell hardly more of photographs.
 _MOST_COMPONENTS = 4
 # A component has ten parameters: five images for each.
 _IMAGES_PER_COMPONENT = 50
