@@ -96,7 +96,9 @@ def _renew_canary(version: Path) -> None:
     if (calibration := bundle_calibration(bundle)) is not None:
         canary = np.frombuffer(drawn.image, np.uint8).reshape(bundle.shape)
         write_file(
-            version, CALIBRATION, write_calibration(replace(calibration, codec=complexity.fingerprint(canary)))
+            version,
+            CALIBRATION,
+            write_calibration(replace(calibration, codec=complexity.fingerprint(canary))),
         )
 
 

@@ -20,9 +20,21 @@ def array(*values: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("value", "p"),
-    [(0, 1), (1, 1), (1.5, 4 / 5), (2, 4 / 5), (2.5, 2 / 5), (3, 2 / 5), (4, 1 / 5), (np.inf, 1 / 5), (-np.inf, 1)],
+    [
+        (0, 1),
+        (1, 1),
+        (1.5, 4 / 5),
+        (2, 4 / 5),
+        (2.5, 2 / 5),
+        (3, 2 / 5),
+        (4, 1 / 5),
+        (np.inf, 1 / 5),
+        (-np.inf, 1),
+    ],
 )
-def test_a_p_value_counts_the_image_and_the_calibration_images_at_least_as_odd(value: float, p: float) -> None:
+def test_a_p_value_counts_the_image_and_the_calibration_images_at_least_as_odd(
+    value: float, p: float
+) -> None:
     assert p_values(array(value), array(1, 2, 2, 3)).tolist() == [p]
 
 
