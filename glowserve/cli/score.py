@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -145,7 +146,13 @@ def _score_alone(target: Target, file: Path, wanted: Mapping[str, Any]) -> Score
         return None
 
 
+# The fields of a request that are the same for all files.
+_ABOUT_ALL = re.compile(r"(requests\[\d+\]: )?(scores\[|false_alarm_rate|importance_samples)")
+
+
 def _concerns_a_file(error: RequestError) -> bool:
+    if _ABOUT_ALL.match(error.message):
+        return False
     return error.code is grpc.StatusCode.INVALID_ARGUMENT or is_too_large(error)
 
 

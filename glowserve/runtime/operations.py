@@ -35,6 +35,9 @@ from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
 
 Float64Array = npt.NDArray[np.float64]
 
+# How much longer a value takes to be compressed than to get its noise.
+_CODEC = 16
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -88,12 +91,16 @@ async def score(
     """
     source = await _decoded(runner, images)
 
+    needs_codec = Needs.CODEC in asked.needs
+
     def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
         array = source.read()
-        complexity = runner.scorer.complexity(array) if Needs.CODEC in asked.needs else None
+        complexity = runner.scorer.complexity(array) if needs_codec else None
         return array, dequantization_noise(seed, array), complexity
 
-    size = source.size + source.count * runner.bundle.manifest.image.latent_size
+    size = source.size + source.count * runner.bundle.manifest.image.latent_size * (
+        _CODEC if needs_codec else 1
+    )
     array, noise, complexity = await runner.compute(Work(prepare, source.count, size))
     forward = reference = await runner.forward(array, noise)
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:

@@ -39,7 +39,7 @@ class Mixture:
         Args:
             features: [N, F].
         """
-        finite: npt.NDArray[np.bool_] = np.isfinite(features).all(axis=1)
+        finite = np.asarray(np.isfinite(features).all(axis=1))
         centred = np.where(finite[:, None], features, 0.0) - self.means[:, None]  # [K, N, F]
         with np.errstate(over="ignore", invalid="ignore"):
             distance = np.square(centred @ self.whitening).sum(axis=2)  # [K, N]

@@ -29,7 +29,7 @@ def log_mean_exp(
         draws: log-likelihoods in nats, M of [N], M at least 2. An image is finite if all of its draws are.
     """
     nats = np.stack(draws).astype(np.float64)  # [M, N]
-    finite: npt.NDArray[np.bool_] = np.isfinite(nats).all(axis=0)
+    finite = np.asarray(np.isfinite(nats).all(axis=0))
     nats = np.where(finite, nats, 0.0)
     largest = nats.max(axis=0)
     likelihoods = np.exp(nats - largest)

@@ -106,7 +106,7 @@ def test_another_codec_takes_away_only_what_compares_its_sizes(bundle: Bundle, t
     scorer = open_scorer(other)
     for name in ("anomaly_p_value", "anomalous"):
         with pytest.raises(
-            NotCalibratedError, match="another version of the WebP library.*glowserve calibrate"
+            NotCalibratedError, match=r"another version of the WebP library.*glowserve calibrate"
         ):
             ask(other, scorer, scores=[name])
     ask(
