@@ -98,7 +98,7 @@ class AsyncClient:
             return await self._transport.score(arguments.request(part))
 
         responses = self._fitting.calls_async(score, _read_in_threads(portions(images)))
-        return messages.scores_of([response async for response in responses])
+        return arguments.received([response async for response in responses])
 
     async def iter_scores(
         self,
@@ -128,7 +128,7 @@ class AsyncClient:
         parts = _read_in_threads(read_portions(images))
         async with aclosing(self._fitting.stream_async(open_stream, parts)) as responses:
             async for response in responses:
-                yield messages.scores_of([response])
+                yield arguments.received([response])
 
     async def sample(
         self,

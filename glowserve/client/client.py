@@ -127,7 +127,7 @@ class Client:
         def score(part: Portion) -> pb.ScoreResponse:
             return self._transport.score(arguments.request(part))
 
-        return messages.scores_of(list(self._fitting.calls(score, portions(images))))
+        return arguments.received(list(self._fitting.calls(score, portions(images))))
 
     def iter_scores(
         self,
@@ -179,7 +179,7 @@ class Client:
 
         with closing(self._fitting.stream(open_stream, read_portions(images))) as responses:
             for response in responses:
-                yield messages.scores_of([response])
+                yield arguments.received([response])
 
     def sample(
         self,

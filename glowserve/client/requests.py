@@ -6,14 +6,17 @@ Shapes: N latents, D = H * W * C.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
+import grpc
 import numpy as np
 
 from glowserve import messages
+from glowserve.client.errors import RequestError
 from glowserve.client.inputs import ImageLike, Portion, pair
+from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 
 
@@ -50,6 +53,23 @@ class ScoreArguments:
             false_alarm_rate=_rate(self.false_alarm_rate),
             importance_samples=None if draws == 1 else draws,
         )
+
+    def received(self, responses: Sequence[pb.ScoreResponse]) -> Scores:
+        """The scores of one or more responses, in order.
+
+        Raises:
+            RequestError: a score that was asked for is not there: the service is older than it.
+        """
+        scores = messages.scores_of(responses)
+        wanted = [*self.scores, *(["anomalous"] if self.false_alarm_rate is not None else [])]
+        wanted += ["standard_error"] if self.importance_samples > 1 else []
+        for name in wanted:
+            if getattr(scores, name) is None:
+                raise RequestError(
+                    grpc.StatusCode.UNIMPLEMENTED,
+                    f"the service is older than the score {name!r}; leave it out",
+                )
+        return scores
 
 
 def sample_request(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from glowserve import messages
 from glowserve.client import requests
+from glowserve.client.errors import RequestError
 from glowserve.images import encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 
@@ -66,3 +69,15 @@ def test_an_interpolate_request_has_both_images_in_order() -> None:
 def test_a_model_request_has_model_and_version() -> None:
     request = requests.model_request("digits", 3)
     assert (request.model.name, request.model.version) == ("digits", 3)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"scores": ["anomaly_p_value"]}, {"false_alarm_rate": 0.1}, {"importance_samples": 2}]
+)
+def test_a_service_that_is_older_than_a_score_is_told_from_one_that_has_it(asked: dict[str, Any]) -> None:
+    arguments = requests.ScoreArguments(**asked)
+    row = pb.ImageScore(log_likelihood=-1, bits_per_dim=1, percentile=0, finite=True)
+    with pytest.raises(RequestError, match="UNIMPLEMENTED: the service is older than the score '"):
+        arguments.received([pb.ScoreResponse(scores=[row])])
+    row = pb.ImageScore(finite=True, anomaly_p_value=1, anomalous=False, standard_error=1)
+    assert len(arguments.received([pb.ScoreResponse(scores=[row])])) == 1
