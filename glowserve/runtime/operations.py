@@ -6,7 +6,7 @@ Shapes: N images, S steps, H W C, D = H * W * C.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
-from glowserve.runtime.engine import Float32Array, Forward, Reverse
+from glowserve.runtime.engine import Float32Array, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
 from glowserve.runtime.randomness import (
@@ -104,15 +104,17 @@ async def score(
     array, noise, complexity = await runner.compute(Work(prepare, source.count, size))
     forward = reference = await runner.forward(array, noise)
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
-        reference = (await _draws(runner, array, DEFAULT_SEED, range(1)))[0]
-    draws = await _draws(runner, array, seed, range(1, asked.importance_samples))
+        noise = await runner.compute(
+            Work(lambda: dequantization_noise(DEFAULT_SEED, array), source.count, array.nbytes)
+        )
+        reference = await runner.forward(array, noise)
     return runner.scorer.score(
         forward,
         seed,
         asked,
         reference=reference if Needs.REFERENCE in asked.needs else None,
         complexity=complexity,
-        draws=[each.log_likelihood for each in draws],
+        draws=await _later_draws(runner, array, seed, asked.importance_samples),
     )
 
 
@@ -193,25 +195,26 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
 
 
-async def _draws(runner: Runner, images: UInt8Array, seed: int, draws: range) -> list[Forward]:
-    """The output of the forward graph for images with some draws of a seed's noise, as many draws at once as fit."""
-    n = len(images)
+async def _later_draws(
+    runner: Runner, images: UInt8Array, seed: int, importance_samples: int
+) -> list[Float32Array]:
+    """The log-likelihoods of images with each draw of a seed's noise but the first, [N] each.
+
+    As many draws run at once as fit in a batch; of their latents nothing is kept.
+    """
+    n, found = len(images), list[Float32Array]()
     together = max(1, runner.limits.max_batch_size // n)
-    outputs: list[Forward] = []
-    for first in draws[::together]:
-        some = range(first, min(first + together, draws.stop))
-        repeated = np.concatenate([images] * len(some))
+    for first in range(1, importance_samples, together):
+        draws = range(first, min(first + together, importance_samples))
 
-        def prepare(some: range = some) -> Float32Array:
-            return np.concatenate([dequantization_noise(seed, images, draw=draw) for draw in some])
+        def prepare(draws: range = draws) -> tuple[UInt8Array, Float32Array]:
+            noise = [dequantization_noise(seed, images, draw=draw) for draw in draws]
+            return np.concatenate([images] * len(draws)), np.concatenate(noise)
 
-        noise = await runner.compute(Work(prepare, len(repeated), repeated.nbytes))
-        rows = await runner.forward(repeated, noise)
-        outputs += [
-            Forward(*(getattr(rows, each.name)[i * n : (i + 1) * n] for each in fields(Forward)))
-            for i in range(len(some))
-        ]
-    return outputs
+        rows = len(draws) * n
+        array, noise = await runner.compute(Work(prepare, rows, rows * images[0].size))
+        found += np.split((await runner.forward(array, noise)).log_likelihood, len(draws))
+    return found
 
 
 async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:
