@@ -17,6 +17,8 @@ from pathlib import Path
 from glowserve_service.config import ServiceConfig, variable
 from glowserve_service.observability.metrics import Metrics
 
+from glowserve.scores import TABLE
+
 
 def main(arguments: list[str]) -> int:
     """Rewrites the pages, or checks them."""
@@ -57,6 +59,23 @@ def metrics() -> str:
     )
 
 
+def scores() -> str:
+    """The table of scores."""
+    return table(
+        ("score", "meaning", "values", "computed from", "calibrated"),
+        (
+            (
+                f"`{score.name}`" + (" *" if score.default else ""),
+                score.meaning,
+                score.values,
+                score.source,
+                "yes" if score.calibrated else "",
+            )
+            for score in TABLE.values()
+        ),
+    )
+
+
 def settings() -> str:
     """The flags of `glowserve serve`, with their variables and defaults."""
     return table(
@@ -83,7 +102,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
 
 
-PARTS: dict[str, Callable[[], str]] = {"metrics": metrics, "settings": settings}
+PARTS: dict[str, Callable[[], str]] = {"metrics": metrics, "scores": scores, "settings": settings}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

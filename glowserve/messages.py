@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from glowserve.images import UInt8Array, decode_png
 from glowserve.results import Encodings, ModelInfo, Samples
-from glowserve.scores import COLUMNS, Scores
+from glowserve.scores import TABLE, Score, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 
@@ -50,11 +50,11 @@ def count(images: pb.Images) -> int:
 
 def scores_message(scores: Scores) -> pb.ScoreResponse:
     """Scores as a ScoreResponse."""
-    columns = [getattr(scores, name).tolist() for name in COLUMNS]
     return pb.ScoreResponse(
         model=pb.ModelVersion(name=scores.model, version=scores.version),
         seed=scores.seed,
-        scores=[pb.ImageScore(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns, strict=True)],
+        scores=[pb.ImageScore(**row) for row in scores.rows()],
+        false_alarm_rate=scores.false_alarm_rate,
     )
 
 
@@ -62,10 +62,22 @@ def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
     """The scores of one or more responses, in order; model, version and seed are those of the first response."""
     rows = [score for response in responses for score in response.scores]
     columns: dict[str, Any] = {
-        name: np.array([getattr(row, name) for row in rows], dtype) for name, dtype in COLUMNS.items()
+        name: np.array([getattr(row, name) for row in rows], score.dtype)
+        for name, score in TABLE.items()
+        if score.default or _has(rows[0], score)
     }
     first = responses[0]
-    return Scores(**columns, model=first.model.name, version=first.model.version, seed=first.seed)
+    return Scores(
+        **columns,
+        model=first.model.name,
+        version=first.model.version,
+        seed=first.seed,
+        false_alarm_rate=first.false_alarm_rate if first.HasField("false_alarm_rate") else None,
+    )
+
+
+def _has(row: pb.ImageScore, score: Score) -> bool:
+    return bool(getattr(row, score.name)) if score.by_level else row.HasField(score.name)
 
 
 def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import onnx
 from glowserve_training.data import HeldOutImages
 
-from glowserve.files import publish_directory, staging_directory
 from glowserve.images import UInt8Array
-from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.manifest import MODEL_NAME
-from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
-from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
+from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export import workload
 from glowserve_export.calibration import calibrate
-from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import ExportError, VerificationError
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
-from glowserve_export.manifest import describe, manifest_files
+from glowserve_export.manifest import describe
 from glowserve_export.operations import check, operations
+from glowserve_export.publication import publish, staged
+from glowserve_export.score_calibration import add_calibration, calibrate_scores, scored_images
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
 
@@ -72,13 +70,13 @@ def export(
     images = load_held_out_images(source, config, say)
     _check_available(verification_images, len(images.test), config.data)
     # Overflow is an error with a sentence of its own; NumPy's warnings would only come before it.
-    with _staged(model_dir) as staging, np.errstate(all="ignore"):
+    with staged(model_dir) as staging, np.errstate(all="ignore"):
         say("writing graphs")
         bundle = Bundle(staging, describe(source, config, model_dir.name, precision))
         _write_graphs(bundle, source.glow, images.validation, say)
         with closing(Engine(bundle, RuntimeConfig(device=device))) as engine:
             _measure(source, bundle, engine, images, config.data, verification_images, say)
-        return _publish(bundle, model_dir)
+        return publish(bundle, model_dir)
 
 
 def _measure(
@@ -96,14 +94,14 @@ def _measure(
     tested = images.test[: verification_images or workload.verification_images(operations)]
     say(f"verifying the graphs on {len(tested)} held-out images")
     manifest.verification.CopyFrom(verify(source.reference, glow, bundle, engine, tested))
-    known = images.for_percentiles
-    scored = known[: workload.percentile_images(operations, len(known))]
-    say(f"scoring {len(scored)} of {len(known)} held-out images for percentiles")
-    bits = _held_out_bits_per_dim(engine, glow, scored)
-    _compare_with_uniform(float(bits.mean()), glow.n_bits, say)
-    manifest.calibration.bits_per_dim.extend(np.sort(bits).tolist())
-    manifest.calibration.data = data
     manifest.canary.CopyFrom(_canary(engine, glow))
+    scored = scored_images(images, operations)
+    say(
+        f"scoring {len(scored.calibration)} held-out images for percentiles and p-values, and {len(scored.fitting)} "
+        "for a density"
+    )
+    add_calibration(bundle, calibrate_scores(bundle, engine, scored, workload.batch_size(glow)), data)
+    _compare_with_uniform(float(np.mean(manifest.calibration.bits_per_dim)), glow.n_bits, say)
 
 
 def _check_available(wanted: int | None, available: int, data: str) -> None:
@@ -132,20 +130,6 @@ def _check_name(name: str) -> None:
         )
 
 
-@contextmanager
-def _staged(model_dir: Path) -> Iterator[Path]:
-    """A staging folder in `model_dir`, which is made for it, and removed if it stays empty."""
-    is_new = not model_dir.exists()
-    model_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with staging_directory(model_dir) as staging:
-            yield staging
-    finally:
-        if is_new:
-            with suppress(OSError):  # it is not empty
-                model_dir.rmdir()
-
-
 def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Callable[[str], None]) -> None:
     precision = calibrate(bundle.manifest.flow.precision, glow, images)
     if precision.name == "int8":
@@ -168,42 +152,8 @@ def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
     )
 
 
-def _held_out_bits_per_dim(engine: Engine, glow: FoldedGlow, images: UInt8Array) -> Float64Array:
-    """Bits per dimension of held-out images, [N], computed as the service computes them."""
-    nats = []
-    for i in workload.batches(len(images), workload.batch_size(glow), "scoring"):
-        batch = images[i]
-        nats.append(engine.forward(batch, dequantization_noise(DEFAULT_SEED, batch)).log_likelihood)
-    bits = bits_per_dim(np.concatenate(nats).astype(np.float64), glow.dimensions)
-    if not_finite := int((~np.isfinite(bits)).sum()):
-        raise VerificationError(
-            f"{not_finite} of {len(bits)} held-out images have no finite likelihood and the bound is 0; the model "
-            "diverged on them: export an earlier checkpoint, or train with a lower learning rate"
-        )
-    return bits
-
-
 def _canary(engine: Engine, glow: FoldedGlow) -> manifest_pb2.Canary:
     try:
         return draw_canary(engine, glow.dimensions)
     except BundleError as error:
         raise VerificationError(f"{error}. Nothing was written") from error
-
-
-def _publish(bundle: Bundle, model_dir: Path) -> Bundle:
-    """Writes the manifest and renames the folder to the next version."""
-    manifest = bundle.manifest
-    while True:
-        manifest.version = _next_version(model_dir)
-        for name, data in manifest_files(manifest).items():
-            (bundle.path / name).write_bytes(data)
-        open_bundle(bundle.path)  # nothing is published that could not be opened
-        target = model_dir / str(manifest.version)
-        with suppress(FileExistsError):  # another export took the number
-            publish_directory(bundle.path, target)
-            return open_bundle(target)
-
-
-def _next_version(model_dir: Path) -> int:
-    """One more than the highest number among the names in the folder: no version is used twice."""
-    return max((int(path.name) for path in model_dir.iterdir() if path.name.isdecimal()), default=0) + 1

@@ -44,6 +44,15 @@ class EvaluatedBundle:
         self._engine = Engine(bundle, RuntimeConfig(device=device))
 
     @property
+    def engine(self) -> Engine:
+        """Runs the bundle."""
+        return self._engine
+
+    def close(self) -> None:
+        """Frees what the engine holds of a GPU."""
+        self._engine.close()
+
+    @property
     def n_bits(self) -> int:
         """See `glowserve_training.evaluation.Evaluated`."""
         return self._manifest.image.n_bits

@@ -23,6 +23,7 @@ from glowserve.cli.failure import Failure
 _COMMANDS = {
     "train": "train a model on a folder of images",
     "export": "turn a checkpoint into a verified bundle",
+    "calibrate": "compare scores with other images: writes the next version of a bundle",
     "verify": "check that a bundle is intact and still computes what its verification measured",
     "inspect": "show what a bundle contains, what it costs, and what its verification measured",
     "evaluate": "measure a checkpoint or a bundle on held-out images",
@@ -34,7 +35,7 @@ _COMMANDS = {
     "demo": "train, export, serve, score and sample handwritten digits",
 }
 # The extras that a command needs; "cpu" for all others.
-_EXTRAS = dict.fromkeys(("train", "export", "evaluate", "demo"), "train,cpu")
+_EXTRAS = dict.fromkeys(("train", "export", "calibrate", "evaluate", "demo"), "train,cpu")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks every file of a bundle against its hash, loads the graphs, and checks the canary."""
+    from glowserve.runtime.calibration import bundle_calibration
     from glowserve.runtime.canary import check_canary, check_n_bits
     from glowserve.runtime.engine import Engine
     from glowserve.runtime.errors import GlowserveError
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         engine = Engine(bundle, RuntimeConfig(device=args.device))
         check_canary(engine, bundle)
         check_n_bits(engine, bundle)
+        bundle_calibration(bundle)
     except GlowserveError as error:
         raise Failure(error, 1) from error
     manifest = bundle.manifest

@@ -74,34 +74,61 @@ class AsyncClient:
         return self._carrier
 
     async def score(
-        self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
+        self,
+        images: ImagesLike,
+        *,
+        scores: Iterable[str] = (),
+        false_alarm_rate: float | None = None,
+        importance_samples: int = 1,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
     ) -> Scores:
         """See `Client.score`."""
+        arguments = requests.ScoreArguments(
+            model=model,
+            version=version,
+            seed=seed,
+            scores=scores,
+            false_alarm_rate=false_alarm_rate,
+            importance_samples=importance_samples,
+        )
 
         async def score(part: Portion) -> pb.ScoreResponse:
-            return await self._transport.score(requests.score_request(part, model, version, seed))
+            return await self._transport.score(arguments.request(part))
 
         responses = self._fitting.calls_async(score, _read_in_threads(portions(images)))
-        return messages.scores_of([response async for response in responses])
+        return arguments.received([response async for response in responses])
 
     async def iter_scores(
         self,
         images: Iterable[ImageLike] | ImageLike,
         *,
+        scores: Iterable[str] = (),
+        false_alarm_rate: float | None = None,
+        importance_samples: int = 1,
         seed: int | None = None,
         model: str = "",
         version: int = 0,
     ) -> AsyncGenerator[Scores, None]:
         """See `Client.iter_scores`. `images` is read in threads, by one thread at a time."""
+        arguments = requests.ScoreArguments(
+            model=model,
+            version=version,
+            seed=seed,
+            scores=scores,
+            false_alarm_rate=false_alarm_rate,
+            importance_samples=importance_samples,
+        )
 
         def open_stream(parts: AsyncIterator[Portion]) -> AsyncGenerator[pb.ScoreResponse, None]:
-            outgoing = (requests.score_request(part, model, version, seed) async for part in parts)
+            outgoing = (arguments.request(part) async for part in parts)
             return self._transport.score_stream(outgoing)
 
         parts = _read_in_threads(read_portions(images))
         async with aclosing(self._fitting.stream_async(open_stream, parts)) as responses:
             async for response in responses:
-                yield messages.scores_of([response])
+                yield arguments.received([response])
 
     async def sample(
         self,

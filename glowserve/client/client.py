@@ -81,7 +81,15 @@ class Client:
         return self._carrier
 
     def score(
-        self, images: ImagesLike, *, seed: int | None = None, model: str = "", version: int = 0
+        self,
+        images: ImagesLike,
+        *,
+        scores: Iterable[str] = (),
+        false_alarm_rate: float | None = None,
+        importance_samples: int = 1,
+        seed: int | None = None,
+        model: str = "",
+        version: int = 0,
     ) -> Scores:
         """Computes how likely images are under a model.
 
@@ -89,27 +97,45 @@ class Client:
             images: one or more images: paths, bytes of files, files opened in binary mode, Pillow images (of any size),
                 or uint8 arrays [H, W], [H, W, C], [N, H, W, C] (of the model's size). Open files are read from their
                 start. An iterator is read some images at a time, and so needs little memory.
+            scores: names of scores that are wanted beside those that are always there, such as "anomaly_p_value";
+                `glowserve.scores.TABLE` has all of them.
+            false_alarm_rate: of `anomalous`, which it asks for; 0.01 if left out, or the finest that the model's
+                calibration permits.
+            importance_samples: draws of noise from which the log-likelihood is estimated, 1 to 64. With 2 or more, the
+                result has its `standard_error`.
             seed: the seed of the dequantization noise; 0 if left out.
             model: the model's name.
             version: the model's version.
 
         Raises:
-            RequestError: a call was refused or failed.
+            RequestError: a call was refused or failed; `reason` is "NOT_CALIBRATED" if the model's bundle lacks the
+                calibration that a score needs.
             InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
             OSError: a file cannot be read.
             TypeError: an image has none of the accepted types.
             ValueError: there are no images, or a number is out of range.
         """
+        arguments = requests.ScoreArguments(
+            model=model,
+            version=version,
+            seed=seed,
+            scores=scores,
+            false_alarm_rate=false_alarm_rate,
+            importance_samples=importance_samples,
+        )
 
         def score(part: Portion) -> pb.ScoreResponse:
-            return self._transport.score(requests.score_request(part, model, version, seed))
+            return self._transport.score(arguments.request(part))
 
-        return messages.scores_of(list(self._fitting.calls(score, portions(images))))
+        return arguments.received(list(self._fitting.calls(score, portions(images))))
 
     def iter_scores(
         self,
         images: Iterable[ImageLike] | ImageLike,
         *,
+        scores: Iterable[str] = (),
+        false_alarm_rate: float | None = None,
+        importance_samples: int = 1,
         seed: int | None = None,
         model: str = "",
         version: int = 0,
@@ -124,6 +150,9 @@ class Client:
         Args:
             images: an iterable of paths, bytes of files, open files, Pillow images or uint8 arrays [H, W] or [H, W, C];
                 or one image; or an array [N, H, W, C].
+            scores: names of scores that are wanted beside those that are always there.
+            false_alarm_rate: of `anomalous`, which it asks for.
+            importance_samples: draws of noise from which the log-likelihood is estimated.
             seed: the seed of the dequantization noise; 0 if left out.
             model: the model's name.
             version: the model's version.
@@ -135,14 +164,22 @@ class Client:
             TypeError: an image has none of the accepted types.
             ValueError: a number is out of range.
         """
+        arguments = requests.ScoreArguments(
+            model=model,
+            version=version,
+            seed=seed,
+            scores=scores,
+            false_alarm_rate=false_alarm_rate,
+            importance_samples=importance_samples,
+        )
 
         def open_stream(parts: Iterator[Portion]) -> Generator[pb.ScoreResponse, None, None]:
-            outgoing = (requests.score_request(part, model, version, seed) for part in parts)
+            outgoing = (arguments.request(part) for part in parts)
             return self._transport.score_stream(outgoing)
 
         with closing(self._fitting.stream(open_stream, read_portions(images))) as responses:
             for response in responses:
-                yield messages.scores_of([response])
+                yield arguments.received([response])
 
     def sample(
         self,

@@ -6,24 +6,70 @@ Shapes: N latents, D = H * W * C.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 
+import grpc
 import numpy as np
 
 from glowserve import messages
+from glowserve.client.errors import RequestError
 from glowserve.client.inputs import ImageLike, Portion, pair
+from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 
 
-def score_request(portion: Portion, model: str, version: int, seed: int | None) -> pb.ScoreRequest:
-    """A ScoreRequest for a portion of images.
+@dataclass(frozen=True, kw_only=True)
+class ScoreArguments:
+    """The arguments of a call that scores images, but for the images; see `Client.score`.
 
     Raises:
-        TypeError, ValueError: the model, the version or the seed has a wrong type or is out of range.
+        TypeError: the scores are no names.
     """
-    return pb.ScoreRequest(
-        model=_spec(model, version), images=messages.images_message(portion), seed=_seed(seed)
-    )
+
+    model: str = ""
+    version: int = 0
+    seed: int | None = None
+    scores: Iterable[str] = ()
+    false_alarm_rate: float | None = None
+    importance_samples: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", _names(self.scores))  # an iterator can be read once
+
+    def request(self, portion: Portion) -> pb.ScoreRequest:
+        """A ScoreRequest for a portion of images.
+
+        Raises:
+            TypeError, ValueError: an argument has a wrong type or is out of range.
+        """
+        draws = _integer("importance_samples", self.importance_samples, bits=32)
+        return pb.ScoreRequest(
+            model=_spec(self.model, self.version),
+            images=messages.images_message(portion),
+            seed=_seed(self.seed),
+            scores=self.scores,
+            false_alarm_rate=_rate(self.false_alarm_rate),
+            importance_samples=None if draws == 1 else draws,
+        )
+
+    def received(self, responses: Sequence[pb.ScoreResponse]) -> Scores:
+        """The scores of one or more responses, in order.
+
+        Raises:
+            RequestError: a score that was asked for is not there: the service is older than it.
+        """
+        scores = messages.scores_of(responses)
+        wanted = [*self.scores, *(["anomalous"] if self.false_alarm_rate is not None else [])]
+        wanted += ["standard_error"] if self.importance_samples > 1 else []
+        for name in wanted:
+            if getattr(scores, name) is None:
+                raise RequestError(
+                    grpc.StatusCode.UNIMPLEMENTED,
+                    f"the service is older than the score {name!r}; leave it out",
+                )
+        return scores
 
 
 def sample_request(
@@ -88,6 +134,23 @@ def model_request(model: str, version: int) -> pb.GetModelRequest:
         TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
     return pb.GetModelRequest(model=_spec(model, version))
+
+
+def _names(scores: Iterable[str]) -> list[str]:
+    """The names of scores, in their order; the service knows which there are."""
+    if isinstance(scores, str):
+        raise TypeError(f"scores is {scores!r}; pass a list of names, such as [{scores!r}]")
+    names = list(scores)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"scores has {name!r}; pass names, such as 'anomaly_p_value'")
+    return names
+
+
+def _rate(rate: float | None) -> float | None:
+    if rate is not None and not isinstance(rate, Real):
+        raise TypeError(f"false_alarm_rate is {rate!r}; pass a number")
+    return None if rate is None else float(rate)
 
 
 def _seed(seed: int | None) -> int | None:

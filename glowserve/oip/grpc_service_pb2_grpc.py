@@ -36,7 +36,8 @@ class GRPCInferenceServiceStub(object):
     RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn: retry with back-off. Or
     the message is over the size limit: do not retry.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
-    FAILED_PRECONDITION  A sample is not finite (see above), or a model version cannot be served. Do not retry.
+    FAILED_PRECONDITION  A sample is not finite (see above), a model version cannot be served, or it lacks the
+    calibration that a score needs. Do not retry.
     UNAVAILABLE          The server is starting or stopping. Retry with back-off.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
     """
@@ -120,7 +121,8 @@ class GRPCInferenceServiceServicer(object):
     RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn: retry with back-off. Or
     the message is over the size limit: do not retry.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
-    FAILED_PRECONDITION  A sample is not finite (see above), or a model version cannot be served. Do not retry.
+    FAILED_PRECONDITION  A sample is not finite (see above), a model version cannot be served, or it lacks the
+    calibration that a score needs. Do not retry.
     UNAVAILABLE          The server is starting or stopping. Retry with back-off.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
     """
@@ -293,7 +295,8 @@ class GRPCInferenceService(object):
     RESOURCE_EXHAUSTED   The queue is full, or the call's deadline would pass before its turn: retry with back-off. Or
     the message is over the size limit: do not retry.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
-    FAILED_PRECONDITION  A sample is not finite (see above), or a model version cannot be served. Do not retry.
+    FAILED_PRECONDITION  A sample is not finite (see above), a model version cannot be served, or it lacks the
+    calibration that a score needs. Do not retry.
     UNAVAILABLE          The server is starting or stopping. Retry with back-off.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
     """

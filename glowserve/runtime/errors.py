@@ -4,6 +4,7 @@ GlowserveError
 ├── InvalidRequestError  the request is malformed
 ├── ModelNotFoundError   no such model or version
 ├── NotFiniteError       the model has no finite answer
+├── NotCalibratedError   the bundle lacks the calibration that a score needs
 ├── BundleError          a bundle is damaged, incomplete, or of an unknown version
 └── DeviceError          the device cannot be used
 
@@ -60,6 +61,10 @@ class NotFiniteError(GlowserveError):
     def __init__(self, message: str, images: int) -> None:
         super().__init__(message)
         self.images = images
+
+
+class NotCalibratedError(GlowserveError):
+    """The bundle lacks the calibration that a score needs."""
 
 
 class BundleError(GlowserveError):

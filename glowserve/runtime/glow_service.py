@@ -14,6 +14,7 @@ import numpy as np
 from glowserve import messages
 from glowserve.images import UInt8Array, encode_png
 from glowserve.runtime import inputs, operations
+from glowserve.runtime.asked import asked_of
 from glowserve.runtime.checks import BoolArray
 from glowserve.runtime.engine import Placement
 from glowserve.runtime.errors import NotFiniteError
@@ -28,12 +29,14 @@ async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
     """GlowService.Score.
 
     Raises:
+        NotCalibratedError: the bundle lacks the calibration that a score needs.
         GlowserveError: the request is malformed, or the runner refuses it.
     """
     seed = request.seed if request.HasField("seed") else DEFAULT_SEED
     images = inputs.image_source(request.images, runner.bundle, runner.limits)
+    asked = asked_of(request, runner.bundle, runner.scorer)
     runner.expect(images.count)
-    return messages.scores_message(await operations.score(runner, images, seed))
+    return messages.scores_message(await operations.score(runner, images, seed, asked))
 
 
 # A call whose first samples have no image, not one of them, would go on for nothing.

@@ -24,6 +24,7 @@ from glowserve.v1 import manifest_pb2
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.json.sha256"
 FLOW = "flow.json"
+CALIBRATION = "calibration.npz"
 FORMAT_VERSIONS = (1, 2)
 FORMAT_2_FIELDS = ("preprocessing", "coupling_scale", "checkerboards")
 """The fields of Flow that format 1 does not have; they are in the file FLOW."""

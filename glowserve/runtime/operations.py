@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from glowserve.mismatch import Int64Array, mismatched_values
@@ -22,9 +23,20 @@ from glowserve.runtime.checks import (
 from glowserve.runtime.engine import Float32Array, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.randomness import ATTEMPTS, ENCODING_NOISE, dequantization_noise, latents
+from glowserve.runtime.randomness import (
+    ATTEMPTS,
+    DEFAULT_SEED,
+    ENCODING_NOISE,
+    dequantization_noise,
+    latents,
+)
 from glowserve.runtime.runner import Runner, Work
-from glowserve.scores import Scores
+from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
+
+Float64Array = npt.NDArray[np.float64]
+
+# How much longer a value takes to be compressed than to get its noise.
+_CODEC = 16
 
 
 @dataclass(frozen=True)
@@ -63,26 +75,47 @@ class Encoded:
     """How many values of each image are in another bin after its latent is decoded, [N]."""
 
 
-async def score(runner: Runner, images: ImageSource | Pictures, seed: int) -> Scores:
+async def score(
+    runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked = NOTHING_ELSE
+) -> Scores:
     """Scores images.
 
     Args:
         runner: runs the model.
         images: the N images.
         seed: the seed of the dequantization noise.
+        asked: which scores are computed beside those that are in every answer; the bundle has what they need.
 
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
     source = await _decoded(runner, images)
 
-    def prepare() -> tuple[UInt8Array, Float32Array]:
-        array = source.read()
-        return array, dequantization_noise(seed, array)
+    needs_codec = Needs.CODEC in asked.needs
 
-    size = source.size + source.count * runner.bundle.manifest.image.latent_size
-    array, noise = await runner.compute(Work(prepare, source.count, size))
-    return runner.scorer.score(await runner.forward(array, noise), seed)
+    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
+        array = source.read()
+        complexity = runner.scorer.complexity(array) if needs_codec else None
+        return array, dequantization_noise(seed, array), complexity
+
+    size = source.size + source.count * runner.bundle.manifest.image.latent_size * (
+        _CODEC if needs_codec else 1
+    )
+    array, noise, complexity = await runner.compute(Work(prepare, source.count, size))
+    forward = reference = await runner.forward(array, noise)
+    if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
+        noise = await runner.compute(
+            Work(lambda: dequantization_noise(DEFAULT_SEED, array), source.count, array.nbytes)
+        )
+        reference = await runner.forward(array, noise)
+    return runner.scorer.score(
+        forward,
+        seed,
+        asked,
+        reference=reference if Needs.REFERENCE in asked.needs else None,
+        complexity=complexity,
+        draws=await _later_draws(runner, array, seed, asked.importance_samples),
+    )
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:
@@ -160,6 +193,28 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     """
     start, end = await _encode(runner, await _array(runner, pair))
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
+
+
+async def _later_draws(
+    runner: Runner, images: UInt8Array, seed: int, importance_samples: int
+) -> list[Float32Array]:
+    """The log-likelihoods of images with each draw of a seed's noise but the first, [N] each.
+
+    As many draws run at once as fit in a batch; of their latents nothing is kept.
+    """
+    n, found = len(images), list[Float32Array]()
+    together = max(1, runner.limits.max_batch_size // n)
+    for first in range(1, importance_samples, together):
+        draws = range(first, min(first + together, importance_samples))
+
+        def prepare(draws: range = draws) -> tuple[UInt8Array, Float32Array]:
+            noise = [dequantization_noise(seed, images, draw=draw) for draw in draws]
+            return np.concatenate([images] * len(draws)), np.concatenate(noise)
+
+        rows = len(draws) * n
+        array, noise = await runner.compute(Work(prepare, rows, rows * images[0].size))
+        found += np.split((await runner.forward(array, noise)).log_likelihood, len(draws))
+    return found
 
 
 async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:

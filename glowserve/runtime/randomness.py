@@ -38,19 +38,22 @@ ATTEMPTS: Mapping[int, int] = {
 """By version: how often a sample is drawn at most until it is finite. Each known version has an entry."""
 
 
-def dequantization_noise(seed: int, images: UInt8Array) -> Float32Array:
+def dequantization_noise(seed: int, images: UInt8Array, *, draw: int = 0) -> Float32Array:
     """The dequantization noise of images. It depends on the seed and the image, not on the image's position.
 
     Args:
         seed: 0 to 2^64 - 1.
         images: uint8 [N, H, W, C].
+        draw: the index among several draws for the same images.
 
     Returns:
         float32 [N, H, W, C] in [0, 1), multiples of 2^-24.
     """
     noise = np.empty(images.shape, np.float32)
+    # The first draw has the key that it had before there were others.
+    later = struct.pack("<Q", draw) if draw else b""
     for i, image in enumerate(images):
-        key = _key(b"noise", struct.pack("<Q3I", seed, *image.shape), image.tobytes())
+        key = _key(b"noise", struct.pack("<Q3I", seed, *image.shape), image.tobytes(), later)
         halves = _words(key, -(-image.size // 2)).view("<u4")[: image.size]
         noise[i] = ((halves >> 8) * np.float32(2**-24)).reshape(image.shape)
     return noise

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.graphs import MAX_GRAPH_BYTES
 from glowserve.runtime.manifest import (
+    CALIBRATION,
     CHECKSUM,
     FLOW,
     MANIFEST,
@@ -49,13 +51,13 @@ class Bundle:
         """How pictures are converted to the model's images."""
         return Preparation(self.manifest.preparation.filter, self.manifest.preparation.background)
 
-    def read(self, name: str) -> bytes:
-        """The content of a file of the bundle.
+    def read(self, name: str, *, most: int = MAX_GRAPH_BYTES) -> bytes:
+        """The content of a file of the bundle, of at most that many bytes.
 
         Raises:
             BundleError: the file is missing, or it is not the file that the manifest describes.
         """
-        return read_listed_file(self.path, self.manifest, name)
+        return read_listed_file(self.path, self.manifest, name, most=most)
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -191,7 +193,7 @@ def fingerprint(path: Path) -> tuple[object, ...]:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, FORWARD, REVERSE))
+    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, CALIBRATION, FORWARD, REVERSE))
 
 
 def newest_bundle(model: Path) -> Bundle:

@@ -16,6 +16,7 @@ import numpy as np
 
 from glowserve.images import UInt8Array
 from glowserve.pictures import Pictures
+from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
 from glowserve.runtime.repository import Bundle
@@ -84,11 +85,15 @@ class EngineRunner:
         bundle: the engine's bundle.
         engine: the engine.
         limits: the limits of one request and of one batch.
+        scorer: the bundle's; None to read it.
+
+    Raises:
+        BundleError: the bundle's calibration is damaged.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: Limits) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, scorer: Scorer | None = None) -> None:
         self.bundle = bundle
-        self.scorer = Scorer(bundle.manifest)
+        self.scorer = scorer or open_scorer(bundle)
         self.limits = limits
         self._engine = engine
 

@@ -9,6 +9,7 @@ from glowserve.runtime.errors import (
     BundleError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotCalibratedError,
     NotFiniteError,
 )
 
@@ -30,6 +31,7 @@ STATUSES: Mapping[type[Exception], Status] = {
     InvalidRequestError: Status("INVALID_ARGUMENT", "INVALID_REQUEST"),
     ModelNotFoundError: Status("NOT_FOUND", "MODEL_NOT_FOUND"),
     NotFiniteError: Status("FAILED_PRECONDITION", "NOT_FINITE"),
+    NotCalibratedError: Status("FAILED_PRECONDITION", "NOT_CALIBRATED"),
     BundleError: Status("FAILED_PRECONDITION", "MODEL_REFUSED"),
 }
 """The statuses of the runtime's errors. DeviceError has none: no call raises it."""

@@ -62,36 +62,60 @@ class EncodedImages(_message.Message):
     def __init__(self, data: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "images", "seed")
+    __slots__ = ("model", "images", "seed", "scores", "false_alarm_rate", "importance_samples")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_RATE_FIELD_NUMBER: _ClassVar[int]
+    IMPORTANCE_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     model: ModelSpec
     images: Images
     seed: int
-    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    scores: _containers.RepeatedScalarFieldContainer[str]
+    false_alarm_rate: float
+    importance_samples: int
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., seed: _Optional[int] = ..., scores: _Optional[_Iterable[str]] = ..., false_alarm_rate: _Optional[float] = ..., importance_samples: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("model", "seed", "scores")
+    __slots__ = ("model", "seed", "scores", "false_alarm_rate")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_RATE_FIELD_NUMBER: _ClassVar[int]
     model: ModelVersion
     seed: int
     scores: _containers.RepeatedCompositeFieldContainer[ImageScore]
-    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[ImageScore, _Mapping]]] = ...) -> None: ...
+    false_alarm_rate: float
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[ImageScore, _Mapping]]] = ..., false_alarm_rate: _Optional[float] = ...) -> None: ...
 
 class ImageScore(_message.Message):
-    __slots__ = ("log_likelihood", "bits_per_dim", "percentile", "finite")
+    __slots__ = ("log_likelihood", "bits_per_dim", "percentile", "finite", "anomaly_p_value", "anomalous", "typicality_p_value", "complexity_bits_per_dim", "bits_per_dim_minus_complexity", "log_prior", "log_det", "standard_error")
     LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
     BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
     PERCENTILE_FIELD_NUMBER: _ClassVar[int]
     FINITE_FIELD_NUMBER: _ClassVar[int]
+    ANOMALY_P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    ANOMALOUS_FIELD_NUMBER: _ClassVar[int]
+    TYPICALITY_P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    COMPLEXITY_BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_DIM_MINUS_COMPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    LOG_PRIOR_FIELD_NUMBER: _ClassVar[int]
+    LOG_DET_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
     log_likelihood: float
     bits_per_dim: float
     percentile: float
     finite: bool
-    def __init__(self, log_likelihood: _Optional[float] = ..., bits_per_dim: _Optional[float] = ..., percentile: _Optional[float] = ..., finite: bool = ...) -> None: ...
+    anomaly_p_value: float
+    anomalous: bool
+    typicality_p_value: float
+    complexity_bits_per_dim: float
+    bits_per_dim_minus_complexity: float
+    log_prior: _containers.RepeatedScalarFieldContainer[float]
+    log_det: _containers.RepeatedScalarFieldContainer[float]
+    standard_error: float
+    def __init__(self, log_likelihood: _Optional[float] = ..., bits_per_dim: _Optional[float] = ..., percentile: _Optional[float] = ..., finite: bool = ..., anomaly_p_value: _Optional[float] = ..., anomalous: bool = ..., typicality_p_value: _Optional[float] = ..., complexity_bits_per_dim: _Optional[float] = ..., bits_per_dim_minus_complexity: _Optional[float] = ..., log_prior: _Optional[_Iterable[float]] = ..., log_det: _Optional[_Iterable[float]] = ..., standard_error: _Optional[float] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("model", "n", "temperature", "seed", "format")

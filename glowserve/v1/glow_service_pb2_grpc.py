@@ -45,7 +45,8 @@ class GlowServiceStub(object):
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
-    FAILED_PRECONDITION  The result is not finite, or a model version cannot be served; see the methods. Do not retry.
+    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks the
+    calibration that a score needs; see the methods. Do not retry.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
     Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
@@ -139,7 +140,8 @@ class GlowServiceServicer(object):
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
-    FAILED_PRECONDITION  The result is not finite, or a model version cannot be served; see the methods. Do not retry.
+    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks the
+    calibration that a score needs; see the methods. Do not retry.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
     Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
@@ -348,7 +350,8 @@ class GlowService(object):
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
-    FAILED_PRECONDITION  The result is not finite, or a model version cannot be served; see the methods. Do not retry.
+    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks the
+    calibration that a score needs; see the methods. Do not retry.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
     Each status that the server itself returns carries a google.rpc.Status in the trailing metadata

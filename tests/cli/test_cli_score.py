@@ -257,3 +257,43 @@ def test_a_score_that_is_not_finite_is_null_in_json_and_marked_in_the_table(
     )
     assert main(["score", str(folder / "0.png"), "--model", "any"]) == 0
     assert capsys.readouterr().out.splitlines()[1].endswith("-inf  (not finite)")
+
+
+def test_further_scores_are_columns_of_the_table_and_keys_of_the_json(
+    folder: Path, target: list[str], embedded: Any, digits: UInt8Array, capsys: Printed
+) -> None:
+    wanted = ["--scores", "anomaly_p_value,log_prior", "--false-alarm-rate", "0.2"]
+    scores = embedded.score(digits[:3], scores=["anomaly_p_value", "log_prior"], false_alarm_rate=0.2)
+    assert main(["score", str(folder), *wanted, *target]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[4:] == ["anomaly_p_value", "anomalous", "log_prior"]
+    for i, line in enumerate(lines):
+        p, anomalous, *levels = line.split()[4:]
+        assert float(p) == pytest.approx(scores.anomaly_p_value[i], abs=1e-5)
+        assert anomalous == ("yes" if scores.anomalous[i] else "no")
+        assert [float(level) for level in levels] == pytest.approx(scores.log_prior[i], abs=0.06)
+    assert main(["score", str(folder), "--json", *wanted, *target]) == 0
+    for i, line in enumerate(capsys.readouterr().out.splitlines()):
+        row = json.loads(line)
+        assert set(row) == {"file", *COLUMNS, "anomaly_p_value", "anomalous", "log_prior", "false_alarm_rate"}
+        assert row["anomaly_p_value"] == pytest.approx(scores.anomaly_p_value[i])
+        assert row["false_alarm_rate"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "words"),
+    [
+        (["--scores", "oddness"], 2, "score 'oddness' is unknown; the scores are log_likelihood, "),
+        (["--false-alarm-rate", "0.001"], 1, "takes 999 calibration images"),
+        (["--importance-samples", "65"], 1, "must lie in 1 to 64"),
+        (["--importance-samples", "-1"], 2, "importance_samples is -1"),
+    ],
+)
+def test_what_no_file_can_be_scored_with_is_said_once(
+    folder: Path, target: list[str], wanted: list[str], code: int, words: str, capsys: Printed
+) -> None:
+    assert main(["score", str(folder), *wanted, *target]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert words in line

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from glowserve import messages
 from glowserve.client import requests
+from glowserve.client.errors import RequestError
 from glowserve.images import encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 
@@ -14,21 +17,21 @@ IMAGES = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3, 1)
 
 
 def test_a_score_request_has_model_version_seed_and_images() -> None:
-    request = requests.score_request(IMAGES, "digits", 3, 7)
+    request = requests.ScoreArguments(model="digits", version=3, seed=7).request(IMAGES)
     assert (request.model.name, request.model.version, request.seed) == ("digits", 3, 7)
     np.testing.assert_array_equal(messages.images_array(request.images), IMAGES)
 
 
 def test_a_seed_that_is_left_out_is_not_sent() -> None:
-    assert not requests.score_request(IMAGES, "", 0, None).HasField("seed")
+    assert not requests.ScoreArguments().request(IMAGES).HasField("seed")
     assert not requests.sample_request(1, 1.0, None, "", 0).HasField("seed")
-    assert requests.score_request(IMAGES, "", 0, 0).HasField("seed")
+    assert requests.ScoreArguments(seed=0).request(IMAGES).HasField("seed")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     for make in (
-        lambda: requests.score_request(IMAGES, "", 0, seed),
+        lambda: requests.ScoreArguments(seed=seed).request(IMAGES),
         lambda: requests.sample_request(1, 1.0, seed, "", 0),
     ):
         with pytest.raises(ValueError, match=f"seed is {seed}; it must lie in 0 to 2"):
@@ -66,3 +69,15 @@ def test_an_interpolate_request_has_both_images_in_order() -> None:
 def test_a_model_request_has_model_and_version() -> None:
     request = requests.model_request("digits", 3)
     assert (request.model.name, request.model.version) == ("digits", 3)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"scores": ["anomaly_p_value"]}, {"false_alarm_rate": 0.1}, {"importance_samples": 2}]
+)
+def test_a_service_that_is_older_than_a_score_is_told_from_one_that_has_it(asked: dict[str, Any]) -> None:
+    arguments = requests.ScoreArguments(**asked)
+    row = pb.ImageScore(log_likelihood=-1, bits_per_dim=1, percentile=0, finite=True)
+    with pytest.raises(RequestError, match="UNIMPLEMENTED: the service is older than the score '"):
+        arguments.received([pb.ScoreResponse(scores=[row])])
+    row = pb.ImageScore(finite=True, anomaly_p_value=1, anomalous=False, standard_error=1)
+    assert len(arguments.received([pb.ScoreResponse(scores=[row])])) == 1

@@ -56,7 +56,7 @@ def test_two_simultaneous_exports_get_two_versions(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=60)
-    next_version, thread = glowserve_export.bundle._next_version, threading.local()
+    next_version, thread = glowserve_export.publication._next_version, threading.local()
 
     def simultaneous(model: Path) -> int:
         found = next_version(model)
@@ -65,7 +65,7 @@ def test_two_simultaneous_exports_get_two_versions(
             both.wait()
         return found
 
-    monkeypatch.setattr(glowserve_export.bundle, "_next_version", simultaneous)
+    monkeypatch.setattr(glowserve_export.publication, "_next_version", simultaneous)
     with ThreadPoolExecutor(2) as pool:
         exports = [pool.submit(export, source, tmp_path / "digits") for _ in range(2)]
         bundles = [future.result(60) for future in exports]
@@ -95,7 +95,7 @@ def test_a_bundle_appears_complete_after_its_verification(source: Source, tmp_pa
     bundle = export(source, model, say=say)
     assert stages == [(stage, set()) for stage in ("reading", "writing", "verifying", "scoring")]
     files = {"manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"}
-    assert _entries(bundle.path) == files
+    assert _entries(bundle.path) == files | {"calibration.npz"}
 
 
 def test_a_bundle_is_readable_by_all_users_whatever_the_umask(source: Source, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from glowserve_export.source import Source
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.calibration import bundle_calibration
 from glowserve.runtime.canary import check_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
@@ -43,6 +44,11 @@ def test_a_low_precision_bundle_states_its_loss_and_can_be_served(
     assert 0 < np.abs(ours - theirs).max() < 0.5
     # Percentiles are computed from its own scores.
     assert low.manifest.calibration.bits_per_dim != bundle.manifest.calibration.bits_per_dim
+    own, others = bundle_calibration(low), bundle_calibration(bundle)
+    assert own is not None
+    assert others is not None
+    assert (own.images.log_prior != others.images.log_prior).any()
+    assert (own.density.means != others.density.means).any()
 
 
 def test_a_low_precision_that_loses_too_much_is_refused(

@@ -1,22 +1,17 @@
-"""The scores: percentiles, values that are not finite, and a column on its way to every output."""
+"""The scores that are in every answer: percentiles, and values that are not finite."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
-import grpc
 import numpy as np
 import pytest
-from glowserve_service.server import Server
-from google.protobuf.descriptor import FieldDescriptor
 
 import glowserve
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
-from glowserve.oip import grpc_service_pb2, grpc_service_pb2_grpc
-from glowserve.scores import COLUMNS, Scorer, Scores
-from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.scores import COLUMNS, Scorer
 from glowserve.v1.manifest_pb2 import Calibration, ImageSpec, Manifest
 
 D = 64
@@ -27,6 +22,8 @@ class Output:
     """The output of a forward graph."""
 
     log_likelihood: np.ndarray
+    log_prior: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    log_det: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
 
 
 def output(*bits: float) -> Output:
@@ -129,26 +126,3 @@ def test_a_log_likelihood_that_is_not_finite_is_minus_infinity_and_does_not_affe
     alone = scorer(1, 2, 2, 3).score(Output(given.log_likelihood[scores.finite]), seed=0)
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(scores, name)[scores.finite], getattr(alone, name))
-
-
-# Columns
-
-
-def test_every_column_is_a_field_of_the_message() -> None:
-    kinds = {np.float64: FieldDescriptor.TYPE_DOUBLE, np.bool_: FieldDescriptor.TYPE_BOOL}
-    described = pb.ImageScore.DESCRIPTOR.fields_by_name
-    assert {name: each.type for name, each in described.items()} == {
-        name: kinds[dtype] for name, dtype in COLUMNS.items()
-    }
-
-
-def test_every_column_of_numbers_is_an_output_of_the_open_inference_protocol(server: Server) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        metadata = stub.ModelMetadata(grpc_service_pb2.ModelMetadataRequest(name="digits"))
-    numbers = [name for name, dtype in COLUMNS.items() if dtype is np.float64]
-    assert [output.name for output in metadata.outputs] == numbers
-
-
-def test_the_other_fields_describe_all_images() -> None:
-    assert {each.name for each in fields(Scores)} - set(COLUMNS) == {"model", "version", "seed"}

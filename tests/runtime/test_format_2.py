@@ -112,7 +112,12 @@ def test_a_flow_of_three_gibibytes_is_refused_without_being_read(version: Path) 
     size = 3 * 2**30
     with (version / "flow.json").open("r+b") as file:
         file.truncate(size)  # without a block on the disk
-    _edit(version, lambda manifest: manifest["files"][2].update(size=size))
+
+    def edit(manifest: dict[str, Any]) -> None:
+        (flow,) = [entry for entry in manifest["files"] if entry["name"] == "flow.json"]
+        flow["size"] = size
+
+    _edit(version, edit)
     with pytest.raises(BundleError, match=rf"flow\.json .*it has {size} bytes and may have 16777216"):
         open_bundle(version)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import onnx
 from google.protobuf import json_format
 from onnx import numpy_helper
 
+from glowserve.runtime.calibration import bundle_calibration
 from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
-from glowserve.runtime.manifest import manifest_checksum
+from glowserve.runtime.manifest import CALIBRATION, manifest_checksum
 from glowserve.runtime.randomness import latents
 from glowserve.runtime.repository import open_bundle
+from glowserve.scores import Calibration, complexity
+from glowserve.scores.calibration import write_calibration
 
 
 def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> None:
@@ -78,13 +82,7 @@ def _change(version: Path, graph: str, constant: str, change: Callable[[Any], An
     with np.errstate(over="ignore"):  # infinity is what some tests want
         changed = np.asarray(change(numpy_helper.to_array(tensor)), np.float32)
     tensor.CopyFrom(numpy_helper.from_array(changed, constant))
-    data = model.SerializeToString()
-    (version / graph).write_bytes(data)
-    manifest = json.loads((version / "manifest.json").read_text())
-    for file in manifest["files"]:
-        if file["name"] == graph:
-            file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data))}
-    _write(version, manifest)
+    write_file(version, graph, model.SerializeToString())
 
 
 def _renew_canary(version: Path) -> None:
@@ -95,6 +93,40 @@ def _renew_canary(version: Path) -> None:
     manifest = json.loads((version / "manifest.json").read_text())
     manifest["canary"] = json.loads(json_format.MessageToJson(drawn, preserving_proto_field_name=True))
     _write(version, manifest)
+    if (calibration := bundle_calibration(bundle)) is not None:
+        canary = np.frombuffer(drawn.image, np.uint8).reshape(bundle.shape)
+        write_file(
+            version,
+            CALIBRATION,
+            write_calibration(replace(calibration, codec=complexity.fingerprint(canary))),
+        )
+
+
+def write_file(version: Path, name: str, data: bytes) -> None:
+    """Replaces a file of a bundle that its manifest lists."""
+    (version / name).write_bytes(data)
+    manifest = json.loads((version / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["name"] == name:
+            file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data))}
+    _write(version, manifest)
+
+
+def without_calibration(source: Path, target: Path) -> None:
+    """Copies a bundle to one as older releases wrote them, without calibration.npz."""
+    shutil.copytree(source, target)
+    (target / CALIBRATION).unlink()
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["files"] = [file for file in manifest["files"] if file["name"] != CALIBRATION]
+    _write(target, manifest)
+
+
+def change_calibration(source: Path, target: Path, change: Callable[[Calibration], Calibration]) -> None:
+    """Copies a bundle to one with another calibration."""
+    shutil.copytree(source, target)
+    calibration = bundle_calibration(open_bundle(source))
+    assert calibration is not None
+    write_file(target, CALIBRATION, write_calibration(change(calibration)))
 
 
 def _write(version: Path, manifest: dict[str, Any]) -> None:

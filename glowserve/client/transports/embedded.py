@@ -46,11 +46,11 @@ class EmbeddedTransport:
         try:
             check_canary(self._engine, bundle)
             check_n_bits(self._engine, bundle)
+            self._runner = EngineRunner(bundle, self._engine, Limits())
         except BaseException:
             self._engine.close()
             raise
         self._manifest = bundle.manifest
-        self._runner = EngineRunner(bundle, self._engine, Limits())
 
     def __reduce__(self) -> tuple[type[EmbeddedTransport], tuple[Path, RuntimeConfig]]:
         return type(self), self._arguments

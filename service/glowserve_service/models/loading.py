@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
@@ -16,6 +17,7 @@ from glowserve.runtime.errors import BundleError
 from glowserve.runtime.randomness import ENCODING_NOISE
 from glowserve.runtime.repository import Bundle, fingerprint, open_bundle
 from glowserve.runtime.sessions import Cancellation
+from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ class LoadedModel:
 
     bundle: Bundle
     engine: Engine
+    scorer: Scorer
     fingerprint: tuple[object, ...]
     """Of the files, before they were read."""
 
@@ -50,6 +53,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     began = time.monotonic()
     state = fingerprint(path)
     bundle = open_bundle(path)
+    scorer = open_scorer(bundle)
     engine = Engine(bundle, config.runtime, cancellation)
     try:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
@@ -60,8 +64,14 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
         engine.close()
         raise
     placed = ", ".join(f"{p.nodes} nodes of {p.graph} by {p.provider}" for p in engine.placements)
+    if scorer.codec_differs:
+        log.warning(
+            "%s was calibrated with another version of the WebP library: anomaly_p_value and anomalous are refused; "
+            "`glowserve calibrate` renews the calibration",
+            path,
+        )
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
-    return LoadedModel(bundle, engine, state)
+    return LoadedModel(bundle, engine, scorer, state)
 
 
 def padded_sizes(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:

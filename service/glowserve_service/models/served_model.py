@@ -15,7 +15,6 @@ from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import BundleError
-from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
 from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.engine_health import EngineHealth
@@ -56,7 +55,7 @@ class ServedModel:
         self.name, self.version = self.manifest.model, self.manifest.version
         self.fingerprint = loaded.fingerprint
         self.health = EngineHealth(f"{self.name} version {self.version}", on_change)
-        self.scorer = Scorer(self.manifest)
+        self.scorer = loaded.scorer
         self.instances = workers.instances
         """Batches that run side by side."""
         engine = self._engine = loaded.engine

@@ -159,7 +159,15 @@ def test_a_version_is_served_in_the_end_however_slowly_its_files_arrive(
 ) -> None:
     """The manifest comes first, and each file in two parts. After every other part nothing comes for an interval."""
     target, parts = models / "digits" / "2", []
-    for name in ("manifest.json", "manifest.json.sha256", "flow.json", "reverse.onnx", "forward.onnx"):
+    names = (
+        "manifest.json",
+        "manifest.json.sha256",
+        "flow.json",
+        "calibration.npz",
+        "reverse.onnx",
+        "forward.onnx",
+    )
+    for name in names:
         data = (second / name).read_bytes()
         parts += [(name, data[: len(data) // 2]), (name, data[len(data) // 2 :])]
     with run_service(repository=models, **ON_REQUEST) as service:
@@ -184,7 +192,7 @@ def test_a_bundle_that_is_replaced_in_its_place_is_served_once_it_is_complete(
     place, score = models / "digits" / "1", pb.ScoreRequest(images=raw(digits[:2]))
     with run_service(repository=models, **ON_REQUEST) as service:
         before = service.glow.Score(score).scores
-        for name in ("forward.onnx", "manifest.json", "manifest.json.sha256"):
+        for name in ("forward.onnx", "calibration.npz", "manifest.json", "manifest.json.sha256"):
             shutil.copy(second / name, place / name)
         service.poll()
         assert service.not_served() == [("digits", 1, "LOADING")]

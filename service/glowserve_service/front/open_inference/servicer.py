@@ -185,7 +185,7 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         view = self._view(request.model_name, request.model_version, call)
         async with CallRunner(view.model.lease(), call, call.ticket, self._pool, self._limits) as runner:
             tensors.check_supported(request)
-            outputs = tensors.read_outputs(request, view.outputs)
+            outputs = tensors.read_outputs(request, view.named, view.unnamed)
             inputs = tensors.read_inputs(request, view.inputs, max_rows=self._limits.max_images)
             runner.expect(inputs.rows)
             arrays = await view.infer(runner, request, inputs)

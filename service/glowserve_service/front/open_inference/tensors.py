@@ -88,20 +88,44 @@ def read_seed(request: pb.ModelInferRequest, default: int) -> int:
     return value
 
 
-def read_outputs(request: pb.ModelInferRequest, outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs that a request asks for; all of them if it names none.
+def read_false_alarm_rate(request: pb.ModelInferRequest) -> float | None:
+    """The parameter `false_alarm_rate` of a request; None if it has none.
+
+    Raises:
+        InvalidRequestError: it is no floating-point number.
+    """
+    if "false_alarm_rate" not in request.parameters:
+        return None
+    rate = request.parameters["false_alarm_rate"]
+    if (kind := rate.WhichOneof("parameter_choice")) != "double_param":
+        raise InvalidRequestError(
+            f"parameter 'false_alarm_rate' has {kind}; it must have double_param",
+            "parameters.false_alarm_rate",
+        )
+    return float(rate.double_param)
+
+
+def read_outputs(
+    request: pb.ModelInferRequest, named: Sequence[Tensor], unnamed: Sequence[Tensor]
+) -> list[Tensor]:
+    """The outputs that a request asks for.
+
+    Args:
+        request: as it came.
+        named: the outputs that it may name.
+        unnamed: the outputs that it gets if it names none.
 
     Raises:
         InvalidRequestError: there is no such output.
     """
-    known = {tensor.name: tensor for tensor in outputs}
+    known = {tensor.name: tensor for tensor in named}
     for i, wanted in enumerate(request.outputs):
         if wanted.name not in known:
             raise InvalidRequestError(
-                f"output {wanted.name[:128]!r} is not one of this model's, {_names(outputs)}",
+                f"output {wanted.name[:128]!r} is not one of this model's, {_names(named)}",
                 f"outputs[{i}].name",
             )
-    return [known[wanted.name] for wanted in request.outputs] or list(outputs)
+    return [known[wanted.name] for wanted in request.outputs] or list(unnamed)
 
 
 def read_inputs(request: pb.ModelInferRequest, inputs: Sequence[Tensor], *, max_rows: int) -> Inputs:
@@ -215,4 +239,4 @@ def _read_contents(tensor: Tensor, request: pb.ModelInferRequest, place: int) ->
 
 def _names(tensors: Iterable[Any]) -> str:
     names = [tensor.name[:128] for tensor in tensors]
-    return ", ".join(names[:8]) or "none"
+    return ", ".join(names[:16]) or "none"

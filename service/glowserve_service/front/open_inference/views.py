@@ -10,11 +10,12 @@ import numpy as np
 
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.runtime import inputs, operations
+from glowserve.runtime.asked import read_asked
 from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
-from glowserve.scores import COLUMNS
+from glowserve.scores import COLUMNS, TABLE, Needs, Score
 from glowserve_service.front.call_runner import CallRunner
 from glowserve_service.front.open_inference import tensors
 from glowserve_service.front.open_inference.tensors import Inputs, Tensor
@@ -26,7 +27,8 @@ from glowserve_service.scheduling.workers import Array
 _SAMPLE = ".sample"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _FINITE = Tensor("finite", "BOOL", ())
-_SCORES = tuple(Tensor(name, "FP64", ()) for name, dtype in COLUMNS.items() if dtype is np.float64)
+# In an answer to a request that names no outputs: today's clients get what they always got.
+_UNNAMED = tuple(name for name, dtype in COLUMNS.items() if dtype is np.float64)
 
 Arrays = Mapping[str, Array]
 Infer = Callable[[CallRunner, pb.ModelInferRequest, Inputs], Awaitable[Arrays]]
@@ -41,6 +43,14 @@ class View:
     lane: Lane
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    """Those that it can answer."""
+
+    named: tuple[Tensor, ...]
+    """Those that a request may name: of some it gets to know what the model lacks for them."""
+
+    unnamed: tuple[Tensor, ...]
+    """Those that a request without names gets."""
+
     infer: Infer
     """From inputs to arrays by the names of `outputs`."""
 
@@ -90,22 +100,35 @@ class Views:
 
 def _scoring(model: ServedModel) -> View:
     image = Tensor("image", "UINT8", model.bundle.shape)
-    return View(model.name, model, model.forward, (image,), _SCORES, _score)
+    # Requests of this protocol have one draw of noise.
+    scores = [score for score in TABLE.values() if Needs.DRAWS not in score.needs]
+    named = tuple(_score_tensor(score, model.manifest.flow.levels) for score in scores)
+    outputs = tuple(tensor for tensor in named if tensor.name in model.scorer.names())
+    unnamed = tuple(tensor for tensor in named if tensor.name in _UNNAMED)
+    return View(model.name, model, model.forward, (image,), outputs, named, unnamed, _score)
+
+
+def _score_tensor(score: Score, levels: int) -> Tensor:
+    datatype = "BOOL" if score.dtype is np.bool_ else "FP64"
+    return Tensor(score.name, datatype, (levels,) if score.by_level else ())
 
 
 def _sampling(model: ServedModel) -> View:
     rows = Tensor("seed", "UINT64", (1,)), Tensor("temperature", "FP32", (1,))
     outputs = Tensor("image", "UINT8", model.bundle.shape), _FINITE
-    return View(model.name + _SAMPLE, model, model.reverse, rows, outputs, _sample)
+    return View(model.name + _SAMPLE, model, model.reverse, rows, outputs, outputs, outputs, _sample)
 
 
 async def _score(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
     """As GlowService.Score."""
     seed = tensors.read_seed(request, DEFAULT_SEED)
     images = ImageSource(given.rows, given.size, lambda: given.read()[0])
-    scores = await operations.score(runner, images, seed)
+    named = [output.name for output in request.outputs]
+    rate = tensors.read_false_alarm_rate(request)
+    asked = read_asked(named, rate, 1, runner.bundle, runner.scorer, names_field="outputs")
+    scores = await operations.score(runner, images, seed, asked)
     runner.count_not_finite(len(scores) - int(np.count_nonzero(scores.finite)))
-    return {tensor.name: getattr(scores, tensor.name) for tensor in _SCORES}
+    return scores.columns()
 
 
 async def _sample(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:

@@ -15,6 +15,7 @@ from glowserve.images import UInt8Array
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.runtime.errors import InvalidRequestError
+from glowserve.scores import TABLE
 from tests.service.front.open_inference.requests import image_request, output, sample_request
 from tests.service.wire import refusal
 
@@ -177,7 +178,8 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     ),
     "unknown output": (
         lambda request: request.outputs.add(name="latent"),
-        "output 'latent' is not one of this model's, log_likelihood, bits_per_dim, percentile",
+        "output 'latent' is not one of this model's, "
+        + ", ".join(name for name in TABLE if name != "standard_error"),
     ),
     "text as seed": (
         seed(string_param="1"),

@@ -16,6 +16,7 @@ from glowserve_service.server import Server
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.scores import TABLE, Needs
 from tests.servers import RunServer
 from tests.service.stubs import address
 
@@ -70,6 +71,14 @@ def test_the_server_and_its_models_are_ready(triton: dict[str, Any]) -> None:
     assert triton["server"]["extensions"] == ["model_repository", "model_configuration", "statistics"]
 
 
+# Name, type, and the levels of the digits where a score has a value for each.
+SCORES = [
+    (name, "BOOL" if score.dtype is np.bool_ else "FP64", ["2"] if score.by_level else [])
+    for name, score in TABLE.items()
+    if Needs.DRAWS not in score.needs
+]
+
+
 def test_each_model_is_described_as_two(triton: dict[str, Any]) -> None:
     scorer, sampler = triton["metadata"]
     image = {"name": "image", "datatype": "UINT8", "shape": ["-1", "8", "8", "1"]}
@@ -79,8 +88,8 @@ def test_each_model_is_described_as_two(triton: dict[str, Any]) -> None:
         "platform": "onnxruntime_onnx",
         "inputs": [image],
         "outputs": [
-            {"name": name, "datatype": "FP64", "shape": ["-1"]}
-            for name in ("log_likelihood", "bits_per_dim", "percentile")
+            {"name": name, "datatype": datatype, "shape": ["-1", *levels]}
+            for name, datatype, levels in SCORES
         ],
     }
     assert sampler["name"] == "digits.sample"
@@ -102,9 +111,7 @@ def test_the_configuration_says_how_much_a_request_may_bring(triton: dict[str, A
         {"name": "image", "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": ["8", "8", "1"]}
     ]
     assert [(entry["name"], entry["data_type"]) for entry in scorer["output"]] == [
-        ("log_likelihood", "TYPE_FP64"),
-        ("bits_per_dim", "TYPE_FP64"),
-        ("percentile", "TYPE_FP64"),
+        (name, f"TYPE_{datatype}") for name, datatype, _ in SCORES
     ]
     assert sampler["input"] == [
         {"name": "seed", "data_type": "TYPE_UINT64", "dims": ["1"]},

@@ -1,0 +1,45 @@
+"""Publishes a bundle as the next version of its model: a folder that is complete once it has its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from glowserve.files import publish_directory, staging_directory
+from glowserve.runtime.calibration import open_scorer
+from glowserve.runtime.repository import Bundle, open_bundle
+from glowserve_export.manifest import manifest_files
+
+
+@contextmanager
+def staged(model_dir: Path) -> Iterator[Path]:
+    """A staging folder in `model_dir`, which is made for it, and removed if it stays empty."""
+    is_new = not model_dir.exists()
+    model_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with staging_directory(model_dir) as staging:
+            yield staging
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                model_dir.rmdir()
+
+
+def publish(bundle: Bundle, model_dir: Path) -> Bundle:
+    """Writes the manifest and renames the folder to the next version."""
+    manifest = bundle.manifest
+    while True:
+        manifest.version = _next_version(model_dir)
+        for name, data in manifest_files(manifest).items():
+            (bundle.path / name).write_bytes(data)
+        open_scorer(open_bundle(bundle.path))  # nothing is published that could not be opened
+        target = model_dir / str(manifest.version)
+        with suppress(FileExistsError):  # another export took the number
+            publish_directory(bundle.path, target)
+            return open_bundle(target)
+
+
+def _next_version(model_dir: Path) -> int:
+    """One more than the highest number among the names in the folder: no version is used twice."""
+    return max((int(path.name) for path in model_dir.iterdir() if path.name.isdecimal()), default=0) + 1

@@ -1,0 +1,67 @@
+"""`glowserve calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from glowserve.cli.failure import Failure
+from glowserve.output import printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="REPOSITORY/MODEL (the newest version), or .../VERSION; the next VERSION beside it is written",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="images that the model was not trained on: the training data, of which the held-out images are taken; "
+        "RUN_DIR/held_out.npz; or others, half of which calibrate",
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes a bundle with the same graphs and another calibration as the next version."""
+    from glowserve_export.errors import ExportError
+    from glowserve_export.recalibration import recalibrate
+    from glowserve_training.errors import TrainingError
+    from glowserve_training.hardware import use_allowed_cores
+
+    from glowserve.runtime.calibration import bundle_calibration
+    from glowserve.runtime.errors import GlowserveError
+    from glowserve.runtime.repository import newest_bundle
+    from glowserve.scores.conformal import resolution
+
+    use_allowed_cores()
+    try:
+        bundle = recalibrate(newest_bundle(args.bundle), args.data, device=args.device, say=_say)
+        calibration = bundle_calibration(bundle)
+    except ExportError as error:
+        raise Failure(error, 1) from error
+    except (TrainingError, GlowserveError, ValueError, OSError) as error:
+        raise Failure(error, 2) from error
+    assert calibration is not None
+    images, fitting = len(calibration.images), len(calibration.fitting)
+    if args.json:
+        result = {"bundle": str(bundle.path), "version": bundle.manifest.version}
+        print(json.dumps(result | {"calibration_images": images, "fitting_images": fitting}))
+    else:
+        print(
+            f"calibrated on {images} images, with a density of {fitting} others: p-values and false-alarm rates go "
+            f"down to {resolution(images):.3g}"
+        )
+        print(printable(f"wrote {bundle.path}"))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)

@@ -1,0 +1,21 @@
+"""The scores of images: the table of what each number means, and how they are computed."""
+
+from glowserve.scores.asked import MAX_IMPORTANCE_SAMPLES, NOTHING_ELSE, Asked
+from glowserve.scores.calibration import Calibration
+from glowserve.scores.results import Scores
+from glowserve.scores.scorer import ForwardOutput, Scorer
+from glowserve.scores.table import COLUMNS, TABLE, Needs, Score
+
+__all__ = [
+    "COLUMNS",
+    "MAX_IMPORTANCE_SAMPLES",
+    "NOTHING_ELSE",
+    "TABLE",
+    "Asked",
+    "Calibration",
+    "ForwardOutput",
+    "Needs",
+    "Score",
+    "Scorer",
+    "Scores",
+]

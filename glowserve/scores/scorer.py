@@ -1,0 +1,178 @@
+"""Computes the scores of images from the output of a forward graph.
+
+Shapes: N images, H W C, D = H * W * C, L levels, M draws of noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glowserve.images import UInt8Array
+from glowserve.likelihood import bits_per_dim
+from glowserve.scores import complexity
+from glowserve.scores.asked import NOTHING_ELSE, Asked
+from glowserve.scores.calibration import Calibration
+from glowserve.scores.conformal import default_false_alarm_rate, p_values, two_sided_p_values
+from glowserve.scores.importance import log_mean_exp
+from glowserve.scores.parts import Parts
+from glowserve.scores.results import Float64Array, Scores
+from glowserve.scores.table import TABLE, Needs
+from glowserve.v1.manifest_pb2 import Manifest
+
+
+class ForwardOutput(Protocol):
+    """The output of a forward graph for N images."""
+
+    @property
+    def log_likelihood(self) -> npt.NDArray[np.float32]:
+        """Log-likelihoods of the discrete images in nats, [N]."""
+
+    @property
+    def log_prior(self) -> npt.NDArray[np.float32]:
+        """Log-densities of the latents in nats, by level, [N, L]."""
+
+    @property
+    def log_det(self) -> npt.NDArray[np.float32]:
+        """Log-determinants in nats, by level, [N, L]."""
+
+
+class Scorer:
+    """Computes scores from the output of one bundle's forward graph.
+
+    Args:
+        manifest: the bundle's manifest. Its calibration has one or more finite values.
+        calibration: the bundle's; None if it has none.
+    """
+
+    def __init__(self, manifest: Manifest, calibration: Calibration | None = None) -> None:
+        self._model, self._version = manifest.model, manifest.version
+        self._dimensions, self._n_bits = manifest.image.latent_size, manifest.image.n_bits
+        self._held_out = np.sort(np.asarray(manifest.calibration.bits_per_dim, dtype=np.float64))
+        self.calibration = calibration
+        """The bundle's; None if it has none."""
+        self.codec_differs = False
+        """Whether this machine's codec writes other files than the one of the calibration."""
+        if calibration is not None:
+            canary = np.frombuffer(manifest.canary.image, np.uint8)
+            shape = manifest.image.height, manifest.image.width, manifest.image.channels
+            self.codec_differs = not np.array_equal(
+                complexity.fingerprint(canary.reshape(shape)), calibration.codec
+            )
+            features = calibration.images.features(self._dimensions)
+            self._oddness = np.sort(calibration.density.oddness(features))
+            self._bits = np.sort(bits_per_dim(calibration.images.log_likelihood, self._dimensions))
+
+    def computes(self, needs: Needs) -> bool:
+        """Whether the bundle has what a score needs."""
+        if Needs.CALIBRATION not in needs:
+            return True
+        return self.calibration is not None and not (Needs.CODEC in needs and self.codec_differs)
+
+    def names(self) -> tuple[str, ...]:
+        """The scores of the table that the bundle has what they need for, in its order."""
+        return tuple(name for name, score in TABLE.items() if self.computes(score.needs))
+
+    def complexity(self, images: UInt8Array) -> Float64Array:
+        """`complexity_bits_per_dim` of images, uint8 [N, H, W, C], [N]."""
+        return complexity.complexity_bits_per_dim(images, self._n_bits)
+
+    def score(
+        self,
+        forward: ForwardOutput,
+        seed: int,
+        asked: Asked = NOTHING_ELSE,
+        *,
+        reference: ForwardOutput | None = None,
+        complexity: Float64Array | None = None,
+        draws: Sequence[npt.NDArray[np.float32]] = (),
+    ) -> Scores:
+        """The scores of N images. A log-likelihood that is not finite becomes minus infinity.
+
+        Args:
+            forward: the output of the forward graph for the images, with the first draw of noise.
+            seed: the seed of the dequantization noise that the graph was given.
+            asked: what is asked for; the bundle has what it needs.
+            reference: the output with the noise of the default seed, if that is needed.
+            complexity: of the images, [N], if that is needed.
+            draws: the log-likelihoods with the other draws of noise, [N] each.
+        """
+        finite, nats = _finite(forward.log_likelihood)
+        percentile = self._percentile(bits_per_dim(nats, self._dimensions))
+        found: dict[str, Any] = {}
+        if draws:
+            finite, nats, found["standard_error"] = log_mean_exp([forward.log_likelihood, *draws])
+            percentile = np.where(finite, percentile, 0.0)
+        bits = bits_per_dim(nats, self._dimensions)
+        if "log_prior" in asked:
+            found["log_prior"] = forward.log_prior.astype(np.float64)
+        if "log_det" in asked:
+            found["log_det"] = forward.log_det.astype(np.float64)
+        scores = Scores(
+            log_likelihood=nats,
+            bits_per_dim=bits,
+            percentile=percentile,
+            finite=finite,
+            model=self._model,
+            version=self._version,
+            seed=seed,
+        )
+        if complexity is not None:
+            found["complexity_bits_per_dim"] = complexity
+            found["bits_per_dim_minus_complexity"] = bits - complexity
+        if reference is not None:
+            found |= self._p_values(reference, complexity)
+        rate = None
+        if "anomalous" in asked:
+            rate = self._false_alarm_rate(asked)
+            found["anomalous"] = found["anomaly_p_value"] <= rate
+        wanted = {name: values for name, values in found.items() if name in asked}
+        return replace(scores, **wanted, false_alarm_rate=rate)
+
+    def parts(self, forward: ForwardOutput, complexity: Float64Array) -> Parts:
+        """The parts of N images.
+
+        Args:
+            forward: the output of the forward graph for the images, with the noise of the default seed.
+            complexity: of the images, [N].
+        """
+        return Parts(
+            log_likelihood=forward.log_likelihood.astype(np.float64),
+            log_prior=forward.log_prior.astype(np.float64),
+            log_det=forward.log_det.astype(np.float64),
+            complexity_bits_per_dim=complexity,
+        )
+
+    def _p_values(self, reference: ForwardOutput, complexity: Float64Array | None) -> dict[str, Float64Array]:
+        assert self.calibration is not None
+        _, nats = _finite(reference.log_likelihood)
+        bits = bits_per_dim(nats, self._dimensions)
+        found = {"typicality_p_value": two_sided_p_values(bits, self._bits)}
+        if complexity is not None and not self.codec_differs:
+            features = self.parts(reference, complexity).features(self._dimensions)
+            oddness = self.calibration.density.oddness(features)
+            found["anomaly_p_value"] = p_values(oddness, self._oddness)
+        return found
+
+    def _false_alarm_rate(self, asked: Asked) -> float:
+        if asked.false_alarm_rate is not None:
+            return asked.false_alarm_rate
+        return default_false_alarm_rate(len(self._oddness))
+
+    def _percentile(self, bits: Float64Array) -> Float64Array:
+        """The percentage of calibration images with more bits per dimension, [N]; ties count half."""
+        n = len(self._held_out)
+        more = n - np.searchsorted(self._held_out, bits, side="right")
+        as_many_or_more = n - np.searchsorted(self._held_out, bits)
+        percentile: Float64Array = 50 * (more + as_many_or_more) / n
+        return percentile
+
+
+def _finite(log_likelihood: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], Float64Array]:
+    """Whether each log-likelihood is finite, and the log-likelihoods, of which the others are minus infinity; [N]."""
+    finite = np.isfinite(log_likelihood)
+    return finite, np.where(finite, log_likelihood.astype(np.float64), -np.inf)
