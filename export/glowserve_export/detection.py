@@ -101,7 +101,7 @@ def auroc(held_out: npt.ArrayLike, out: npt.ArrayLike) -> float:
 
 
 def _weights(n: int, m: int) -> Iterator[tuple[Float64Array, Float64Array]]:
-    """Draws of weights, [B, N + 1] and [B, M + 1], some at a time. Divided by their sum, they are Dirichlet(1, ..., 1)."""
+    """Draws of weights, [B, N + 1] and [B, M + 1], some at a time; divided by their sum, of Dirichlet(1, ..., 1)."""
     rng = np.random.default_rng(0)
     step = max(1, _MOST_VALUES // (n + m + 2))
     for first in range(0, _DRAWS, step):
