@@ -15,8 +15,7 @@ _QUALITY, _METHOD = 50, 3
 
 def complexity_bits_per_dim(images: UInt8Array) -> npt.NDArray[np.float64]:
     """The bits of each image's file per value, [N], of uint8 [N, H, W, C]."""
-    sizes = [_size(image) for image in images]
-    return np.array(sizes, np.float64) * 8 / images[0].size
+    return np.array([8 * _size(image) / image.size for image in images], np.float64)
 
 
 def _size(image: UInt8Array) -> int:

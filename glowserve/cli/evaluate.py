@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glowserve.cli import against
 from glowserve.cli.failure import Failure
 from glowserve.cli.torch_device import torch_device
 from glowserve.output import printable
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["test", "validation", "calibration"],
         help="which held-out images to measure (default: test)",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="measure the first N images (default: all)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="measure the first N images (default: all); with --against also N of each set (default: 1,000)",
+    )
     parser.add_argument(
         "--importance-samples",
         type=int,
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draws of dequantization noise for each image; more take longer and tighten the bound on the likelihood "
         "(default: 1)",
     )
+    against.add_arguments(parser)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -61,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
     use_allowed_cores()
+    if args.against:
+        return against.run(args, lambda images, data: _first(images, args.images, data, args.split))
+    if args.plots:
+        raise Failure("--plots draws the results of --against; give both, or none", 2)
     try:
         model, data, held_out = _open(args.source, args.device, args.data)
         images = _first(getattr(held_out, args.split), args.images, data, args.split)
