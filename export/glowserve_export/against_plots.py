@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from glowserve.files import atomic_write
+from glowserve.output import printable
 from glowserve_export.against import BASELINES, Against
 
 _FIGURES = {"auroc": "AUROC", "aupr": "AUPR", "fpr": "FPR at 95 % TPR"}
@@ -30,13 +32,13 @@ def draw_separations(result: Against, path: Path) -> None:
     for axes, (name, label) in zip(panels, _FIGURES.items(), strict=True):
         _draw_panel(axes, result, name)
         axes.set_title(label)
-    panels[0].set_yticks(range(rows), [f"{each.name} ({each.images:,})" for each in result.sets])
+    names = [f"{printable(each.name)} ({each.images:,})" for each in result.sets]
+    panels[0].set_yticks(range(rows), names, parse_math=False)
     panels[0].set_ylim(rows - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"{result.images:,} held-out images against out-of-distribution images")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+    _save(figure, path)
 
 
 def _draw_panel(axes: Axes, result: Against, figure: str) -> None:
@@ -81,7 +83,7 @@ def draw_false_alarms(result: Against, path: Path) -> None:
         for row, detector in enumerate(result.detectors):
             measured = 100 * result.false_alarms[detector][i].measured
             axes.plot(measured, row, "o", color=_colour(result.detectors, detector))
-        axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 200 * rate.asked))
+        axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 120 * rate.high))
         axes.set_title(f"{100 * rate.asked:g} % asked for")
         axes.set_xlabel(f"% of {result.images:,} held-out images flagged")
         axes.grid(axis="x", alpha=0.3)
@@ -90,7 +92,12 @@ def draw_false_alarms(result: Against, path: Path) -> None:
     figure.suptitle(
         f"False alarms; shaded: the 95 % interval with {result.calibration_images:,} calibration images"
     )
-    with atomic_write(path) as file:
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings(), atomic_write(path) as file:
+        warnings.filterwarnings("ignore", "Glyph")  # letters of a set's name that the font lacks become boxes
         figure.savefig(file, format="png")
 
 

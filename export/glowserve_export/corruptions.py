@@ -1,5 +1,6 @@
-"""Images changed so that they no longer belong to the data that they come from; after Hendrycks and Dietterich (2019,
-arXiv:1903.12261) and Nalisnick et al. (2019, arXiv:1810.09136).
+"""Images changed so that they no longer belong to the data that they come from.
+
+After Hendrycks and Dietterich (2019, arXiv:1903.12261) and Nalisnick et al. (2019, arXiv:1810.09136).
 
 Shapes: N images, uint8 [N, H, W, C]. Nothing here needs H = W.
 """
@@ -60,9 +61,9 @@ def half_contrast(images: UInt8Array) -> UInt8Array:
 
 def mirrored_halves(images: UInt8Array) -> UInt8Array:
     """Replaces the right half by the mirrored left half."""
-    half = images.shape[2] // 2
+    width = images.shape[2]
     changed = images.copy()
-    changed[:, :, -half:] = images[:, :, :half][:, :, ::-1]
+    changed[:, :, width - width // 2 :] = images[:, :, : width // 2][:, :, ::-1]
     return changed
 
 

@@ -141,7 +141,7 @@ def _load_sets(paths: Sequence[str], shape: DataConfig, most: int) -> list[OutOf
     from glowserve_export.against import OutOfDistribution
     from glowserve_training.data import load_set
 
-    names = [Path(path).resolve().stem for path in paths]
+    names = [_name(Path(path)) for path in paths]
     count, sets = Counter(names), []
     for path, name in zip(paths, names, strict=True):
         found = load_set(replace(shape, data=path), most)
@@ -149,6 +149,10 @@ def _load_sets(paths: Sequence[str], shape: DataConfig, most: int) -> list[OutOf
             _warn(f"{path}: {len(found.images):,} of {found.total:,} images, spread evenly, are measured")
         sets.append(OutOfDistribution(name if count[name] == 1 else path, found.images))
     return sets
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 class _Scoring:
@@ -224,10 +228,10 @@ _EXPLANATION = textwrap.wrap(
     "precision, with as many of either; 0.5 is chance. FPR: the share of test images that are flagged with the "
     "threshold that flags 95 % of the set. In parentheses: 95 % intervals. Beside the better baseline: AUROC less that "
     "of raw likelihood or complexity alone, whichever is higher, on the set where that is least. Raw likelihood: many "
-    "bits/dim are odd; log_likelihood and percentile order images alike. Complexity alone: the size of a lossless file, "
-    "too small or too large. False alarms: the share of test images whose p-value is up to the rate, and the interval "
-    "that holds 95 of 100 such shares if test and calibration images are alike; *: outside. A score that is no p-value "
-    "becomes one by the calibration images.",
+    "bits/dim are odd; log_likelihood and percentile order images alike. Complexity alone: the size of a lossless "
+    "file, too small or too large. False alarms: the share of test images whose p-value is up to the rate, and the "
+    "interval that holds 95 of 100 such shares if test and calibration images are alike; *: outside. A score that is "
+    "no p-value becomes one by the calibration images.",
     110,
 )
 
