@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
-from glowserve_export.complexity import complexity_bits_per_dim
 from glowserve_export.detection import Separation, separation
-from glowserve_export.false_alarms import RATES, FalseAlarms, conformal_p_values, false_alarms
+from glowserve_export.false_alarms import RATES, FalseAlarms, false_alarms, p_values, two_sided_p_values
 
 Float64Array = npt.NDArray[np.float64]
 Columns = Mapping[str, Float64Array]
@@ -126,7 +125,8 @@ def evaluate_against(
     """Measures every score.
 
     Args:
-        score: computes the scores, each [N], of images, uint8 [N, H, W, C]: `bits_per_dim`, and any of `ODD`.
+        score: computes the scores, each [N], of images, uint8 [N, H, W, C]: `bits_per_dim`, `complexity_bits_per_dim`,
+            and any of `ODD`.
         held_out: images that nothing was fitted to or calibrated on.
         calibration: the images that the bundle's scores are calibrated on. A score that is no p-value itself becomes
             one by them, to count its false alarms.
@@ -165,25 +165,23 @@ class _Detectors:
 
     def __init__(self, score: Score, calibration: UInt8Array) -> None:
         self._score, self._images = score, len(calibration)
-        self._complexity = complexity_bits_per_dim(calibration)
-        self._known = self.oddness(calibration)
+        known = score(calibration)
+        self._complexity = np.sort(known["complexity_bits_per_dim"])
+        self._calibration = {name: np.sort(values) for name, values in self._oddness(known).items()}
 
     def oddness(self, images: UInt8Array) -> dict[str, Float64Array]:
         """The oddness of each image, [N], by detector."""
-        columns = self._score(images)
-        complexity = complexity_bits_per_dim(images)
-        simple, complex_ = (
-            conformal_p_values(sign * self._complexity, sign * complexity) for sign in (-1, 1)
-        )
-        return {
-            RAW_LIKELIHOOD: columns["bits_per_dim"],
-            COMPLEXITY_ALONE: -np.minimum(1, 2 * np.minimum(simple, complex_)),
-        } | {name: _SIGN[ODD[name]] * columns[name] for name in columns if name in ODD}
+        return self._oddness(self._score(images))
 
     def false_alarms(self, detector: str, oddness: Float64Array) -> list[FalseAlarms]:
         """The false alarms among held-out images with this oddness, at each rate."""
-        p = -oddness if is_p_value(detector) else conformal_p_values(self._known[detector], oddness)
+        p = -oddness if is_p_value(detector) else p_values(oddness, self._calibration[detector])
         return [false_alarms(p, self._images, rate) for rate in RATES]
+
+    def _oddness(self, columns: Columns) -> dict[str, Float64Array]:
+        complexity = two_sided_p_values(columns["complexity_bits_per_dim"], self._complexity)
+        found = {RAW_LIKELIHOOD: columns["bits_per_dim"], COMPLEXITY_ALONE: -complexity}
+        return found | {name: _SIGN[ODD[name]] * columns[name] for name in columns if name in ODD}
 
 
 def is_p_value(detector: str) -> bool:

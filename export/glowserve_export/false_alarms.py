@@ -73,9 +73,19 @@ def false_alarm_interval(images: int, calibration_images: int, rate: float) -> t
     return float(ends[0] / images), float(ends[1] / images)
 
 
-def conformal_p_values(calibration: npt.ArrayLike, values: npt.ArrayLike) -> Float64Array:
-    """(1 + how many of n calibration images are at least as odd) / (n + 1), for each of M values, [M]."""
-    sorted_calibration = np.sort(np.asarray(calibration, np.float64))
-    n = len(sorted_calibration)
-    p: Float64Array = (1.0 + n - np.searchsorted(sorted_calibration, values)) / (n + 1)
+def p_values(values: Float64Array, calibration: Float64Array) -> Float64Array:
+    """(1 + how many of n calibration values are at least as large) / (n + 1), [M].
+
+    Args:
+        values: large is odd, [M].
+        calibration: in ascending order, [n].
+    """
+    n = len(calibration)
+    p: Float64Array = (1.0 + n - np.searchsorted(calibration, values)) / (n + 1)
     return p
+
+
+def two_sided_p_values(values: Float64Array, calibration: Float64Array) -> Float64Array:
+    """Small for values that are among the smallest of the calibration, or the largest; arguments as of `p_values`."""
+    sides = p_values(values, calibration), p_values(-values, -calibration[::-1])
+    return np.minimum(1.0, 2 * np.minimum(*sides))

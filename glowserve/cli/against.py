@@ -74,10 +74,11 @@ def run(args: argparse.Namespace, first: Callable[[UInt8Array, str], UInt8Array]
         sets = _load_sets(args.against, _shape_of(bundle), args.images or _MOST_IMAGES)
         if args.plots:
             args.plots.mkdir(parents=True, exist_ok=True)
-        with glowserve.open(bundle.path, device=args.device) as client:
-            total = len(images) + len(held_out.for_percentiles) + sum(len(each.images) for each in sets)
-            with _Scoring(client, total) as score:
-                result = evaluate_against(score, images, held_out.for_percentiles, sets)
+        # Of a large model, only the first of these images were scored for percentiles and p-values.
+        calibration = held_out.for_percentiles[: len(bundle.manifest.calibration.bits_per_dim) or None]
+        total = len(images) + len(calibration) + sum(len(each.images) for each in sets)
+        with glowserve.open(bundle.path, device=args.device) as client, _Scoring(client, total) as score:
+            result = evaluate_against(score, images, calibration, sets)
         if args.plots:
             _draw(result, args.plots)
     except (ExportError, TrainingError, GlowserveError, RequestError, OSError) as error:
@@ -178,6 +179,7 @@ class _Scoring:
     def __call__(self, images: UInt8Array) -> Mapping[str, npt.NDArray[np.float64]]:
         import numpy as np
         from glowserve_export.against import ODD
+        from glowserve_export.complexity import complexity_bits_per_dim
 
         from glowserve.scores import COLUMNS
 
@@ -189,7 +191,8 @@ class _Scoring:
             for name, columns in parts.items():
                 columns.append(getattr(scores, name))
             self._bar.update(len(some))
-        return {name: np.concatenate(columns) for name, columns in parts.items()}
+        found = {name: np.concatenate(columns) for name, columns in parts.items()}
+        return found | {"complexity_bits_per_dim": complexity_bits_per_dim(images)}
 
 
 def _draw(result: Against, folder: Path) -> None:

@@ -47,10 +47,11 @@ def sets(held_out: HeldOutImages) -> list[OutOfDistribution]:
 @pytest.fixture(scope="module")
 def result(embedded: glowserve.Client, held_out: HeldOutImages, sets: list[OutOfDistribution]) -> Against:
     def score(images: UInt8Array) -> Columns:
-        bits = embedded.score(images).bits_per_dim
+        bits, complexity = embedded.score(images).bits_per_dim, complexity_bits_per_dim(images)
         return {
             "bits_per_dim": bits,
-            "bits_per_dim_minus_complexity": bits - complexity_bits_per_dim(images),
+            "complexity_bits_per_dim": complexity,
+            "bits_per_dim_minus_complexity": bits - complexity,
             "typicality_p_value": np.exp(-bits),
         }
 
@@ -106,7 +107,8 @@ def test_test_images_are_flagged_as_often_as_asked(result: Against) -> None:
 
 def test_images_without_a_finite_likelihood_are_the_oddest(held_out: HeldOutImages) -> None:
     def score(images: UInt8Array) -> Columns:
-        return {"bits_per_dim": np.where(images.mean((1, 2, 3)) == 0, np.inf, 1.0)}
+        bits = np.where(images.mean((1, 2, 3)) == 0, np.inf, 1.0)
+        return {"bits_per_dim": bits, "complexity_bits_per_dim": complexity_bits_per_dim(images)}
 
     black = OutOfDistribution("black", np.zeros_like(held_out.test))
     found = evaluate_against(score, held_out.test, held_out.calibration, [black])

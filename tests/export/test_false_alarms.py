@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from glowserve_export.false_alarms import conformal_p_values, false_alarm_interval, false_alarms
+from glowserve_export.false_alarms import false_alarm_interval, false_alarms, p_values, two_sided_p_values
 from scipy.stats import betabinom
 
 
@@ -26,20 +26,21 @@ def test_a_rate_that_everything_reaches_always_alarms() -> None:
 
 
 def test_p_values_count_the_image_itself_and_ties() -> None:
-    p = conformal_p_values([1, 2, 2, 3], [0, 1, 2, 3, 4, np.inf, -np.inf])
-    np.testing.assert_allclose(p, [1, 1, 0.8, 0.4, 0.2, 0.2, 1])
+    known, values = np.array([1.0, 2, 2, 3]), np.array([0, 1, 2, 3, 4, np.inf, -np.inf])
+    np.testing.assert_allclose(p_values(values, known), [1, 1, 0.8, 0.4, 0.2, 0.2, 1])
+    np.testing.assert_allclose(two_sided_p_values(values, known), [0.4, 0.8, 1, 0.8, 0.4, 0.4, 0.4])
 
 
 def test_shares_fall_into_the_interval_as_often_as_it_says(rng: np.random.Generator) -> None:
     inside = 0
     for _ in range(400):
-        p = conformal_p_values(rng.normal(size=199), rng.normal(size=300))
+        p = p_values(rng.normal(size=300), np.sort(rng.normal(size=199)))
         inside += false_alarms(p, 199, 0.05).inside
     assert inside >= 365  # a thousandth's chance for 95 %
 
 
 def test_a_shifted_sample_is_outside(rng: np.random.Generator) -> None:
-    p = conformal_p_values(rng.normal(size=999), rng.normal(1, size=1000))
+    p = p_values(rng.normal(1, size=1000), np.sort(rng.normal(size=999)))
     found = false_alarms(p, 999, 0.05)
     assert (found.asked, found.inside) == (0.05, False)
     assert found.measured > 0.15
