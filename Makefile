@@ -63,7 +63,8 @@ against: $(INSTALLED)  ## how well a model's scores find images that do not belo
 	rm -rf $(AGAINST)
 	$(BIN)/python tests/benchmarks/out_of_distribution.py $(MODEL) $(AGAINST)/sets \
 		$(if $(DIGITS),--digits $(DIGITS)) $(if $(FONT),--font $(FONT))
-	$(BIN)/glowserve evaluate $(MODEL) --against $(AGAINST)/sets/* $(SETS) --plots $(AGAINST) | tee $(AGAINST)/tables.txt
+	$(BIN)/glowserve evaluate $(MODEL) --against $(AGAINST)/sets/* $(SETS) --plots $(AGAINST) > $(AGAINST)/tables.txt
+	@cat $(AGAINST)/tables.txt
 
 tutorial: $(INSTALLED)  ## the model of the tutorial on normalizing flows beside ours, three hours: out/tutorial/ (DATA=...)
 	$(BIN)/python tests/benchmarks/bench_tutorial.py --data $(or $(DATA),ylecun/mnist)
