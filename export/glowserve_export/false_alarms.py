@@ -88,4 +88,5 @@ def p_values(values: Float64Array, calibration: Float64Array) -> Float64Array:
 def two_sided_p_values(values: Float64Array, calibration: Float64Array) -> Float64Array:
     """Small for values that are among the smallest of the calibration, or the largest; arguments as of `p_values`."""
     sides = p_values(values, calibration), p_values(-values, -calibration[::-1])
-    return np.minimum(1.0, 2 * np.minimum(*sides))
+    p: Float64Array = np.minimum(1.0, 2 * np.minimum(*sides))
+    return p
