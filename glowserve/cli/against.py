@@ -79,22 +79,22 @@ def run(args: argparse.Namespace, first: Callable[[UInt8Array, str], UInt8Array]
         total = len(images) + len(calibration) + sum(len(each.images) for each in sets)
         with glowserve.open(bundle.path, device=args.device) as client, _Scoring(client, total) as score:
             result = evaluate_against(score, images, calibration, sets)
+        _print(result, data, args)
         if args.plots:
             _draw(result, args.plots)
     except (ExportError, TrainingError, GlowserveError, RequestError, OSError) as error:
         raise Failure(error, 2) from error
+    return 0
+
+
+def _print(result: Against, data: str, args: argparse.Namespace) -> None:
     if args.json:
         named = {"source": str(args.source), "data": data, "split": args.split}
         print(json.dumps(named | _json(result, args.against)))
-    else:
-        print(
-            printable(
-                f"{args.source}: {result.images:,} test images of {data}, {result.calibration_images:,} calibration "
-                "images"
-            )
-        )
-        print("\n".join(_tables(result)))
-    return 0
+        return
+    images = f"{result.images:,} test images of {data}, {result.calibration_images:,} calibration images"
+    print(printable(f"{args.source}: {images}"))
+    print("\n".join(_tables(result)))
 
 
 def _check(args: argparse.Namespace) -> None:
