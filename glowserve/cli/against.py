@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, first: Callable[[UInt8Array, str], UInt8Array]
         bundle = newest_bundle(args.source)
         data, held_out = _held_out(bundle, args)
         images = first(held_out.test, data)
-        sets = _load_sets(args.against, _shape_of(bundle), args.images or _MOST_IMAGES)
+        sets = _load_sets(args.against, _shape_of(bundle), args.images)
         if args.plots:
             args.plots.mkdir(parents=True, exist_ok=True)
         # Of a large model, only the first of these images were scored for percentiles and p-values.
@@ -135,7 +135,7 @@ def _shape_of(bundle: Bundle) -> DataConfig:
     return training_data(bundle)
 
 
-def _load_sets(paths: Sequence[str], shape: DataConfig, most: int) -> list[OutOfDistribution]:
+def _load_sets(paths: Sequence[str], shape: DataConfig, most: int | None) -> list[OutOfDistribution]:
     """The sets, prepared to the model's shape. Sets of one name are called by their paths."""
     from dataclasses import replace
 
@@ -145,8 +145,8 @@ def _load_sets(paths: Sequence[str], shape: DataConfig, most: int) -> list[OutOf
     names = [_name(Path(path)) for path in paths]
     count, sets = Counter(names), []
     for path, name in zip(paths, names, strict=True):
-        found = load_set(replace(shape, data=path), most)
-        if len(found.images) < found.total:
+        found = load_set(replace(shape, data=path), most or _MOST_IMAGES)
+        if most is None and found.total > _MOST_IMAGES:
             _warn(f"{path}: {len(found.images):,} of {found.total:,} images, spread evenly, are measured")
         sets.append(OutOfDistribution(name if count[name] == 1 else path, found.images))
     return sets
