@@ -9,8 +9,8 @@ images, and emoji from the font of Debian's package fonts-noto-color-emoji. Noth
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,11 @@ def main() -> None:
     parser.add_argument("--digits", type=Path, help="an .npz file of grey images, to be coloured")
     parser.add_argument("--font", type=Path, help="NotoColorEmoji.ttf")
     args = parser.parse_args()
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists; remove it, or give another folder")
     bundle = newest_bundle(args.bundle)
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    _, held_out = held_out_of_bundle(bundle, EvaluatedBundle(bundle, device="cpu"), args.data, say)
+    model = EvaluatedBundle(bundle, device="cpu")
+    _, held_out = held_out_of_bundle(bundle, model, args.data, partial(print, file=sys.stderr))
     size = held_out.test.shape[1]
     for name, images in corruptions(held_out.test[: args.images]):
         _write(args.folder / name, images)
@@ -45,7 +47,6 @@ def main() -> None:
         )
         _write(args.folder / "coloured-digits", coloured(load_set(shape, args.images).images))
     if args.font:
-        _renew(args.folder / "emoji")
         write_emoji(args.font, args.folder / "emoji", size)
     print(f"glowserve evaluate {args.bundle} --against {args.folder}/*")
 
@@ -58,15 +59,9 @@ def coloured(images: UInt8Array) -> UInt8Array:
 
 
 def _write(folder: Path, images: UInt8Array) -> None:
-    _renew(folder)
+    folder.mkdir(parents=True)
     for i, image in enumerate(images):
         to_pil(np.ascontiguousarray(image)).save(folder / f"{i:04}.png")
-
-
-def _renew(folder: Path) -> None:
-    """Makes an empty folder; what an earlier run wrote there is deleted."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 if __name__ == "__main__":
