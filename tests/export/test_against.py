@@ -73,9 +73,10 @@ def test_the_baselines_come_first(result: Against) -> None:
     assert (result.images, result.calibration_images) == (179, 90)
 
 
-def test_noise_is_found_by_everything(result: Against) -> None:
+def test_noise_is_found_by_all_that_know_the_model(result: Against) -> None:
     for name, found in result.sets[0].separations.items():
-        assert found.auroc.value > 0.95, name
+        if name != COMPLEXITY_ALONE:  # files of 8 x 8 pixels are mostly headers
+            assert found.auroc.value > 0.95, name
 
 
 def test_flat_images_are_found_by_their_size(result: Against) -> None:
