@@ -10,6 +10,8 @@ GPU_INSTALLED := $(GPU_VENV)/.installed
 # Real data for a few tests, if a checkout has it beside it; they are skipped elsewhere.
 export GLOWSERVE_SHARED ?= ../shared
 PROTOS := $(wildcard protos/glowserve/*/*.proto)
+MODEL ?= out/cifar/models/cifar
+AGAINST = out/against/$(notdir $(MODEL:/=))
 SERVICES := $(wildcard protos/glowserve/*/*_service.proto)
 
 # The recipes are the presets for images of that size; FLAGS are for other ones, as in
@@ -56,6 +58,13 @@ bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the 
 
 ablate: $(INSTALLED)  ## which choices of the recipe pay, three minutes a row: out/ablation/ (TABLE=photographs, DATA=...)
 	$(BIN)/python tests/benchmarks/ablate.py $(or $(TABLE),drawings) --data $(or $(DATA),ylecun/mnist)
+
+against: $(INSTALLED)  ## how well a model's scores find images that do not belong: out/against/ (MODEL=..., DIGITS=..., FONT=..., SETS=...)
+	rm -rf $(AGAINST)
+	$(BIN)/python tests/benchmarks/out_of_distribution.py $(MODEL) $(AGAINST)/sets \
+		$(if $(DIGITS),--digits $(DIGITS)) $(if $(FONT),--font $(FONT))
+	$(BIN)/glowserve evaluate $(MODEL) --against $(AGAINST)/sets/* $(SETS) --plots $(AGAINST) > $(AGAINST)/tables.txt
+	@cat $(AGAINST)/tables.txt
 
 tutorial: $(INSTALLED)  ## the model of the tutorial on normalizing flows beside ours, three hours: out/tutorial/ (DATA=...)
 	$(BIN)/python tests/benchmarks/bench_tutorial.py --data $(or $(DATA),ylecun/mnist)
@@ -113,4 +122,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate tutorial test test-gpu-wheel lint protos check-protos release-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-gpu-wheel lint protos check-protos release-protos test-docker clean

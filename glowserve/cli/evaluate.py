@@ -7,16 +7,17 @@ import json
 import math
 import sys
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glowserve.cli import against
 from glowserve.cli.failure import Failure
 from glowserve.cli.torch_device import torch_device
 from glowserve.output import printable
 
 if TYPE_CHECKING:
-    from glowserve_training.data import DataConfig, HeldOutImages
+    from glowserve_training.data import HeldOutImages
     from glowserve_training.evaluation import Evaluated, Evaluation
 
     from glowserve.images import UInt8Array
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["test", "validation", "calibration"],
         help="which held-out images to measure (default: test)",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="measure the first N images (default: all)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="measure the first N images (default: all); with --against also N of each set (default: 1,000)",
+    )
     parser.add_argument(
         "--importance-samples",
         type=int,
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draws of dequantization noise for each image; more take longer and tighten the bound on the likelihood "
         "(default: 1)",
     )
+    against.add_arguments(parser)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -61,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise Failure(f"{name.replace('_', '-')} is {value}; it must be 1 or more", 2)
     use_allowed_cores()
+    if args.against:
+        return against.run(args, lambda images, data: _first(images, args.images, data, args.split))
+    if args.plots:
+        raise Failure("--plots draws the results of --against; give both, or none", 2)
     try:
         model, data, held_out = _open(args.source, args.device, args.data)
         images = _first(getattr(held_out, args.split), args.images, data, args.split)
@@ -111,48 +122,19 @@ def _open_checkpoint(source: Path, device: str, data: str | None) -> tuple[Evalu
 
 
 def _open_bundle(source: Path, device: str, data: str | None) -> tuple[Evaluated, str, HeldOutImages]:
-    from glowserve_export.evaluation import EvaluatedBundle, training_data
+    from glowserve_export.errors import ExportError
+    from glowserve_export.evaluation import EvaluatedBundle
+    from glowserve_export.held_out import held_out_of_bundle
 
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.repository import newest_bundle
 
     try:
         bundle = newest_bundle(source)
-        if not (data or bundle.manifest.training.data):
-            raise Failure(
-                f"{source} was trained by a public implementation and does not say on what data: give --data",
-                2,
-            )
-        model, config = EvaluatedBundle(bundle, device=device), training_data(bundle)
-        trained_on, config = not data, replace(config, data=data or config.data)
-        images = _load_held_out(config, trained_on=trained_on)
-        calibrated_elsewhere = trained_on and bundle.manifest.calibration.data != config.data
-        if not calibrated_elsewhere and not model.is_calibrated_on(images.for_percentiles):
-            # A bundle does not say by which rule its images were split, but its percentiles tell.
-            old = _load_held_out(replace(config, split_version=1), trained_on=trained_on)
-            if model.is_calibrated_on(old.for_percentiles):
-                images = old
-            else:
-                _warn(
-                    f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed "
-                    "from; the results are meaningless if the model was trained on any of these images. Give "
-                    "RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
-                )
-        return model, config.data, images
-    except GlowserveError as error:
+        model = EvaluatedBundle(bundle, device=device)
+        return model, *held_out_of_bundle(bundle, model, data, _warn)
+    except (ExportError, GlowserveError) as error:
         raise Failure(error, 2) from error
-
-
-def _load_held_out(config: DataConfig, *, trained_on: bool) -> HeldOutImages:
-    from glowserve_training.data import load_held_out
-    from glowserve_training.errors import DataError
-
-    try:
-        return load_held_out(config)
-    except DataError as error:
-        if not trained_on:
-            raise
-        raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
 
 
 def _warn(text: str) -> None:

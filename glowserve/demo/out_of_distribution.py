@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 
 import numpy as np
+from glowserve_export.corruptions import blurred, half_contrast
 from PIL import Image, ImageDraw, ImageFont
 
 from glowserve.images import Preparation, UInt8Array, prepare
@@ -22,6 +23,8 @@ def out_of_distribution_images(digits: UInt8Array) -> dict[str, UInt8Array]:
     rng = np.random.default_rng(0)
     return {
         "letters": letters(*digits.shape[1:3]),
+        "blurred digits": blurred(digits, 1),
+        "grey digits": half_contrast(digits),
         "inverted digits": 255 - digits,
         "shuffled digits": rng.permuted(digits.reshape(len(digits), -1), axis=1).reshape(digits.shape),
         "noise": rng.integers(0, 256, digits.shape, dtype=np.uint8),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from glowserve_export.bundle import export
+from glowserve_export.detection import auroc
 from glowserve_export.source import load_glowserve_checkpoint
 from glowserve_training.data import load_held_out
 from glowserve_training.directory import RunDirectory
 from glowserve_training.presets import run_config
 from glowserve_training.run import train
-from sklearn.metrics import roc_auc_score
 
 import glowserve
 from glowserve.demo.out_of_distribution import out_of_distribution_images
@@ -82,21 +82,15 @@ def _score(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Cal
     for name, score in scores.items():
         bits = score.bits_per_dim
         flagged = 100 * (score.percentile < 1).mean()
-        auroc = "" if name == in_distribution else f"{_auroc(digits_bits, bits):.3f}"
+        separated = "" if name == in_distribution else f"{auroc(digits_bits, bits):.3f}"
         say(
             f"      {name:<16}{len(score):>7}{np.median(bits):>10.2f}{np.median(score.percentile):>12.1f}"
-            f"{flagged:>8.0f}%{auroc:>7}"
+            f"{flagged:>8.0f}%{separated:>7}"
         )
     say("      All groups but the first are out-of-distribution. bits/dim and percentile are medians.")
     say("      flagged: images that are less likely than 99 of 100 held-out digits.")
     say("      AUROC: the probability that a digit is likelier than an image of the group; 0.5 is chance.")
     draw_scores({name: score.bits_per_dim for name, score in scores.items()}, picture)
-
-
-def _auroc(in_distribution: np.ndarray, out_of_distribution: np.ndarray) -> float:
-    bits = np.minimum(np.concatenate((in_distribution, out_of_distribution)), np.finfo(np.float64).max)
-    labels = np.repeat([0, 1], [len(in_distribution), len(out_of_distribution)])
-    return float(roc_auc_score(labels, bits))
 
 
 def _sample(client: glowserve.Client, picture: Path, say: Callable[[str], None]) -> None:

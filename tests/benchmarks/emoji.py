@@ -26,15 +26,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    print(f"{write_emoji(args.font, args.folder, args.size)} images in {args.folder}")
+
+
+def write_emoji(font: Path, folder: Path, size: int) -> int:
+    """Writes the font's emoji to a folder as PNG files of size x size pixels, and counts them."""
+    folder.mkdir(parents=True, exist_ok=True)
     drawn: set[bytes] = set()
-    for name, image in _emoji(args.font):
-        small = image.resize((args.size, args.size), Image.Resampling.LANCZOS)
+    for name, image in _emoji(font):
+        small = image.resize((size, size), Image.Resampling.LANCZOS)
         # The glyph of characters that the font lacks comes many times, and a tone that does not apply changes nothing.
         if small.tobytes() not in drawn:
             drawn.add(small.tobytes())
-            small.save(args.folder / f"{name}.png")
-    print(f"{len(drawn)} images in {args.folder}")
+            small.save(folder / f"{name}.png")
+    return len(drawn)
 
 
 def _emoji(path: Path) -> Iterator[tuple[str, Image.Image]]:

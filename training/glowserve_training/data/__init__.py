@@ -13,6 +13,7 @@ from glowserve_training.data.held_out import (
     write_held_out,
 )
 from glowserve_training.data.images import HeldOutImages, ImageData, load_images
+from glowserve_training.data.sets import ImageSet, load_set
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import Source, open_source
 from glowserve_training.data.splits import choose_splits
@@ -24,6 +25,7 @@ __all__ = [
     "HeldOutImages",
     "HeldOutRecord",
     "ImageData",
+    "ImageSet",
     "KnownImage",
     "Source",
     "SourceImages",
@@ -34,6 +36,7 @@ __all__ = [
     "find_held_out",
     "load_held_out",
     "load_images",
+    "load_set",
     "open_source",
     "read_held_out",
     "survey_images",
