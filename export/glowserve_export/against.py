@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
+from glowserve.scores.conformal import p_values, two_sided_p_values
+from glowserve.scores.table import TABLE
 from glowserve_export.detection import Separation, separation
-from glowserve_export.false_alarms import RATES, FalseAlarms, false_alarms, p_values, two_sided_p_values
+from glowserve_export.false_alarms import RATES, FalseAlarms, false_alarms
 
 Float64Array = npt.NDArray[np.float64]
 Columns = Mapping[str, Float64Array]
@@ -35,9 +37,9 @@ BASELINES: Mapping[str, Sequence[str]] = {
 images with many bits/dim; complexity alone flags those that are simpler or more complex than calibration images are."""
 
 ODD: Mapping[str, Literal["low", "high"]] = {
-    "bits_per_dim_minus_complexity": "high",
-    "typicality_p_value": "low",
-    "anomaly_p_value": "low",
+    name: score.odd
+    for name, score in TABLE.items()
+    if score.odd and not any(name in alike for alike in BASELINES.values())
 }
 """Which values of the other scores are odd."""
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
-
 RATES = (0.1, 0.05, 0.01)
 """The rates at which false alarms are counted."""
 
@@ -71,22 +69,3 @@ def false_alarm_interval(images: int, calibration_images: int, rate: float) -> t
     distribution = np.cumsum(np.exp(log_mass - log_mass.max()))
     ends = np.searchsorted(distribution / distribution[-1], (_TAIL, 1 - _TAIL))
     return float(ends[0] / images), float(ends[1] / images)
-
-
-def p_values(values: Float64Array, calibration: Float64Array) -> Float64Array:
-    """(1 + how many of n calibration values are at least as large) / (n + 1), [M].
-
-    Args:
-        values: large is odd, [M].
-        calibration: in ascending order, [n].
-    """
-    n = len(calibration)
-    p: Float64Array = (1.0 + n - np.searchsorted(calibration, values)) / (n + 1)
-    return p
-
-
-def two_sided_p_values(values: Float64Array, calibration: Float64Array) -> Float64Array:
-    """Small for values that are among the smallest of the calibration, or the largest; arguments as of `p_values`."""
-    sides = p_values(values, calibration), p_values(-values, -calibration[::-1])
-    p: Float64Array = np.minimum(1.0, 2 * np.minimum(*sides))
-    return p

@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,21 +179,38 @@ class _Scoring:
 
     def __call__(self, images: UInt8Array) -> Mapping[str, npt.NDArray[np.float64]]:
         import numpy as np
-        from glowserve_export.against import ODD
-        from glowserve_export.complexity import complexity_bits_per_dim
 
-        from glowserve.scores import COLUMNS
-
-        names = [name for name in COLUMNS if name == "bits_per_dim" or name in ODD]
-        parts: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in names}
+        parts: dict[str, list[npt.NDArray[np.float64]]] = {
+            name: [] for name in ("bits_per_dim", *self._names)
+        }
         for begin in range(0, len(images), _CALL_IMAGES):
             some = images[begin : begin + _CALL_IMAGES]
-            scores = self._client.score(some)
+            scores = self._client.score(some, scores=self._names)
             for name, columns in parts.items():
                 columns.append(getattr(scores, name))
             self._bar.update(len(some))
-        found = {name: np.concatenate(columns) for name, columns in parts.items()}
-        return found | {"complexity_bits_per_dim": complexity_bits_per_dim(images)}
+        return {name: np.concatenate(columns) for name, columns in parts.items()}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The scores beside bits/dim; without those that the bundle has no calibration for."""
+        import numpy as np
+        from glowserve_export.against import ODD
+
+        import glowserve
+        from glowserve.scores.table import TABLE
+
+        image = self._client.manifest().image
+        probe = np.zeros((1, image.height, image.width, image.channels), np.uint8)
+        names = ["complexity_bits_per_dim", *ODD]
+        try:
+            self._client.score(probe, scores=names)
+        except glowserve.RequestError as error:
+            if error.reason != "NOT_CALIBRATED":
+                raise
+            _warn(f"{error}; measured are the other scores")
+            names = [name for name in names if not TABLE[name].calibrated]
+        return names
 
 
 def _draw(result: Against, folder: Path) -> None:

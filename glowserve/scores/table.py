@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,6 +67,9 @@ class Score:
     by_level: bool = False
     """Whether it has a value for each level, [N, L], and not one, [N]."""
 
+    odd: Literal["low", "high"] | None = None
+    """Which values belong to odd images; None if neither do, or both."""
+
     dtype: Any = np.float64
     """np.float64 or np.bool_."""
 
@@ -83,6 +86,7 @@ TABLE: Mapping[str, Score] = {
             values="nats, any",
             source="the forward graph",
             default=True,
+            odd="low",
         ),
         Score(
             name="bits_per_dim",
@@ -90,6 +94,7 @@ TABLE: Mapping[str, Score] = {
             values="bits, mostly 0 to the model's n_bits; lower is more likely",
             source="the log-likelihood",
             default=True,
+            odd="high",
         ),
         Score(
             name="percentile",
@@ -98,6 +103,7 @@ TABLE: Mapping[str, Score] = {
             source="bits_per_dim, and that of the calibration images",
             calibrated=True,
             default=True,
+            odd="low",
         ),
         Score(
             name="finite",
@@ -115,6 +121,7 @@ TABLE: Mapping[str, Score] = {
             source="a density of the log-density of the latents, the log-determinant, and complexity_bits_per_dim",
             needs=_ANOMALY,
             calibrated=True,
+            odd="low",
         ),
         Score(
             name="anomalous",
@@ -132,6 +139,7 @@ TABLE: Mapping[str, Score] = {
             source="bits_per_dim, and that of the calibration images",
             needs=_P_VALUE,
             calibrated=True,
+            odd="low",
         ),
         Score(
             name="complexity_bits_per_dim",
@@ -147,6 +155,7 @@ TABLE: Mapping[str, Score] = {
             values="bits, any; higher is odder",
             source="bits_per_dim and complexity_bits_per_dim",
             needs=Needs.CODEC,
+            odd="high",
         ),
         Score(
             name="log_prior",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from glowserve_export.false_alarms import false_alarm_interval, false_alarms, p_values, two_sided_p_values
+from glowserve_export.false_alarms import false_alarm_interval, false_alarms
 from scipy.stats import betabinom
+
+from glowserve.scores.conformal import p_values
 
 
 @pytest.mark.parametrize("images", [1, 10, 1000, 1250])
@@ -23,12 +25,6 @@ def test_the_interval_is_scipys(images: int, n: int, rate: float) -> None:
 
 def test_a_rate_that_everything_reaches_always_alarms() -> None:
     assert false_alarm_interval(10, 3, 1) == (1, 1)
-
-
-def test_p_values_count_the_image_itself_and_ties() -> None:
-    known, values = np.array([1.0, 2, 2, 3]), np.array([0, 1, 2, 3, 4, np.inf, -np.inf])
-    np.testing.assert_allclose(p_values(values, known), [1, 1, 0.8, 0.4, 0.2, 0.2, 1])
-    np.testing.assert_allclose(two_sided_p_values(values, known), [0.4, 0.8, 1, 0.8, 0.4, 0.4, 0.4])
 
 
 def test_shares_fall_into_the_interval_as_often_as_it_says(rng: np.random.Generator) -> None:
