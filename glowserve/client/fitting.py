@@ -234,28 +234,28 @@ class _Unanswered:
 
     def _concerns_images(self, refusal: RequestError) -> bool:
         """Whether the call may succeed without some image of the first portion."""
-        if (
-            refusal.code is grpc.StatusCode.INTERNAL and refusal.reason
-        ):  # a picture may have crashed its decoder
-            self._failures += len(self.first) == 1
-            return isinstance(self.first, list) and self._failures <= _MOST_FAILURES
         invalid = refusal.code is grpc.StatusCode.INVALID_ARGUMENT
-        return is_too_large(refusal) or (
-            invalid and refusal.field.startswith(("images", "")[not refusal.field])
-        )
+        if is_too_large(refusal) or (invalid and refusal.field):
+            return not invalid or refusal.field.startswith("images")
+        # A picture may have crashed its decoder; or the service fails whatever it is sent.
+        failed = refusal.code is grpc.StatusCode.INTERNAL and refusal.reason
+        if not (invalid or failed) or isinstance(self.first, np.ndarray):
+            return False
+        self._failures += len(self.first) == 1
+        return self._failures <= _MOST_FAILURES
 
     def _leave_out(self, refusal: RequestError, refused: Refused) -> None:
         """Leaves out the images of the first portion that were refused; or halves it, if they are not known."""
         portion = self._portions.popleft()
         named = _IN_REQUEST.match(refusal.message)
         if named and int(named[1]) < len(portion):
-            reasons = _damaged(portion) | {int(named[1]): _reason(refusal)}
+            reasons = _damaged(portion) | {int(named[1]): _reason(portion, refusal)}
         elif isinstance(portion, list) and len(portion) > 1:
             half = len(portion) // 2
             self._portions.extendleft([portion[half:], portion[:half]])
             return
         else:  # arrays of one portion have one shape, and are refused together
-            reasons = dict.fromkeys(range(len(portion)), _reason(refusal))
+            reasons = dict.fromkeys(range(len(portion)), _reason(portion, refusal))
         for i in sorted(reasons, reverse=True):
             refused(i, reasons[i])
         self._images_before += len(reasons)
@@ -268,17 +268,21 @@ class _Unanswered:
         """The refusal of the first portion, with the index that the caller counts."""
         before, message = self._images_before, refusal.message
         if is_too_large(refusal):
-            size = size_of(self.first)
-            return refusal.with_message(
-                f"images[{before}]: with {size} bytes it is larger than a message to this service may be; "
-                f"pass a smaller picture, or serve with a larger --max-message-mib ({message})"
-            )
+            return refusal.with_message(f"images[{before}]: {_too_large(self.first, refusal)}")
         return refusal.with_message(_INDEX.sub(lambda found: f"{found[1]}{before + int(found[2])}", message))
 
 
-def _reason(refusal: RequestError) -> str:
-    """Why one image was refused, in words that do not count images."""
-    return f"{refusal.code.name}: {_IN_REQUEST.sub('', refusal.message)}"
+def _reason(portion: Portion, refusal: RequestError) -> str:
+    """Why an image of a portion was refused, in words that do not count images."""
+    message = _too_large(portion, refusal) if is_too_large(refusal) else _IN_REQUEST.sub("", refusal.message)
+    return f"{refusal.code.name}: {message}"
+
+
+def _too_large(portion: Portion, refusal: RequestError) -> str:
+    return (
+        f"with {size_of(portion)} bytes it is larger than a message to this service may be; "
+        f"pass a smaller picture, or serve with a larger --max-message-mib ({refusal.message})"
+    )
 
 
 def _damaged(portion: Portion) -> dict[int, str]:
