@@ -12,11 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from glowserve.cli.failure import Failure
 from glowserve.cli.pictures import GivenPictures, explanation
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.output import printable
 from glowserve.results import ImageError
 from glowserve.scores import COLUMNS, Scores
+
+ANOMALIES = 3
+"""The exit code of `--fail-on-anomaly` if a picture is anomalous."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,18 +30,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_target_arguments(parser)
     parser.add_argument("--seed", type=int, help="seed of the dequantization noise; default: 0")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each file")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a line of JSON for each file; with --out, one for the whole",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write path, scores and errors to a .parquet or .csv file; a run that was ended goes on where it stopped",
+    )
+    parser.add_argument(
+        "--worst",
+        type=int,
+        metavar="N",
+        help="with --out: print the N pictures that belong least, and draw them beside the file",
+    )
+    parser.add_argument(
+        "--fail-on-anomaly", action="store_true", help="exit with code 3 if a picture is anomalous"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="with --out: what computes; ray spreads the work over a cluster; default: local",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the scores of files. The exit code is 1 if a file cannot be scored or a subfolder cannot be listed.
+    """Prints the scores of files, or writes them to a file.
+
+    Returns:
+        3 if a picture is anomalous and `--fail-on-anomaly` was given; else 1 if a file cannot be scored or a subfolder
+        cannot be listed.
 
     Raises:
-        Failure: a folder has no pictures, or a call failed.
+        Failure: an argument is wrong, a folder has no pictures, or a call failed.
     """
+    if args.fail_on_anomaly and "anomalous" not in COLUMNS:
+        raise Failure("--fail-on-anomaly needs the score `anomalous`, which this release does not compute", 2)
+    if args.out:
+        from glowserve.cli.bulk.run import score_to_file
+
+        return score_to_file(args)
+    for flag in ("worst", "engine"):
+        if getattr(args, flag) not in (None, "local"):
+            raise Failure(f"--{flag} needs --out FILE, a .parquet or .csv file", 2)
     files = GivenPictures(args.files)
     width = max(len(printable(file)) for file in files)
-    scored = 0
+    scored = anomalous = 0
     with (
         open_target(args) as target,
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
@@ -48,12 +90,16 @@ def run(args: argparse.Namespace) -> int:
             for error in scores.errors:
                 _report(error)
             for file, row in zip(scores.names, _rows(scores), strict=True):
+                anomalous += bool(row.get("anomalous"))
                 tqdm.write(_json(file, row) if args.json else _line(file, width, row), file=sys.stdout)
             scored += len(scores)
             bar.update(len(scores) + len(scores.errors))
     files.report_left_out()
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
+    if args.fail_on_anomaly and anomalous:
+        print(f"glowserve: {anomalous} of {len(files)} files are anomalous", file=sys.stderr)
+        return ANOMALIES
     return 1 if failed or not files.complete else 0
 
 
