@@ -22,7 +22,7 @@ class ImageError:
     """How many images came before it."""
 
     name: str
-    """Its path; or images[INDEX], if it has none."""
+    """Its path, also of an open file; images[INDEX], if it has none."""
 
     message: str
     """What is wrong with it, and what to do. Begins with the status if the service refused it."""
@@ -39,7 +39,7 @@ class ScoredImages(Scores):
     """How many images came before each, [N], ascending."""
 
     names: tuple[str, ...]
-    """The path of each, [N]; or images[INDEX], if it has none."""
+    """The path of each, [N], also of an open file; images[INDEX], if it has none."""
 
     errors: tuple[ImageError, ...]
     """Images that cannot be read, or that the service refused: found since the scores before these, by index."""

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
+from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.output import printable
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if not args.json:
             print(f"{'file':<{width}}{'bits/dim':>14}{'percentile':>12}{'log-likelihood':>16}")
-        for scores in target.client.iter_scores(files, seed=args.seed, model=target.model):
+        for scores in target.client.iter_scores(map(open_picture, files), seed=args.seed, model=target.model):
             for error in scores.errors:
                 _report(error)
             for file, row in zip(scores.names, _rows(scores), strict=True):

@@ -82,11 +82,11 @@ class Reading:
 
     def _readable(self) -> Iterator[Readable]:
         for i, image in self._images:
-            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"images[{i}]"
+            name = _name(i, image)
             try:
                 readable = read_image(i, image)
             except (OSError, ValueError) as error:
-                self._errors.append(ImageError(i, name, _reason(error, name)))
+                self._errors.append(ImageError(i, name, _reason(error, name, i)))
                 if len(self._errors) >= _MOST_ERRORS:
                     return
             else:
@@ -105,7 +105,13 @@ class Reading:
         )
 
 
-def _reason(error: OSError | ValueError, name: str) -> str:
+def _name(i: int, image: object) -> str:
+    """The path of a file, also of an open one; images[I] for others."""
+    path = getattr(image, "name", None) if hasattr(image, "read") else image
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else f"images[{i}]"
+
+
+def _reason(error: OSError | ValueError, name: str, i: int) -> str:
     """Why an image cannot be read, without its name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.removeprefix(f"{name}: ")
+    return text.removeprefix(f"{name}: ").removeprefix(f"images[{i}]: ")

@@ -1,4 +1,4 @@
-"""The rows of a file of scores, computed on a cluster by Ray Data: actors read and score pictures, and rows stream back.
+"""The rows of a file of scores, computed on a cluster by Ray Data. Its actors read and score pictures.
 
 The cluster is the one of $RAY_ADDRESS, else one on this machine. Its workers need glowserve, and the pictures and the
 bundle under the same paths. An actor that dies is replaced, and what it had not finished is computed again. Everything
@@ -28,6 +28,7 @@ import glowserve
 from glowserve.cli.bulk.journal import Header
 from glowserve.cli.bulk.rows import Row, rows_of
 from glowserve.cli.failure import Failure
+from glowserve.cli.picture_tables import open_picture
 
 # Pictures that an actor is given at a time.
 _BLOCK = 256
@@ -83,7 +84,9 @@ class _Scorer:
             [os.fsdecode(path) for path in block[column].to_pylist()] for column in ("path", "file")
         )
         header = self._header
-        parts = self._client.iter_scores(files, seed=header.seed, model=header.model, version=header.version)
+        parts = self._client.iter_scores(
+            map(open_picture, files), seed=header.seed, model=header.model, version=header.version
+        )
         rows = [json.dumps(row) for scored in parts for row in rows_of(scored, header.columns, names)]
         return pa.table({"row": pa.array(rows, pa.string())})
 

@@ -18,6 +18,7 @@ from glowserve.cli.bulk.rows import Row, rows_of
 from glowserve.cli.bulk.tables import table_writer
 from glowserve.cli.bulk.worst import MOST, Ranked, as_json, draw_sheet, ranking, shown, worst_of
 from glowserve.cli.failure import Failure
+from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures
 from glowserve.cli.score import ANOMALIES
 from glowserve.cli.target import Target, open_target
@@ -142,7 +143,7 @@ def _rows(
         yield from _rows_of_ray(args, target, files, header)
         return
     for scored in target.client.iter_scores(
-        files, seed=header.seed, model=header.model, version=header.version
+        map(open_picture, files), seed=header.seed, model=header.model, version=header.version
     ):
         yield list(rows_of(scored, header.columns))
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from glowserve.cli.bulk.rows import Row, Value
 from glowserve.cli.failure import Failure
+from glowserve.cli.picture_tables import open_picture
 from glowserve.files import atomic_write
 from glowserve.images import (
     InvalidImageError,
@@ -100,7 +101,9 @@ def draw_sheet(pictures: Sequence[Ranked], path: Path) -> None:
 def _thumbnail(path: str) -> UInt8Array:
     """The middle of a picture, [_SIDE, _SIDE, 3]."""
     try:
-        with open_encoded(read_file(Path(path))) as picture:
+        opened = open_picture(path)
+        data = read_file(Path(opened)) if isinstance(opened, str) else opened.read()
+        with open_encoded(data) as picture:
             small = max(picture.size) <= _SIDE
             return prepare(picture, _SIDE, _SIDE, 3, Preparation("nearest" if small else "bicubic"))
     except (InvalidImageError, OSError):
