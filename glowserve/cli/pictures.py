@@ -95,8 +95,8 @@ def _find(folder: Path) -> FolderPictures:
     if not found.names and not found.others[SUFFIX]:
         left_out = found.left_out()
         raise Failure(
-            f"folder {printable(str(folder))} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}, and for .parquet"
-            + (f"; left out {left_out}" if left_out else ""),
+            f"folder {printable(str(folder))} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}, "
+            "and for .parquet" + (f"; left out {left_out}" if left_out else ""),
             2,
         )
     return found
