@@ -32,6 +32,8 @@ from glowserve.cli.picture_tables import open_picture
 
 # Pictures that an actor is given at a time.
 _BLOCK = 256
+# How often they are given again after their actor died. By default for ever, also if they are what it dies of.
+_RETRIES = 3
 
 
 def ray_rows(
@@ -62,6 +64,7 @@ def ray_rows(
             batch_format="pyarrow",
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            max_task_retries=_RETRIES,
             **{f"num_{kind.lower()}s": 1},
         )
         for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
