@@ -20,8 +20,8 @@ from glowserve.output import printable
 from glowserve.results import ImageError
 from glowserve.scores import COLUMNS, Scores
 
-ANOMALIES = 3
-"""The exit code of `--fail-on-anomaly` if a picture is anomalous."""
+# The exit code of `--fail-on-anomaly` if a picture is anomalous.
+_ANOMALIES = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,12 +74,13 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         from glowserve.cli.bulk.run import score_to_file
 
-        return score_to_file(args)
+        counts, complete = score_to_file(args, list(COLUMNS), {"seed": args.seed or 0})
+        return _exit_code(args, counts.anomalous, counts.pictures, counts.failed, complete)
     for flag in ("worst", "engine"):
         if getattr(args, flag) not in (None, "local"):
             raise Failure(f"--{flag} needs --out FILE, a .parquet or .csv file", 2)
     files = GivenPictures(args.files)
-    width = max(len(printable(file)) for file in files)
+    width = max((len(printable(file)) for file in files), default=0)
     scored = anomalous = 0
     with (
         open_target(args) as target,
@@ -98,10 +99,15 @@ def run(args: argparse.Namespace) -> int:
     files.report_left_out()
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
+    return _exit_code(args, anomalous, len(files), failed, files.complete)
+
+
+def _exit_code(args: argparse.Namespace, anomalous: int, n: int, failed: int, complete: bool) -> int:
+    """The exit code, after a report if it is that of anomalies."""
     if args.fail_on_anomaly and anomalous:
-        print(f"glowserve: {anomalous} of {len(files)} files are anomalous", file=sys.stderr)
-        return ANOMALIES
-    return 1 if failed or not files.complete else 0
+        print(f"glowserve: {anomalous} of {n} files are anomalous", file=sys.stderr)
+        return _ANOMALIES
+    return 1 if failed or not complete else 0
 
 
 def _report(error: ImageError) -> None:

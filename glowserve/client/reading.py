@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 import grpc
+import numpy as np
 
 from glowserve import messages
 from glowserve.client.errors import RequestError
 from glowserve.client.inputs import ImageLike, Portion, Readable, join, read_image, several
 from glowserve.results import ImageError, ScoredImages
-from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 
 # Errors are passed on once there are so many, also if there is no score between them.
@@ -35,7 +35,7 @@ class Reading:
         self._waiting: deque[tuple[int, str]] = deque()
         self._errors: list[ImageError] = []
         self._sent: deque[int] = deque()
-        self._last = pb.ScoreResponse()
+        self._last = pb.ScoreResponse(scores=[pb.ImageScore()])
         self.ended = False
         """Whether all images have been read."""
 
@@ -65,14 +65,12 @@ class Reading:
                 f"the service answered {n} images with {len(response.scores)} scores",
             )
         self._last = response
-        return self._result(messages.scores_of([response]), [self._waiting.popleft() for _ in range(n)])
+        return self._result(response, [self._waiting.popleft() for _ in range(n)])
 
     def unscored(self) -> Iterator[ScoredImages]:
         """The errors that no response followed, if there are any, with no scores."""
         if self._errors:
-            yield self._result(
-                messages.scores_of([pb.ScoreResponse(model=self._last.model, seed=self._last.seed)]), []
-            )
+            yield self._result(self._last, [])
 
     def refuse(self, position: int, reason: str) -> None:
         """The service refused the image at a position among those without a response."""
@@ -94,11 +92,16 @@ class Reading:
                 yield readable
         self.ended = True
 
-    def _result(self, scores: Scores, images: list[tuple[int, str]]) -> ScoredImages:
+    def _result(self, response: pb.ScoreResponse, images: list[tuple[int, str]]) -> ScoredImages:
+        """The scores of a response under the names of its images, or without images none of them."""
         errors, self._errors = sorted(self._errors, key=lambda error: error.index), []
+        scores = messages.scores_of([response])
         columns = {each.name: getattr(scores, each.name) for each in fields(scores)}
         return ScoredImages(
-            **columns,
+            **{
+                name: values[: len(images)] if isinstance(values, np.ndarray) else values
+                for name, values in columns.items()
+            },
             indices=tuple(i for i, _ in images),
             names=tuple(name for _, name in images),
             errors=tuple(errors),

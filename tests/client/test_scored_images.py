@@ -158,13 +158,19 @@ def test_a_picture_that_the_service_fails_at_is_found_among_the_others(connect: 
 
 def test_a_service_that_always_fails_ends_the_call(connect: Connect) -> None:
     images = [str(i).encode() for i in range(3000)]
-    with serve(failing := Failing(set(images))) as target, connect(target) as client:
-        with pytest.raises(glowserve.RequestError, match="it crashed"):
-            list(client.iter_scores(images))
+    with (
+        serve(failing := Failing(set(images))) as target,
+        connect(target) as client,
+        pytest.raises(glowserve.RequestError, match="it crashed"),
+    ):
+        list(client.iter_scores(images))
     assert failing.images < 20_000
 
 
 def test_an_answer_with_too_many_scores_is_an_error(connect: Connect) -> None:
-    with serve(Failing(set(), more=1)) as target, connect(target) as client:
-        with pytest.raises(glowserve.RequestError, match="answered 3 images with 4 scores"):
-            list(client.iter_scores([b"1", b"2", b"3"]))
+    with (
+        serve(Failing(set(), more=1)) as target,
+        connect(target) as client,
+        pytest.raises(glowserve.RequestError, match="answered 3 images with 4 scores"),
+    ):
+        list(client.iter_scores([b"1", b"2", b"3"]))

@@ -10,15 +10,17 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from glowserve.cli.bulk.rows import Row
 from glowserve.cli.failure import Failure
 from glowserve.output import printable
+
+# How a header begins.
+_HEADER = b'{"model":'
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Header:
     version: int
     """The model's version."""
 
-    seed: int
-    """The seed of the dequantization noise."""
-
-    columns: tuple[str, ...]
+    columns: list[str]
     """The names of the scores."""
+
+    wanted: dict[str, Any]
+    """The other arguments of `Client.iter_scores`, such as the seed: strings, numbers, None and lists of these."""
 
 
 class Journal:
@@ -105,39 +107,45 @@ class Journal:
     def _load(self, header: Header) -> None:
         """Reads the paths that are done, and cuts off a line that is not complete."""
         first = self._file.readline()
-        if not first.endswith(b"\n"):  # empty, or killed at its first line
-            if first and not _line(asdict(header)).startswith(first):
-                raise self._foreign()
+        found = self._parsed(first)
+        if found is None or not self._read_rows():
             self._file.seek(0)
-            self._file.truncate()
             self._file.write(_line(asdict(header)))
+            self._file.truncate()
             self._file.flush()
-            return
-        self._check_header(first, header)
-        end = len(first)
-        for line in self._file:
-            with suppress(ValueError, TypeError):
-                row = Row(*json.loads(line)) if line.endswith(b"\n") else None
-                if row is not None:
-                    self.done.add(row.path)
-                    end += len(line)
-                    continue
-            break
-        self._file.seek(end)
-        self._file.truncate()
-
-    def _check_header(self, line: bytes, header: Header) -> None:
-        try:
-            fields = json.loads(line)
-            found = Header(**fields | {"columns": tuple(fields["columns"])})
-        except (ValueError, TypeError, KeyError):
-            raise self._foreign() from None
-        if found != header:
+        elif _line(asdict(found)) != _line(asdict(header)):
             raise Failure(
                 f"{self._name} is what is left of a run with {_described(found)}; this one has {_described(header)}. "
                 "Go on with the same, or delete it to begin anew",
                 2,
             )
+
+    def _parsed(self, line: bytes) -> Header | None:
+        """The header of the earlier run; None if there was none, or if it ended while it wrote the header."""
+        try:
+            if line.endswith(b"\n"):
+                return Header(**json.loads(line))
+        except (ValueError, TypeError):
+            raise self._foreign() from None
+        if not line.startswith(_HEADER[: len(line)]):
+            raise self._foreign()
+        return None
+
+    def _read_rows(self) -> bool:
+        """Takes note of the rows up to the first line that is not complete. Whether there is any."""
+        end = self._file.tell()
+        for line in self._file:
+            try:
+                row = Row(*json.loads(line)) if line.endswith(b"\n") else None
+            except (ValueError, TypeError):
+                row = None
+            if row is None:
+                break
+            self.done.add(row.path)
+            end += len(line)
+        self._file.seek(end)
+        self._file.truncate()
+        return bool(self.done)
 
     def _foreign(self) -> Failure:
         return Failure(f"{self._name} was not left by a run of this command; choose another --out", 2)
@@ -153,5 +161,7 @@ def _line(content: object) -> bytes:
 
 
 def _described(header: Header) -> str:
-    scores = ", ".join(header.columns)
-    return printable(f"{header.model} version {header.version}, seed {header.seed} and the scores {scores}")
+    wanted = ", ".join(f"{name} {value}" for name, value in header.wanted.items())
+    return printable(
+        f"{header.model} version {header.version}, {wanted} and the scores {', '.join(header.columns)}"
+    )

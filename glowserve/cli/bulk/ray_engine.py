@@ -86,9 +86,9 @@ class _Scorer:
         names, files = (
             [os.fsdecode(path) for path in block[column].to_pylist()] for column in ("path", "file")
         )
-        header = self._header
+        header, pictures = self._header, map(open_picture, files)
         parts = self._client.iter_scores(
-            map(open_picture, files), seed=header.seed, model=header.model, version=header.version
+            pictures, model=header.model, version=header.version, **header.wanted
         )
         rows = [json.dumps(row) for scored in parts for row in rows_of(scored, header.columns, names)]
         return pa.table({"row": pa.array(rows, pa.string())})

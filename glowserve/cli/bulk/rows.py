@@ -10,7 +10,8 @@ from glowserve.cli.pictures import explanation
 from glowserve.output import printable
 from glowserve.results import ScoredImages
 
-Value = float | bool | None
+Value = float | bool | list[float] | None
+"""A score of one picture; a list if it has a value for each level."""
 
 
 class Row(NamedTuple):

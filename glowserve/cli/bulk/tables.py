@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import itertools
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,14 @@ def write_parquet(path: Path, header: Header, rows: Iterable[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    common = {"model": header.model, "version": str(header.version), "seed": str(header.seed)}
+    common = {"model": header.model, "version": header.version, **header.wanted}
     schema = pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
             *(pa.field(name, pa.from_numpy_dtype(np.dtype(COLUMNS[name]))) for name in header.columns),
             pa.field("error", pa.string()),
         ],
-        metadata={f"glowserve.{name}": value for name, value in common.items()},
+        metadata={f"glowserve.{name}": json.dumps(value) for name, value in common.items()},
     )
     remaining = iter(rows)
     with atomic_write(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -90,4 +91,4 @@ def _columns(rows: list[Row], header: Header) -> list[list[Any]]:
 def _csv_value(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "" if value is None else repr(value)
+    return "" if value is None else json.dumps(value) if isinstance(value, list) else repr(value)

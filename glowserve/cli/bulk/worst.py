@@ -67,20 +67,23 @@ def worst_of(rows: Iterable[Row], columns: Sequence[str], n: int) -> list[Ranked
 
 def _oddness(score: Value, low_is_odd: bool) -> float:
     """Ascends from the oddest. A score that is missing, or no number, is the oddest."""
-    if score is None or math.isnan(score):
+    if score is None or isinstance(score, list) or math.isnan(score):
         return -math.inf
     return score if low_is_odd else -score
 
 
 def as_json(picture: Ranked) -> dict[str, Any]:
     """A picture for JSON, which has no infinity."""
-    known = picture.score is not None and math.isfinite(picture.score)
-    return {"file": picture.path, "score": picture.score if known else None}
+    score = picture.score
+    return {
+        "file": picture.path,
+        "score": score if isinstance(score, float) and math.isfinite(score) else None,
+    }
 
 
 def shown(score: Value) -> str:
     """A score as people read it."""
-    return "unknown" if score is None else f"{score:.4g}"
+    return f"{score:.4g}" if isinstance(score, float) else "unknown"
 
 
 def draw_sheet(pictures: Sequence[Ranked], path: Path) -> None:
