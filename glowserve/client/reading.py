@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from typing import Any
 
 import grpc
 import numpy as np
@@ -96,12 +97,13 @@ class Reading:
         """The scores of a response under the names of its images, or without images none of them."""
         errors, self._errors = sorted(self._errors, key=lambda error: error.index), []
         scores = messages.scores_of([response])
-        columns = {each.name: getattr(scores, each.name) for each in fields(scores)}
+        values = {each.name: getattr(scores, each.name) for each in fields(scores)}
+        columns: dict[str, Any] = {
+            name: value[: len(images)] if isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
         return ScoredImages(
-            **{
-                name: values[: len(images)] if isinstance(values, np.ndarray) else values
-                for name, values in columns.items()
-            },
+            **columns,
             indices=tuple(i for i, _ in images),
             names=tuple(name for _, name in images),
             errors=tuple(errors),
