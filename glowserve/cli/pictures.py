@@ -21,13 +21,14 @@ class GivenPictures:
 
     Args:
         paths: files and folders.
+        own: files that the command writes, which are left out of folders.
 
     Raises:
         Failure: a folder has no pictures, or cannot be listed.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._given = [part for path in paths for part in _parts(path)]
+    def __init__(self, paths: Sequence[Path], own: Sequence[Path] = ()) -> None:
+        self._given = [part for path in paths for part in _parts(path, own)]
         self._folders = [each for each in self._given if isinstance(each, FolderPictures)]
 
     def __len__(self) -> int:
@@ -62,18 +63,24 @@ def explanation(error: ImageError) -> str:
     return f"{error.message}; {hint}" if hint else error.message
 
 
-def _parts(path: Path) -> Iterator[Path | PictureTable | FolderPictures]:
+def _parts(path: Path, own: Sequence[Path]) -> Iterator[Path | PictureTable | FolderPictures]:
     """What a path leads to."""
     if path.is_dir():
         folder = _find(path)
+        folder.names = [name for name in folder.names if not _is_one_of(path / name, own)]
         if not folder.names:
             tables = (file for file in path.rglob(f"*{SUFFIX}") if _is_visible(file.relative_to(path)))
-            yield from map(PictureTable, sorted(tables))
+            yield from map(PictureTable, sorted(file for file in tables if not _is_one_of(file, own)))
         yield folder
     elif path.suffix.lower() == SUFFIX and path.is_file():
         yield PictureTable(path)
     else:
         yield path
+
+
+def _is_one_of(file: Path, others: Sequence[Path]) -> bool:
+    """Whether two paths lead to one file, without asking the disk about every name."""
+    return any(file.name == other.name and file.resolve() == other.resolve() for other in others)
 
 
 def _is_visible(path: Path) -> bool:

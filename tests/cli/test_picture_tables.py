@@ -88,3 +88,13 @@ def test_a_picture_may_be_called_like_a_row(tmp_path: Path) -> None:
     assert not isinstance(open_picture(str(path)), str)
     path.write_bytes(b"")
     assert open_picture(str(path)) == str(path)
+
+
+def test_a_file_of_scores_is_no_set_of_pictures_of_its_own_folder(
+    tmp_path: Path, repository: Path, digits: UInt8Array, capsys: Printed
+) -> None:
+    save(tmp_path / "a.parquet", [encode_png(image) for image in digits[:3]])
+    command = ["score", str(tmp_path), "--out", str(tmp_path / "s.parquet"), "--worst", "2"]
+    for _ in range(2):
+        assert main([*command, "--model", str(repository / "digits"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["n"] == 3

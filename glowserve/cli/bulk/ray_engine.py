@@ -51,10 +51,9 @@ def ray_rows(
         RequestError: a call was refused or failed.
         Failure: Ray failed.
     """
+    if not (blocks := list(_blocks(files))):
+        return
     with _cluster():
-        blocks = list(_blocks(files))
-        if not blocks:
-            return
         resources = ray.cluster_resources()
         kind = "GPU" if on_gpu and resources.get("GPU", 0) >= 1 else "CPU"
         most = min(len(blocks), max(1, int(resources.get(kind, 1))))

@@ -67,7 +67,8 @@ def score_to_file(
     write = table_writer(args.out)
     _check(args, columns)
     check_engine(args.engine)
-    files, sheet, counts = GivenPictures(args.files), _sheet(args.out), Counts()
+    sheet, counts = _sheet(args.out), Counts()
+    files = GivenPictures(args.files, own=(args.out, sheet))
     with open_target(args) as target:
         header = _header(target, columns, wanted)
         with Journal(args.out, header) as journal:
@@ -115,9 +116,7 @@ def _fill(
     journal: Journal, args: argparse.Namespace, target: Target, files: GivenPictures, header: Header
 ) -> None:
     """Adds a row for each file that has none. If this is ended, says how to go on."""
-    sheet = _sheet(args.out)
-    ours = sheet.resolve() if sheet.exists() else None
-    todo = (file for file in files if file not in journal.done and not _is(file, ours))
+    todo = (file for file in files if file not in journal.done)
     done = sum(file in journal.done for file in files) if journal.done else 0
     try:
         with tqdm(total=len(files), initial=done, desc="scoring", unit="", disable=None, leave=False) as bar:
@@ -131,11 +130,6 @@ def _fill(
         kept = f"{len(journal.done)} of {len(files)} files are in {printable(str(journal.path))}"
         say(sys.stderr, f"glowserve: {kept}; the same command goes on from there\n")
         raise
-
-
-def _is(file: str, other: Path | None) -> bool:
-    """Whether a path leads to another file, without asking the disk about every name."""
-    return other is not None and Path(file).name == other.name and Path(file).resolve() == other
 
 
 def _print(args: argparse.Namespace, header: Header, counts: Counts, worst: Sequence[Ranked]) -> None:
