@@ -91,7 +91,7 @@ def draw_sheet(pictures: Sequence[Ranked], path: Path) -> None:
     columns = min(len(pictures), _COLUMNS) or 1
     rows = -(-len(pictures) // columns)
     width, height = _SIDE + _MARGIN, _SIDE + _CAPTION + _MARGIN
-    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
+    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), (232, 232, 232))
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
         left, top = _MARGIN + i % columns * width, _MARGIN + i // columns * height
