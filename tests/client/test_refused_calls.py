@@ -121,3 +121,19 @@ def test_a_file_that_is_no_picture_is_named(
     for images in (bad, str(bad), [good, bad]):
         with pytest.raises(glowserve.InvalidImageError, match=f"^{bad}: 10 bytes are not a picture"):
             answering.score(images)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda c: c.sample(0), "n"),
+        (lambda c: c.score([BLANK, b"no picture"]), "images.encoded.data[1]"),
+        (lambda c: c.score(BLANK, model="nobody"), ""),
+    ],
+)
+def test_a_refused_call_names_its_field(
+    answering: glowserve.Client, call: Callable[[Any], Any], field: str
+) -> None:
+    with pytest.raises(glowserve.RequestError) as caught:
+        call(answering)
+    assert caught.value.field == field

@@ -13,8 +13,6 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.target import Target
 
-ENGINES = ("local", "ray")
-
 
 def check_engine(engine: str) -> None:
     """Imports what an engine needs, before anything else is opened.

@@ -62,3 +62,19 @@ def test_a_cluster_writes_the_same_rows_although_a_worker_is_killed(
     found = {str(tmp_path / path): row for path, row in rows(out).items()}
     assert len(errors) == sum(row["error"] is not None for row in found.values())
     assert found == rows(expected)
+
+
+@pytest.mark.parametrize(("given", "seen"), [("", "0"), (None, "0"), ("0", "0"), ("1", "1")])
+def test_ray_reports_only_if_the_user_has_turned_that_on(given: str | None, seen: str) -> None:
+    kept = {name: text for name, text in os.environ.items() if name != "RAY_USAGE_STATS_ENABLED"}
+    chosen = {} if given is None else {"RAY_USAGE_STATS_ENABLED": given}
+    program = "import os; import glowserve.cli.bulk.ray_engine; print(os.environ['RAY_USAGE_STATS_ENABLED'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=kept | chosen,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert done.stdout.strip() == seen

@@ -204,3 +204,26 @@ def test_a_run_that_never_had_a_row_leaves_nothing(
     )
     assert capsys.readouterr().err == "glowserve: seed is -1; it must lie in 0 to 2^64 - 1\n"
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "package", "extra"),
+    [(["--out", "a.parquet"], "pyarrow", "parquet"), (["--out", "a.csv", "--engine", "ray"], "ray", "ray")],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    repository: Path,
+    digits: UInt8Array,
+    flags: list[str],
+    package: str,
+    extra: str,
+    capsys: Printed,
+) -> None:
+    save(digits[:1], tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "glowserve.cli.bulk.ray_engine", raising=False)
+    assert main(["score", "pictures", *flags, "--model", str(repository / "digits")]) == 2
+    error = capsys.readouterr().err
+    assert f"needs {package}, which is not installed: pip install 'glowserve[{extra}]'" in error
