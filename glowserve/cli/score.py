@@ -27,7 +27,11 @@ _ANOMALIES = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="a picture, or a folder of pictures"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a picture, a folder of pictures, or a .parquet file of them",
     )
     add_target_arguments(parser)
     parser.add_argument("--seed", type=int, help="seed of the dequantization noise; default: 0")
