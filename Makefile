@@ -78,6 +78,10 @@ soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=
 test: $(INSTALLED)  ## run every test but those that need Docker
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+test-ray: $(INSTALLED)  ## scores of a folder from a cluster of Ray on this machine: 250 MB more in .venv/
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/pytest tests/cli/bulk/test_ray_engine.py
+
 test-gpu-wheel: $(INSTALLED) $(GPU_INSTALLED)  ## the engine's tests with onnxruntime-gpu, which needs no GPU but 2.6 GB: .venv-gpu/
 	rm -rf $(GPU_VENV)/test-files
 	GLOWSERVE_TEST_FILES=$(GPU_VENV)/test-files $(BIN)/pytest -q tests/runtime/test_engine.py
@@ -122,4 +126,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-gpu-wheel lint protos check-protos release-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-ray test-gpu-wheel lint protos check-protos release-protos test-docker clean

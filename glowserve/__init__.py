@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from glowserve.client.client import Client
     from glowserve.client.errors import RequestError
     from glowserve.images import InvalidImageError
-    from glowserve.results import Encodings, ModelInfo, Samples
+    from glowserve.results import Encodings, ImageError, ModelInfo, Samples, ScoredImages
     from glowserve.scores import Scores
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Encodings",
+    "ImageError",
     "InvalidImageError",
     "ModelInfo",
     "RequestError",
     "Samples",
+    "ScoredImages",
     "Scores",
     "open",
 ]
@@ -37,10 +39,12 @@ _MODULES = {
     "AsyncClient": "glowserve.client.async_client",
     "Client": "glowserve.client.client",
     "Encodings": "glowserve.results",
+    "ImageError": "glowserve.results",
     "InvalidImageError": "glowserve.images",
     "ModelInfo": "glowserve.results",
     "RequestError": "glowserve.client.errors",
     "Samples": "glowserve.results",
+    "ScoredImages": "glowserve.results",
     "Scores": "glowserve.scores",
 }
 

@@ -1,4 +1,4 @@
-"""The results of calls: samples, encodings and model descriptions. `glowserve.scores` has the scores.
+"""The results of calls: named scores, samples, encodings and model descriptions. `glowserve.scores` has the scores.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -11,6 +11,38 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
+from glowserve.scores import Scores
+
+
+@dataclass(frozen=True)
+class ImageError:
+    """Why one image has no scores."""
+
+    index: int
+    """How many images came before it."""
+
+    name: str
+    """Its path, also of an open file; images[INDEX], if it has none."""
+
+    message: str
+    """What is wrong with it, and what to do. Begins with the status if the service refused it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages(Scores):
+    """The scores of N images with their names, and the images near them that have no scores."""
+
+    indices: tuple[int, ...]
+    """How many images came before each, [N], ascending."""
+
+    names: tuple[str, ...]
+    """The path of each, [N], also of an open file; images[INDEX], if it has none."""
+
+    errors: tuple[ImageError, ...]
+    """Images that cannot be read, or that the service refused: found since the scores before these, by index."""
 
 
 @dataclass(frozen=True)

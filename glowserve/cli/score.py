@@ -5,30 +5,34 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
 from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
-from glowserve.cli.target import Target, add_target_arguments, open_target
-from glowserve.client.errors import RequestError
-from glowserve.client.fitting import is_too_large
-from glowserve.folders import FILE_SUFFIXES, FolderPictures, find_pictures, unpacking
-from glowserve.images import InvalidImageError, check_encoded, read_file
+from glowserve.cli.picture_tables import open_picture
+from glowserve.cli.pictures import GivenPictures, explanation
+from glowserve.cli.target import add_target_arguments, open_target
+from glowserve.client.requests import ScoreArguments
 from glowserve.output import printable
-from glowserve.scores import MAX_IMPORTANCE_SAMPLES, TABLE, Scores
+from glowserve.results import ImageError
+from glowserve.scores import MAX_IMPORTANCE_SAMPLES, TABLE
+
+# The exit code of `--fail-on-anomaly` if a picture is anomalous.
+_ANOMALIES = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="a picture, or a folder of pictures"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a picture, a folder of pictures, or a .parquet file of them",
     )
     add_target_arguments(parser)
     parser.add_argument(
@@ -41,53 +45,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--false-alarm-rate",
         type=float,
         metavar="RATE",
-        help="call pictures anomalous at this rate of false alarms (default: 0.01, or the finest that the calibration "
-        "permits)",
+        help="call pictures anomalous at this rate of false alarms; default: 0.01, or the finest that the calibration "
+        "permits",
     )
     parser.add_argument(
         "--importance-samples",
         type=int,
-        default=1,
         metavar="M",
-        help=f"estimate the log-likelihood from M draws of noise, 1 to {MAX_IMPORTANCE_SAMPLES} (default: 1)",
+        help=f"estimate the log-likelihood from M draws of noise, 1 to {MAX_IMPORTANCE_SAMPLES}; default: 1",
     )
     parser.add_argument("--seed", type=int, help="seed of the dequantization noise; default: 0")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each file")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a line of JSON for each file; with --out, one for the whole",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write path, scores and errors to a .parquet or .csv file; a run that was ended goes on where it stopped",
+    )
+    parser.add_argument(
+        "--worst",
+        type=int,
+        metavar="N",
+        help="with --out: print the N pictures that belong least, and draw them beside the file",
+    )
+    parser.add_argument(
+        "--fail-on-anomaly", action="store_true", help="exit with code 3 if a picture is anomalous"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="with --out: what computes; ray spreads the work over a cluster; default: local",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the scores of files. The exit code is 1 if a file cannot be scored or a subfolder cannot be listed.
+    """Prints the scores of files, or writes them to a file.
+
+    Returns:
+        3 if a picture is anomalous and `--fail-on-anomaly` was given; else 1 if a file cannot be scored or a subfolder
+        cannot be listed.
 
     Raises:
-        Failure: a folder has no pictures, or a call failed.
+        Failure: an argument is wrong, a folder has no pictures, or a call failed.
     """
     wanted = _wanted(args)
-    files, folders = _expand(args.files)
-    width = max(len(printable(str(file))) for file in files)
-    scored = 0
+    if args.out:
+        from glowserve.cli.bulk.run import score_to_file
+
+        counts, complete = score_to_file(args, ScoreArguments(**wanted).columns(), {"seed": 0} | wanted)
+        return _exit_code(args, counts.anomalous, counts.pictures, counts.failed, complete)
+    for flag in ("worst", "engine"):
+        if getattr(args, flag) not in (None, "local"):
+            raise Failure(f"--{flag} needs --out FILE, a .parquet or .csv file", 2)
+    files = GivenPictures(args.files)
+    lines = _Lines(max((len(printable(file)) for file in files), default=0))
+    scored = anomalous = 0
     with (
         open_target(args) as target,
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
     ):
-        lines = _Lines(width)
-        for some, scores in _score(target, files, wanted):
-            for file, row in zip(some, scores.rows(), strict=True):
-                if args.json:
-                    tqdm.write(_json(file, row, scores.false_alarm_rate), file=sys.stdout)
-                else:
-                    tqdm.write("\n".join(lines.of(file, row)), file=sys.stdout)
+        for scores in target.client.iter_scores(map(open_picture, files), model=target.model, **wanted):
+            for error in scores.errors:
+                _report(error)
+            for file, row in zip(scores.names, scores.rows(), strict=True):
+                anomalous += bool(row.get("anomalous"))
+                printed = [_json(file, row, scores.false_alarm_rate)] if args.json else lines.of(file, row)
+                tqdm.write("\n".join(printed), file=sys.stdout)
             scored += len(scores)
-            bar.update(len(scores))
-    for folder in folders:
-        if left_out := folder.left_out():
-            print(f"glowserve: folder {printable(str(folder.folder))}: left out {left_out}", file=sys.stderr)
+            bar.update(len(scores) + len(scores.errors))
+    files.report_left_out()
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
-    return 1 if failed or any(folder.unreadable for folder in folders) else 0
+    return _exit_code(args, anomalous, len(files), failed, files.complete)
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Any]:
-    """What the calls of the client are given beside the images.
+    """The arguments of `Client.iter_scores` that flags set, beside images and model.
 
     Raises:
         Failure: there is no such score.
@@ -96,81 +134,28 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         if name not in TABLE:
             raise Failure(f"score {printable(name)!r} is unknown; the scores are {', '.join(TABLE)}", 2)
-    return {
-        "scores": names,
+    if args.fail_on_anomaly and "anomalous" not in names:
+        names.append("anomalous")
+    wanted = {
+        "seed": args.seed,
+        "scores": names or None,
         "false_alarm_rate": args.false_alarm_rate,
         "importance_samples": args.importance_samples,
-        "seed": args.seed,
     }
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _score(
-    target: Target, files: Iterable[Path], wanted: Mapping[str, Any]
-) -> Iterator[tuple[list[Path], Scores]]:
-    """Yields some files at a time with their scores, in order. Reports and skips files that cannot be scored."""
-    waiting: deque[Path] = deque()
-
-    def pictures() -> Iterator[bytes]:
-        for file in files:
-            if (data := _read(file)) is not None:
-                waiting.append(file)
-                yield data
-
-    unread = pictures()
-    ended = False
-    while not ended:
-        try:
-            for scores in target.client.iter_scores(unread, model=target.model, **wanted):
-                yield [waiting.popleft() for _ in range(len(scores))], scores
-            ended = True
-        except RequestError as error:
-            if not _concerns_a_file(error):
-                raise
-        # The stream ended because one of the waiting files was refused: each is now scored in a call of its own.
-        for file in list(waiting):
-            if (alone := _score_alone(target, file, wanted)) is not None:
-                yield [file], alone
-        waiting.clear()
+def _exit_code(args: argparse.Namespace, anomalous: int, n: int, failed: int, complete: bool) -> int:
+    """The exit code, after a report if it is that of anomalies."""
+    if args.fail_on_anomaly and anomalous:
+        print(f"glowserve: {anomalous} of {n} files are anomalous", file=sys.stderr)
+        return _ANOMALIES
+    return 1 if failed or not complete else 0
 
 
-def _score_alone(target: Target, file: Path, wanted: Mapping[str, Any]) -> Scores | None:
-    """The score of a file; None, after a report, if the file cannot be scored."""
-    if (data := _read(file)) is None:
-        return None
-    try:
-        return target.client.score(data, model=target.model, **wanted)
-    except RequestError as error:
-        if not _concerns_a_file(error):
-            raise
-        _report(f"{file}: {error}")
-        return None
-
-
-# The fields of a request that are the same for all files.
-_ABOUT_ALL = re.compile(r"(requests\[\d+\]: )?(scores\[|false_alarm_rate|importance_samples)")
-
-
-def _concerns_a_file(error: RequestError) -> bool:
-    if _ABOUT_ALL.match(error.message):
-        return False
-    return error.code is grpc.StatusCode.INVALID_ARGUMENT or is_too_large(error)
-
-
-def _report(sentence: str) -> None:
+def _report(error: ImageError) -> None:
     """Says on standard error why a file cannot be scored."""
-    tqdm.write(f"glowserve: {printable(sentence)}", file=sys.stderr)
-
-
-def _read(file: Path) -> bytes | None:
-    """The bytes of a picture; None, after a report, if the file is not a picture or cannot be read."""
-    try:
-        data = read_file(file)
-        check_encoded(data)
-    except (InvalidImageError, OSError) as error:
-        named = str(error) if str(file) in str(error) else f"{file}: {error}"
-        _report(f"{named}; {unpacking(file)}" if unpacking(file) else named)
-        return None
-    return data
+    tqdm.write(f"glowserve: {printable(f'{error.name}: {explanation(error)}')}", file=sys.stderr)
 
 
 class _Lines:
@@ -184,7 +169,7 @@ class _Lines:
         self._width = width
         self._begun = False
 
-    def of(self, file: Path, row: Mapping[str, Any]) -> Iterator[str]:
+    def of(self, file: str, row: Mapping[str, Any]) -> Iterator[str]:
         """The line of a file; before the first, the headings."""
         names = ["bits_per_dim", "percentile", "log_likelihood"]
         names += [name for name in row if not TABLE[name].default]
@@ -194,7 +179,7 @@ class _Lines:
             yield f"{'file':<{self._width}}{headings}"
         cells = "".join(f"{_cell(name, row[name]):>{_width(name)}}" for name in names)
         note = "" if row["finite"] else "  (not finite)"
-        yield f"{printable(str(file)):<{self._width}}{cells}{note}"
+        yield f"{printable(file):<{self._width}}{cells}{note}"
 
 
 _HEADINGS = {"bits_per_dim": "bits/dim", "log_likelihood": "log-likelihood"}
@@ -214,41 +199,14 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.{_DECIMALS.get(name, 3)}f}"
 
 
-def _json(file: Path, row: Mapping[str, Any], false_alarm_rate: float | None) -> str:
+def _json(file: str, row: Mapping[str, Any], false_alarm_rate: float | None) -> str:
     """A line of JSON. JSON has no infinity, so numbers that are not finite are null."""
     values = {name: _finite(value) for name, value in row.items()}
     rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
-    return json.dumps({"file": str(file)} | values | rate)
+    return json.dumps({"file": file} | values | rate)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return value if math.isfinite(value) else None
-
-
-def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[FolderPictures]]:
-    """The files, and the pictures in the folders; and what else was found in the folders.
-
-    Raises:
-        Failure: a folder has no pictures, or cannot be listed.
-    """
-    files, folders = [], []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        try:
-            found = find_pictures(path)
-        except OSError as error:
-            raise Failure(f"folder {printable(str(path))} cannot be listed: {error.strerror}", 2) from error
-        if not found.names:
-            left_out = found.left_out()
-            raise Failure(
-                f"folder {printable(str(path))} holds no pictures; looked for {', '.join(sorted(FILE_SUFFIXES))}"
-                + (f"; left out {left_out}" if left_out else ""),
-                2,
-            )
-        files += [path / name for name in found.names]
-        folders.append(found)
-    return files, folders

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.fitting import Fitting
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions, read_portions
+from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
+from glowserve.client.reading import Reading
 from glowserve.client.transports.base import AsyncTransport
 from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_asyncio import AsyncGrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
-from glowserve.results import Encodings, ModelInfo, Samples
+from glowserve.results import Encodings, ModelInfo, Samples, ScoredImages
 from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
@@ -110,7 +111,7 @@ class AsyncClient:
         seed: int | None = None,
         model: str = "",
         version: int = 0,
-    ) -> AsyncGenerator[Scores, None]:
+    ) -> AsyncGenerator[ScoredImages, None]:
         """See `Client.iter_scores`. `images` is read in threads, by one thread at a time."""
         arguments = requests.ScoreArguments(
             model=model,
@@ -120,15 +121,21 @@ class AsyncClient:
             false_alarm_rate=false_alarm_rate,
             importance_samples=importance_samples,
         )
+        reading = Reading(images, arguments)
 
         def open_stream(parts: AsyncIterator[Portion]) -> AsyncGenerator[pb.ScoreResponse, None]:
-            outgoing = (arguments.request(part) async for part in parts)
+            reading.open()
+            outgoing = (arguments.request(reading.send(part)) async for part in parts)
             return self._transport.score_stream(outgoing)
 
-        parts = _read_in_threads(read_portions(images))
-        async with aclosing(self._fitting.stream_async(open_stream, parts)) as responses:
-            async for response in responses:
-                yield arguments.received([response])
+        while not reading.ended:
+            parts = _read_in_threads(reading.portions())
+            stream = self._fitting.stream_async(open_stream, parts, reading.refuse)
+            async with aclosing(stream) as responses:
+                async for response in responses:
+                    yield reading.scored(response)
+            for unscored in reading.unscored():
+                yield unscored
 
     async def sample(
         self,

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.fitting import Fitting
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions, read_portions
+from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
+from glowserve.client.reading import Reading
 from glowserve.client.transports.base import Transport
 from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_transport import GrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
-from glowserve.results import Encodings, ModelInfo, Samples
+from glowserve.results import Encodings, ModelInfo, Samples, ScoredImages
 from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
@@ -139,13 +140,16 @@ class Client:
         seed: int | None = None,
         model: str = "",
         version: int = 0,
-    ) -> Generator[Scores, None, None]:
-        """Like `score` for unbounded iterables: yields the scores of some images at a time, in order.
+    ) -> Generator[ScoredImages, None, None]:
+        """Like `score` for unbounded iterables: yields the scores and names of some images at a time, in order.
+
+        An image that cannot be read, or that the service refuses, does not end it: it is among the `errors` of the next
+        scores. At the end there may be errors with no scores. Each image is in one of the two.
 
         Images are read as scores are taken, at most 320 ahead, and sent over one stream. `timeout` applies to each
         response. If the service stops, the remaining images go to the next service at the same target, which has
-        `timeout` to come. Closing the iterator cancels outstanding requests. An error concerns images after those
-        whose scores have been yielded.
+        `timeout` to come. Closing the iterator cancels outstanding requests. An exception concerns images after those
+        that have been yielded.
 
         Args:
             images: an iterable of paths, bytes of files, open files, Pillow images or uint8 arrays [H, W] or [H, W, C];
@@ -158,9 +162,7 @@ class Client:
             version: the model's version.
 
         Raises:
-            RequestError: the call was refused or failed.
-            InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
-            OSError: a file cannot be read.
+            RequestError: the call was refused or failed, whatever the images.
             TypeError: an image has none of the accepted types.
             ValueError: a number is out of range.
         """
@@ -172,14 +174,19 @@ class Client:
             false_alarm_rate=false_alarm_rate,
             importance_samples=importance_samples,
         )
+        reading = Reading(images, arguments)
 
         def open_stream(parts: Iterator[Portion]) -> Generator[pb.ScoreResponse, None, None]:
-            outgoing = (arguments.request(part) for part in parts)
+            reading.open()
+            outgoing = (arguments.request(reading.send(part)) for part in parts)
             return self._transport.score_stream(outgoing)
 
-        with closing(self._fitting.stream(open_stream, read_portions(images))) as responses:
-            for response in responses:
-                yield arguments.received([response])
+        while not reading.ended:
+            stream = self._fitting.stream(open_stream, reading.portions(), reading.refuse)
+            with closing(stream) as responses:
+                for response in responses:
+                    yield reading.scored(response)
+            yield from reading.unscored()
 
     def sample(
         self,

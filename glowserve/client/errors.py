@@ -25,6 +25,7 @@ class RequestError(Exception):
         retry_after: see the attribute.
         request_id: see the attribute.
         limits: see the attribute.
+        field: see the attribute.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class RequestError(Exception):
         retry_after: float | None = None,
         request_id: str = "",
         limits: Mapping[str, int] | None = None,
+        field: str = "",
     ) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
@@ -51,14 +53,18 @@ class RequestError(Exception):
         self.limits = dict(limits or {})
         """The limits of the service that the call exceeds, such as max_images_per_call; a smaller call is accepted."""
 
+        self.field = field
+        """The path of the invalid field of the request, such as "model.name"; "" if no single field is invalid."""
+
     def __reduce__(self) -> tuple[type[RequestError], tuple[Any, ...]]:
         """Pickles the error, so that worker processes can raise it."""
-        others = self.reason, self.retry_after, self.request_id, self.limits
+        others = self.reason, self.retry_after, self.request_id, self.limits, self.field
         return type(self), (self.code, self.message, *others)
 
     def with_message(self, message: str) -> RequestError:
         """The same error with another message."""
-        return RequestError(self.code, message, self.reason, self.retry_after, self.request_id, self.limits)
+        kept = self.reason, self.retry_after, self.request_id, self.limits, self.field
+        return RequestError(self.code, message, *kept)
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> RequestError:
@@ -78,6 +84,7 @@ class RequestError(Exception):
             details.retry_after,
             request_id,
             details.limits,
+            details.field,
         )
 
 
@@ -96,12 +103,13 @@ class _Details(NamedTuple):
     reason: str = ""
     retry_after: float | None = None
     limits: Mapping[str, int] = {}
+    field: str = ""
 
 
 def _details(status: bytes) -> _Details:
     """The details of a serialized google.rpc.Status.
 
-    Parsed without googleapis-common-protos, which would be one more dependency for five fields.
+    Parsed without googleapis-common-protos, which would be one more dependency for six fields.
     """
     found = _Details()
     try:
@@ -115,6 +123,8 @@ def _details(status: bytes) -> _Details:
             elif kind.endswith(b"/google.rpc.RetryInfo"):
                 seconds = Duration.FromString(fields[1][0]).ToNanoseconds() / 1e9
                 found = found._replace(retry_after=seconds)
+            elif kind.endswith(b"/google.rpc.BadRequest"):
+                found = found._replace(field=_fields(fields[1][0])[1][0].decode())
     except (DecodeError, KeyError, ValueError):
         pass  # a proxy answered, not the service: its status has no such details
     return found

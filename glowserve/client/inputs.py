@@ -47,6 +47,9 @@ ImagesLike: TypeAlias = "ImageLike | Iterable[ImageLike]"
 Portion: TypeAlias = "list[bytes] | npt.NDArray[Any]"
 """The images of one call: the bytes of files, or uint8 [N, H, W, C]; or its latents, float32 [N, D]."""
 
+Readable: TypeAlias = "UInt8Array | tuple[bytes, int]"
+"""One image that was read: an array [H, W, C], or a file with its number of pixels."""
+
 _SEVERAL = "an array [N, H, W, C] in a list is no image; pass it alone, or a list of [H, W] or [H, W, C]"
 _ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
 
@@ -115,11 +118,30 @@ def read_portions(images: Iterable[ImageLike] | ImageLike) -> Iterator[Portion]:
         OSError: a file cannot be read.
         TypeError: an image has none of the accepted types.
     """
-    for shape, run in itertools.groupby(map(_single, enumerate(_several(images))), _shape):
+    return join(read_image(i, image) for i, image in enumerate(several(images)))
+
+
+def read_image(i: int, image: ImageLike) -> Readable:
+    """Reads one image. A picture in a format that the service does not read becomes PNG.
+
+    Args:
+        i: its index, for messages.
+        image: the image.
+
+    Raises:
+        InvalidImageError, OSError, TypeError, ValueError: see `portions`.
+    """
+    numbered = _single((i, image))
+    return numbered[1] if isinstance(numbered[1], np.ndarray) else next(_files([numbered]))
+
+
+def join(images: Iterable[Readable]) -> Iterator[Portion]:
+    """Joins consecutive files, and consecutive arrays of one shape, into portions."""
+    for shape, run in itertools.groupby(images, _shape):
         if shape is None:
-            yield from split_files(_files(run), DEFAULT_LIMITS)
+            yield from split_files((image for image in run if isinstance(image, tuple)), DEFAULT_LIMITS)
             continue
-        arrays = (image for _, image in run if isinstance(image, np.ndarray))
+        arrays = (image for image in run if isinstance(image, np.ndarray))
         while together := list(itertools.islice(arrays, DEFAULT_LIMITS.rows(math.prod(shape)))):
             yield np.stack(together)
 
@@ -205,9 +227,8 @@ def _checked(image: Any) -> ImageLike:
     return _array(array)
 
 
-def _shape(numbered: tuple[int, ImageLike]) -> tuple[int, ...] | None:
-    """The shape of an array; None for other images."""
-    image = numbered[1]
+def _shape(image: Readable) -> tuple[int, ...] | None:
+    """The shape of an array; None for a file."""
     return image.shape if isinstance(image, np.ndarray) else None
 
 
@@ -216,8 +237,12 @@ def _is_one(images: object) -> bool:
     return isinstance(images, _ONE) or (hasattr(images, "read") and not hasattr(images, "__array__"))
 
 
-def _several(images: Any) -> Iterable[Any]:
-    """The images, of which there may be one."""
+def several(images: Any) -> Iterable[Any]:
+    """The images, of which there may be one.
+
+    Raises:
+        InvalidImageError, TypeError: it is neither an image nor an iterable.
+    """
     if _is_one(images):
         return [images]
     if hasattr(images, "__array__"):
@@ -232,10 +257,10 @@ def _several(images: Any) -> Iterable[Any]:
 
 def _items(images: ImagesLike) -> Sequence[ImageLike] | UInt8Array:
     """A sequence of single images, or one array [N, H, W, C]."""
-    several = _several(images)
-    if isinstance(several, np.ndarray):
-        return several
-    items = [image for _, image in map(_single, enumerate(several))]
+    found = several(images)
+    if isinstance(found, np.ndarray):
+        return found
+    items = [image for _, image in map(_single, enumerate(found))]
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if not arrays or len(arrays) < len(items):
         return items

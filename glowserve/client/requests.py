@@ -16,7 +16,7 @@ import numpy as np
 from glowserve import messages
 from glowserve.client.errors import RequestError
 from glowserve.client.inputs import ImageLike, Portion, pair
-from glowserve.scores import Scores
+from glowserve.scores import TABLE, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 
 
@@ -54,6 +54,13 @@ class ScoreArguments:
             importance_samples=None if draws == 1 else draws,
         )
 
+    def columns(self) -> list[str]:
+        """The names of the scores that the answer has, in the order of the table."""
+        names = {*self.scores}
+        names |= {"anomalous"} if self.false_alarm_rate is not None else set()
+        names |= {"standard_error"} if self.importance_samples > 1 else set()
+        return [name for name, score in TABLE.items() if score.default or name in names]
+
     def received(self, responses: Sequence[pb.ScoreResponse]) -> Scores:
         """The scores of one or more responses, in order.
 
@@ -61,9 +68,7 @@ class ScoreArguments:
             RequestError: a score that was asked for is not there: the service is older than it.
         """
         scores = messages.scores_of(responses)
-        wanted = [*self.scores, *(["anomalous"] if self.false_alarm_rate is not None else [])]
-        wanted += ["standard_error"] if self.importance_samples > 1 else []
-        for name in wanted:
+        for name in self.columns():
             if getattr(scores, name) is None:
                 raise RequestError(
                     grpc.StatusCode.UNIMPLEMENTED,

@@ -97,9 +97,8 @@ def test_a_limit_is_remembered(connect: Connect, run_server: RunServer, digits: 
         assert ended(server, "Score", "OK") == 3 * 8
 
 
-@pytest.mark.parametrize("call", [lambda c, i: c.score(i), lambda c, i: list(c.iter_scores(i))])
 def test_a_picture_that_is_too_large_by_itself_is_named(
-    connect: Connect, run_server: RunServer, digits: UInt8Array, call: Callable[[Any, Any], Any]
+    connect: Connect, run_server: RunServer, digits: UInt8Array
 ) -> None:
     generator = np.random.default_rng(0)
     heavy = encode_png(generator.integers(0, 256, (1500, 1000, 1), np.uint8))
@@ -109,18 +108,28 @@ def test_a_picture_that_is_too_large_by_itself_is_named(
         connect(address(server)) as client,
     ):
         with pytest.raises(glowserve.RequestError, match=rf"images\[70\]: with {len(heavy)} bytes") as caught:
-            call(client, [*small, heavy, *small])
+            client.score([*small, heavy, *small])
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         huge = Image.new("1", (2000, 2000))
         with pytest.raises(glowserve.RequestError, match=r"data\[70\]: it has 2000 x 2000") as caught:
-            call(client, [*small, huge, *small])
+            client.score([*small, huge, *small])
         assert caught.value.limits == {"max_pixels_per_call": 2_000_000}
+        parts = list(client.iter_scores([*small, heavy, *small, huge, *small]))
+        assert [index for part in parts for index in part.indices] == [
+            *range(70),
+            *range(71, 141),
+            *range(142, 212),
+        ]
+        (first, second) = [error for part in parts for error in part.errors]
+        assert (first.index, second.index) == (70, 141)
+        assert first.message.startswith(f"RESOURCE_EXHAUSTED: with {len(heavy)} bytes it is larger")
+        assert second.message.startswith("INVALID_ARGUMENT: it has 2000 x 2000")
         assert len(client.score(small)) == 70
 
 
 def test_the_index_of_a_refused_image_or_latent_counts_all_of_them(answering: glowserve.Client) -> None:
     blank = encode_png(np.zeros((8, 8, 1), np.uint8))
-    for call in (answering.score, answering.encode, lambda images: list(answering.iter_scores(images))):
+    for call in (answering.score, answering.encode):
         with pytest.raises(
             glowserve.RequestError, match=r"^INVALID_ARGUMENT: images\.encoded\.data\[150\]: "
         ):

@@ -40,7 +40,7 @@ class Unfinished(glow_service_pb2_grpc.GlowServiceServicer):
         context.abort_with_status(refusal("RESOURCE_EXHAUSTED", 30.0))
 
     def ScoreStream(self, requests: Any, context: grpc.ServicerContext) -> Iterator[pb.ScoreResponse]:
-        yield pb.ScoreResponse(scores=[pb.ImageScore()])
+        yield pb.ScoreResponse(scores=[pb.ImageScore()] * 64)  # the images of one request
         _wait_for_end(context)
 
     def Sample(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.SampleResponse]:

@@ -116,7 +116,9 @@ class EmbeddedTransport:
             yield
         except GlowserveError as error:
             status = status_of(error)
-            limits = error.limits if isinstance(error, InvalidRequestError) else {}
+            limits, field = {}, ""
+            if isinstance(error, InvalidRequestError):
+                limits, field = error.limits, error.field or ""
             raise RequestError(
-                grpc.StatusCode[status.code], str(error), status.reason, limits=limits
+                grpc.StatusCode[status.code], str(error), status.reason, limits=limits, field=field
             ) from None

@@ -30,16 +30,17 @@ _AHEAD = 4
 # How many streams in a row may lose their status before this is an error; see `responses_async`.
 _MOST_LOST = 4
 # The server puts the index of the failed request before its message.
-_INDEX = re.compile(r"^requests\[\d+\]: ")
+_INDEX = re.compile(r"^requests\[\d+\](: |\.|$)")
 
 
 @contextmanager
 def stream_errors() -> Iterator[None]:
-    """`request_errors`, without the index of the request in the message: callers pass images, not requests."""
+    """`request_errors`, without the index of the request: callers pass images, not requests."""
     try:
         with request_errors():
             yield
     except RequestError as error:
+        error.field = _INDEX.sub("", error.field)
         raise error.with_message(_INDEX.sub("", error.message)) from None
 
 

@@ -1,0 +1,1 @@
+"""Scores of whole folders, to a file: `glowserve score FOLDER --out scores.parquet`."""
