@@ -18,21 +18,25 @@ from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.explanation import write_places
 from glowserve.runtime.manifest import MODEL_NAME
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
-from glowserve.runtime.repository import FORWARD, REVERSE, Bundle, open_bundle
+from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, REVERSE, Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
-from glowserve_export import workload
+from glowserve_export import explanation, workload
 from glowserve_export.calibration import calibrate
 from glowserve_export.convolution import Float64Array
 from glowserve_export.errors import ExportError, VerificationError
 from glowserve_export.folded import FoldedGlow
-from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_export.graphs import explain_graph, forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe, manifest_files
 from glowserve_export.operations import check, operations
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
+
+# One image has no spread.
+_FEWEST_FOR_PLACES = 2
 
 
 def export(
@@ -104,6 +108,20 @@ def _measure(
     manifest.calibration.bits_per_dim.extend(np.sort(bits).tolist())
     manifest.calibration.data = data
     manifest.canary.CopyFrom(_canary(engine, glow))
+    _measure_places(bundle, engine, glow, images.validation, say)
+
+
+def _measure_places(
+    bundle: Bundle, engine: Engine, glow: FoldedGlow, images: UInt8Array, say: Callable[[str], None]
+) -> None:
+    """Writes what explanations are compared with; nothing if there is no image that another could differ from."""
+    if len(images) < _FEWEST_FOR_PLACES:
+        say(f"warning: explanations need {_FEWEST_FOR_PLACES} validation images, and there are {len(images)}")
+        return
+    some = images[: workload.percentile_images(bundle.manifest.files[0].operations, len(images))]
+    say(f"measuring the log-likelihood by place on {len(some)} of {len(images)} validation images")
+    places = explanation.measure(engine, some, workload.batch_size(glow))
+    bundle.manifest.files.append(_write(write_places(places), bundle.path / PLACES))
 
 
 def _check_available(wanted: int | None, available: int, data: str) -> None:
@@ -153,19 +171,19 @@ def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Cal
     # One after the other: each takes as much memory as its weights, several times.
     bundle.manifest.files.append(_write_graph(forward_graph(glow, precision), bundle.path / FORWARD))
     bundle.manifest.files.append(_write_graph(reverse_graph(glow, precision), bundle.path / REVERSE))
+    bundle.manifest.files.append(_write_graph(explain_graph(glow, precision), bundle.path / EXPLAIN))
 
 
 def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
     check(graph)
-    data = graph.SerializeToString(deterministic=True)
+    file = _write(graph.SerializeToString(deterministic=True), path)
+    file.nodes, file.operations = len(graph.graph.node), operations(graph)
+    return file
+
+
+def _write(data: bytes, path: Path) -> manifest_pb2.File:
     path.write_bytes(data)
-    return manifest_pb2.File(
-        name=path.name,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        nodes=len(graph.graph.node),
-        operations=operations(graph),
-    )
+    return manifest_pb2.File(name=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def _held_out_bits_per_dim(engine: Engine, glow: FoldedGlow, images: UInt8Array) -> Float64Array:

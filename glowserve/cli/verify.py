@@ -28,13 +28,16 @@ def run(args: argparse.Namespace) -> int:
     from glowserve.runtime.canary import check_canary, check_n_bits
     from glowserve.runtime.engine import Engine
     from glowserve.runtime.errors import GlowserveError
-    from glowserve.runtime.repository import newest_bundle
+    from glowserve.runtime.explanation import Explainer
+    from glowserve.runtime.repository import PLACES, newest_bundle
 
     try:
         bundle = newest_bundle(args.bundle)
         engine = Engine(bundle, RuntimeConfig(device=args.device))
         check_canary(engine, bundle)
         check_n_bits(engine, bundle)
+        if bundle.has(PLACES):
+            Explainer(bundle, engine).open()
     except GlowserveError as error:
         raise Failure(error, 1) from error
     manifest = bundle.manifest

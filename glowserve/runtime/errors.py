@@ -5,6 +5,7 @@ GlowserveError
 ├── ModelNotFoundError   no such model or version
 ├── NotFiniteError       the model has no finite answer
 ├── BundleError          a bundle is damaged, incomplete, or of an unknown version
+├── MissingFileError     a bundle was exported without a file that the answer needs
 └── DeviceError          the device cannot be used
 
 `glowserve.runtime.status` maps the errors to gRPC status codes.
@@ -64,6 +65,10 @@ class NotFiniteError(GlowserveError):
 
 class BundleError(GlowserveError):
     """A bundle is damaged, incomplete, or of a version that this release cannot read."""
+
+
+class MissingFileError(GlowserveError):
+    """A bundle was exported without a file that the answer needs; the message names the command that adds it."""
 
 
 class DeviceError(GlowserveError):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from glowserve.runtime.errors import (
     BundleError,
     InvalidRequestError,
+    MissingFileError,
     ModelNotFoundError,
     NotFiniteError,
 )
@@ -31,6 +32,7 @@ STATUSES: Mapping[type[Exception], Status] = {
     ModelNotFoundError: Status("NOT_FOUND", "MODEL_NOT_FOUND"),
     NotFiniteError: Status("FAILED_PRECONDITION", "NOT_FINITE"),
     BundleError: Status("FAILED_PRECONDITION", "MODEL_REFUSED"),
+    MissingFileError: Status("FAILED_PRECONDITION", "MISSING_FILE"),
 }
 """The statuses of the runtime's errors. DeviceError has none: no call raises it."""
 

@@ -71,7 +71,7 @@ def _weights(term: Term, glow: FoldedGlow) -> Float64Array:
         return _evenly(-1.0, term.channels, 1)
     if term.pixels is None:
         return _evenly(-1.0, term.channels, 4)
-    return -(term.pixels == np.arange(4)[:, None]).astype(np.float64)
+    return np.where(term.pixels == np.arange(4)[:, None], -1.0, 0.0)
 
 
 def _evenly(weight: float, channels: int, positions: int) -> Float64Array:
