@@ -162,8 +162,8 @@ class Engine:
             if self._explain is None:
                 if not self._bundle.has(EXPLAIN):
                     raise missing_file(self._bundle, EXPLAIN)
-                # On a GPU without buffers, whose memory few calls would use; and by CUDA where TensorRT runs the others,
-                # since it takes minutes for a graph.
+                # On a GPU without buffers, whose memory few calls would use; and never by TensorRT, which takes minutes
+                # for a graph.
                 device = "cpu" if self.device == "cpu" else "cuda"
                 config = replace(self._config, device=device, batch_sizes=())
                 _, (session,) = _open(self._bundle, (EXPLAIN,), config, self._cancellation)
