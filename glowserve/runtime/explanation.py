@@ -50,7 +50,7 @@ class Places:
 
 
 def measure_places(batches: Iterable[Float32Array]) -> Places:
-    """The mean and the spread of terms, batch by batch (Chan et al. 1983, Algorithms for Computing the Sample Variance).
+    """The mean and the spread of terms, batch by batch (Chan et al. 1983, "Updating Formulae", eq. 2.1).
 
     Args:
         batches: terms, [N, H, W] each, of two or more images in all.
