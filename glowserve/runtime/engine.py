@@ -113,15 +113,18 @@ class Engine:
         self._bound: list[BoundSession] = []
         self._options = [cancellation.run_options] if self.device == "cpu" else []
         if self.device != "cpu":
-            forward, reverse = (self._bind(session, bundle, config.batch_sizes) for session in sessions)
+            try:
+                forward, reverse = (self._bind(session, config.batch_sizes) for session in sessions)
+            except BundleError:
+                self.close()
+                raise
         self._forward, self._reverse = forward, reverse
 
-    def _bind(self, session: Any, bundle: Bundle, sizes: Sequence[int]) -> BoundSession:
+    def _bind(self, session: Any, sizes: Sequence[int]) -> BoundSession:
         try:
             bound = BoundSession(session, "cuda", sizes, capture=self.device == "cuda")
         except Exception as error:  # ONNX Runtime has no public base class of its errors
-            self.close()
-            raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error
+            raise BundleError(f"bundle {self._bundle.path}: its first run failed: {error}") from error
         self._bound.append(bound)
         return bound
 
@@ -167,7 +170,7 @@ class Engine:
                 device = "cpu" if self.device == "cpu" else "cuda"
                 config = replace(self._config, device=device, batch_sizes=())
                 _, (session,) = _open(self._bundle, (EXPLAIN,), config, self._cancellation)
-                self._explain = session if device == "cpu" else self._bind(session, self._bundle, ())
+                self._explain = session if device == "cpu" else self._bind(session, ())
             return self._explain
 
     def close(self) -> None:
