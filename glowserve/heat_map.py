@@ -5,6 +5,8 @@ Shapes: H W C of an image.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +26,7 @@ _SIDE, _GAP, _BAR, _TEXT = 256, 8, 12, 12
 _TICKS = (-16, -4, -1, 0, 1, 4, 16)
 
 
-def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating]) -> Image.Image:
+def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> Image.Image:
     """A picture of the image, enlarged, and beside it one of where the model finds it too unlikely or too likely.
 
     Red is too unlikely, blue too likely, grey as likely as at that place of held-out images; the stronger the colour,
@@ -54,13 +56,13 @@ def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
-def _coloured(image: UInt8Array, deviations: npt.NDArray[np.floating]) -> UInt8Array:
+def _coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
     """The image in light grey under the colours of the deviations, uint8 [H, W, 3]."""
     grey = np.asarray(to_pil(image).convert("L"), np.float64)[:, :, None]
     return _blended(160 + grey * 3 / 8, deviations)
 
 
-def _blended(background: npt.NDArray[np.float64], deviations: npt.NDArray[np.floating]) -> UInt8Array:
+def _blended(background: npt.NDArray[np.float64], deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
     """The colours of deviations [H, W] over a background [H, W, 1], uint8 [H, W, 3]."""
     x = deviations[:, :, None].astype(np.float64)
     opacity = _OPACITY * _strength(np.abs(x))

@@ -50,7 +50,9 @@ class Places:
 
 
 def measure_places(batches: Iterable[Float32Array]) -> Places:
-    """The mean and the spread of terms, batch by batch (Chan et al. 1983, "Updating Formulae", eq. 2.1).
+    """The mean and the spread of terms, batch by batch.
+
+    After Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", section 2.
 
     Args:
         batches: terms, [N, H, W] each, of two or more images in all.
