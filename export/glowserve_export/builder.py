@@ -91,17 +91,34 @@ class GraphBuilder:
     def model(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
-        """The finished model. The builder is empty afterwards, so that weights are in memory once."""
-        check_graph_bytes(sum(len(constant.raw_data) for constant in self._constants.values()))
+        """The finished model, without the nodes and constants that no output needs.
+
+        The builder is empty afterwards, so that weights are in memory once.
+        """
+        nodes, needed = self._needed({output.name for output in outputs})
+        check_graph_bytes(
+            sum(len(self._constants[each].raw_data) for each in needed & self._constants.keys())
+        )
         model = helper.make_model(
-            helper.make_graph(self._nodes, name, inputs, outputs),
+            helper.make_graph(nodes, name, inputs, outputs),
             producer_name="glowserve",
             opset_imports=[helper.make_opsetid("", _OPSET)],
         )
         model.ir_version = _IR_VERSION
         for constant in list(self._constants):
-            model.graph.initializer.append(self._constants.pop(constant))
+            tensor = self._constants.pop(constant)
+            if constant in needed:
+                model.graph.initializer.append(tensor)
         return model
+
+    def _needed(self, outputs: set[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+        """The nodes that the outputs need, in their order, and the names of all tensors that these read or write."""
+        nodes, needed = [], set(outputs)
+        for node in reversed(self._nodes):
+            if not needed.isdisjoint(node.output):
+                nodes.append(node)
+                needed.update(node.input)
+        return nodes[::-1], needed
 
 
 def add_outputs(model: onnx.ModelProto, names: Iterable[str]) -> None:

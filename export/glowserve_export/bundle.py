@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,17 +16,17 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.manifest import MODEL_NAME
-from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
+from glowserve.runtime.repository import EXPLAIN, FORWARD, REVERSE, Bundle
 from glowserve.v1 import manifest_pb2
-from glowserve_export import workload
+from glowserve_export import explanation, workload
 from glowserve_export.calibration import calibrate
 from glowserve_export.errors import ExportError, VerificationError
 from glowserve_export.folded import FoldedGlow
-from glowserve_export.graphs import forward_graph, reverse_graph
+from glowserve_export.graphs import explain_graph, forward_graph, reverse_graph
 from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe
 from glowserve_export.operations import check, operations
-from glowserve_export.publication import publish, staged
+from glowserve_export.publication import add_file, publish, staged
 from glowserve_export.score_calibration import add_calibration, calibrate_scores, scored_images
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
@@ -102,6 +101,7 @@ def _measure(
     )
     add_calibration(bundle, calibrate_scores(bundle, engine, scored, workload.batch_size(glow)), data)
     _compare_with_uniform(float(np.mean(manifest.calibration.bits_per_dim)), glow.n_bits, say)
+    explanation.add_places(bundle, engine, images.validation, workload.batch_size(glow), say)
 
 
 def _check_available(wanted: int | None, available: int, data: str) -> None:
@@ -135,21 +135,15 @@ def _write_graphs(bundle: Bundle, glow: FoldedGlow, images: UInt8Array, say: Cal
     if precision.name == "int8":
         say(f"{len(precision.ranges)} of {len(glow.flow_couplings())} coupling networks are int8")
     # One after the other: each takes as much memory as its weights, several times.
-    bundle.manifest.files.append(_write_graph(forward_graph(glow, precision), bundle.path / FORWARD))
-    bundle.manifest.files.append(_write_graph(reverse_graph(glow, precision), bundle.path / REVERSE))
+    _add_graph(bundle, FORWARD, forward_graph(glow, precision))
+    _add_graph(bundle, REVERSE, reverse_graph(glow, precision))
+    _add_graph(bundle, EXPLAIN, explain_graph(glow, precision))
 
 
-def _write_graph(graph: onnx.ModelProto, path: Path) -> manifest_pb2.File:
+def _add_graph(bundle: Bundle, name: str, graph: onnx.ModelProto) -> None:
     check(graph)
-    data = graph.SerializeToString(deterministic=True)
-    path.write_bytes(data)
-    return manifest_pb2.File(
-        name=path.name,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        nodes=len(graph.graph.node),
-        operations=operations(graph),
-    )
+    file = add_file(bundle, name, graph.SerializeToString(deterministic=True))
+    file.nodes, file.operations = len(graph.graph.node), operations(graph)
 
 
 def _canary(engine: Engine, glow: FoldedGlow) -> manifest_pb2.Canary:

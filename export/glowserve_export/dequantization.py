@@ -6,8 +6,9 @@ Shapes: N images, H W C of an image; [N, C, H, W] inside the flow, [N, 4C, H/2, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from glowserve_training.dequantization import NOISE_MARGIN, VariationalDequantization
@@ -19,6 +20,7 @@ from glowserve_export.builder import GraphBuilder
 from glowserve_export.couplings import FoldedCoupling, add_minus_log_scales
 from glowserve_export.couplings.coupling import LogScales
 from glowserve_export.noise import LearnedNoiseNodes
+from glowserve_export.terms import Term, add_term
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class LearnedNoise:
     """1 - v, [N, C, H, W]."""
 
     log_det: Tensor
-    """Of the map from uniform noise to v, [N]."""
+    """Of each value, for the map from uniform noise to v, [N, C, H, W]."""
 
     layers: list[tuple[str, Tensor]]
     """The name and the output of each coupling, squeezed."""
@@ -63,16 +65,16 @@ class FoldedDequantization:
         """Noise from uniform noise and from the centers of bins, in [-0.5, 0.5), [N, C, H, W] each."""
         squeeze = Squeeze()
         log_u, log_rest = ((x * (1 - 2 * self.margin) + self.margin).log() for x in (noise, 1 - noise))
-        log_det = noise[0].numel() * math.log1p(-2 * self.margin) - (log_u + log_rest).sum((1, 2, 3))
+        log_det = self._constant(1) - log_u - log_rest
         z, _ = squeeze(log_u - log_rest)
         context, _ = squeeze(centers)
         layers = []
         for k, coupling in enumerate(self.couplings, 1):
-            z, log_det_coupling = coupling.forward(z, context)
-            log_det = log_det + log_det_coupling
+            z, log_scale = coupling.forward(z, context)
+            log_det = log_det + squeeze.inverse(log_scale)[0]
             layers.append((dequantization_coupling_name(k), z))
         z, _ = squeeze.inverse(z)
-        log_det = log_det + (F.logsigmoid(z) + F.logsigmoid(-z)).sum((1, 2, 3))
+        log_det = log_det + F.logsigmoid(z) + F.logsigmoid(-z)
         return LearnedNoise(torch.sigmoid(z), torch.sigmoid(-z), log_det, layers)
 
     def add_forward(
@@ -91,8 +93,7 @@ class FoldedDequantization:
         minus_z = g.add("Neg", [z], f"{name}.minus_z")
         softplus_minus = g.add("Softplus", [minus_z], f"{name}.softplus_minus")
         ends = g.add("Sum", [*log_uniforms, softplus, softplus_minus], f"{name}.minus_log_ends")
-        values, positions = image_size**2 * channels, (image_size // 2) ** 2
-        log_det = self._add_log_det(g, ends, scales, values, positions)
+        log_det = self._add_log_det(g, ends, scales, channels, image_size // 2)
         return LearnedNoiseNodes(g, log_det, z, softplus_minus, softplus)
 
     def _add_logit(self, g: GraphBuilder, name: str) -> tuple[str, list[str]]:
@@ -112,17 +113,25 @@ class FoldedDequantization:
             logs.append(g.add("Log", [u], f"{name}.{suffix}.log"))
         return g.add("Sub", logs, f"{name}.logit"), logs
 
-    def _add_log_det(self, g: GraphBuilder, ends: str, scales: LogScales, values: int, positions: int) -> str:
-        """The log-determinant of logit, couplings and sigmoid, [N, 1].
+    def _add_log_det(self, g: GraphBuilder, ends: str, scales: LogScales, channels: int, size: int) -> Term:
+        """The log-determinant of logit, couplings and sigmoid, for C = channels and H/2 = W/2 = size.
 
         Its terms nearly cancel, and are therefore added value by value before they are summed.
         """
         name = DEQUANTIZATION
-        x = g.add("Concat", [ends, *add_minus_log_scales(g, scales, name)], f"{name}.minus_log_dets", axis=1)
-        size = values + sum(coupling.active_channels for coupling, _ in scales) * positions
-        x = g.minus_sum(x, size, f"{name}.varying")
-        of_margin = g.constant(f"{name}.constant", values * math.log1p(-2 * self.margin))
-        return g.add("Add", [x, of_margin], f"{name}.log_det")
+        parts = add_minus_log_scales(g, scales, name)
+        x = g.add("Concat", [ends, *(tensor for tensor, _ in parts)], f"{name}.minus_log_dets", axis=1)
+        couplings = [coupling for _, group in parts for coupling in group]
+        active = [each.mask.active_channels(each.active_channels) for each in couplings]
+        squeezed = np.concatenate([np.arange(4 * channels), *active])
+        varying = add_term(g, x, len(squeezed), size, f"{name}.varying")
+        constant = self._constant(4 * channels * size**2)
+        total = g.add("Add", [varying.total, g.constant(f"{name}.constant", constant)], f"{name}.log_det")
+        return replace(varying, total=total, pixels=squeezed // channels, constant=constant)
+
+    def _constant(self, values: int) -> float:
+        """The part of the log-determinant that is the same for every image of so many values, in nats."""
+        return values * math.log1p(-2 * self.margin)
 
 
 def _squeezed_centers(g: GraphBuilder, bins: str, n_bits: int, name: str) -> str:

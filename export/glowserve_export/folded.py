@@ -50,7 +50,7 @@ class FoldedStep:
         return len(self.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output in float64, and the log-determinant of the coupling, [N]."""
+        """The output in float64, and the log-scale of each of its values; see `FoldedCoupling.forward`."""
         return self.coupling.forward(_mix(self.matrix, self.bias).apply(x))
 
     def inverse(self, y: Tensor) -> Tensor:

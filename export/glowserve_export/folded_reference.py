@@ -41,7 +41,24 @@ class FoldedReference:
             (len(images),), self._glow.log_det_constant, dtype=torch.float64, device=self._device
         )
         for _, _, nats in self._forward(images, noise):
-            total += nats
+            if nats is not None:
+                total += nats.sum((1, 2, 3))
+        return total.numpy(force=True)
+
+    def terms(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
+        """The log-likelihood by place, nats [N, H, W]; see `glowserve_export.graphs.explain`."""
+        size = self._glow.image_size
+        total = torch.full(
+            (len(images), size, size),
+            self._glow.log_det_constant / size**2,
+            dtype=torch.float64,
+            device=self._device,
+        )
+        for _, _, nats in self._forward(images, noise):
+            if nats is not None:
+                block = size // nats.shape[2]
+                places = nats.sum(1) / block**2
+                total += places.repeat_interleave(block, 1).repeat_interleave(block, 2)
         return total.numpy(force=True)
 
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
@@ -87,16 +104,17 @@ class FoldedReference:
         bins = to_bins(torch.from_numpy(images).to(self._device), glow.n_bits).double().permute(0, 3, 1, 2)
         uniform = torch.from_numpy(noise).to(self._device).double().permute(0, 3, 1, 2)
         if glow.dequantization is None:
-            return bins, LearnedNoise(uniform, 1 - uniform, uniform.new_zeros(len(uniform)), [])
+            return bins, LearnedNoise(uniform, 1 - uniform, torch.zeros_like(uniform), [])
         return bins, glow.dequantization.forward(uniform, (bins + 0.5) / 2**glow.n_bits - 0.5)
 
-    def _forward(self, images: UInt8Array, noise: Float32Array) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Each layer's name, its output, and its term of the log-likelihood, [N]."""
+    def _forward(
+        self, images: UInt8Array, noise: Float32Array
+    ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """Each layer's name, its output, and its terms of the log-likelihood where they arise, [N, C, H, W]."""
         glow = self._glow
         bins, learned = self._bins_and_noise(images, noise)
-        nothing = bins.new_zeros(len(bins))
         for name, z in learned.layers:
-            yield name, z, nothing
+            yield name, z, None
         if glow.dequantization is not None:
             yield DEQUANTIZATION, learned.noise.permute(0, 2, 3, 1), learned.log_det
         x, log_det = glow.preprocessing.forward(bins, learned.noise, learned.complement, glow.n_bits)
@@ -112,16 +130,16 @@ class FoldedReference:
                 yield step_name(i, k), x, log_det
             x, latent, log_det = self._latent(x, level)
             latents.append(latent.flatten(1))
-            log_prior = -0.5 * (latents[-1].square() + math.log(2 * math.pi)).sum(1)
+            log_prior = -0.5 * (latent.square() + math.log(2 * math.pi))
             yield f"level{i}.latent", latents[-1], log_prior + log_det
-        yield "latent", torch.cat(latents, dim=1), nothing
+        yield "latent", torch.cat(latents, dim=1), None
 
     def _latent(self, x: Tensor, level: FoldedLevel) -> tuple[Tensor, Tensor, Tensor]:
-        """What continues to the next level, the latent of this one, and its log-determinant [N]."""
+        """What continues to the next level, the latent of this one, and its log-determinant, value by value."""
         glow = self._glow
         if level.split is None:
             latent = (x - _per_channel(glow.top_mean, x)) / _per_channel(glow.top_log_scale, x).exp()
-            return x, latent, x.new_zeros(len(x))
+            return x, latent, torch.zeros_like(latent)
         return level.split.forward(x)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from glowserve_training.names import DEQUANTIZATION
 
 from glowserve_export.builder import GraphBuilder
+from glowserve_export.terms import Term
 
 
 class NoiseNodes(abc.ABC):
@@ -26,8 +27,8 @@ class NoiseNodes(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def log_dets(self) -> list[str]:
-        """Of the map from uniform noise to v, [N, 1]; none if it is the identity."""
+    def log_dets(self) -> list[Term]:
+        """Of the map from uniform noise to v; none if it is the identity."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class UniformNoiseNodes(NoiseNodes):
     """The graph."""
 
     @property
-    def log_dets(self) -> list[str]:
+    def log_dets(self) -> list[Term]:
         """See `NoiseNodes`."""
         return []
 
@@ -58,8 +59,8 @@ class LearnedNoiseNodes(NoiseNodes):
     g: GraphBuilder
     """The graph."""
 
-    log_det: str
-    """[N, 1]."""
+    log_det: Term
+    """Of the map from uniform noise to v."""
 
     logit: str
     """Of v, squeezed, as are the next two."""
@@ -71,7 +72,7 @@ class LearnedNoiseNodes(NoiseNodes):
     """Of 1 - v."""
 
     @property
-    def log_dets(self) -> list[str]:
+    def log_dets(self) -> list[Term]:
         """See `NoiseNodes`."""
         return [self.log_det]
 

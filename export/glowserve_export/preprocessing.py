@@ -17,6 +17,7 @@ from torch import Tensor
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.errors import no_folded_form
 from glowserve_export.noise import NoiseNodes
+from glowserve_export.terms import Term
 
 DEQUANTIZED = "image.noisy"
 """The tensor of forward.onnx with bins and noise added, [N, H, W, C]."""
@@ -30,7 +31,7 @@ class Preprocessing(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, bins: Tensor, noise: Tensor, complement: Tensor, n_bits: int) -> tuple[Tensor, Tensor]:
-        """The flow's input, and the log-determinant that depends on the image, [N]. The complement is 1 - noise."""
+        """The flow's input, and each value's log-determinant, both [N, C, H, W]. The complement is 1 - noise."""
 
     @abc.abstractmethod
     def inverse(self, y: Tensor, n_bits: int) -> Tensor:
@@ -38,9 +39,9 @@ class Preprocessing(abc.ABC):
 
     @abc.abstractmethod
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, values: int
-    ) -> tuple[str, list[str]]:
-        """The nodes of `forward`, for images of D = values: `FLOW_INPUT`, and the log-determinant [N, 1] if not 0.
+        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, *, image_size: int, channels: int
+    ) -> tuple[str, list[Term]]:
+        """The nodes of `forward`: `FLOW_INPUT`, and the log-determinant if it is not 0.
 
         `constant` is left out of it.
 
@@ -49,7 +50,8 @@ class Preprocessing(abc.ABC):
             bins: [N, H, W, C].
             noise: the noise within the bins.
             n_bits: of each value.
-            values: D.
+            image_size: H and W.
+            channels: C.
         """
 
     def constant(self, n_bits: int, values: int) -> float:
@@ -66,7 +68,7 @@ class Centring(Preprocessing):
 
     def forward(self, bins: Tensor, noise: Tensor, complement: Tensor, n_bits: int) -> tuple[Tensor, Tensor]:
         """See `Preprocessing`."""
-        return (bins + noise) / 2**n_bits - 0.5, noise.new_zeros(len(noise))
+        return (bins + noise) / 2**n_bits - 0.5, torch.zeros_like(noise)
 
     def inverse(self, y: Tensor, n_bits: int) -> Tensor:
         """See `Preprocessing`."""
@@ -74,8 +76,8 @@ class Centring(Preprocessing):
         return pixels
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, values: int
-    ) -> tuple[str, list[str]]:
+        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, *, image_size: int, channels: int
+    ) -> tuple[str, list[Term]]:
         """See `Preprocessing`."""
         x = g.add("Add", [bins, noise.add()], DEQUANTIZED)
         x = g.add("Mul", [x, g.constant("bin.width", 2.0**-n_bits)], "image.unit")
@@ -104,7 +106,7 @@ class Logit(Preprocessing):
         log_pixels = (bins + noise + self._margin(n_bits)).log()
         log_rest = (2**n_bits - 1 - bins + complement + self._margin(n_bits)).log()
         in_bins = math.log(self._range(n_bits)) - log_pixels - log_rest
-        return log_pixels - log_rest, in_bins.sum((1, 2, 3)) + self.constant(n_bits, bins[0].numel())
+        return log_pixels - log_rest, in_bins + self.constant(n_bits, 1)
 
     def constant(self, n_bits: int, values: int) -> float:
         """See `Preprocessing`; the log-volume of the bins, which the flow's constant takes away again."""
@@ -116,8 +118,8 @@ class Logit(Preprocessing):
         return pixels + (y - y)
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, values: int
-    ) -> tuple[str, list[str]]:
+        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, *, image_size: int, channels: int
+    ) -> tuple[str, list[Term]]:
         """See `Preprocessing`."""
         margin = g.constant("logit.margin", self._margin(n_bits))
         within, complement = noise.add_both()
@@ -132,8 +134,10 @@ class Logit(Preprocessing):
         y = g.add("Sub", [log_pixels, log_rest], "logit")
         minus_log_range = g.constant("logit.minus_log_range", -math.log(self._range(n_bits)))
         minus_log_scale = g.add("Sum", [log_pixels, log_rest, minus_log_range], "logit.minus_log_scale")
-        log_det = g.minus_sum(minus_log_scale, values, "logit.log_det")
-        return g.add("Transpose", [y], FLOW_INPUT, perm=[0, 3, 1, 2]), [log_det]
+        log_det = g.minus_sum(minus_log_scale, channels * image_size**2, "logit.log_det")
+        planes = g.add("Transpose", [minus_log_scale], f"{minus_log_scale}.planes", perm=[0, 3, 1, 2])
+        term = Term(log_det, planes, channels, image_size)
+        return g.add("Transpose", [y], FLOW_INPUT, perm=[0, 3, 1, 2]), [term]
 
     def add_reverse(self, g: GraphBuilder, y: str, n_bits: int) -> str:
         """See `Preprocessing`; y - y is 0, or not a number where y is not finite, which the sigmoid would hide."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from glowserve.files import publish_directory, staging_directory
 from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.repository import Bundle, open_bundle
+from glowserve.v1 import manifest_pb2
 from glowserve_export.manifest import manifest_files
 
 
@@ -24,6 +26,14 @@ def staged(model_dir: Path) -> Iterator[Path]:
         if is_new:
             with suppress(OSError):  # it is not empty
                 model_dir.rmdir()
+
+
+def add_file(bundle: Bundle, name: str, content: bytes) -> manifest_pb2.File:
+    """Writes a file into the folder of a bundle that is not published yet; returns its entry in the manifest."""
+    (bundle.path / name).write_bytes(content)
+    file = bundle.manifest.files.add()
+    file.name, file.sha256, file.size = name, hashlib.sha256(content).hexdigest(), len(content)
+    return file
 
 
 def publish(bundle: Bundle, model_dir: Path) -> Bundle:

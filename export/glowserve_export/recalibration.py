@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
-from glowserve_training.data import HeldOutImages, load_held_out
 
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.manifest import CALIBRATION, FLOW
-from glowserve.runtime.repository import FORWARD, Bundle
-from glowserve_export.errors import ExportError
-from glowserve_export.evaluation import EvaluatedBundle, training_data
+from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
+from glowserve_export.evaluation import EvaluatedBundle
+from glowserve_export.explanation import add_places
+from glowserve_export.held_out import held_out_of_bundle
 from glowserve_export.publication import publish, staged
 from glowserve_export.score_calibration import add_calibration, calibrate_scores, scored_images
 
@@ -46,12 +45,12 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         check_canary(evaluated.engine, bundle)
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
-        images = _held_out(evaluated, bundle, data, say)
+        _, images = held_out_of_bundle(bundle, evaluated, data, say)
         copy = Bundle(folder, type(bundle.manifest)())
         copy.manifest.CopyFrom(bundle.manifest)
         del copy.manifest.files[:]
         for file in bundle.manifest.files:
-            if file.name in (CALIBRATION, FLOW):  # both are written anew, with the manifest
+            if file.name in (CALIBRATION, FLOW, PLACES):  # they are written anew
                 continue
             (folder / file.name).write_bytes(bundle.read(file.name))
             copy.manifest.files.append(file)
@@ -60,28 +59,6 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         scored = scored_images(images, operations)
         say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")
         add_calibration(copy, calibrate_scores(copy, evaluated.engine, scored, _BATCH), data)
+        if bundle.has(EXPLAIN):
+            add_places(copy, evaluated.engine, images.validation, _BATCH, say)
         return publish(copy, model_dir)
-
-
-def _held_out(
-    evaluated: EvaluatedBundle, bundle: Bundle, data: str, say: Callable[[str], None]
-) -> HeldOutImages:
-    """The images of the data that the bundle was calibrated on; if there are none of these, its held-out images."""
-    config = replace(training_data(bundle), data=data)
-    images = load_held_out(config)
-    if images.validation.shape[1:] != bundle.shape:
-        raise ExportError(
-            f"data {data!r} has images of shape {list(images.validation.shape[1:])}, and the model takes "
-            f"{list(bundle.shape)}"
-        )
-    if evaluated.is_calibrated_on(images.for_percentiles):
-        return images
-    # A bundle does not say by which rule its images were split, but its percentiles tell.
-    old = load_held_out(replace(config, split_version=1))
-    if evaluated.is_calibrated_on(old.for_percentiles):
-        return old
-    say(
-        f"warning: {data!r} does not yield the images that the bundle was calibrated on before; p-values mean "
-        "nothing if the model was trained on any of the new ones"
-    )
-    return images

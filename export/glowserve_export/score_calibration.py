@@ -5,7 +5,6 @@ Shapes: N images, H W C, D = H * W * C.
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from glowserve.v1 import manifest_pb2
 from glowserve_export import workload
 from glowserve_export.density import fit_mixture
 from glowserve_export.errors import ExportError, VerificationError
+from glowserve_export.publication import add_file
 
 
 class ScoredImages(NamedTuple):
@@ -92,10 +92,8 @@ def add_calibration(bundle: Bundle, calibration: Calibration, data: str) -> None
         calibration: its calibration.
         data: the data of the images, as named on the command line.
     """
-    manifest, content = bundle.manifest, write_calibration(calibration)
-    (bundle.path / CALIBRATION).write_bytes(content)
-    file = manifest_pb2.File(name=CALIBRATION, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-    manifest.files.append(file)
+    add_file(bundle, CALIBRATION, write_calibration(calibration))
+    manifest = bundle.manifest
     bits = bits_per_dim(calibration.images.log_likelihood, manifest.image.latent_size)
     manifest.calibration.CopyFrom(manifest_pb2.Calibration(bits_per_dim=np.sort(bits), data=data))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import FoldedConv
+from glowserve_export.terms import Term, add_term
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,18 @@ class FoldedSplit:
         return cls(network.scaled(np.repeat((1.0, 1 / split.bound), half)), split.bound)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What continues and the latent of x [N, C, H, W], both [N, C/2, H, W]; and the log-determinant, [N]."""
+        """What continues of x [N, C, H, W], the latent, and the latent's log-determinants: [N, C/2, H, W] each."""
         continuing, z = x.chunk(2, dim=1)
         mean, log_scale = self._mean_and_log_scale(continuing)
-        return continuing, (z - mean) / log_scale.exp(), -log_scale.sum((1, 2, 3))
+        return continuing, (z - mean) / log_scale.exp(), -log_scale
 
     def inverse(self, continuing: Tensor, latent: Tensor) -> Tensor:
         """[N, C, H, W], from both halves of it."""
         mean, log_scale = self._mean_and_log_scale(continuing)
         return torch.cat((continuing, latent * log_scale.exp() + mean), dim=1)
 
-    def add_forward(self, g: GraphBuilder, x: str, positions: int, name: str) -> tuple[str, str, str]:
-        """The nodes of `forward` for H * W = positions: what continues, the latent, the log-determinant [N, 1]."""
+    def add_forward(self, g: GraphBuilder, x: str, size: int, name: str) -> tuple[str, str, Term]:
+        """The nodes of `forward` for H = W = size: what continues, the latent, the log-determinant."""
         half = self.network.outputs // 2
         continuing, z = g.split(x, [half, half], f"{name}.split")
         name = f"{name}.prior"
@@ -56,7 +57,7 @@ class FoldedSplit:
         centred = g.add("Sub", [z, mean], f"{name}.centred")
         scale = g.add("Exp", [log_scale], f"{name}.scale")
         latent = g.add("Div", [centred, scale], f"{name}.latent")
-        return continuing, latent, g.minus_sum(log_scale, half * positions, f"{name}.log_det")
+        return continuing, latent, add_term(g, log_scale, half, size, f"{name}.log_det")
 
     def add_reverse(self, g: GraphBuilder, continuing: str, latent: str, name: str) -> str:
         """The nodes of `inverse`."""

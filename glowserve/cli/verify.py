@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from glowserve.runtime.canary import check_canary, check_n_bits
     from glowserve.runtime.engine import Engine
     from glowserve.runtime.errors import GlowserveError
-    from glowserve.runtime.repository import newest_bundle
+    from glowserve.runtime.explanation import Explainer
+    from glowserve.runtime.repository import PLACES, newest_bundle
 
     try:
         bundle = newest_bundle(args.bundle)
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         check_canary(engine, bundle)
         check_n_bits(engine, bundle)
         bundle_calibration(bundle)
+        if bundle.has(PLACES):
+            Explainer(bundle, engine).open()
     except GlowserveError as error:
         raise Failure(error, 1) from error
     manifest = bundle.manifest

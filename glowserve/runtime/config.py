@@ -25,7 +25,7 @@ class RuntimeConfig:
     """CPU threads inside one run; 0 for one per core that this process may use."""
 
     gpu_memory_mib: int = 0
-    """The GPU memory that each of the two graphs may use, in MiB; 0 for no limit."""
+    """The GPU memory that each graph may use, in MiB; 0 for no limit."""
 
     batch_sizes: tuple[int, ...] = ()
     """Batch sizes, ascending, for which a GPU gets buffers. Batches of other sizes run, too."""

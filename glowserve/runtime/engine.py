@@ -1,4 +1,4 @@
-"""Runs the two graphs of a bundle in ONNX Runtime, on NumPy arrays.
+"""Runs the graphs of a bundle in ONNX Runtime, on NumPy arrays.
 
 Shapes: N images, H W C, D = H * W * C, L levels.
 """
@@ -6,6 +6,7 @@ Shapes: N images, H W C, D = H * W * C, L levels.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.runtime.buffers import BoundSession
 from glowserve.runtime.config import RuntimeConfig
-from glowserve.runtime.errors import BundleError, DeviceError
+from glowserve.runtime.errors import BundleError, DeviceError, MissingFileError
 from glowserve.runtime.graphs import check_graph
-from glowserve.runtime.repository import FORWARD, REVERSE, Bundle
+from glowserve.runtime.repository import EXPLAIN, FORWARD, REVERSE, Bundle
 from glowserve.runtime.sessions import Cancellation, Graph, has_cuda, open_sessions
 
 Float32Array = npt.NDArray[np.float32]
@@ -92,7 +93,8 @@ class Engine:
     """"cpu", "cuda" or "tensorrt"."""
 
     placements: list[Placement]
-    """The execution providers of both graphs; for each graph, the one that runs the most nodes first."""
+    """The execution providers of forward.onnx and reverse.onnx; for each graph, the one that runs the most nodes
+    first."""
 
     def __init__(
         self,
@@ -102,33 +104,27 @@ class Engine:
     ) -> None:
         cancellation = cancellation or Cancellation()
         config = _for_precision(bundle, config)
-        image, latent = bundle.shape, [bundle.manifest.image.latent_size]
-        graphs = [
-            Graph(_read_graph(bundle, FORWARD), {"image": image, "noise": image}),
-            Graph(_read_graph(bundle, REVERSE), {"latent": latent}),
-        ]
-        try:
-            self.device, sessions = open_sessions(graphs, config, cancellation)
-        except DeviceError:
-            raise
-        except Exception as error:  # ONNX Runtime has no public base class of its errors
-            raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
+        self.device, sessions = _open(bundle, (FORWARD, REVERSE), config, cancellation)
         forward, reverse = sessions
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
-        for name, session in ((FORWARD, forward), (REVERSE, reverse)):
-            _check_tensors(bundle, session, name)
+        self._bundle, self._config, self._cancellation = bundle, config, cancellation
+        self._explain: Any = None
+        self._opening = threading.Lock()
         self._bound: list[BoundSession] = []
         self._options = [cancellation.run_options] if self.device == "cpu" else []
         if self.device != "cpu":
-            forward, reverse = (self._bind(session, bundle, config.batch_sizes) for session in sessions)
+            try:
+                forward, reverse = (self._bind(session, config.batch_sizes) for session in sessions)
+            except BundleError:
+                self.close()
+                raise
         self._forward, self._reverse = forward, reverse
 
-    def _bind(self, session: Any, bundle: Bundle, sizes: Sequence[int]) -> BoundSession:
+    def _bind(self, session: Any, sizes: Sequence[int]) -> BoundSession:
         try:
             bound = BoundSession(session, "cuda", sizes, capture=self.device == "cuda")
         except Exception as error:  # ONNX Runtime has no public base class of its errors
-            self.close()
-            raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error
+            raise BundleError(f"bundle {self._bundle.path}: its first run failed: {error}") from error
         self._bound.append(bound)
         return bound
 
@@ -146,10 +142,77 @@ class Engine:
         """Decodes latents, float32 [N, D], to images."""
         return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}, *self._options))
 
+    def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """Computes the log-likelihoods of images by place, in nats, float32 [N, H, W]: their sum is the log-likelihood.
+
+        The first call opens the graph, which takes as long as the forward graph took, and as much memory.
+
+        Args:
+            images: uint8 [N, H, W, C].
+            noise: the dequantization noise in [0, 1), float32 [N, H, W, C].
+
+        Raises:
+            MissingFileError: the bundle has no such graph.
+            BundleError: the graph is damaged, or differs from what the manifest says.
+            DeviceError: the device can no longer be used.
+        """
+        feeds = {"image": images, "noise": noise}
+        terms: Float32Array = self._explain_session().run(["terms"], feeds, *self._options)[0]
+        return terms
+
+    def _explain_session(self) -> Any:
+        with self._opening:
+            if self._explain is None:
+                if not self._bundle.has(EXPLAIN):
+                    raise missing_file(self._bundle, EXPLAIN)
+                # On a GPU without buffers, whose memory few calls would use; and never by TensorRT, which takes minutes
+                # for a graph.
+                device = "cpu" if self.device == "cpu" else "cuda"
+                config = replace(self._config, device=device, batch_sizes=())
+                _, (session,) = _open(self._bundle, (EXPLAIN,), config, self._cancellation)
+                self._explain = session if device == "cpu" else self._bind(session, ())
+            return self._explain
+
     def close(self) -> None:
         """Frees its memory on a GPU, after the current runs. No run may follow."""
-        while self._bound:
-            self._bound.pop().close()
+        with self._opening:
+            while self._bound:
+                self._bound.pop().close()
+
+
+def missing_file(bundle: Bundle, name: str) -> MissingFileError:
+    """The error of a bundle that was exported without a file: by an older version of glowserve, say."""
+    return MissingFileError(
+        f"{bundle.manifest.model} version {bundle.manifest.version} has no {name}, without which no likelihood can be "
+        f"explained; `glowserve export CHECKPOINT REPOSITORY/{bundle.manifest.model}` writes a version that has it"
+    )
+
+
+def _open(
+    bundle: Bundle, names: Sequence[str], config: RuntimeConfig, cancellation: Cancellation
+) -> tuple[str, list[Any]]:
+    """The device, and a session for each of the named graphs.
+
+    Raises:
+        BundleError: see `Engine`.
+        DeviceError: see `Engine`.
+    """
+    graphs = [
+        Graph(
+            _read_graph(bundle, name),
+            {tensor: shape for tensor, (_, shape) in _tensors(bundle, name)["takes"].items()},
+        )
+        for name in names
+    ]
+    try:
+        device, sessions = open_sessions(graphs, config, cancellation)
+    except DeviceError:
+        raise
+    except Exception as error:  # ONNX Runtime has no public base class of its errors
+        raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
+    for name, session in zip(names, sessions, strict=True):
+        _check_tensors(bundle, session, name)
+    return device, sessions
 
 
 def _for_precision(bundle: Bundle, config: RuntimeConfig) -> RuntimeConfig:
@@ -205,8 +268,11 @@ def _tensors(bundle: Bundle, graph: str) -> dict[str, dict[str, tuple[str, list[
             "takes": {"latent": (_FLOAT32, latent)},
             "returns": {"image": (_UINT8, image), "pixels": (_FLOAT32, image)},
         }
+    takes = {"image": (_UINT8, image), "noise": (_FLOAT32, image)}
+    if graph == EXPLAIN:
+        return {"takes": takes, "returns": {"terms": (_FLOAT32, image[:2])}}
     return {
-        "takes": {"image": (_UINT8, image), "noise": (_FLOAT32, image)},
+        "takes": takes,
         "returns": {
             "log_likelihood": (_FLOAT32, []),
             "latent": (_FLOAT32, latent),

@@ -6,6 +6,7 @@ GlowserveError
 ├── NotFiniteError       the model has no finite answer
 ├── NotCalibratedError   the bundle lacks the calibration that a score needs
 ├── BundleError          a bundle is damaged, incomplete, or of an unknown version
+├── MissingFileError     a bundle was exported without a file that the answer needs
 └── DeviceError          the device cannot be used
 
 `glowserve.runtime.status` maps the errors to gRPC status codes.
@@ -69,6 +70,10 @@ class NotCalibratedError(GlowserveError):
 
 class BundleError(GlowserveError):
     """A bundle is damaged, incomplete, or of a version that this release cannot read."""
+
+
+class MissingFileError(GlowserveError):
+    """A bundle was exported without a file that the answer needs; the message names the command that adds it."""
 
 
 class DeviceError(GlowserveError):

@@ -1,4 +1,4 @@
-"""Finds and reads bundles: folders REPOSITORY/MODEL/VERSION/ with a manifest and two graphs.
+"""Finds and reads bundles: folders REPOSITORY/MODEL/VERSION/ with a manifest, graphs and numbers.
 
 No name of a request becomes part of a path: models and versions are found by listing folders.
 """
@@ -28,6 +28,9 @@ from glowserve.v1 import manifest_pb2
 
 FORWARD = "forward.onnx"
 REVERSE = "reverse.onnx"
+EXPLAIN = "explain.onnx"
+PLACES = "explain.npy"
+"""The mean and the spread of each place: see `glowserve.runtime.explanation`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Bundle:
     def preparation(self) -> Preparation:
         """How pictures are converted to the model's images."""
         return Preparation(self.manifest.preparation.filter, self.manifest.preparation.background)
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists a file of that name."""
+        return any(file.name == name for file in self.manifest.files)
 
     def read(self, name: str, *, most: int = MAX_GRAPH_BYTES) -> bytes:
         """The content of a file of the bundle, of at most that many bytes.
@@ -193,7 +200,9 @@ def fingerprint(path: Path) -> tuple[object, ...]:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, CALIBRATION, FORWARD, REVERSE))
+    return tuple(
+        state(name) for name in (MANIFEST, CHECKSUM, FLOW, CALIBRATION, FORWARD, REVERSE, EXPLAIN, PLACES)
+    )
 
 
 def newest_bundle(model: Path) -> Bundle:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from glowserve.runtime.errors import (
     BundleError,
     InvalidRequestError,
+    MissingFileError,
     ModelNotFoundError,
     NotCalibratedError,
     NotFiniteError,
@@ -33,6 +34,7 @@ STATUSES: Mapping[type[Exception], Status] = {
     NotFiniteError: Status("FAILED_PRECONDITION", "NOT_FINITE"),
     NotCalibratedError: Status("FAILED_PRECONDITION", "NOT_CALIBRATED"),
     BundleError: Status("FAILED_PRECONDITION", "MODEL_REFUSED"),
+    MissingFileError: Status("FAILED_PRECONDITION", "MISSING_FILE"),
 }
 """The statuses of the runtime's errors. DeviceError has none: no call raises it."""
 

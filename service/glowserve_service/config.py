@@ -95,7 +95,8 @@ class ServiceConfig:
     )
     gpu_memory_mib: int = _setting(
         RuntimeConfig.gpu_memory_mib,
-        "most memory of the GPU for each graph, of which a model has two, in MiB; 0 for all there is",
+        "most memory of the GPU for each graph, of which a model has two, and three once it explains, in MiB; 0 for "
+        "all there is",
         least=0,
         most=2**24,
     )

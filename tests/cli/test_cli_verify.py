@@ -30,7 +30,11 @@ def test_an_intact_bundle_passes_and_its_verification_is_printed(
 
 
 @pytest.mark.parametrize(
-    "name", ["forward.onnx", "reverse.onnx", "manifest.json", "manifest.json.sha256", "flow.json"]
+    "name",
+    [
+        *("forward.onnx", "reverse.onnx", "explain.onnx", "explain.npy"),
+        *("manifest.json", "manifest.json.sha256", "flow.json"),
+    ],
 )
 def test_one_flipped_bit_in_any_file_is_refused(
     repository: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

@@ -84,6 +84,8 @@ def test_it_leaves_pictures_a_checkpoint_and_a_bundle_and_no_process(finished: t
         "flow.json",
         "forward.onnx",
         "reverse.onnx",
+        "explain.onnx",
+        "explain.npy",
     }
     assert _running(out) == []
 

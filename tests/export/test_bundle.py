@@ -38,7 +38,7 @@ def test_each_export_gets_the_next_version_and_the_same_graphs(source: Source, t
     assert _entries(model) == {"1", "2"}
     assert [bundle.manifest.version for bundle in bundles] == [1, 2]
     assert [bundle.path for bundle in bundles] == [model / "1", model / "2"]
-    for name in ("forward.onnx", "reverse.onnx"):
+    for name in ("forward.onnx", "reverse.onnx", "explain.onnx", "explain.npy"):
         assert bundles[0].read(name) == bundles[1].read(name)
     assert bundles[0].manifest.calibration == bundles[1].manifest.calibration
     assert bundles[0].manifest.verification == bundles[1].manifest.verification
@@ -93,9 +93,11 @@ def test_a_bundle_appears_complete_after_its_verification(source: Source, tmp_pa
         stages.append((text.partition(" ")[0], visible))
 
     bundle = export(source, model, say=say)
-    assert stages == [(stage, set()) for stage in ("reading", "writing", "verifying", "scoring")]
-    files = {"manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"}
-    assert _entries(bundle.path) == files | {"calibration.npz"}
+    stages_of_export = ("reading", "writing", "verifying", "scoring", "measuring")
+    assert stages == [(stage, set()) for stage in stages_of_export]
+    files = {"manifest.json", "manifest.json.sha256", "flow.json", "calibration.npz"}
+    graphs = {"forward.onnx", "reverse.onnx", "explain.onnx", "explain.npy"}
+    assert _entries(bundle.path) == files | graphs
 
 
 def test_a_bundle_is_readable_by_all_users_whatever_the_umask(source: Source, tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_bundle_is_readable_by_all_users_whatever_the_umask(source: Source, tm
     assert bundle.path.stat().st_mode & 0o777 == 0o755
 
 
-@pytest.mark.parametrize("stage", ["writing", "verifying", "scoring"])
+@pytest.mark.parametrize("stage", ["writing", "verifying", "scoring", "measuring"])
 def test_an_interrupted_export_leaves_nothing(source: Source, tmp_path: Path, stage: str) -> None:
     def say(text: str) -> None:
         if text.startswith(stage):

@@ -51,9 +51,9 @@ def test_it_describes_image_and_flow(bundle: Bundle, trained_checkpoint: Checkpo
     assert 0 < manifest.created_at.ToSeconds() <= time.time()
 
 
-def test_it_has_length_and_hash_of_each_graph(bundle: Bundle) -> None:
+def test_it_has_length_and_hash_of_each_file(bundle: Bundle) -> None:
     files = {file.name: file for file in bundle.manifest.files}
-    assert files.keys() == {"forward.onnx", "reverse.onnx", "flow.json"}
+    assert files.keys() == {"forward.onnx", "reverse.onnx", "explain.onnx", "explain.npy", "flow.json"}
     for name, file in files.items():
         data = (bundle.path / name).read_bytes()
         assert file.size == len(data)

@@ -21,6 +21,7 @@ from glowserve.runtime.buffers import BoundSession
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.explanation import sum_error
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.sessions import CUDA
@@ -49,6 +50,13 @@ def test_both_graphs_compute_what_they_do_on_the_cpu(
     np.testing.assert_allclose(ours.latent, theirs.latent, rtol=1e-4, atol=1e-4)
     drawn = latents(1, 0, size, 64, 0.7)
     assert_nearly_equal(gpu.reverse(drawn).image, engine.reverse(drawn).image)
+
+
+def test_explanations_are_those_of_the_cpu(gpu: Engine, engine: Engine, digits: UInt8Array) -> None:
+    noise = dequantization_noise(0, digits)
+    ours, theirs = gpu.explain(digits, noise), engine.explain(digits, noise)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert sum_error(ours, gpu.forward(digits, noise).log_likelihood).max() < 1e-5
 
 
 def test_encoded_images_decode_to_themselves(gpu: Engine, digits: UInt8Array) -> None:

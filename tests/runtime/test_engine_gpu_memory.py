@@ -13,6 +13,7 @@ from glowserve_service.models.loading import load_model
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime import engine as engine_module
 from glowserve.runtime.buffers import Array, BoundSession
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
@@ -59,7 +60,43 @@ def test_an_engine_may_be_closed_twice(bundle: Bundle, bound: list[BoundSession]
     assert [is_closed(each) for each in bound] == [True, True]
 
 
-def fail(*_: Any) -> None:
+def test_an_explanation_takes_no_buffers_and_no_tensorrt_and_is_freed_with_the_rest(
+    bundle: Bundle, bound: list[BoundSession], digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[tuple[str, tuple[int, ...]]] = []
+    open_sessions = engine_module.open_sessions
+
+    def recorded(graphs: Any, config: RuntimeConfig, cancellation: Any) -> Any:
+        devices.append((config.device, config.batch_sizes))
+        return open_sessions(graphs, config, cancellation)
+
+    monkeypatch.setattr(engine_module, "open_sessions", recorded)
+    engine = Engine(bundle, RuntimeConfig(device="tensorrt", batch_sizes=(1, 4)))
+    noise = dequantization_noise(0, digits)
+    terms = engine.explain(digits, noise)
+    expected = Engine(bundle, RuntimeConfig(device="cpu", threads=1)).explain(digits, noise)
+    np.testing.assert_allclose(terms, expected, rtol=1e-5, atol=1e-5)
+    assert devices[:2] == [("tensorrt", (1, 4)), ("cuda", ())]
+    assert bound[2]._buffers == {}
+    engine.close()
+    assert [is_closed(each) for each in bound] == [True, True, True]
+
+
+def test_an_explanation_that_fails_to_open_leaves_the_engine_as_it_was(
+    bundle: Bundle, bound: list[BoundSession], digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(bundle, RuntimeConfig(device="cuda", batch_sizes=(4,)))
+    noise = dequantization_noise(0, digits[:4])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "BoundSession", fail)
+        with pytest.raises(BundleError, match="it fails"):
+            engine.explain(digits[:4], noise)
+    assert np.isfinite(engine.forward(digits[:4], noise).log_likelihood).all()
+    assert engine.explain(digits[:4], noise).shape == (4, 8, 8)
+    engine.close()
+
+
+def fail(*_: Any, **__: Any) -> None:
     raise BundleError("it fails")
 
 

@@ -260,7 +260,10 @@ def test_a_repository_without_bundles_has_no_models(tmp_path: Path) -> None:
     assert list_repository(tmp_path).versions == {}
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx"])
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "manifest.json.sha256", "forward.onnx", "reverse.onnx", "explain.onnx", "explain.npy"],
+)
 def test_a_fingerprint_changes_with_each_file_of_a_bundle_and_with_no_other(version: Path, name: str) -> None:
     seen = [fingerprint(version)]
     (version / "notes.txt").write_text("ignored")

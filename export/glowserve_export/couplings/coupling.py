@@ -17,6 +17,7 @@ from glowserve_export.couplings.masks import Mask, fold_mask
 from glowserve_export.couplings.networks import FoldedNetwork, fold_network
 from glowserve_export.couplings.transforms import Transform, fold_transform
 from glowserve_export.precision import FP32, Precision
+from glowserve_export.terms import Term, add_term
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ class FoldedCoupling:
         return self.network.last.outputs // self.transform.outputs
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The output, and the log-determinant [N]. The network reads the context, [N, context, H, W], too."""
+        """The output, and the log-scale of each value, 0 of the passive ones, both [N, C, H, W].
+
+        The network reads the context, [N, context, H, W], too.
+        """
         passive, active = self.mask.split(x)
         transformed, log_scale = self.transform.forward(active, self._outputs(passive, context))
-        return self.mask.join(passive, transformed), self.mask.active_only(log_scale).sum((1, 2, 3))
+        return self.mask.join(passive, transformed), self.mask.join(torch.zeros_like(passive), log_scale)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """The input."""
@@ -95,18 +99,20 @@ LogScales = Sequence[tuple[FoldedCoupling, str]]
 """Couplings of the same height and width, each with what its log-scales are computed from."""
 
 
-def add_log_det(g: GraphBuilder, scales: LogScales, positions: int, name: str) -> list[str]:
-    """The log-determinant of couplings with H * W = positions, [N, 1]; none if no coupling scales."""
+def add_log_det(g: GraphBuilder, scales: LogScales, size: int, name: str) -> list[Term]:
+    """The log-determinant of couplings with H = W = size; none if no coupling scales."""
     if not scales:
         return []
-    parts = add_minus_log_scales(g, scales, name)
+    parts = [tensor for tensor, _ in add_minus_log_scales(g, scales, name)]
     x = parts[0] if len(parts) == 1 else g.add("Concat", parts, f"{name}.minus_log_scales", axis=1)
-    size = sum(coupling.active_channels for coupling, _ in scales) * positions
-    return [g.minus_sum(x, size, f"{name}.coupling_log_det")]
+    channels = sum(coupling.active_channels for coupling, _ in scales)
+    return [add_term(g, x, channels, size, f"{name}.coupling_log_det")]
 
 
-def add_minus_log_scales(g: GraphBuilder, scales: LogScales, name: str) -> list[str]:
-    """Minus the log-scales, [N, active channels, H, W]: one tensor for all couplings that are of the same kind."""
+def add_minus_log_scales(
+    g: GraphBuilder, scales: LogScales, name: str
+) -> list[tuple[str, list[FoldedCoupling]]]:
+    """Minus the log-scales, [N, active channels, H, W]: one tensor for all couplings of the same kind, and these."""
     groups: dict[Hashable, list[tuple[FoldedCoupling, str]]] = {}
     for coupling, tensor in scales:
         groups.setdefault((type(coupling.transform), coupling.mask.positions), []).append((coupling, tensor))
@@ -116,5 +122,6 @@ def add_minus_log_scales(g: GraphBuilder, scales: LogScales, name: str) -> list[
         coupling, tensors = group[0][0], [tensor for _, tensor in group]
         x = tensors[0] if len(tensors) == 1 else g.add("Concat", tensors, f"{own}.logits", axis=1)
         x = coupling.transform.add_minus_log_scale(g, x, own)
-        parts.append(coupling.mask.add_active_only(g, x, own))
+        x = coupling.mask.add_active_only(g, x, own)
+        parts.append((x, [each for each, _ in group]))
     return parts

@@ -37,8 +37,8 @@ class Mask(abc.ABC):
         """The inverse of `split`."""
 
     @abc.abstractmethod
-    def active_only(self, values: Tensor) -> Tensor:
-        """Values for each active one, with zeros in place of those that do not count."""
+    def active_channels(self, active: int) -> npt.NDArray[np.intp]:
+        """The channels of the input that the active values lie in, [active], of which there are so many."""
 
     @abc.abstractmethod
     def add_split(self, g: GraphBuilder, x: str, channels: int, name: str) -> tuple[str, str]:
@@ -54,7 +54,7 @@ class Mask(abc.ABC):
 
     @abc.abstractmethod
     def add_active_only(self, g: GraphBuilder, values: str, name: str) -> str:
-        """The node of `active_only`, if it takes one."""
+        """Values for each active one, with zeros in place of those that do not count; a node, if that takes one."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Halves(Mask):
         """See `Mask`."""
         return torch.cat((active, passive) if self.transforms_first else (passive, active), dim=1)
 
-    def active_only(self, values: Tensor) -> Tensor:
+    def active_channels(self, active: int) -> npt.NDArray[np.intp]:
         """See `Mask`."""
-        return values
+        return np.arange(active) + (0 if self.transforms_first else active)
 
     def add_split(self, g: GraphBuilder, x: str, channels: int, name: str) -> tuple[str, str]:
         """See `Mask`."""
@@ -128,9 +128,9 @@ class Checkerboard(Mask):
         """See `Mask`."""
         return torch.where(self._passive_tensor(active), passive, active)
 
-    def active_only(self, values: Tensor) -> Tensor:
+    def active_channels(self, active: int) -> npt.NDArray[np.intp]:
         """See `Mask`."""
-        return torch.where(self._passive_tensor(values), 0.0, values)
+        return np.arange(active)
 
     def add_split(self, g: GraphBuilder, x: str, channels: int, name: str) -> tuple[str, str]:
         """See `Mask`."""

@@ -10,30 +10,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from glowserve_training.names import pixel_coupling_name, step_name
-from onnx import TensorProto
 
-from glowserve_export.builder import GraphBuilder, float_info, image_info
-from glowserve_export.couplings import FoldedCoupling, add_log_det
-from glowserve_export.folded import FoldedGlow, FoldedLevel
-from glowserve_export.graphs.top import standardized_top
-from glowserve_export.noise import NoiseNodes, UniformNoiseNodes
+from glowserve_export.builder import GraphBuilder, float_info
+from glowserve_export.folded import FoldedGlow
+from glowserve_export.graphs.levels import add_levels, image_and_noise
 from glowserve_export.precision import FP32, Precision
 
 
 def forward_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelProto:
     """The graph image, noise -> log_likelihood, latent, log_prior, log_det."""
     g = GraphBuilder()
-    x, input_terms = _flow_input(g, glow)
-    x, pixel_terms = _pixel_couplings(g, x, glow, precision)
     latents, log_dets = [], []
-    for i, level in enumerate(glow.levels, 1):
-        x, latent, terms = _level(g, x, glow, level, i, precision)
-        terms += [*input_terms, *pixel_terms] if i == 1 else []
+    for i, level in enumerate(add_levels(g, glow, precision), 1):
         # Only the top level of an additive flow has no log-determinants that depend on the image.
-        terms = terms or [_zeros(g)]
-        latents.append(g.add("Flatten", [latent], f"level{i}.latent", axis=1))
-        log_dets.append(_sum(g, terms, f"level{i}.log_det"))
+        totals = [term.total for term in level.terms] or [_zeros(g)]
+        latents.append(g.add("Flatten", [level.latent], f"level{i}.latent", axis=1))
+        log_dets.append(_sum(g, totals, f"level{i}.log_det"))
     g.add("Concat", latents, "latent", axis=1)
     constant = glow.preprocessing.constant(glow.n_bits, glow.dimensions)
     log_det = g.add("Concat", log_dets, "log_det.varying" if constant else "log_det", axis=1)
@@ -42,64 +34,16 @@ def forward_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
     if constant:
         level1 = constant * (np.arange(len(glow.levels)) == 0)
         g.add("Add", [log_det, g.constant("log_det.constant", level1[None, :])], "log_det")
-    return _model(g, glow)
-
-
-def _model(g: GraphBuilder, glow: FoldedGlow) -> onnx.ModelProto:
-    image, levels = ("N", glow.image_size, glow.image_size, glow.channels), len(glow.levels)
     return g.model(
         "glow_forward",
-        [image_info("image", *image), float_info("noise", *image)],
+        image_and_noise(glow),
         [
             float_info("log_likelihood", "N"),
             float_info("latent", "N", glow.dimensions),
-            float_info("log_prior", "N", levels),
-            float_info("log_det", "N", levels),
+            float_info("log_prior", "N", len(glow.levels)),
+            float_info("log_det", "N", len(glow.levels)),
         ],
     )
-
-
-def _flow_input(g: GraphBuilder, glow: FoldedGlow) -> tuple[str, list[str]]:
-    """The flow's input [N, C, H, W], and the log-determinants of dequantization and preprocessing, [N, 1] each."""
-    x = g.add("Cast", ["image"], "image.float", to=TensorProto.FLOAT)
-    if glow.n_bits < 8:
-        x = g.add("Mul", [x, g.constant("bin.per_grey", 2.0 ** (glow.n_bits - 8))], "image.scaled")
-        x = g.add("Floor", [x], "image.bin")
-    noise: NoiseNodes = UniformNoiseNodes(g)
-    if glow.dequantization:
-        noise = glow.dequantization.add_forward(
-            g, x, n_bits=glow.n_bits, image_size=glow.image_size, channels=glow.channels
-        )
-    x, log_dets = glow.preprocessing.add_forward(g, x, noise, glow.n_bits, glow.dimensions)
-    return x, [*noise.log_dets, *log_dets]
-
-
-def _pixel_couplings(
-    g: GraphBuilder, x: str, glow: FoldedGlow, precision: Precision
-) -> tuple[str, list[str]]:
-    """The input of level 1 before its squeeze, and the log-determinant of the couplings, [N, 1] each."""
-    scales = []
-    for k, coupling in enumerate(glow.pixel_couplings, 1):
-        x, log_scale = coupling.add_forward(g, x, pixel_coupling_name(k), precision=precision)
-        scales += [(coupling, log_scale)] if log_scale else []
-    return x, add_log_det(g, scales, glow.image_size**2, "pixels")
-
-
-def _level(
-    g: GraphBuilder, x: str, glow: FoldedGlow, level: FoldedLevel, i: int, precision: Precision
-) -> tuple[str, str, list[str]]:
-    """The input of the next level, the latent of this level, and log-determinants to add up, each [N, 1]."""
-    x = g.add("SpaceToDepth", [x], f"level{i}.squeeze", blocksize=2)
-    scales: list[tuple[FoldedCoupling, str]] = []
-    for k, step in enumerate(level.steps, 1):
-        x, log_scale = step.add_forward(g, x, step_name(i, k), precision)
-        scales += [(step.coupling, log_scale)] if log_scale else []
-    positions = (glow.image_size >> i) ** 2
-    terms = add_log_det(g, scales, positions, f"level{i}")
-    if level.split is None:
-        return x, standardized_top(g, x, glow), terms
-    x, latent, log_det = level.split.add_forward(g, x, positions, f"level{i}")
-    return x, latent, [*terms, log_det]
 
 
 def _sum(g: GraphBuilder, terms: Sequence[str], name: str) -> str:
