@@ -148,7 +148,7 @@ def band(n: int, ranks: Int64Array, error: float) -> tuple[Float64Array, Float64
         ranks: the ranks k, 1 to n, [L].
         error: the probability that one or more of the 2 L bounds is wrong, at most.
     """
-    # The k-th smallest is above x if at most k - 1 of n lie below x: a sum of binomial probabilities, sought by halving.
+    # The k-th smallest is above x if at most k - 1 of n lie below x: the sum of k binomial probabilities.
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     below = np.arange(n + 1)
     log_ways = log_factorials[-1] - log_factorials - log_factorials[::-1]

@@ -82,7 +82,9 @@ async def score(runner: Runner, images: ImageSource | Pictures, seed: int) -> Sc
 
     size = source.size + source.count * runner.bundle.manifest.image.latent_size
     array, noise = await runner.compute(Work(prepare, source.count, size))
-    return runner.scorer.score(await runner.forward(array, noise), seed)
+    scores = runner.scorer.score(await runner.forward(array, noise), seed)
+    runner.scored(scores)
+    return scores
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:

@@ -165,7 +165,7 @@ def test_bets_beyond_a_band_that_is_too_high_raise_false_alarms(monkeypatch: pyt
         (normal(0, 0.5), 1250, 1000),  # neither odd nor very typical images
         (normal(0, 2), 1250, 1000),  # more of both
         (lambda generator, n: np.where(generator.random(n) < 0.1, 4, generator.normal(size=n)), 1250, 1000),
-        (lambda generator, n: np.full(n, -0.3), 1250, 200),  # one picture, all day
+        (normal(-0.3, 0), 1250, 200),  # one picture, all day
     ],
 )
 def test_a_shift_in_either_direction_is_seen_in_time(stream: Stream, n: int, within: int) -> None:
@@ -203,11 +203,8 @@ def test_an_alarm_lasts_as_long_as_the_change_and_ends_soon_after_it() -> None:
     for _ in range(400):
         detector.update(p_values(calibration, generator.normal(0.5, 1, 50)))
     assert (detector.changed, detector.alarms) == (True, 1)
-    for images in range(50, 2001, 50):
-        detector.update(p_values(calibration, generator.normal(size=50)))
-        if not detector.changed:
-            break
-    assert images <= 1000
+    detector.update(p_values(calibration, generator.normal(size=500)))
+    assert not detector.changed
     detector.update(p_values(calibration, generator.normal(0.5, 1, 1000)))
     assert (detector.changed, detector.alarms) == (True, 2)
 
