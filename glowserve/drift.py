@@ -44,9 +44,6 @@ _LEVELS = (0.01, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
 _SHIFTS = (0.25, 0.7, 2.0)
 # Images that one step of the recursion takes together. Only how many lie at each level matters, not their order.
 _BLOCK = 64
-# How far above an alarm the statistic may rise: far enough to stay there while the change lasts, and near enough to be
-# down again soon after it.
-_CEILING = 1e6
 
 
 class Lead(NamedTuple):
@@ -132,10 +129,9 @@ class DriftDetector:
         highest = evidence.max()
         # Nothing is promised where the band is wrong; the factor makes the mean over all calibrations the run length.
         log_statistic = highest + np.log((1 - BAND_ERROR) * np.exp(evidence - highest).mean())
-        above = max(0.0, log_statistic - np.log(_CEILING * self.run_length))
-        self._log_evidence = (
-            evidence - above
-        )  # [B, S]; bets that fit the change less than others lose with time
+        # As much evidence ends an alarm as began it: enough for it to last as the change does, and no longer.
+        above = max(0.0, log_statistic - 2 * np.log(self.run_length))
+        self._log_evidence = evidence - above
         self.statistic = float(np.exp(log_statistic - above))
         self.alarms += self.changed and not changed
 
@@ -148,16 +144,17 @@ def band(n: int, ranks: Int64Array, error: float) -> tuple[Float64Array, Float64
         ranks: the ranks k, 1 to n, [L].
         error: the probability that one or more of the 2 L bounds is wrong, at most.
     """
-    # The k-th smallest is above x if at most k - 1 of n lie below x: the sum of k binomial probabilities.
+    # The k-th smallest is above x if at most k - 1 of n lie below x: the sum of k binomial probabilities. For x above the
+    # median, those further than 10 sqrt(n) below k are too small to count (Hoeffding: less than 1e-86 together).
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    below = np.arange(n + 1)
-    log_ways = log_factorials[-1] - log_factorials - log_factorials[::-1]
 
     def upper(k: int) -> float:
-        low, high = 0.0, 1.0
+        below = np.arange(max(0, k - int(10 * n**0.5) - 1), k)
+        log_ways = log_factorials[n] - log_factorials[below] - log_factorials[n - below]
+        low, high = (k - 1) / n, 1.0
         while high - low > 1e-12:
             x = (low + high) / 2
-            terms = log_ways[:k] + below[:k] * np.log(x) + (n - below[:k]) * np.log1p(-x)
+            terms = log_ways + below * np.log(x) + (n - below) * np.log1p(-x)
             low, high = (low, x) if np.exp(terms).sum() <= error / (2 * len(ranks)) else (x, high)
         return high
 
