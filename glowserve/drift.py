@@ -7,14 +7,14 @@ leave what n images allow:
 
 - **The band.** The share of images whose p-value is at most k / (n + 1) is the k-th smallest of n uniform numbers, a
   beta variable, and lies below an upper and above a lower quantile of it (Vovk 2012, "Conditional validity of inductive
-  conformal predictors", section 3). It does so at all levels and on both sides at once for 99 % of calibrations
+  conformal predictors"). It does so at all levels and on both sides at once for 99 % of calibrations
   (Bonferroni). The band is as wide as that of Dvoretzky, Kiefer and Wolfowitz in the middle, and narrower at the ends,
   where anomalies are. Shaer et al. 2026, "Testing for distribution shifts with conditional conformal test martingales",
   do the same with that band.
 - **The bets.** For each level, side and size of a shift, a likelihood ratio is the e-value of an image: its expectation
   is at most 1 for any share inside the band.
 - **The e-detector** (Shin, Ramdas and Rinaldo 2024, "E-detectors: a nonparametric framework for sequential change
-  detection", section 4) adds up one test for each image at which the change could have begun, in the manner of Shiryaev
+  detection") adds up one test for each image at which the change could have begun, in the manner of Shiryaev
   and Roberts, and takes the mean over all bets. Its expectation at any time at which one may stop is at most the number
   of images until then: it reaches c after c or more images on average.
 

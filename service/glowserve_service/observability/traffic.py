@@ -20,10 +20,7 @@ from glowserve.drift import DriftDetector
 Float64Array = npt.NDArray[np.float64]
 
 # Drawings have 1 bit a value, photographs 3 to 4, noise 8; other images may have more.
-_BITS = (
-    *(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2),
-    *(2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 16, np.inf),
-)
+_BITS = (*np.arange(0.25, 2, 0.25).tolist(), *np.arange(2, 5, 0.5).tolist(), 5, 6, 7, 8, 10, 16, np.inf)
 _P_VALUES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, np.inf)
 _ANOMALY = 0.01
 
