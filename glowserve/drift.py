@@ -144,8 +144,8 @@ def band(n: int, ranks: Int64Array, error: float) -> tuple[Float64Array, Float64
         ranks: the ranks k, 1 to n, [L].
         error: the probability that one or more of the 2 L bounds is wrong, at most.
     """
-    # The k-th smallest is above x if at most k - 1 of n lie below x: the sum of k binomial probabilities. Above the median
-    # of x, those further than 10 sqrt(n) below k are too small to count (Hoeffding: less than 1e-86 together).
+    # The k-th smallest is above x if at most k - 1 of n lie below x: the sum of k binomial probabilities. Only those of
+    # the last 10 sqrt(n) count: for an x of (k - 1) / n or more, the others are less than 1e-86 together (Hoeffding).
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
 
     def upper(k: int) -> float:
