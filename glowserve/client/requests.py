@@ -17,6 +17,7 @@ from glowserve import messages
 from glowserve.client.errors import RequestError
 from glowserve.client.inputs import ImageLike, Portion, pair
 from glowserve.scores import TABLE, Scores
+from glowserve.scores.asked import all_asked
 from glowserve.v1 import glow_service_pb2 as pb
 
 
@@ -56,9 +57,7 @@ class ScoreArguments:
 
     def columns(self) -> list[str]:
         """The names of the scores that the answer has, in the order of the table."""
-        names = {*self.scores}
-        names |= {"anomalous"} if self.false_alarm_rate is not None else set()
-        names |= {"standard_error"} if self.importance_samples > 1 else set()
+        names = all_asked(self.scores, self.false_alarm_rate, self.importance_samples)
         return [name for name, score in TABLE.items() if score.default or name in names]
 
     def received(self, responses: Sequence[pb.ScoreResponse]) -> Scores:

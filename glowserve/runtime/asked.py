@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from glowserve.runtime.errors import InvalidRequestError, NotCalibratedError
 from glowserve.runtime.repository import Bundle
 from glowserve.scores import MAX_IMPORTANCE_SAMPLES, NOTHING_ELSE, TABLE, Asked, Needs, Scorer
+from glowserve.scores.asked import all_asked
 from glowserve.scores.conformal import images_for, resolution
 from glowserve.v1 import glow_service_pb2 as pb
 
@@ -66,19 +67,13 @@ def read_asked(
         raise InvalidRequestError(
             f"false_alarm_rate is {false_alarm_rate:g}; it must lie between 0 and 1", "false_alarm_rate"
         )
-    wanted = set(names)
-    if false_alarm_rate is not None:
-        wanted.add("anomalous")
-    if importance_samples > 1:
-        wanted.add("standard_error")
+    wanted = all_asked(names, false_alarm_rate, importance_samples)
     for name in TABLE:
         if name in wanted:
             _require(name, bundle, scorer)
     if false_alarm_rate is not None:
         _check_resolution(false_alarm_rate, scorer)
-    return Asked(
-        scores=frozenset(wanted), false_alarm_rate=false_alarm_rate, importance_samples=importance_samples
-    )
+    return Asked(scores=wanted, false_alarm_rate=false_alarm_rate, importance_samples=importance_samples)
 
 
 def _require(name: str, bundle: Bundle, scorer: Scorer) -> None:

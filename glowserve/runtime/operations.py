@@ -108,7 +108,7 @@ async def score(
             Work(lambda: dequantization_noise(DEFAULT_SEED, array), source.count, array.nbytes)
         )
         reference = await runner.forward(array, noise)
-    return runner.scorer.score(
+    scores = runner.scorer.score(
         forward,
         seed,
         asked,
@@ -116,6 +116,8 @@ async def score(
         complexity=complexity,
         draws=await _later_draws(runner, array, seed, asked.importance_samples),
     )
+    runner.scored(scores)
+    return scores
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:

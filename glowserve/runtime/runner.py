@@ -20,7 +20,7 @@ from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
 from glowserve.runtime.repository import Bundle
-from glowserve.scores import Scorer
+from glowserve.scores import Scorer, Scores
 
 T = TypeVar("T")
 
@@ -65,6 +65,9 @@ class Runner(Protocol):
     def redrawn(self, samples: int) -> None:
         """Announces that so many samples were not finite and are drawn again."""
 
+    def scored(self, scores: Scores) -> None:
+        """Announces the scores of the request's images."""
+
     async def compute(self, work: Work[T]) -> T:
         """Does CPU work, and returns its result."""
 
@@ -101,6 +104,9 @@ class EngineRunner:
         """See Runner. Does nothing: there are no metrics here."""
 
     def redrawn(self, samples: int) -> None:
+        """See Runner. Does nothing, either."""
+
+    def scored(self, scores: Scores) -> None:
         """See Runner. Does nothing, either."""
 
     async def compute(self, work: Work[T]) -> T:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glowserve.scores.table import TABLE, Needs
 
 MAX_IMPORTANCE_SAMPLES = 64
 """The most draws of noise for each image. Each is a run of the forward graph."""
+
+
+def all_asked(
+    names: Iterable[str], false_alarm_rate: float | None, importance_samples: int
+) -> frozenset[str]:
+    """The scores that are asked for by name, and those that come with them and with the other arguments."""
+    asked = {*names}
+    if false_alarm_rate is not None:
+        asked.add("anomalous")
+    if "anomalous" in asked:
+        asked.add("anomaly_p_value")
+    if importance_samples > 1:
+        asked.add("standard_error")
+    return frozenset(asked)
 
 
 @dataclass(frozen=True, kw_only=True)

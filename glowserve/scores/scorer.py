@@ -57,6 +57,9 @@ class Scorer:
         """The bundle's; None if it has none."""
         self.codec_differs = False
         """Whether this machine's codec writes other files than the one of the calibration."""
+        self.oddness: Float64Array | None = None
+        """Of each calibration image, which `anomaly_p_value` compares with, [n], ascending; None without a calibration,
+        or if this machine's codec writes other files."""
         if calibration is not None:
             canary = np.frombuffer(manifest.canary.image, np.uint8)
             shape = manifest.image.height, manifest.image.width, manifest.image.channels
@@ -64,7 +67,8 @@ class Scorer:
                 complexity.fingerprint(canary.reshape(shape)), calibration.codec
             )
             features = calibration.images.features(self._dimensions)
-            self._oddness = np.sort(calibration.density.oddness(features))
+            if not self.codec_differs:
+                self.oddness = np.sort(calibration.density.oddness(features))
             self._bits = np.sort(bits_per_dim(calibration.images.log_likelihood, self._dimensions))
 
     def computes(self, needs: Needs) -> bool:
@@ -152,16 +156,17 @@ class Scorer:
         _, nats = _finite(reference.log_likelihood)
         bits = bits_per_dim(nats, self._dimensions)
         found = {"typicality_p_value": two_sided_p_values(bits, self._bits)}
-        if complexity is not None and not self.codec_differs:
+        if complexity is not None and self.oddness is not None:
             features = self.parts(reference, complexity).features(self._dimensions)
             oddness = self.calibration.density.oddness(features)
-            found["anomaly_p_value"] = p_values(oddness, self._oddness)
+            found["anomaly_p_value"] = p_values(oddness, self.oddness)
         return found
 
     def _false_alarm_rate(self, asked: Asked) -> float:
         if asked.false_alarm_rate is not None:
             return asked.false_alarm_rate
-        return default_false_alarm_rate(len(self._oddness))
+        assert self.oddness is not None
+        return default_false_alarm_rate(len(self.oddness))
 
     def _percentile(self, bits: Float64Array) -> Float64Array:
         """The percentage of calibration images with more bits per dimension, [N]; ties count half."""

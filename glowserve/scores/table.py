@@ -125,7 +125,7 @@ TABLE: Mapping[str, Score] = {
         ),
         Score(
             name="anomalous",
-            meaning="Whether anomaly_p_value is at most the false-alarm rate of the request.",
+            meaning="Whether anomaly_p_value, which comes with it, is at most the false-alarm rate of the request.",
             values="true or false",
             source="anomaly_p_value and the false-alarm rate",
             needs=_ANOMALY,

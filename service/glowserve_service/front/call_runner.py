@@ -12,7 +12,7 @@ from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, Work
-from glowserve.scores import Scorer
+from glowserve.scores import Scorer, Scores
 from glowserve_service.front.call import Call
 from glowserve_service.models.lane import Lane
 from glowserve_service.models.served_model import Lease, ServedModel
@@ -76,6 +76,10 @@ class CallRunner:
     def redrawn(self, samples: int) -> None:
         """See Runner: counts them."""
         self.model.redrawn.inc(samples)
+
+    def scored(self, scores: Scores) -> None:
+        """See Runner: adds them to the model's traffic."""
+        self.model.traffic.add(scores.bits_per_dim, scores.anomaly_p_value)
 
     def count_not_finite(self, images: int) -> None:
         """Counts images that had a score, an encoding or a decoding that was not finite, and samples without one."""

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from prometheus_client import Counter, Gauge
 
+from glowserve.drift import DriftDetector
 from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
 from glowserve.runtime.engine import Float32Array
@@ -21,6 +22,7 @@ from glowserve_service.models.engine_health import EngineHealth
 from glowserve_service.models.lane import FORWARD, REVERSE, Lane
 from glowserve_service.models.loading import LoadedModel, padded_sizes, public_sentence
 from glowserve_service.observability.metrics import Metrics
+from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.workers import Rows, Workers
 
 # A canary takes milliseconds. An engine that has not answered by then hangs.
@@ -69,6 +71,10 @@ class ServedModel:
         """How often a sample was drawn again."""
         self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
         """How many encodings did not decode to their image."""
+        oddness = loaded.scorer.oddness
+        detector = None if oddness is None else DriftDetector(oddness)
+        self.traffic = Traffic(self.name, self.version, detector)
+        """What the images that it has scored look like."""
         self._metrics = metrics
         self._canary: Future[None] | None = None
         self._leases = 0
@@ -99,6 +105,7 @@ class ServedModel:
         """Adds it to the metrics of the models that are served."""
         for gauge, labels, value in self._gauges():
             gauge.labels(*labels).set(value)
+        self._metrics.traffic.show(self.traffic)
         # Not self: the gauge is part of a reference cycle, which would keep a replaced model's engine in memory.
         health = self.health
         self._metrics.model_ready.labels(*self._key).set_function(lambda: float(not health.failure))
@@ -108,6 +115,7 @@ class ServedModel:
         for gauge, labels, _ in self._gauges():
             gauge.remove(*labels)
         self._metrics.model_ready.remove(*self._key)
+        self._metrics.traffic.hide(self.traffic)
 
     @property
     def _key(self) -> tuple[str, str]:

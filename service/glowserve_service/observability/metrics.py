@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from glowserve_service.observability import logs
+from glowserve_service.observability.traffic import TrafficCollector
 from glowserve_service.security.certificates import Certificates
 
 # A call may have a deadline of a minute; a call to a small model takes two milliseconds.
@@ -55,6 +56,7 @@ class Metrics:
         self._add_batches()
         self._add_images()
         self._add_models()
+        self._add_traffic()
         self._add_log()
         self._add_descriptors()
         self._add_certificates()
@@ -156,6 +158,16 @@ class Metrics:
             "Nodes of a graph, by the ONNX Runtime execution provider that runs them.",
             ["model", "version", "graph", "provider"],
         )
+
+    def _add_traffic(self) -> None:
+        self.traffic = TrafficCollector()
+        """The series of each version's images."""
+        for family in self.traffic.collect():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            self.descriptions.append(
+                Description(name, family.type, TrafficCollector.LABELS, family.documentation)
+            )
+        self.registry.register(self.traffic)
 
     def _add_log(self) -> None:
         name, text = "glowserve_dropped_log_lines", "Log lines dropped because standard error was not read."
