@@ -6,7 +6,6 @@ Shapes: N images, H W C, D = H * W * C, L levels, M draws of noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,17 +105,16 @@ class Scorer:
             draws: the log-likelihoods with the other draws of noise, [N] each.
         """
         finite, nats = _finite(forward.log_likelihood)
-        percentile = self._percentile(bits_per_dim(nats, self._dimensions))
+        bits = bits_per_dim(nats, self._dimensions)
+        percentile = self._percentile(bits)
         found: dict[str, Any] = {}
         if draws:
             finite, nats, found["standard_error"] = log_mean_exp([forward.log_likelihood, *draws])
+            bits = bits_per_dim(nats, self._dimensions)
             percentile = np.where(finite, percentile, 0.0)
-        bits = bits_per_dim(nats, self._dimensions)
-        if "log_prior" in asked:
-            found["log_prior"] = forward.log_prior.astype(np.float64)
-        if "log_det" in asked:
-            found["log_det"] = forward.log_det.astype(np.float64)
-        scores = Scores(
+        if asked.scores:
+            found |= self._asked(forward, asked, bits, reference, complexity)
+        return Scores(
             log_likelihood=nats,
             bits_per_dim=bits,
             percentile=percentile,
@@ -124,18 +122,32 @@ class Scorer:
             model=self._model,
             version=self._version,
             seed=seed,
+            false_alarm_rate=self._false_alarm_rate(asked) if "anomalous" in asked else None,
+            **{name: values for name, values in found.items() if name in asked},
         )
+
+    def _asked(
+        self,
+        forward: ForwardOutput,
+        asked: Asked,
+        bits: Float64Array,
+        reference: ForwardOutput | None,
+        complexity: Float64Array | None,
+    ) -> dict[str, Any]:
+        """Scores of the table by name, those that are asked for among them."""
+        found: dict[str, Any] = {
+            name: getattr(forward, name).astype(np.float64)
+            for name in ("log_prior", "log_det")
+            if name in asked
+        }
         if complexity is not None:
             found["complexity_bits_per_dim"] = complexity
             found["bits_per_dim_minus_complexity"] = bits - complexity
         if reference is not None:
             found |= self._p_values(reference, complexity)
-        rate = None
         if "anomalous" in asked:
-            rate = self._false_alarm_rate(asked)
-            found["anomalous"] = found["anomaly_p_value"] <= rate
-        wanted = {name: values for name, values in found.items() if name in asked}
-        return replace(scores, **wanted, false_alarm_rate=rate)
+            found["anomalous"] = found["anomaly_p_value"] <= self._false_alarm_rate(asked)
+        return found
 
     def parts(self, forward: ForwardOutput, complexity: Float64Array) -> Parts:
         """The parts of N images.
@@ -171,9 +183,9 @@ class Scorer:
     def _percentile(self, bits: Float64Array) -> Float64Array:
         """The percentage of calibration images with more bits per dimension, [N]; ties count half."""
         n = len(self._held_out)
-        more = n - np.searchsorted(self._held_out, bits, side="right")
-        as_many_or_more = n - np.searchsorted(self._held_out, bits)
-        percentile: Float64Array = 50 * (more + as_many_or_more) / n
+        # Images with fewer bits, and with as many or fewer: the others have more, and as many or more.
+        fewer, not_more = self._held_out.searchsorted(bits), self._held_out.searchsorted(bits, side="right")
+        percentile: Float64Array = 50 * (2 * n - fewer - not_more) / n
         return percentile
 
 

@@ -161,7 +161,7 @@ def _line(content: object) -> bytes:
 
 
 def _described(header: Header) -> str:
-    wanted = ", ".join(f"{name} {value}" for name, value in header.wanted.items())
+    wanted = ", ".join(f"{name} {value}" for name, value in header.wanted.items() if name != "scores")
     return printable(
         f"{header.model} version {header.version}, {wanted} and the scores {', '.join(header.columns)}"
     )
