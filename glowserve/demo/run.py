@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from glowserve_export.bundle import export
 from glowserve_export.detection import auroc
 from glowserve_export.source import load_glowserve_checkpoint
@@ -22,10 +23,13 @@ from glowserve.demo.service import running_service
 from glowserve.images import UInt8Array, grid
 from glowserve.verification import verification_table
 
+Float64Array = npt.NDArray[np.float64]
+
 _MODEL = "digits"
 # There are few training images: more steps do not make held-out digits likelier.
 _STEPS = 600
 _TEMPERATURE = 0.7
+_FALSE_ALARM_RATE = 0.05
 _SAMPLES = 64
 # The images in a row of interpolation.png, and its rows.
 _INTERPOLATION_STEPS = 9
@@ -73,24 +77,37 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
 
 
 def _score(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Callable[[str], None]) -> None:
-    """Prints how likely each group of images is, and how well bits/dim alone separates it from digits."""
+    """Prints the scores of each group of images, and how well bits/dim and the p-value separate it from digits."""
     in_distribution = "held-out digits"
     groups = {in_distribution: digits, **out_of_distribution_images(digits)}
-    scores = {name: client.score(images) for name, images in groups.items()}
-    digits_bits = scores[in_distribution].bits_per_dim
-    say(f"      {'':<16}{'images':>7}{'bits/dim':>10}{'percentile':>12}{'flagged':>9}{'AUROC':>7}")
+    scores = {
+        name: client.score(images, false_alarm_rate=_FALSE_ALARM_RATE) for name, images in groups.items()
+    }
+    say(f"      {'':<38}{'p-value,':>14}{'AUROC of':>19}")
+    say(
+        f"      {'':<16}{'images':>6}{'bits/dim':>9}{'percentile':>11}"
+        f"{'median':>8}{'flagged':>8}{'bits/dim':>10}{'p-value':>8}"
+    )
+    normal = scores[in_distribution]
     for name, score in scores.items():
-        bits = score.bits_per_dim
-        flagged = 100 * (score.percentile < 1).mean()
-        separated = "" if name == in_distribution else f"{auroc(digits_bits, bits):.3f}"
-        say(
-            f"      {name:<16}{len(score):>7}{np.median(bits):>10.2f}{np.median(score.percentile):>12.1f}"
-            f"{flagged:>8.0f}%{separated:>7}"
-        )
+        line = f"      {name:<16}{len(score):>6}{np.median(score.bits_per_dim):>9.2f}"
+        line += f"{np.median(score.percentile):>11.1f}{np.median(_p_values(score)):>8.3f}"
+        line += f"{100 * (_p_values(score) <= _FALSE_ALARM_RATE).mean():>7.0f}%"
+        if name != in_distribution:
+            line += f"{auroc(normal.bits_per_dim, score.bits_per_dim):>10.3f}"
+            line += f"{auroc(-_p_values(normal), -_p_values(score)):>8.3f}"
+        say(line)
     say("      All groups but the first are out-of-distribution. bits/dim and percentile are medians.")
-    say("      flagged: images that are less likely than 99 of 100 held-out digits.")
-    say("      AUROC: the probability that a digit is likelier than an image of the group; 0.5 is chance.")
+    say(
+        f"      flagged: anomaly_p_value is at most {_FALSE_ALARM_RATE:g}, the rate of false alarms that is asked for."
+    )
+    say("      AUROC: the probability that an image of the group is odder than a digit; 0.5 is chance.")
     draw_scores({name: score.bits_per_dim for name, score in scores.items()}, picture)
+
+
+def _p_values(scores: glowserve.Scores) -> Float64Array:
+    assert scores.anomaly_p_value is not None  # it was asked for
+    return scores.anomaly_p_value
 
 
 def _sample(client: glowserve.Client, picture: Path, say: Callable[[str], None]) -> None:
@@ -125,5 +142,5 @@ def _closing(out: Path) -> str:
 Try next (in a shell where .venv/bin is on the PATH)
   glowserve serve --repository {out}/models
   glowserve sample --server localhost:8001 --n 100 --temperature 0.7 --out samples.png
-  glowserve score --server localhost:8001 YOUR_IMAGE.png
+  glowserve score --server localhost:8001 YOUR_IMAGE.png --scores anomalous
   glowserve train --data FOLDER_OF_IMAGES --out runs/mine"""
