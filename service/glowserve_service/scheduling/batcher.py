@@ -136,9 +136,7 @@ class Batcher:
         try:
             return await answer
         except asyncio.CancelledError:
-            if not submission.taken:
-                submission.rows = ()  # it may stay in the queue for a while
-            if answer.cancelled() and (left := size - submission.taken):
+            if (left := self._queue.leave(submission)) and answer.cancelled():
                 self._on_drop(DEADLINE if is_late(ticket.deadline, now) else CANCELLED, left)
                 self._arrival.set()  # if nobody else waits, the dispatcher removes it from the queue
             raise
@@ -171,7 +169,7 @@ class Batcher:
             self._require_room(size, waiting)
             # If even all waiting rows take less time than is left, their order does not matter.
             if self._seconds(waiting) > left:
-                self._require_time(self._queue.rows_ahead(size, long=ticket.long), left)
+                self._require_time(self._queue.rows_ahead(size, ticket), left)
 
     def _require_room(self, size: int, waiting: int) -> None:
         excess = waiting + size - self._max_queue_size
@@ -250,6 +248,7 @@ class Batcher:
         except Exception as error:
             for part in batch:
                 part.submission.fail(error)
+                self._queue.leave(part.submission)
             return
         finally:
             self._workers.free.release()

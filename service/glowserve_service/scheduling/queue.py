@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from glowserve_service.scheduling.deadlines import deadline_passed
 from glowserve_service.scheduling.submission import Part, Submission
+from glowserve_service.scheduling.ticket import Ticket
 
 
 class RowQueue:
@@ -29,6 +30,8 @@ class RowQueue:
         self._on_late = on_late
         self._short: deque[Submission] = deque()
         self._long: deque[Submission] = deque()
+        # Counted, not added up: a thousand calls would each look at a thousand others.
+        self._short_rows = self._long_rows = 0
         self._long_was_left_out = False
 
     @property
@@ -39,20 +42,24 @@ class RowQueue:
     @property
     def waiting_rows(self) -> int:
         """Rows that wait, without those of cancelled calls. From any thread."""
-        # Copies: metrics are scraped while calls come and go.
-        return sum(submission.waiting for submission in (*tuple(self._short), *tuple(self._long)))
+        return self._short_rows + self._long_rows
 
     def add(self, submission: Submission) -> None:
         """Puts a submission behind the others of its kind, short or long."""
-        long = self._is_long(submission.size, long=submission.ticket.long)
-        (self._long if long else self._short).append(submission)
+        (self._long if self._is_long(submission.size, submission.ticket) else self._short).append(submission)
+        self._count(submission, submission.size)
 
-    def rows_ahead(self, size: int, *, long: bool) -> int:
-        """How many rows run before the last of `size` new ones; `long` as in Ticket."""
-        ahead = sum(submission.waiting for submission in self._short)
-        if self._is_long(size, long=long):  # the other long ones take turns with them
-            ahead += sum(min(submission.waiting, size) for submission in self._long)
-        return ahead
+    def leave(self, submission: Submission) -> int:
+        """Nobody waits any more for the rows of a submission that are in no batch; returns how many these are."""
+        left = submission.drop()
+        self._count(submission, -left)
+        return left
+
+    def rows_ahead(self, size: int, ticket: Ticket) -> int:
+        """How many rows run before the last of `size` new ones."""
+        if self._is_long(size, ticket):  # the other long ones take turns with them
+            return self._short_rows + sum(min(submission.waiting, size) for submission in self._long)
+        return self._short_rows
 
     def oldest_arrival(self) -> float:
         """When the oldest row that waits arrived; infinity if none waits."""
@@ -67,19 +74,32 @@ class RowQueue:
         room = self._take_short(batch, self._max_batch_size - kept) + kept
         self._long_was_left_out = bool(self._long) and not room
         while room and (submission := self._head(self._long)):
-            batch.append(submission.take(room))
+            batch.append(self._part(submission, room))
             room -= batch[-1].size
             self._long.rotate(-1)  # the next turn is the next submission's
         self._take_short(batch, room)  # what the long ones left of the half
         return batch
 
-    def _is_long(self, size: int, *, long: bool) -> bool:
-        return long or size > self._max_batch_size
+    def _is_long(self, size: int, ticket: Ticket) -> bool:
+        return ticket.long or size > self._max_batch_size
+
+    def _count(self, submission: Submission, rows: int) -> None:
+        """Adds to the rows that wait."""
+        if self._is_long(submission.size, submission.ticket):
+            self._long_rows += rows
+        else:
+            self._short_rows += rows
+
+    def _part(self, submission: Submission, room: int) -> Part:
+        """The next rows of a submission, which wait no more."""
+        part = submission.take(room)
+        self._count(submission, -part.size)
+        return part
 
     def _take_short(self, batch: list[Part], room: int) -> int:
         """Adds the oldest short submissions as long as they fit; returns the room that is left."""
         while (submission := self._head(self._short)) and submission.size <= room:
-            batch.append(submission.take(room))
+            batch.append(self._part(submission, room))
             room -= submission.size
         return room
 
@@ -90,7 +110,8 @@ class RowQueue:
             if submission.waiting and submission.ticket.deadline > time.monotonic():
                 return submission
             if submission.waiting:
-                self._on_late(submission.waiting)
-                submission.fail(deadline_passed(submission.waiting))
+                late = self.leave(submission)
+                self._on_late(late)
+                submission.fail(deadline_passed(late))
             queue.popleft()
         return None

@@ -59,6 +59,14 @@ class Submission:
         self.taken += part.size
         return part
 
+    def drop(self) -> int:
+        """Takes the rows that are in no batch out of the submission, which may stay in a queue; returns how many."""
+        left = self.size - self.taken
+        if not self.taken:
+            self.rows = ()
+        self.taken = self.size
+        return left
+
     def add(self, first: int, rows: Rows, times: Sequence[StageTime]) -> None:
         """Adds the results of a batch, which begin at row `first`. With the last results the answer is complete."""
         if self.answer.done():

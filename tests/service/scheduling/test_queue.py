@@ -28,6 +28,11 @@ class Queue(RowQueue):
         self.add(submission)
         return submission
 
+    def cancel(self, submission: Submission) -> None:
+        """What the batcher does for a caller that has gone."""
+        submission.answer.cancel()
+        self.leave(submission)
+
     def next_batch(self) -> list[int]:
         return [number for part in self.take() for number in part.rows[0].tolist()]
 
@@ -144,6 +149,24 @@ async def test_every_row_runs_once_and_in_order_whatever_the_size_of_a_batch(
         assert [row for batch in batches for row in batch if row // 1000 == i] == list(rows)
 
 
+async def test_the_count_of_waiting_rows_is_their_sum_whatever_happens_to_submissions(
+    rng: np.random.Generator,
+) -> None:
+    queue, submitted = Queue(), list[Submission]()
+    for _ in range(500):
+        deadline = time.monotonic() + rng.choice([-1.0, 60.0])
+        submitted.append(
+            queue.submit(range(int(rng.integers(1, 20))), long=bool(rng.random() < 0.3), deadline=deadline)
+        )
+        if rng.random() < 0.4:
+            queue.cancel(rng.choice(np.array(submitted, dtype=object)))
+        if rng.random() < 0.4:
+            queue.next_batch()
+        assert queue.waiting_rows == sum(submission.waiting for submission in submitted)
+    queue.batches()
+    assert queue.waiting_rows == 0
+
+
 async def test_cancelled_and_late_submissions_leave_the_queue_and_late_rows_are_counted_once() -> None:
     queue = Queue()
     cancelled, late, late_and_long, stays = (
@@ -153,7 +176,7 @@ async def test_cancelled_and_late_submissions_leave_the_queue_and_late_rows_are_
         queue.submit(range(60, 62)),
     )
     assert queue.waiting_rows == 39
-    cancelled.answer.cancel()
+    queue.cancel(cancelled)
     assert queue.waiting_rows == 36
     assert queue.batches() == [[60, 61]]
     assert queue.is_empty
@@ -172,7 +195,7 @@ async def test_only_the_rows_that_wait_count_as_waiting_and_only_their_arrival_c
     queue.next_batch()  # 3 short rows and 5 long ones
     queue.submit(range(40, 42), arrived=3.0)
     assert (queue.waiting_rows, queue.oldest_arrival()) == (17, 1.0)
-    oldest.answer.cancel()
+    queue.cancel(oldest)
     assert (queue.waiting_rows, queue.oldest_arrival()) == (2, 3.0)
 
 
@@ -182,6 +205,6 @@ async def test_rows_ahead_are_the_short_ones_and_for_a_long_submission_the_turns
     for _ in range(10):
         queue.submit(range(80))
     queue.submit(range(5), long=True)
-    assert queue.rows_ahead(2, long=False) == 3
-    assert queue.rows_ahead(10, long=False) == 3 + 10 * 10 + 5  # more than a batch: long by its size
-    assert queue.rows_ahead(2, long=True) == 3 + 11 * 2
+    assert queue.rows_ahead(2, Ticket()) == 3
+    assert queue.rows_ahead(10, Ticket()) == 3 + 10 * 10 + 5  # more than a batch: long by its size
+    assert queue.rows_ahead(2, Ticket(long=True)) == 3 + 11 * 2
