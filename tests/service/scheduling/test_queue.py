@@ -165,6 +165,8 @@ async def test_the_count_of_waiting_rows_is_their_sum_whatever_happens_to_submis
         assert queue.waiting_rows == sum(submission.waiting for submission in submitted)
     queue.batches()
     assert queue.waiting_rows == 0
+    late = [each.answer for each in submitted if each.answer.done() and not each.answer.cancelled()]
+    assert {type(answer.exception()) for answer in late} == {DeadlineError}
 
 
 async def test_cancelled_and_late_submissions_leave_the_queue_and_late_rows_are_counted_once() -> None:
