@@ -89,23 +89,11 @@ async def score(
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    source = await _decoded(runner, images)
-
-    needs_codec = Needs.CODEC in asked.needs
-
-    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
-        array = source.read()
-        complexity = runner.scorer.complexity(array) if needs_codec else None
-        return array, dequantization_noise(seed, array), complexity
-
-    size = source.size + source.count * runner.bundle.manifest.image.latent_size * (
-        _CODEC if needs_codec else 1
-    )
-    array, noise, complexity = await runner.compute(Work(prepare, source.count, size))
+    array, noise, complexity = await _prepared(runner, images, seed, codec=Needs.CODEC in asked.needs)
     forward = reference = await runner.forward(array, noise)
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
         noise = await runner.compute(
-            Work(lambda: dequantization_noise(DEFAULT_SEED, array), source.count, array.nbytes)
+            Work(lambda: dequantization_noise(DEFAULT_SEED, array), len(array), array.nbytes)
         )
         reference = await runner.forward(array, noise)
     scores = runner.scorer.score(
@@ -195,6 +183,20 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     """
     start, end = await _encode(runner, await _array(runner, pair))
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
+
+
+async def _prepared(
+    runner: Runner, images: ImageSource | Pictures, seed: int, *, codec: bool
+) -> tuple[UInt8Array, Float32Array, Float64Array | None]:
+    """Images [N, H, W, C], their noise [N, H, W, C], and if it is wanted their complexity [N]."""
+    source = await _decoded(runner, images)
+
+    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
+        array = source.read()
+        return array, dequantization_noise(seed, array), runner.scorer.complexity(array) if codec else None
+
+    values = source.count * runner.bundle.manifest.image.latent_size
+    return await runner.compute(Work(prepare, source.count, source.size + values * (_CODEC if codec else 1)))
 
 
 async def _later_draws(

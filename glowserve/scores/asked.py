@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from glowserve.scores.table import TABLE, Needs
 
@@ -38,7 +39,7 @@ class Asked:
     importance_samples: int = 1
     """M, 1 to MAX_IMPORTANCE_SAMPLES: draws of noise from which the log-likelihood is estimated."""
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         """What the scores are computed from."""
         needs = Needs.NOTHING

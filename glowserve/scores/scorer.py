@@ -69,16 +69,14 @@ class Scorer:
             if not self.codec_differs:
                 self.oddness = np.sort(calibration.density.oddness(features))
             self._bits = np.sort(bits_per_dim(calibration.images.log_likelihood, self._dimensions))
+        self.names = frozenset(name for name, score in TABLE.items() if self.computes(score.needs))
+        """The scores of the table that the bundle has what they need for."""
 
     def computes(self, needs: Needs) -> bool:
         """Whether the bundle has what a score needs."""
         if Needs.CALIBRATION not in needs:
             return True
         return self.calibration is not None and not (Needs.CODEC in needs and self.codec_differs)
-
-    def names(self) -> tuple[str, ...]:
-        """The scores of the table that the bundle has what they need for, in its order."""
-        return tuple(name for name, score in TABLE.items() if self.computes(score.needs))
 
     def complexity(self, images: UInt8Array) -> Float64Array:
         """`complexity_bits_per_dim` of images, uint8 [N, H, W, C], [N]."""

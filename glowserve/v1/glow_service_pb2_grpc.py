@@ -170,10 +170,10 @@ class GlowServiceServicer(object):
         """Scores an unbounded sequence of images: one response for each request, in the order of the requests. Each request
         is complete, with model and seed, and gets the response that Score would return.
 
-        Flow control. The server works on several requests at once, until their images or their bytes reach the limits of
-        one call (256 images, 64 MiB unless configured). It then reads the next request only after the client has read a
-        response. A client must therefore read responses while it writes requests. Requests of a quarter of the limit (64
-        images) keep the server busy.
+        Flow control. The server works on several requests at once: on 32, or on fewer if their images or their bytes reach
+        the limits of one call (256 images, 64 MiB unless configured). It then reads the next request only after the client
+        has read a response. A client must therefore read responses while it writes requests. Requests of a quarter of the
+        limit (64 images) keep the server busy.
 
         Errors. A request that fails ends the stream, after the responses to all requests before it, with the status that
         Score would return. The message, and the field in BadRequest, begin with "requests[I]". I is the index of the

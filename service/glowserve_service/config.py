@@ -52,6 +52,10 @@ def variable(setting: Field[Any]) -> str:
     return setting.metadata.get("variable") or f"GLOWSERVE_{setting.name.upper()}"
 
 
+# Of one stream. A request takes some ten kilobytes while it is worked on, however small its image is.
+_REQUESTS_AT_ONCE = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
     """Settings of a service; the defaults suit one model on one machine."""
@@ -209,8 +213,8 @@ class ServiceConfig:
         return max(self.max_received_mib, self.max_message_mib) * 2**20
 
     def share_of_a_call(self, images: int, size: int) -> float:
-        """The share of what one call may bring that so many images in so many bytes are; at least that of one image."""
-        return max(max(images, 1) / self.max_images_per_call, size / self.max_message_bytes)
+        """The share of a call's limits that a request of a stream takes, with so many images in so many bytes."""
+        return max(images / self.max_images_per_call, size / self.max_message_bytes, 1 / _REQUESTS_AT_ONCE)
 
     @property
     def runtime(self) -> RuntimeConfig:

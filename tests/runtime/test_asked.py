@@ -32,10 +32,10 @@ def test_a_request_that_names_nothing_asks_for_nothing_else(bundle: Bundle, scor
     assert ask(bundle, scorer, importance_samples=1) is NOTHING_ELSE
 
 
-def test_a_rate_asks_for_anomalous_and_several_draws_for_the_standard_error(
+def test_a_rate_asks_for_anomalous_with_its_p_value_and_several_draws_for_the_standard_error(
     bundle: Bundle, scorer: Scorer
 ) -> None:
-    assert ask(bundle, scorer, false_alarm_rate=0.05).scores == {"anomalous"}
+    assert ask(bundle, scorer, false_alarm_rate=0.05).scores == {"anomalous", "anomaly_p_value"}
     assert ask(bundle, scorer, importance_samples=2).scores == {"standard_error"}
 
 

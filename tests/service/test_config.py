@@ -101,10 +101,10 @@ def test_by_default_there_is_an_instance_for_each_core_or_one_on_a_gpu() -> None
 
 @pytest.mark.parametrize(
     ("images", "size", "share"),
-    [(64, 1000, 0.25), (64, 32 * 2**20, 0.5), (0, 0, 1 / 256), (-5, 0, 1 / 256)],
-    ids=["images", "bytes", "nothing", "nonsense"],
+    [(64, 1000, 0.25), (64, 32 * 2**20, 0.5), (1, 1000, 1 / 32), (0, 0, 1 / 32), (-5, 0, 1 / 32)],
+    ids=["images", "bytes", "requests", "nothing", "nonsense"],
 )
-def test_the_share_of_a_call_is_the_larger_of_images_and_bytes_and_never_0(
+def test_the_share_of_a_call_is_the_largest_of_images_bytes_and_requests(
     images: int, size: int, share: float
 ) -> None:
     """With 0, any number of empty requests would be read from a stream before the first is answered."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from glowserve.runtime.errors import GlowserveError
 from glowserve_service.errors import QueueFullError, UnavailableError, WaitTooLongError
 from glowserve_service.observability.metrics import Metrics
-from glowserve_service.observability.statistics import InferenceStatistics
+from glowserve_service.observability.statistics import CountedRequest, InferenceStatistics
 from glowserve_service.scheduling.batcher import CANCELLED, DEADLINE, BatchRun
 
 _REASONS = ("full", "worker_free", "delay")
 # The errors that mean that nothing was done, and the cause that counts their rows.
-_REFUSALS: dict[type[GlowserveError], str] = {
+_REFUSALS: dict[type[BaseException], str] = {
     QueueFullError: "queue_full",
     WaitTooLongError: "wait_too_long",
     UnavailableError: "stopping",
@@ -44,16 +40,9 @@ class BatchMetrics:
             for cause in (*_REFUSALS.values(), CANCELLED, DEADLINE)
         }
 
-    @contextmanager
-    def request(self, rows: int) -> Iterator[None]:
-        """Counts its body as a request; if the request is refused, counts its rows as dropped."""
-        try:
-            with self._statistics.request():
-                yield
-        except GlowserveError as error:
-            if cause := _REFUSALS.get(type(error)):
-                self.dropped(cause, rows)
-            raise
+    def request(self, rows: int) -> CountedRows:
+        """`with metrics.request(rows)` counts its body as a request; if it is refused, counts its rows as dropped."""
+        return CountedRows(self, rows, self._statistics.request())
 
     def dispatched(self, rows: int, reason: str) -> None:
         """Counts a batch that goes to a worker."""
@@ -71,3 +60,22 @@ class BatchMetrics:
         self._execution.observe(run.run_seconds)
         for waited in run.waited:
             self._queue.observe(waited)
+
+
+class CountedRows:
+    """Counts the body of `with` as a request of so many rows."""
+
+    __slots__ = ("_metrics", "_request", "_rows")
+
+    def __init__(self, metrics: BatchMetrics, rows: int, request: CountedRequest) -> None:
+        self._metrics = metrics
+        self._rows = rows
+        self._request = request
+
+    def __enter__(self) -> None:
+        self._request.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._request.__exit__(kind)
+        if kind and (cause := _REFUSALS.get(kind)):
+            self._metrics.dropped(cause, self._rows)

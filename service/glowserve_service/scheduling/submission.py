@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     """For each batch that had some of the rows: the wait for it, and its run."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Submission:
     """A caller's rows."""
 
@@ -83,7 +83,7 @@ class Submission:
             self.answer.set_exception(error)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Rows of a submission that go into one batch."""
 

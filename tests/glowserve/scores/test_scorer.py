@@ -96,5 +96,5 @@ def test_another_codec_is_noticed(scorer: Scorer) -> None:
         canary=Canary(image=bytes(64)),
         calibration=Percentiles(bits_per_dim=[1.0]),
     )
-    assert "anomalous" not in Scorer(manifest, other).names()
-    assert "typicality_p_value" in Scorer(manifest, other).names()
+    assert "anomalous" not in Scorer(manifest, other).names
+    assert "typicality_p_value" in Scorer(manifest, other).names

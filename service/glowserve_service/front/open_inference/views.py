@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -100,12 +101,17 @@ class Views:
 
 def _scoring(model: ServedModel) -> View:
     image = Tensor("image", "UINT8", model.bundle.shape)
-    # Requests of this protocol have one draw of noise.
-    scores = [score for score in TABLE.values() if Needs.DRAWS not in score.needs]
-    named = tuple(_score_tensor(score, model.manifest.flow.levels) for score in scores)
-    outputs = tuple(tensor for tensor in named if tensor.name in model.scorer.names())
+    named = _score_tensors(model.manifest.flow.levels)
+    outputs = tuple(tensor for tensor in named if tensor.name in model.scorer.names)
     unnamed = tuple(tensor for tensor in named if tensor.name in _UNNAMED)
     return View(model.name, model, model.forward, (image,), outputs, named, unnamed, _score)
+
+
+@cache
+def _score_tensors(levels: int) -> tuple[Tensor, ...]:
+    # Requests of this protocol have one draw of noise.
+    scores = [score for score in TABLE.values() if Needs.DRAWS not in score.needs]
+    return tuple(_score_tensor(score, levels) for score in scores)
 
 
 def _score_tensor(score: Score, levels: int) -> Tensor:
