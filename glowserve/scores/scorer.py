@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from glowserve.scores.importance import log_mean_exp
 from glowserve.scores.parts import Parts
 from glowserve.scores.results import Float64Array, Scores
 from glowserve.scores.table import TABLE, Needs
+from glowserve.scores.usual_parts import LEAST_IMAGES, UsualParts
 from glowserve.v1.manifest_pb2 import Manifest
 
 
@@ -80,6 +82,13 @@ class Scorer:
     def names(self) -> tuple[str, ...]:
         """The scores of the table that the bundle has what they need for, in its order."""
         return tuple(name for name, score in TABLE.items() if self.computes(score.needs))
+
+    @cached_property
+    def usual_parts(self) -> UsualParts | None:
+        """What the parts of images are compared with; None if there are fewer than LEAST_IMAGES calibration images."""
+        if self.calibration is None or len(self.calibration.images) < LEAST_IMAGES:
+            return None
+        return UsualParts(self.calibration.images, self._dimensions, with_complexity=not self.codec_differs)
 
     def complexity(self, images: UInt8Array) -> Float64Array:
         """`complexity_bits_per_dim` of images, uint8 [N, H, W, C], [N]."""
