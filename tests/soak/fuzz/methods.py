@@ -104,6 +104,7 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
         pb.ScoreRequest(images=raw(4)),
         pb.ScoreRequest(model=digits, images=files(2), seed=2**64 - 1),
     ]
+    explain = [pb.ExplainRequest(model=digits, images=raw(2)), pb.ExplainRequest(images=files(1))]
     encode = [pb.EncodeRequest(model=digits, images=raw(2)), pb.EncodeRequest(images=files(1))]
     decode = [
         pb.DecodeRequest(model=digits, latents=float_tensor(latents[:1])),
@@ -120,6 +121,7 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
     stream = [pb.ScoreRequest(images=raw(1)), pb.ScoreRequest(images=files(2))]
     return {
         "Score": (6, score),
+        "Explain": (3, explain),
         "Encode": (4, encode),
         "Decode": (4, decode),
         "Sample": (4, sample),
