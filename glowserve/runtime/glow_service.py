@@ -50,7 +50,11 @@ async def explain(runner: Runner, request: pb.ExplainRequest) -> pb.ExplainRespo
     images = inputs.image_source(request.images, runner.bundle, runner.limits)
     check_explainable(runner.bundle, runner.scorer)
     runner.expect(images.count)
-    return messages.explanations_message(await operations.explain(runner, images))
+    explained = await operations.explain(runner, images)
+    size = explained.deviations.nbytes
+    return await runner.compute(
+        Work(lambda: messages.explanations_message(explained), images.count, size, SERIALIZATION)
+    )
 
 
 # A call whose first samples have no image, not one of them, would go on for nothing.
