@@ -125,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
             drawn = maps.draw(scores) if maps else [None] * len(scores)
             for error in scores.errors:
                 _report(error)
+            rate = scores.false_alarm_rate
             for file, row, heat_map in zip(scores.names, scores.rows(), drawn, strict=True):
                 anomalous += bool(row.get("anomalous"))
-                rate = scores.false_alarm_rate
                 printed = [_json(file, row, rate, heat_map)] if args.json else lines.of(file, row, heat_map)
                 tqdm.write("\n".join(printed), file=sys.stdout)
             scored += len(scores)

@@ -26,7 +26,7 @@ from tests.servers import RunServer
 from tests.service.bundles import scale
 from tests.service.engines import held
 from tests.service.metrics import ended, has_series, queue_length, value
-from tests.service.stubs import Stubs, connect
+from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import raw, refusal, wait_for
 
 
@@ -101,6 +101,29 @@ def test_it_is_refused_like_a_score_when_the_queue_is_full(
         go_on.set()
         assert [len(call.result(60).scores) for call in (running, waiting)] == [16, 8]
     assert len(stubs.glow.Explain(pb.ExplainRequest(images=raw(digits[:16]))).explanations) == 16
+
+
+def test_a_third_graph_that_hangs_is_noticed_and_one_that_fails_leaves_the_model_ready(
+    fresh: tuple[Server, Stubs], digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, stubs = fresh
+    request = pb.ExplainRequest(images=raw(digits[:3]))
+    expected = stubs.glow.Explain(request)
+    (model,) = server._manager._models
+    with held("explain"):
+        call = stubs.glow.Explain.future(request)
+        wait_for(lambda: model.health.batch_seconds > 0.05)
+    assert call.result(60) == expected
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "explain", fail)
+        code, message = refusal(lambda: stubs.glow.Explain(request))
+    assert (code, message) == (grpc.StatusCode.INTERNAL, "internal error; it is in the server's log")
+    assert stubs.status("digits") == SERVING
+    assert stubs.glow.Explain(request) == expected
 
 
 def test_a_malformed_call_opens_no_graph(fresh: tuple[Server, Stubs], digits: UInt8Array) -> None:
