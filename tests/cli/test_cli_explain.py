@@ -14,7 +14,7 @@ from PIL import Image
 import glowserve
 from glowserve.cli import main
 from glowserve.heat_map import heat_map
-from glowserve.images import UInt8Array, to_pil
+from glowserve.images import UInt8Array, encode_png, to_pil
 
 Printed = pytest.CaptureFixture[str]
 OLD = Path(__file__).parents[1] / "data" / "0.1.0" / "models" / "digits"
@@ -203,3 +203,28 @@ def test_an_image_that_is_not_finite_is_drawn_and_null_in_json(
     assert {(part["value"], part["deviation"]) for part in row["parts"]} == {(None, None)}
     colours = Image.open(maps / "000000-a.png").convert("RGB").getcolors(2**20)
     assert (255, 0, 255) in {colour for _, colour in colours or []}
+
+
+def test_a_picture_that_the_service_refuses_has_no_heat_map(
+    folder: Path, maps: Path, target: list[str], digits: UInt8Array, capsys: Printed
+) -> None:
+    damaged = folder / "two" / "b.png"
+    to_pil(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)).save(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    assert main(["score", str(folder), "--explain", str(maps), *target]) == 1
+    assert f"{damaged}: INVALID_ARGUMENT: the picture is damaged" in capsys.readouterr().err
+    assert names(maps) == ["000000-a.png", "000001-a.png", "000003-c.png"]
+
+
+def test_rows_of_a_table_of_pictures_are_explained(
+    tmp_path: Path, digits: UInt8Array, target: list[str], capsys: Printed
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = [encode_png(image) for image in digits[:70]]
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": pa.array(files, pa.binary())}), tmp_path / "set" / "test.parquet")
+    for _ in range(2):  # the second time beside the heat maps of the first
+        place = tmp_path / "set" / "maps"
+        assert main(["score", str(tmp_path / "set"), "--json", "--explain", str(place), *target]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["heat_map"] for row in rows] == [f"{place}/{i:06}-test.png" for i in range(70)]
