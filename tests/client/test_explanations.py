@@ -21,8 +21,10 @@ from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.randomness import dequantization_noise
 from glowserve.runtime.repository import Bundle
 from glowserve.scores import Calibration, Part
+from glowserve.v1 import glow_service_pb2_grpc
 from tests.client.blocking import Connect
 from tests.client.conftest import CLIENTS
+from tests.client.serving import serve
 from tests.servers import RunServer
 from tests.service.bundles import change_calibration, without_calibration
 from tests.service.stubs import address
@@ -216,3 +218,14 @@ def test_a_version_or_model_that_is_not_there_is_named(
         assert caught.value.code is grpc.StatusCode.NOT_FOUND
     with pytest.raises(TypeError, match="pass its name"):
         answering.explain(digits[:1], model=3)  # type: ignore[arg-type]
+
+
+def test_a_service_that_is_older_than_explanations_is_said_to_be(
+    connect: Connect, digits: UInt8Array
+) -> None:
+    with serve(glow_service_pb2_grpc.GlowServiceServicer()) as target, connect(target) as client:
+        with pytest.raises(
+            glowserve.RequestError, match=r"the service may be older than this client$"
+        ) as caught:
+            client.explain(digits[:1])
+        assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED
