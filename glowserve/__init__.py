@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from glowserve.client.client import Client
     from glowserve.client.errors import RequestError
     from glowserve.images import InvalidImageError
-    from glowserve.results import Encodings, ImageError, ModelInfo, Samples, ScoredImages
+    from glowserve.results import Encodings, Explanations, ImageError, ModelInfo, Samples, ScoredImages
     from glowserve.scores import Scores
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Encodings",
+    "Explanations",
     "ImageError",
     "InvalidImageError",
     "ModelInfo",
@@ -39,6 +40,7 @@ _MODULES = {
     "AsyncClient": "glowserve.client.async_client",
     "Client": "glowserve.client.client",
     "Encodings": "glowserve.results",
+    "Explanations": "glowserve.results",
     "ImageError": "glowserve.results",
     "InvalidImageError": "glowserve.images",
     "ModelInfo": "glowserve.results",

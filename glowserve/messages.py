@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array, decode_png
-from glowserve.results import Encodings, ModelInfo, Samples
-from glowserve.scores import TABLE, Score, Scores
+from glowserve.results import Encodings, Explanations, ModelInfo, Samples
+from glowserve.scores import TABLE, Part, Score, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 
@@ -23,10 +23,15 @@ def image_tensor(images: UInt8Array) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=images.shape, data=images.tobytes())
 
 
-def latent_tensor(latents: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
-    """float32 [N, D] as a Tensor."""
-    data = np.asarray(latents, "<f4").tobytes()
-    return tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=latents.shape, data=data)
+def float_tensor(values: npt.NDArray[np.float32]) -> tensor_pb2.Tensor:
+    """float32 [N, ...], such as latents [N, D], as a Tensor."""
+    data = np.asarray(values, "<f4").tobytes()
+    return tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=values.shape, data=data)
+
+
+def float_array(tensor: tensor_pb2.Tensor) -> npt.NDArray[np.float32]:
+    """The values of a Tensor of a response, float32 [N, ...]."""
+    return np.frombuffer(tensor.data, "<f4").reshape(tuple(tensor.shape))
 
 
 def images_message(images: list[bytes] | UInt8Array) -> pb.Images:
@@ -80,6 +85,35 @@ def _has(row: pb.ImageScore, score: Score) -> bool:
     return bool(getattr(row, score.name)) if score.by_level else row.HasField(score.name)
 
 
+def explanations_message(explanations: Explanations) -> pb.ExplainResponse:
+    """Explanations as an ExplainResponse."""
+    return pb.ExplainResponse(
+        model=pb.ModelVersion(name=explanations.model, version=explanations.version),
+        deviations=float_tensor(explanations.deviations),
+        explanations=[
+            pb.ImageExplanation(finite=finite, parts=[pb.ImagePart(**vars(part)) for part in parts])
+            for finite, parts in zip(explanations.finite.tolist(), explanations.parts, strict=True)
+        ],
+    )
+
+
+def explanations_of(responses: Sequence[pb.ExplainResponse]) -> Explanations:
+    """The explanations of one or more responses, in order; model and version are those of the first response."""
+    images = [each for response in responses for each in response.explanations]
+    first = responses[0].model
+    return Explanations(
+        np.concatenate([float_array(response.deviations) for response in responses]),
+        tuple(tuple(map(_part, each.parts)) for each in images),
+        np.array([each.finite for each in images], np.bool_),
+        first.name,
+        first.version,
+    )
+
+
+def _part(part: pb.ImagePart) -> Part:
+    return Part(part.name, part.level, part.value, part.deviation)
+
+
 def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:
     """The samples of one or more responses, in order; model, version and seed are those of the first response."""
     images = [images_array(response.images) for response in responses]
@@ -100,10 +134,7 @@ def samples_of(responses: Sequence[pb.SampleResponse]) -> Samples:
 
 def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:
     """The encodings of one or more responses, in order; model and version are those of the first response."""
-    latents = [
-        np.frombuffer(response.latents.data, "<f4").reshape(tuple(response.latents.shape))
-        for response in responses
-    ]
+    latents = [float_array(response.latents) for response in responses]
     mismatched = [value for response in responses for value in response.mismatched_values]
     first = responses[0].model
     return Encodings(np.concatenate(latents), np.array(mismatched, np.int64), first.name, first.version)

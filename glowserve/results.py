@@ -1,4 +1,6 @@
-"""The results of calls: named scores, samples, encodings and model descriptions. `glowserve.scores` has the scores.
+"""The results of calls: named scores, explanations, samples, encodings and model descriptions.
+
+`glowserve.scores` has the scores.
 
 Shapes: N images, H W C, D = H * W * C.
 """
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
-from glowserve.scores import Scores
+from glowserve.scores import Part, Scores
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,34 @@ class ScoredImages(Scores):
 
     errors: tuple[ImageError, ...]
     """Images that cannot be read, or that the service refused: found since the scores before these, by index."""
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """Where N images are unlike held-out images, and which of their parts are out of line.
+
+    `glowserve.heat_map` draws the deviations of one image. docs/heat-maps.md says how to read them.
+    """
+
+    deviations: npt.NDArray[np.float32]
+    """How far the log-likelihood of each pixel lies from its mean among held-out images, in units of their standard
+    deviation, [N, H, W]: negative where the image is less likely than usual, positive where it is more likely. Not
+    numbers if the image is not `finite`."""
+
+    parts: tuple[tuple[Part, ...], ...]
+    """The parts of each image beside those of the calibration images, [N]; the farthest from usual first."""
+
+    finite: npt.NDArray[np.bool_]
+    """Whether the log-likelihood of each is in the range of float32, [N]."""
+
+    model: str
+    """The model's name."""
+
+    version: int
+    """The model's version."""
+
+    def __len__(self) -> int:
+        return len(self.deviations)
 
 
 @dataclass(frozen=True)

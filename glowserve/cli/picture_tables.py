@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glowserve.cli.failure import Failure
-from glowserve.images import InvalidImageError
+from glowserve.images import InvalidImageError, read_file
 from glowserve.output import printable
 
 SUFFIX = ".parquet"
@@ -116,6 +116,22 @@ def open_picture(name: str) -> str | PictureInTable:
     if found is None or Path(name).exists():
         return name
     return PictureInTable(name, Path(found[1]), int(found[2]))
+
+
+def read_picture(name: str) -> bytes:
+    """The bytes of the picture of a name, as the service reads them.
+
+    Raises:
+        InvalidImageError: it is not a picture, or is damaged, or there is no such row.
+        OSError: a file cannot be read.
+    """
+    opened = open_picture(name)
+    if not isinstance(opened, str):
+        return opened.read()
+    try:
+        return read_file(Path(opened))
+    except InvalidImageError as error:
+        raise InvalidImageError(str(error).removeprefix(f"{opened}: ")) from None
 
 
 @lru_cache(maxsize=2)

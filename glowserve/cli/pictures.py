@@ -21,7 +21,7 @@ class GivenPictures:
 
     Args:
         paths: files and folders.
-        own: files that the command writes, which are left out of folders.
+        own: files and folders that the command writes, which are left out of folders that they lie in.
 
     Raises:
         Failure: a folder has no pictures, or cannot be listed.
@@ -67,10 +67,12 @@ def _parts(path: Path, own: Sequence[Path]) -> Iterator[Path | PictureTable | Fo
     """What a path leads to."""
     if path.is_dir():
         folder = _find(path)
-        folder.names = [name for name in folder.names if not _is_one_of(path / name, own)]
+        above = {path.resolve(), *path.resolve().parents}
+        own = [each for each in own if each.resolve() not in above]
+        folder.names = [name for name in folder.names if not _leads_to(path / name, own)]
         if not folder.names:
             tables = (file for file in path.rglob(f"*{SUFFIX}") if _is_visible(file.relative_to(path)))
-            yield from map(PictureTable, sorted(file for file in tables if not _is_one_of(file, own)))
+            yield from map(PictureTable, sorted(file for file in tables if not _leads_to(file, own)))
         yield folder
     elif path.suffix.lower() == SUFFIX and path.is_file():
         yield PictureTable(path)
@@ -78,9 +80,9 @@ def _parts(path: Path, own: Sequence[Path]) -> Iterator[Path | PictureTable | Fo
         yield path
 
 
-def _is_one_of(file: Path, others: Sequence[Path]) -> bool:
-    """Whether two paths lead to one file, without asking the disk about every name."""
-    return any(file.name == other.name and file.resolve() == other.resolve() for other in others)
+def _leads_to(file: Path, own: Sequence[Path]) -> bool:
+    """Whether a path leads to one of some files, or into one of some folders. Asks the disk about few paths."""
+    return any(each.name in file.parts and file.resolve().is_relative_to(each.resolve()) for each in own)
 
 
 def _is_visible(path: Path) -> bool:

@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from glowserve.cli.failure import Failure
+from glowserve.cli.heat_maps import DrawnPicture, HeatMaps, check_folder, outliers
 from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
 from glowserve.cli.target import add_target_arguments, open_target
@@ -73,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --out: print the N pictures that belong least, and draw them beside the file",
     )
     parser.add_argument(
+        "--explain",
+        type=Path,
+        metavar="DIR",
+        help="draw a heat map of each picture into this folder, and print which parts of it are out of line",
+    )
+    parser.add_argument(
         "--fail-on-anomaly", action="store_true", help="exit with code 3 if a picture is anomalous"
     )
     parser.add_argument(
@@ -94,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         Failure: an argument is wrong, a folder has no pictures, or a call failed.
     """
     wanted = _wanted(args)
+    if args.explain:
+        _check_explain(args)
     if args.out:
         from glowserve.cli.bulk.run import score_to_file
 
@@ -102,22 +111,29 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("worst", "engine"):
         if getattr(args, flag) not in (None, "local"):
             raise Failure(f"--{flag} needs --out FILE, a .parquet or .csv file", 2)
-    files = GivenPictures(args.files)
+    files = GivenPictures(args.files, own=[args.explain] if args.explain else [])
     lines = _Lines(max((len(printable(file)) for file in files), default=0))
     scored = anomalous = 0
     with (
         open_target(args) as target,
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
     ):
-        for scores in target.client.iter_scores(map(open_picture, files), model=target.model, **wanted):
+        maps = HeatMaps(args.explain, target) if args.explain else None
+        pictures: Iterable[Any] = maps.open(files) if maps else map(open_picture, files)
+        wanted |= {"version": maps.version} if maps else {}
+        for scores in target.client.iter_scores(pictures, model=target.model, **wanted):
+            drawn = maps.draw(scores) if maps else [None] * len(scores)
             for error in scores.errors:
                 _report(error)
-            for file, row in zip(scores.names, scores.rows(), strict=True):
+            rate = scores.false_alarm_rate
+            for file, row, heat_map in zip(scores.names, scores.rows(), drawn, strict=True):
                 anomalous += bool(row.get("anomalous"))
-                printed = [_json(file, row, scores.false_alarm_rate)] if args.json else lines.of(file, row)
+                printed = [_json(file, row, rate, heat_map)] if args.json else lines.of(file, row, heat_map)
                 tqdm.write("\n".join(printed), file=sys.stdout)
             scored += len(scores)
             bar.update(len(scores) + len(scores.errors))
+    if maps and not args.json:
+        print(printable(f"wrote {args.explain}: {scored} heat maps"))
     files.report_left_out()
     if failed := len(files) - scored:
         print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
@@ -145,6 +161,21 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
+def _check_explain(args: argparse.Namespace) -> None:
+    """Checks what `--explain` goes with.
+
+    Raises:
+        Failure: there is something that it does not go with.
+    """
+    if args.out:
+        raise Failure(
+            "--explain draws the pictures of one run, and --out writes a file that several runs may complete: give one "
+            "of them; --worst finds the pictures of a file that are worth a heat map",
+            2,
+        )
+    check_folder(args.explain, args.files)
+
+
 def _exit_code(args: argparse.Namespace, anomalous: int, n: int, failed: int, complete: bool) -> int:
     """The exit code, after a report if it is that of anomalies."""
     if args.fail_on_anomaly and anomalous:
@@ -169,19 +200,21 @@ class _Lines:
         self._width = width
         self._begun = False
 
-    def of(self, file: str, row: Mapping[str, Any]) -> Iterator[str]:
+    def of(self, file: str, row: Mapping[str, Any], drawn: DrawnPicture | None = None) -> Iterator[str]:
         """The line of a file; before the first, the headings."""
         names = ["bits_per_dim", "percentile", "log_likelihood"]
         names += [name for name in row if not TABLE[name].default]
         if not self._begun:
             self._begun = True
             headings = "".join(f"{_HEADINGS.get(name, name):>{_width(name)}}" for name in names)
-            yield f"{'file':<{self._width}}{headings}"
+            yield f"{'file':<{self._width}}{headings}{'' if drawn is None else _OUTLIERS}"
         cells = "".join(f"{_cell(name, row[name]):>{_width(name)}}" for name in names)
         note = "" if row["finite"] else "  (not finite)"
-        yield f"{printable(file):<{self._width}}{cells}{note}"
+        farthest = "" if drawn is None else f"  {outliers(drawn.parts)}"
+        yield f"{printable(file):<{self._width}}{cells}{farthest}{note}"
 
 
+_OUTLIERS = "  farthest from usual, in standard deviations"
 _HEADINGS = {"bits_per_dim": "bits/dim", "log_likelihood": "log-likelihood"}
 _WIDTHS = {"bits_per_dim": 14, "percentile": 12, "log_likelihood": 16, "log_prior": 32, "log_det": 32}
 _DECIMALS = {"percentile": 1, "log_likelihood": 1, "anomaly_p_value": 5, "typicality_p_value": 5}
@@ -199,11 +232,22 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.{_DECIMALS.get(name, 3)}f}"
 
 
-def _json(file: str, row: Mapping[str, Any], false_alarm_rate: float | None) -> str:
+def _json(
+    file: str, row: Mapping[str, Any], false_alarm_rate: float | None, drawn: DrawnPicture | None
+) -> str:
     """A line of JSON. JSON has no infinity, so numbers that are not finite are null."""
     values = {name: _finite(value) for name, value in row.items()}
     rate = {} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate}
-    return json.dumps({"file": file} | values | rate)
+    explained = {} if drawn is None else _explained(drawn)
+    return json.dumps({"file": file} | values | rate | explained)
+
+
+def _explained(drawn: DrawnPicture) -> dict[str, Any]:
+    parts = [
+        vars(part) | {"value": _finite(part.value), "deviation": _finite(part.deviation)}
+        for part in drawn.parts
+    ]
+    return {"heat_map": str(drawn.heat_map), "parts": parts}
 
 
 def _finite(value: Any) -> Any:

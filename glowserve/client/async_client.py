@@ -20,7 +20,7 @@ from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings
 from glowserve.client.transports.grpc_asyncio import AsyncGrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
-from glowserve.results import Encodings, ModelInfo, Samples, ScoredImages
+from glowserve.results import Encodings, Explanations, ModelInfo, Samples, ScoredImages
 from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
@@ -136,6 +136,15 @@ class AsyncClient:
                     yield reading.scored(response)
             for unscored in reading.unscored():
                 yield unscored
+
+    async def explain(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Explanations:
+        """See `Client.explain`."""
+
+        async def explain(part: Portion) -> pb.ExplainResponse:
+            return await self._transport.explain(requests.explain_request(part, model, version))
+
+        responses = self._fitting.calls_async(explain, _read_in_threads(portions(images)))
+        return messages.explanations_of([response async for response in responses])
 
     async def sample(
         self,

@@ -19,7 +19,7 @@ from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings
 from glowserve.client.transports.grpc_transport import GrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
-from glowserve.results import Encodings, ModelInfo, Samples, ScoredImages
+from glowserve.results import Encodings, Explanations, ModelInfo, Samples, ScoredImages
 from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
@@ -187,6 +187,18 @@ class Client:
                 for response in responses:
                     yield reading.scored(response)
             yield from reading.unscored()
+
+    def explain(self, images: ImagesLike, *, model: str = "", version: int = 0) -> Explanations:
+        """Says where images are unlike held-out images, and which of their parts are out of line.
+
+        `score` explains the arguments and the errors; `reason` is "MISSING_FILE" if the model was exported without what
+        this takes, and "NOT_CALIBRATED" if it has fewer than two calibration images.
+        """
+
+        def explain(part: Portion) -> pb.ExplainResponse:
+            return self._transport.explain(requests.explain_request(part, model, version))
+
+        return messages.explanations_of(list(self._fitting.calls(explain, portions(images))))
 
     def sample(
         self,

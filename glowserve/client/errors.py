@@ -79,7 +79,7 @@ class RequestError(Exception):
                 request_id = value
         return cls(
             call.code(),
-            call.details() or "no details",
+            _message(call, details.reason),
             details.reason,
             details.retry_after,
             request_id,
@@ -95,6 +95,13 @@ def request_errors() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise RequestError.of(error) from None
+
+
+def _message(call: grpc.Call, reason: str) -> str:
+    message = call.details() or "no details"
+    if call.code() is grpc.StatusCode.UNIMPLEMENTED and not reason:  # gRPC's own, which knows no such method
+        return f"{message}: the service may be older than this client"
+    return message
 
 
 class _Details(NamedTuple):

@@ -95,6 +95,15 @@ def sample_request(
     )
 
 
+def explain_request(portion: Portion, model: str, version: int) -> pb.ExplainRequest:
+    """An ExplainRequest for a portion of images.
+
+    Raises:
+        TypeError, ValueError: the model or the version has a wrong type or is out of range.
+    """
+    return pb.ExplainRequest(model=_spec(model, version), images=messages.images_message(portion))
+
+
 def encode_request(portion: Portion, model: str, version: int) -> pb.EncodeRequest:
     """An EncodeRequest for a portion of images.
 
@@ -110,7 +119,7 @@ def decode_request(portion: Portion, model: str, version: int) -> pb.DecodeReque
     Raises:
         TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
-    tensor = messages.latent_tensor(np.asarray(portion))
+    tensor = messages.float_tensor(np.asarray(portion))
     return pb.DecodeRequest(model=_spec(model, version), latents=tensor, format=pb.IMAGE_FORMAT_RAW)
 
 

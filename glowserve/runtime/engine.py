@@ -81,7 +81,7 @@ class Engine:
     Args:
         bundle: the bundle.
         config: the device, its threads and its memory.
-        cancellation: ends the opening of the graphs, and their runs.
+        cancellation: ends the opening of the first two graphs, and all runs.
 
     Raises:
         BundleError: a graph is damaged, differs from what the manifest says, has operators that are never exported,
@@ -107,9 +107,9 @@ class Engine:
         self.device, sessions = _open(bundle, (FORWARD, REVERSE), config, cancellation)
         forward, reverse = sessions
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
-        self._bundle, self._config, self._cancellation = bundle, config, cancellation
+        self._bundle, self._config = bundle, config
         self._explain: Any = None
-        self._opening = threading.Lock()
+        self._opening, self._end_opening = threading.Lock(), Cancellation()
         self._bound: list[BoundSession] = []
         self._options = [cancellation.run_options] if self.device == "cpu" else []
         if self.device != "cpu":
@@ -169,12 +169,13 @@ class Engine:
                 # for a graph.
                 device = "cpu" if self.device == "cpu" else "cuda"
                 config = replace(self._config, device=device, batch_sizes=())
-                _, (session,) = _open(self._bundle, (EXPLAIN,), config, self._cancellation)
+                _, (session,) = _open(self._bundle, (EXPLAIN,), config, self._end_opening)
                 self._explain = session if device == "cpu" else self._bind(session, ())
             return self._explain
 
     def close(self) -> None:
-        """Frees its memory on a GPU, after the current runs. No run may follow."""
+        """Frees its memory on a GPU, after the current runs, and ends the opening of a graph. No run may follow."""
+        self._end_opening()
         with self._opening:
             while self._bound:
                 self._bound.pop().close()

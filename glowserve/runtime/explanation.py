@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, missing_file
-from glowserve.runtime.errors import BundleError
+from glowserve.runtime.errors import BundleError, NotCalibratedError
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import EXPLAIN, PLACES, Bundle
+from glowserve.scores import Scorer
+from glowserve.scores.usual_parts import LEAST_IMAGES
 
 SUM_BOUND = 1e-4
 """The permitted difference between a log-likelihood and the sum over its places, relative to the sum of their absolute
@@ -101,6 +102,30 @@ def read_places(bundle: Bundle) -> Places:
     return Places(mean, spread)
 
 
+def check_explainable(bundle: Bundle, scorer: Scorer) -> None:
+    """Checks that a bundle has what explanations compare images with. Reads no file.
+
+    Args:
+        bundle: the bundle.
+        scorer: its scorer.
+
+    Raises:
+        MissingFileError: it was exported without the files that this needs.
+        NotCalibratedError: it has too few calibration images.
+    """
+    for name in (EXPLAIN, PLACES):
+        if not bundle.has(name):
+            raise missing_file(bundle, name)
+    images = 0 if scorer.calibration is None else len(scorer.calibration.images)
+    if images < LEAST_IMAGES:
+        manifest = bundle.manifest
+        raise NotCalibratedError(
+            f"{manifest.model} version {manifest.version} has {images} calibration images, of which explanations take "
+            f"{LEAST_IMAGES} or more; `glowserve calibrate REPOSITORY/{manifest.model} --data DATA` writes a version "
+            "that has them"
+        )
+
+
 def sum_error(terms: Float32Array, log_likelihood: Float32Array) -> npt.NDArray[np.float64]:
     """The error of the sums of terms [N, H, W] as `SUM_BOUND` limits it, [N]."""
     exact = terms.astype(np.float64)
@@ -115,34 +140,29 @@ class Explainer:
     Args:
         bundle: the engine's bundle.
         engine: the engine.
-        max_batch_size: the most images in one run of the graph.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, max_batch_size: int = Limits.max_batch_size) -> None:
-        self._bundle, self._engine, self._size = bundle, engine, max_batch_size
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._bundle, self._engine = bundle, engine
         self._places: Places | None = None
         self._opening = threading.Lock()
 
-    def explain(self, images: UInt8Array) -> Float32Array:
+    def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """Where images are too unlikely (negative) and too likely (positive), float32 [N, H, W].
 
         A value is a place's deviation from the mean of held-out images in units of their standard deviation there. It
-        is not a number where the log-likelihood is not finite. The noise is that of the default seed.
+        is not a number where the log-likelihood of the place is none.
 
         Args:
             images: uint8 [N, H, W, C], of the model's shape.
+            noise: that of the default seed, like that of the held-out images; float32 [N, H, W, C].
 
         Raises:
             MissingFileError: the bundle was exported without the files that this needs.
             BundleError: one of them is damaged, or this device does not compute what was exported.
+            DeviceError: the device can no longer be used.
         """
-        places = self.open()
-        deviations = np.empty(images.shape[:3], np.float32)
-        for first in range(0, len(images), self._size):
-            batch = slice(first, first + self._size)
-            terms = self._engine.explain(images[batch], dequantization_noise(DEFAULT_SEED, images[batch]))
-            deviations[batch] = places.deviations(terms)
-        return deviations
+        return self.open().deviations(self._engine.explain(images, noise))
 
     def open(self) -> Places:
         """Reads both files, and compares the log-likelihood of the canary with the sum over its places.

@@ -18,6 +18,7 @@ from glowserve.runtime.asked import asked_of
 from glowserve.runtime.checks import BoolArray
 from glowserve.runtime.engine import Placement
 from glowserve.runtime.errors import NotFiniteError
+from glowserve.runtime.explanation import check_explainable
 from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
@@ -37,6 +38,23 @@ async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
     asked = asked_of(request, runner.bundle, runner.scorer)
     runner.expect(images.count)
     return messages.scores_message(await operations.score(runner, images, seed, asked))
+
+
+async def explain(runner: Runner, request: pb.ExplainRequest) -> pb.ExplainResponse:
+    """GlowService.Explain.
+
+    Raises:
+        MissingFileError, NotCalibratedError: the bundle lacks what images are compared with.
+        GlowserveError: the request is malformed, the graph cannot be opened, or the runner refuses the request.
+    """
+    images = inputs.image_source(request.images, runner.bundle, runner.limits)
+    check_explainable(runner.bundle, runner.scorer)
+    runner.expect(images.count)
+    explained = await operations.explain(runner, images)
+    size = explained.deviations.nbytes
+    return await runner.compute(
+        Work(lambda: messages.explanations_message(explained), images.count, size, SERIALIZATION)
+    )
 
 
 # A call whose first samples have no image, not one of them, would go on for nothing.
@@ -131,7 +149,7 @@ async def encode(runner: Runner, request: pb.EncodeRequest) -> pb.EncodeResponse
     encoded = await operations.encode(runner, images)
     return pb.EncodeResponse(
         model=_version(runner),
-        latents=messages.latent_tensor(encoded.latents),
+        latents=messages.float_tensor(encoded.latents),
         mismatched_values=encoded.mismatched_values.tolist(),
     )
 

@@ -1,4 +1,4 @@
-"""The operations of a model on arrays: score, sample, encode, decode, interpolate. They run on any runner.
+"""The operations of a model on arrays: score, explain, sample, encode, decode, interpolate. They run on any runner.
 
 Shapes: N images, S steps, H W C, D = H * W * C.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.mismatch import Int64Array, mismatched_values
 from glowserve.pictures import InvalidPictureError, Pictures
+from glowserve.results import Explanations
 from glowserve.runtime.checks import (
     BoolArray,
     finite_images,
@@ -30,8 +32,8 @@ from glowserve.runtime.randomness import (
     dequantization_noise,
     latents,
 )
-from glowserve.runtime.runner import Runner, Work
-from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
+from glowserve.runtime.runner import SERIALIZATION, Runner, Work
+from glowserve.scores import NOTHING_ELSE, Asked, Needs, Part, Scores
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -75,6 +77,15 @@ class Encoded:
     """How many values of each image are in another bin after its latent is decoded, [N]."""
 
 
+class _Prepared(NamedTuple):
+    """N images, and what the forward graph takes beside them."""
+
+    images: UInt8Array
+    noise: Float32Array
+    complexity: Float64Array | None
+    """[N]; None if it was not asked for."""
+
+
 async def score(
     runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked = NOTHING_ELSE
 ) -> Scores:
@@ -89,7 +100,9 @@ async def score(
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    array, noise, complexity = await _prepared(runner, images, seed, codec=Needs.CODEC in asked.needs)
+    array, noise, complexity = await _prepare(
+        runner, await _decoded(runner, images), seed, with_complexity=Needs.CODEC in asked.needs
+    )
     forward = reference = await runner.forward(array, noise)
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
         noise = await runner.compute(
@@ -106,6 +119,40 @@ async def score(
     )
     runner.scored(scores)
     return scores
+
+
+async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanations:
+    """Explains images, with the noise of the default seed.
+
+    Args:
+        runner: runs the model, whose bundle passes `check_explainable`.
+        images: the N images.
+
+    Raises:
+        MissingFileError, BundleError, DeviceError: the graph cannot be opened.
+        GlowserveError: an image cannot be decoded, or the runner refuses the rows.
+    """
+    await runner.open_explainer()  # first: while it opens, the images wait as they came
+    source, scorer = await _decoded(runner, images), runner.scorer
+    prepared = await _prepare(runner, source, DEFAULT_SEED, with_complexity=True)
+    forward = await runner.forward(prepared.images, prepared.noise)
+    deviations = await runner.explain(prepared.images, prepared.noise)
+    finite = np.isfinite(forward.log_likelihood)
+
+    def compare() -> tuple[tuple[Part, ...], ...]:
+        assert scorer.usual_parts is not None
+        assert prepared.complexity is not None
+        return scorer.usual_parts.compare(scorer.parts(forward, prepared.complexity))
+
+    parts = await runner.compute(Work(compare, source.count, deviations.nbytes, SERIALIZATION))
+    manifest = runner.bundle.manifest
+    return Explanations(
+        np.where(finite[:, None, None], deviations, np.float32(np.nan)),
+        parts,
+        finite,
+        manifest.model,
+        manifest.version,
+    )
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:
@@ -185,20 +232,6 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
 
 
-async def _prepared(
-    runner: Runner, images: ImageSource | Pictures, seed: int, *, codec: bool
-) -> tuple[UInt8Array, Float32Array, Float64Array | None]:
-    """Images [N, H, W, C], their noise [N, H, W, C], and if it is wanted their complexity [N]."""
-    source = await _decoded(runner, images)
-
-    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
-        array = source.read()
-        return array, dequantization_noise(seed, array), runner.scorer.complexity(array) if codec else None
-
-    values = source.count * runner.bundle.manifest.image.latent_size
-    return await runner.compute(Work(prepare, source.count, source.size + values * (_CODEC if codec else 1)))
-
-
 async def _later_draws(
     runner: Runner, images: UInt8Array, seed: int, importance_samples: int
 ) -> list[Float32Array]:
@@ -245,6 +278,20 @@ async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSourc
     except InvalidPictureError as error:
         raise invalid_picture(error, images) from None
     return ImageSource(len(array), 0, lambda: array)
+
+
+async def _prepare(runner: Runner, source: ImageSource, seed: int, *, with_complexity: bool) -> _Prepared:
+    """Reads images, and computes what depends on them alone."""
+
+    def prepare() -> _Prepared:
+        images = source.read()
+        complexity = runner.scorer.complexity(images) if with_complexity else None
+        return _Prepared(images, dequantization_noise(seed, images), complexity)
+
+    values = source.count * runner.bundle.manifest.image.latent_size
+    return await runner.compute(
+        Work(prepare, source.count, source.size + values * (_CODEC if with_complexity else 1))
+    )
 
 
 async def _array(runner: Runner, images: ImageSource | Pictures) -> UInt8Array:

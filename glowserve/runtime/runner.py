@@ -19,6 +19,7 @@ from glowserve.pictures import Pictures
 from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
+from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.repository import Bundle
 from glowserve.scores import Scorer, Scores
 
@@ -80,6 +81,12 @@ class Runner(Protocol):
     async def reverse(self, latents: Float32Array) -> Reverse:
         """Runs the reverse graph on latents, float32 [N, D]."""
 
+    async def open_explainer(self) -> None:
+        """Opens what `explain` runs, unless it is open. Raises MissingFileError, BundleError, DeviceError."""
+
+    async def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """Deviations, float32 [N, H, W], as `Explainer.explain`. To be called after `open_explainer`."""
+
 
 class EngineRunner:
     """Runs rows on an engine in the caller's thread, in batches of at most `limits.max_batch_size` rows.
@@ -99,6 +106,7 @@ class EngineRunner:
         self.scorer = scorer or open_scorer(bundle)
         self.limits = limits
         self._engine = engine
+        self._explainer = Explainer(bundle, engine)
 
     def expect(self, images: int) -> None:
         """See Runner. Does nothing: there are no metrics here."""
@@ -126,6 +134,15 @@ class EngineRunner:
     async def reverse(self, latents: Float32Array) -> Reverse:
         """See Runner."""
         return _concatenate(Reverse, [self._engine.reverse(latents[part]) for part in self._batches(latents)])
+
+    async def open_explainer(self) -> None:
+        """See Runner."""
+        self._explainer.open()
+
+    async def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See Runner."""
+        parts = [self._explainer.explain(images[part], noise[part]) for part in self._batches(images)]
+        return np.concatenate(parts)
 
     def _batches(self, rows: UInt8Array | Float32Array) -> list[slice]:
         size = self.limits.max_batch_size

@@ -36,7 +36,7 @@ STATUSES: Mapping[type[Exception], Status] = {
     BundleError: Status("FAILED_PRECONDITION", "MODEL_REFUSED"),
     MissingFileError: Status("FAILED_PRECONDITION", "MISSING_FILE"),
 }
-"""The statuses of the runtime's errors. DeviceError has none: no call raises it."""
+"""The statuses of the runtime's errors. DeviceError has none: it is no fault of the call."""
 
 
 def status_of(error: Exception, statuses: Mapping[type[Exception], Status] = STATUSES) -> Status:

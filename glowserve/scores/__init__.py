@@ -5,6 +5,7 @@ from glowserve.scores.calibration import Calibration
 from glowserve.scores.results import Scores
 from glowserve.scores.scorer import ForwardOutput, Scorer
 from glowserve.scores.table import COLUMNS, TABLE, Needs, Score
+from glowserve.scores.usual_parts import Part, UsualParts
 
 __all__ = [
     "COLUMNS",
@@ -15,7 +16,9 @@ __all__ = [
     "Calibration",
     "ForwardOutput",
     "Needs",
+    "Part",
     "Score",
     "Scorer",
     "Scores",
+    "UsualParts",
 ]

@@ -6,6 +6,7 @@ Shapes: N images, H W C, D = H * W * C, L levels, M draws of noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from glowserve.scores.importance import log_mean_exp
 from glowserve.scores.parts import Parts
 from glowserve.scores.results import Float64Array, Scores
 from glowserve.scores.table import TABLE, Needs
+from glowserve.scores.usual_parts import LEAST_IMAGES, UsualParts
 from glowserve.v1.manifest_pb2 import Manifest
 
 
@@ -77,6 +79,13 @@ class Scorer:
         if Needs.CALIBRATION not in needs:
             return True
         return self.calibration is not None and not (Needs.CODEC in needs and self.codec_differs)
+
+    @cached_property
+    def usual_parts(self) -> UsualParts | None:
+        """What the parts of images are compared with; None if there are fewer than LEAST_IMAGES calibration images."""
+        if self.calibration is None or len(self.calibration.images) < LEAST_IMAGES:
+            return None
+        return UsualParts(self.calibration.images, self._dimensions, with_complexity=not self.codec_differs)
 
     def complexity(self, images: UInt8Array) -> Float64Array:
         """`complexity_bits_per_dim` of images, uint8 [N, H, W, C], [N]."""

@@ -117,6 +117,44 @@ class ImageScore(_message.Message):
     standard_error: float
     def __init__(self, log_likelihood: _Optional[float] = ..., bits_per_dim: _Optional[float] = ..., percentile: _Optional[float] = ..., finite: bool = ..., anomaly_p_value: _Optional[float] = ..., anomalous: bool = ..., typicality_p_value: _Optional[float] = ..., complexity_bits_per_dim: _Optional[float] = ..., bits_per_dim_minus_complexity: _Optional[float] = ..., log_prior: _Optional[_Iterable[float]] = ..., log_det: _Optional[_Iterable[float]] = ..., standard_error: _Optional[float] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("model", "images")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    images: Images
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("model", "deviations", "explanations")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEVIATIONS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
+    model: ModelVersion
+    deviations: _tensor_pb2.Tensor
+    explanations: _containers.RepeatedCompositeFieldContainer[ImageExplanation]
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., deviations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explanations: _Optional[_Iterable[_Union[ImageExplanation, _Mapping]]] = ...) -> None: ...
+
+class ImageExplanation(_message.Message):
+    __slots__ = ("finite", "parts")
+    FINITE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    finite: bool
+    parts: _containers.RepeatedCompositeFieldContainer[ImagePart]
+    def __init__(self, finite: bool = ..., parts: _Optional[_Iterable[_Union[ImagePart, _Mapping]]] = ...) -> None: ...
+
+class ImagePart(_message.Message):
+    __slots__ = ("name", "level", "value", "deviation")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    level: int
+    value: float
+    deviation: float
+    def __init__(self, name: _Optional[str] = ..., level: _Optional[int] = ..., value: _Optional[float] = ..., deviation: _Optional[float] = ...) -> None: ...
+
 class SampleRequest(_message.Message):
     __slots__ = ("model", "n", "temperature", "seed", "format")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -45,8 +45,8 @@ class GlowServiceStub(object):
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
-    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks the
-    calibration that a score needs; see the methods. Do not retry.
+    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks a
+    file or the calibration that the answer needs; see the methods. Do not retry.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
     Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
@@ -77,6 +77,11 @@ class GlowServiceStub(object):
                 '/glowserve.v1.GlowService/ScoreStream',
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/glowserve.v1.GlowService/Explain',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ExplainResponse.FromString,
                 _registered_method=True)
         self.Sample = channel.unary_stream(
                 '/glowserve.v1.GlowService/Sample',
@@ -140,8 +145,8 @@ class GlowServiceServicer(object):
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
-    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks the
-    calibration that a score needs; see the methods. Do not retry.
+    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks a
+    file or the calibration that the answer needs; see the methods. Do not retry.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
     Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
@@ -186,6 +191,22 @@ class GlowServiceServicer(object):
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Explains images: where each is likelier, and where less likely, than held-out images are at the same place, and
+        which of its parts are out of line. Always of one draw with the default seed, like p-values. It says where and how,
+        and not whether the image belongs: that is what anomaly_p_value of Score is for.
+
+        Runs two graphs for each image. One of them is opened by the first call that needs it, which takes as long as it
+        took when the version was loaded; other calls go on meanwhile. An image with a non-finite likelihood is a result,
+        not an error; see ImageExplanation.finite.
+
+        FAILED_PRECONDITION, with the command that helps, if the bundle was exported without the graph, or has fewer than
+        two calibration images. The response has four bytes for each pixel: see Encode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,6 +303,11 @@ def add_GlowServiceServicer_to_server(servicer, server):
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.FromString,
                     response_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.SerializeToString,
             ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ExplainRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.ExplainResponse.SerializeToString,
+            ),
             'Sample': grpc.unary_stream_rpc_method_handler(
                     servicer.Sample,
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.SampleRequest.FromString,
@@ -350,8 +376,8 @@ class GlowService(object):
     UNAVAILABLE          The server is starting, stopping or unreachable. Retry with back-off.
     DEADLINE_EXCEEDED    The call's deadline passed. Work that had not begun is dropped.
     CANCELLED            The client cancelled the call. Work that had not begun is dropped.
-    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks the
-    calibration that a score needs; see the methods. Do not retry.
+    FAILED_PRECONDITION  The result is not finite, a model version cannot be served, or its bundle lacks a
+    file or the calibration that the answer needs; see the methods. Do not retry.
     INTERNAL             The server failed; its log has the reason. A retry may succeed.
 
     Each status that the server itself returns carries a google.rpc.Status in the trailing metadata
@@ -411,6 +437,33 @@ class GlowService(object):
             '/glowserve.v1.GlowService/ScoreStream',
             glowserve_dot_v1_dot_glow__service__pb2.ScoreRequest.SerializeToString,
             glowserve_dot_v1_dot_glow__service__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glowserve.v1.GlowService/Explain',
+            glowserve_dot_v1_dot_glow__service__pb2.ExplainRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

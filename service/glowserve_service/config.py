@@ -73,7 +73,8 @@ class ServiceConfig:
     )
     load_timeout_seconds: float = _setting(
         600.0,
-        "how long loading a version, or listing the repository, may take; 0 for any time",
+        "how long loading a version, listing the repository, or opening the graph of explanations may take; 0 for any "
+        "time",
         least=0.1,
         or_zero=True,
     )

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+import glowserve
 from glowserve.heat_map import heat_map
 from glowserve.images import UInt8Array, to_pil
 from glowserve.runtime.config import RuntimeConfig
@@ -42,15 +43,15 @@ def main() -> None:
     engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
     with np.load(args.held_out) as file:
         images = file["test"][:_IMAGES]
-    explainer = Explainer(bundle, engine)
     began = time.perf_counter()
-    explainer.open()
+    Explainer(bundle, engine).open()
     sizes = {file.name: file.size / 2**20 for file in bundle.manifest.files}
     print(f"{FORWARD} {sizes[FORWARD]:.2f} MiB, {EXPLAIN} {sizes[EXPLAIN]:.2f} MiB")
     print(f"opened in {1e3 * (time.perf_counter() - began):.0f} ms")
     _print_costs(engine, images)
     changed = _patched(images)
-    maps = {name: explainer.explain(changed[name]) for name in changed}
+    with glowserve.open(args.bundle, device="cpu") as client:
+        maps = {name: client.explain(changed[name]).deviations for name in changed}
     _print_deviations(maps)
     if args.picture:
         _draw(changed, maps).save(args.picture)

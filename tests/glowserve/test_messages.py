@@ -32,7 +32,7 @@ def test_a_tensor_of_images_is_row_major(rng: np.random.Generator) -> None:
 
 
 def test_a_tensor_of_latents_is_little_endian() -> None:
-    tensor = messages.latent_tensor(np.array([[1.0, -2.0]], ">f4"))
+    tensor = messages.float_tensor(np.array([[1.0, -2.0]], ">f4"))
     assert tensor.dtype == tensor_pb2.DATA_TYPE_FLOAT32
     assert list(tensor.shape) == [1, 2]
     assert tensor.data == bytes.fromhex("0000803f000000c0")
@@ -104,7 +104,7 @@ def test_encodings_of_several_messages_are_joined_in_order() -> None:
     latents = np.arange(6, dtype=np.float32).reshape(3, 2)
     model = pb.ModelVersion(name="digits", version=2)
     sent = [
-        pb.EncodeResponse(model=model, latents=messages.latent_tensor(part), mismatched_values=mismatched)
+        pb.EncodeResponse(model=model, latents=messages.float_tensor(part), mismatched_values=mismatched)
         for part, mismatched in ((latents[:2], [0, 1]), (latents[2:], [2]))
     ]
     encodings = messages.encodings_of(sent)

@@ -14,8 +14,8 @@ import pytest
 
 import glowserve.runtime.engine
 from glowserve.images import UInt8Array
-from glowserve.runtime.config import RuntimeConfig
-from glowserve.runtime.engine import Engine
+from glowserve.runtime.config import Limits, RuntimeConfig
+from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.errors import BundleError, MissingFileError
 from glowserve.runtime.explanation import (
     Explainer,
@@ -27,6 +27,7 @@ from glowserve.runtime.explanation import (
 )
 from glowserve.runtime.randomness import dequantization_noise
 from glowserve.runtime.repository import Bundle, newest_bundle, open_bundle
+from glowserve.runtime.runner import EngineRunner, run_now
 
 OLD = Path(__file__).parents[1] / "data" / "0.1.0" / "models" / "digits"
 CPU = RuntimeConfig(device="cpu", threads=1)
@@ -44,6 +45,10 @@ def _replace(bundle: Bundle, name: str, data: bytes) -> None:
     (bundle.path / name).write_bytes(data)
     entry = next(file for file in bundle.manifest.files if file.name == name)
     entry.sha256, entry.size = hashlib.sha256(data).hexdigest(), len(data)
+
+
+def _deviations(bundle: Bundle, engine: Engine, images: UInt8Array) -> Float32Array:
+    return Explainer(bundle, engine).explain(images, dequantization_noise(0, images))
 
 
 # Terms
@@ -74,7 +79,7 @@ def test_the_graph_is_opened_once_when_it_is_first_needed(
     assert len(opened) == 1
     explainer = Explainer(bundle, engine)
     with ThreadPoolExecutor(4) as pool:
-        maps = list(pool.map(explainer.explain, [digits] * 8))
+        maps = list(pool.map(explainer.explain, [digits] * 8, [noise] * 8))
     assert len(opened) == 2
     for each in maps:
         np.testing.assert_array_equal(each, maps[0])
@@ -84,18 +89,19 @@ def test_the_graph_is_opened_once_when_it_is_first_needed(
 
 
 def test_deviations_do_not_depend_on_the_batch(bundle: Bundle, engine: Engine, digits: UInt8Array) -> None:
-    whole = Explainer(bundle, engine).explain(digits)
+    whole = _deviations(bundle, engine, digits)
     assert (whole.dtype, whole.shape) == (np.float32, (179, 8, 8))
-    np.testing.assert_array_equal(Explainer(bundle, engine, max_batch_size=7).explain(digits), whole)
-    np.testing.assert_array_equal(Explainer(bundle, engine).explain(digits[5:6]), whole[5:6])
-    assert Explainer(bundle, engine).explain(digits[:0]).shape == (0, 8, 8)
+    runner = EngineRunner(bundle, engine, Limits(max_batch_size=7))
+    parts = run_now(runner.explain(digits, dequantization_noise(0, digits)))
+    np.testing.assert_array_equal(parts, whole)
+    np.testing.assert_array_equal(_deviations(bundle, engine, digits[5:6]), whole[5:6])
 
 
 def test_held_out_images_deviate_by_one_spread_and_not_on_average(
     bundle: Bundle, engine: Engine, digits: UInt8Array
 ) -> None:
     """They are others than those that the mean and the spread were measured on."""
-    deviations = Explainer(bundle, engine).explain(digits)
+    deviations = _deviations(bundle, engine, digits)
     assert abs(deviations.mean()) < 0.15
     assert 0.8 < deviations.std() < 1.6
 
@@ -105,7 +111,7 @@ def test_a_planted_patch_is_too_unlikely_where_it_is(
 ) -> None:
     planted = digits[:16].copy()
     planted[:, 4:, 4:] = 255 - planted[:, 4:, 4:]
-    before, after = (Explainer(bundle, engine).explain(images) for images in (digits[:16], planted))
+    before, after = (_deviations(bundle, engine, images) for images in (digits[:16], planted))
     difference = (after - before).mean(axis=0)
     assert difference[4:, 4:].mean() < -1
     assert difference[4:, 4:].mean() < 3 * difference[:4, :4].mean()
@@ -199,24 +205,24 @@ def test_places_that_make_no_sense_are_refused(copied: Bundle, change: Callable[
 def test_a_damaged_or_missing_file_ends_explanations_and_nothing_else(
     copied: Bundle, digits: UInt8Array, name: str
 ) -> None:
-    engine = Engine(copied, CPU)
+    engine, noise = Engine(copied, CPU), dequantization_noise(0, digits)
     explainer = Explainer(copied, engine)
     whole = (copied.path / name).read_bytes()
     (copied.path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
-        explainer.explain(digits)
+        explainer.explain(digits, noise)
     (copied.path / name).unlink()
     with pytest.raises(BundleError, match=f"{name} cannot be read"):
-        explainer.explain(digits)
-    assert np.isfinite(engine.forward(digits, dequantization_noise(0, digits)).log_likelihood).all()
+        explainer.explain(digits, noise)
+    assert np.isfinite(engine.forward(digits, noise).log_likelihood).all()
     (copied.path / name).write_bytes(whole)
-    assert np.isfinite(explainer.explain(digits)).all()
+    assert np.isfinite(explainer.explain(digits, noise)).all()
 
 
 def test_a_graph_of_other_tensors_is_refused(copied: Bundle, digits: UInt8Array) -> None:
     _replace(copied, "explain.onnx", copied.read("forward.onnx"))
     with pytest.raises(BundleError, match=r"explain\.onnx returns .*, which is not what the manifest says"):
-        Explainer(copied, Engine(copied, CPU)).explain(digits)
+        _deviations(copied, Engine(copied, CPU), digits)
 
 
 def test_a_graph_whose_terms_do_not_add_up_on_the_canary_is_refused(
@@ -230,7 +236,7 @@ def test_a_graph_whose_terms_do_not_add_up_on_the_canary_is_refused(
     with pytest.raises(
         BundleError, match=r"its canary has a log-likelihood of .* and the terms of explain\.onnx"
     ):
-        Explainer(copied, Engine(copied, CPU)).explain(digits)
+        _deviations(copied, Engine(copied, CPU), digits)
 
 
 def test_a_bundle_of_an_older_version_scores_and_names_the_command_that_explains(
@@ -241,7 +247,7 @@ def test_a_bundle_of_an_older_version_scores_and_names_the_command_that_explains
     assert np.isfinite(engine.forward(digits, dequantization_noise(0, digits)).log_likelihood).all()
     command = "`glowserve export CHECKPOINT REPOSITORY/digits` writes a version that has it"
     with pytest.raises(MissingFileError, match=rf"^digits version 1 has no explain\.npy, .*{command}"):
-        Explainer(bundle, engine).explain(digits)
+        _deviations(bundle, engine, digits)
     with pytest.raises(MissingFileError, match=rf"has no explain\.onnx, .*{command}"):
         engine.explain(digits, dequantization_noise(0, digits))
 

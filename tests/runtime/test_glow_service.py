@@ -161,7 +161,7 @@ def test_an_encoding_has_latents_and_mismatched_values(runner: Runner, digits: U
 def test_the_images_of_a_valid_request_are_announced_before_its_work(
     runner: Runner, digits: UInt8Array
 ) -> None:
-    images, latent = tensor(digits[:2]), messages.latent_tensor(latents(0, 0, 3, 64, 0.5))
+    images, latent = tensor(digits[:2]), messages.float_tensor(latents(0, 0, 3, 64, 0.5))
     png = pb.IMAGE_FORMAT_PNG
     run_now(glow_service.score(runner, pb.ScoreRequest(images=images)))
     run_now(glow_service.encode(runner, pb.EncodeRequest(images=images)))
@@ -177,7 +177,7 @@ def test_the_images_of_a_valid_request_are_announced_before_its_work(
 
 def refused(runner: Runner, digits: UInt8Array) -> list[tuple[Coroutine[Any, Any, Any], str]]:
     """Calls with a malformed request, and the words of their errors."""
-    latent = messages.latent_tensor(latents(0, 0, 10, 64))
+    latent = messages.float_tensor(latents(0, 0, 10, 64))
     return [
         (glow_service.score(runner, pb.ScoreRequest()), "images is empty"),
         (glow_service.score(runner, pb.ScoreRequest(images=tensor(digits[:10]))), "takes 1 to 9"),

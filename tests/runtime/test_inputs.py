@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glowserve.images import UInt8Array, encode_png, prepare
-from glowserve.messages import images_message, latent_tensor
+from glowserve.messages import float_tensor, images_message
 from glowserve.pictures import InvalidPictureError, Pictures
 from glowserve.runtime import inputs
 from glowserve.runtime.config import Limits
@@ -128,7 +128,7 @@ def test_a_malformed_tensor_is_refused(
 
 def test_latents_are_read_as_float32(bundle: Bundle) -> None:
     given = latents(0, 0, 3, 64)
-    found = inputs.read_latents(latent_tensor(given), bundle, max_images=4)
+    found = inputs.read_latents(float_tensor(given), bundle, max_images=4)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, given)
 
@@ -138,7 +138,7 @@ def test_a_latent_that_is_not_finite_is_named(bundle: Bundle, value: float) -> N
     given = latents(0, 0, 3, 64)
     given[1, 5] = value
     with pytest.raises(InvalidRequestError, match="latents: row 1 is not finite") as caught:
-        inputs.read_latents(latent_tensor(given), bundle, max_images=4)
+        inputs.read_latents(float_tensor(given), bundle, max_images=4)
     assert caught.value.field == "latents.data"
 
 

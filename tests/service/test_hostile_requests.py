@@ -37,6 +37,7 @@ def requests_with(text: str) -> list[tuple[str, Any]]:
     return [
         ("Score", pb.ScoreRequest(model=spec, images=images)),
         ("Score", pb.ScoreRequest(images=images)),
+        ("Explain", pb.ExplainRequest(model=spec, images=images)),
         ("Encode", pb.EncodeRequest(model=spec, images=images)),
         ("Sample", pb.SampleRequest(model=spec, n=1)),
         ("Decode", pb.DecodeRequest(model=spec)),
@@ -117,7 +118,7 @@ def test_messages_of_errors_show_no_paths_types_or_tracebacks(
         outcomes = [outcome(channel, method, request) for method, request in requests_with(text)]
         assert not {code for code, _ in outcomes} & {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
         messages += [message for _, message in outcomes]
-    for method in ("Score", "Encode", "Decode", "GetModel"):
+    for method in ("Score", "Explain", "Encode", "Decode", "GetModel"):
         call = channel.unary_unary(f"/glowserve.v1.GlowService/{method}")
         for size in (1, 10, 100, 1000) * 5:
             with pytest.raises(grpc.RpcError) as caught:

@@ -15,7 +15,7 @@ import numpy as np
 
 from glowserve.client.transports.channel import CHANNEL_OPTIONS
 from glowserve.images import UInt8Array, encode_png
-from glowserve.messages import images_message, latent_tensor
+from glowserve.messages import float_tensor, images_message
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.v1 import glow_service_pb2 as pb
@@ -120,7 +120,7 @@ class Caller:
 
     async def _decode(self, rng: random.Random, options: dict[str, Any]) -> None:
         first, n = _some_images(rng, self._inputs.images)
-        latents = latent_tensor(self._inputs.latents[first : first + n])
+        latents = float_tensor(self._inputs.latents[first : first + n])
         request = pb.DecodeRequest(latents=latents, format=pb.IMAGE_FORMAT_RAW)
         response = await self._glow.Decode(request, **options)
         self._version_of(response).check_decoding(response, first, n)

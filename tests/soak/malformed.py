@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from glowserve.images import encode_png
-from glowserve.messages import image_tensor, images_message, latent_tensor
+from glowserve.messages import float_tensor, image_tensor, images_message
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
@@ -30,7 +30,7 @@ def malformed_requests(known: KnownAnswers) -> list[Request]:
         pb.ScoreRequest(images=pb.Images(tensor=wrong_type)),
         pb.ScoreRequest(images=images_message([truncated_png, b"not an image"])),
         pb.EncodeRequest(images=pb.Images(tensor=wrong_length)),
-        pb.DecodeRequest(latents=latent_tensor(not_a_number)),
+        pb.DecodeRequest(latents=float_tensor(not_a_number)),
         pb.SampleRequest(n=0),
         oip.ModelInferRequest(model_name="digits"),  # without its input
     ]

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from glowserve.cli.bulk.rows import Row, Value
 from glowserve.cli.failure import Failure
-from glowserve.cli.picture_tables import open_picture
+from glowserve.cli.picture_tables import read_picture
 from glowserve.files import atomic_write
 from glowserve.images import (
     InvalidImageError,
@@ -21,7 +21,6 @@ from glowserve.images import (
     UInt8Array,
     open_encoded,
     prepare,
-    read_file,
     to_pil,
 )
 from glowserve.scores import TABLE
@@ -105,9 +104,7 @@ def draw_sheet(pictures: Sequence[Ranked], path: Path) -> None:
 def _thumbnail(path: str) -> UInt8Array:
     """The middle of a picture, [_SIDE, _SIDE, 3]."""
     try:
-        opened = open_picture(path)
-        data = read_file(Path(opened)) if isinstance(opened, str) else opened.read()
-        with open_encoded(data) as picture:
+        with open_encoded(read_picture(path)) as picture:
             small = max(picture.size) <= _SIDE
             return prepare(picture, _SIDE, _SIDE, 3, Preparation("nearest" if small else "bicubic"))
     except (InvalidImageError, OSError):

@@ -26,6 +26,9 @@ class Transport(Protocol):
     def sample(self, request: pb.SampleRequest) -> Generator[pb.SampleResponse, None, None]:
         """Carries GlowService.Sample."""
 
+    def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        """Carries GlowService.Explain."""
+
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """Carries GlowService.Encode."""
 
@@ -58,6 +61,9 @@ class AsyncTransport(Protocol):
 
     def sample(self, request: pb.SampleRequest) -> AsyncGenerator[pb.SampleResponse, None]:
         """Carries GlowService.Sample."""
+
+    async def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        """Carries GlowService.Explain."""
 
     async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """Carries GlowService.Encode."""

@@ -74,6 +74,11 @@ class EmbeddedTransport:
                 yield from responses
                 call.sent(responses)
 
+    def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        """See Transport."""
+        with self._answering(request.model):
+            return run_now(glow_service.explain(self._runner, request))
+
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""
         with self._answering(request.model):

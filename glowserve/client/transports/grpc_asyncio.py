@@ -85,6 +85,11 @@ class AsyncGrpcTransport:
                     raise
                 await asyncio.sleep(attempts.pause(error))
 
+    async def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        """See AsyncTransport."""
+        response: pb.ExplainResponse = await self._call("Explain", request)
+        return response
+
     async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See AsyncTransport."""
         response: pb.EncodeResponse = await self._call("Encode", request)

@@ -79,6 +79,11 @@ class GrpcTransport:
                     raise
                 time.sleep(attempts.pause(error))
 
+    def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        """See Transport."""
+        response: pb.ExplainResponse = self._call("Explain", request)
+        return response
+
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""
         response: pb.EncodeResponse = self._call("Encode", request)

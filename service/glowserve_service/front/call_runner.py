@@ -112,6 +112,16 @@ class CallRunner:
         """See Runner; raises as `Batcher.submit`."""
         return Reverse(*await self._run(self.model.reverse, latents))
 
+    async def open_explainer(self) -> None:
+        """See Runner; raises as `Opening.wait`."""
+        with self._call.timed(PREPARATION):
+            await self.model.opening.wait()
+
+    async def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+        """See Runner; raises as `Batcher.submit`."""
+        (deviations,) = await self._run(self.model.explain, images, noise)
+        return deviations
+
     async def _run(self, lane: Lane, *rows: Array) -> Rows:
         answer = await lane.run(*rows, ticket=self._lane_ticket)
         for time_in_stage in answer.times:

@@ -72,6 +72,13 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             error.place(f"requests[{answered}]")
             raise
 
+    async def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:  # noqa: N802
+        """See GlowService.Explain."""
+        async with self._runner(request.model, call, call.ticket) as runner:
+            response = await glow_service.explain(runner, request)
+            runner.count_not_finite(sum(not each.finite for each in response.explanations))
+            return response
+
     async def Sample(self, request: pb.SampleRequest, call: Call) -> AsyncIterator[pb.SampleResponse]:  # noqa: N802
         """See GlowService.Sample."""
         async with self._runner(request.model, call, call.ticket) as runner:

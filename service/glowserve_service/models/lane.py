@@ -13,8 +13,8 @@ from glowserve_service.scheduling.submission import Answer
 from glowserve_service.scheduling.ticket import Ticket
 from glowserve_service.scheduling.workers import Array, Rows, Workers
 
-FORWARD, REVERSE = "forward", "reverse"
-"""The directions, as metrics name them."""
+DIRECTIONS = FORWARD, REVERSE, EXPLAIN = "forward", "reverse", "explain"
+"""The directions, as metrics name them: from images, to images, and from images by the third graph."""
 
 
 class Lane:
@@ -23,7 +23,7 @@ class Lane:
     Args:
         function: runs a batch, in a thread.
         model: the model's name.
-        direction: FORWARD or REVERSE.
+        direction: FORWARD, REVERSE or EXPLAIN.
         workers: where batches run.
         config: the service's.
         metrics: the service's.

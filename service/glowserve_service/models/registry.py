@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError
-from glowserve_service.models.lane import FORWARD, REVERSE
+from glowserve_service.models.lane import DIRECTIONS
 from glowserve_service.models.served_model import Lease, ServedModel
 from glowserve_service.observability.metrics import Metrics
 
@@ -45,7 +45,7 @@ class ModelRegistry:
         self._models = {name: models[name] for name in sorted(models) if models[name]}
         for model in versions.values():
             model.show()
-        for direction in (FORWARD, REVERSE):
+        for direction in DIRECTIONS:
             if versions:
                 self._metrics.queue_length.labels(name, direction).set_function(
                     partial(self._queue_length, name, direction)
@@ -88,7 +88,4 @@ class ModelRegistry:
         return ", ".join(f"{model.name} version {model.version}" for model in self) or "none"
 
     def _queue_length(self, name: str, direction: str) -> int:
-        return sum(
-            (model.forward if direction == FORWARD else model.reverse).queue_length
-            for model in self.versions(name).values()
-        )
+        return sum(model.lanes[direction].queue_length for model in self.versions(name).values())

@@ -1,4 +1,4 @@
-"""A model that is served: an engine, a lane each way, a scorer, and the leases of the calls that use it."""
+"""A model that is served: an engine, a lane for each graph, a scorer, and the leases of the calls that use it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
 from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import BundleError
+from glowserve.runtime.explanation import Explainer
 from glowserve_service.config import ServiceConfig
 from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.engine_health import EngineHealth
-from glowserve_service.models.lane import FORWARD, REVERSE, Lane
+from glowserve_service.models.lane import EXPLAIN, FORWARD, REVERSE, Lane
 from glowserve_service.models.loading import LoadedModel, padded_sizes, public_sentence
+from glowserve_service.models.opening import Opening
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.workers import Rows, Workers
@@ -88,6 +90,13 @@ class ServedModel:
             result = engine.reverse(latent)
             return result.image, result.pixels
 
+        explainer = Explainer(self.bundle, engine)
+        self.opening = Opening(explainer, self.bundle, config.load_timeout_seconds)
+        """Opens what `explain` runs, at the first call for it."""
+
+        def explain(images: UInt8Array, noise: Float32Array) -> Rows:
+            return (explainer.explain(images, noise),)
+
         lane = partial(
             Lane, workers=workers, config=config, metrics=metrics, buckets=padded_sizes(engine, config)
         )
@@ -95,6 +104,11 @@ class ServedModel:
         """From images [N, H, W, C] and noise to the four arrays of `Forward`, in its order."""
         self.reverse = lane(self.health.watched(reverse), self.name, REVERSE)
         """From latents [N, D] to the two arrays of `Reverse`, in its order."""
+        # Not watched: if the third graph fails alone, scores and samples are as good as before.
+        self.explain = lane(self.health.timed(explain), self.name, EXPLAIN)
+        """From images [N, H, W, C] and noise to deviations [N, H, W], once it is open."""
+        self.lanes = {FORWARD: self.forward, REVERSE: self.reverse, EXPLAIN: self.explain}
+        """By direction."""
         metrics.model_loads.labels(self.name, "loaded").inc()
         metrics.canary_checks.labels(self.name, "ok").inc()
         # From the start at 0: Prometheus takes no increase from a series that begins with 1.
@@ -166,8 +180,8 @@ class ServedModel:
 
     async def close(self) -> None:
         """Refuses new work, waits for the accepted work, and frees what the engine holds of a GPU."""
-        await self.forward.close()
-        await self.reverse.close()
+        for lane in self.lanes.values():
+            await lane.close()
         await asyncio.wrap_future(call_in_daemon_thread(self._engine.close))
 
 

@@ -20,6 +20,7 @@ from glowserve_service.front.call import Call
 from glowserve_service.front.call_runner import CallRunner
 from glowserve_service.models.served_model import Lease
 from glowserve_service.observability.metrics import Metrics
+from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE, Answer, StageTime
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
@@ -68,6 +69,7 @@ class Model:
         self.forward, self.reverse = Lane(engine.forward), Lane(engine.reverse)
         self.not_finite = lambda method: metrics.not_finite.labels(self.name, method)
         self.redrawn = metrics.redrawn_samples.labels(self.name)
+        self.traffic = Traffic(self.name, self.version)
         self._leases, self._unleased = 0, asyncio.Event()
 
 

@@ -76,6 +76,7 @@ def images_case(
 ) -> list[Case]:
     return [
         Case("Score", lambda: pb.ScoreRequest(images=images()), code, words),
+        Case("Explain", lambda: pb.ExplainRequest(images=images()), code, words),
         Case("Encode", lambda: pb.EncodeRequest(images=images()), code, words),
     ]
 
@@ -97,6 +98,7 @@ def model_case(code: StatusCode, *words: str, **spec: Any) -> list[Case]:
     images = pb.Images(tensor=tensor([1, 8, 8, 1]))
     return [
         Case("Score", lambda: pb.ScoreRequest(model=model, images=images), code, words),
+        Case("Explain", lambda: pb.ExplainRequest(model=model, images=images), code, words),
         Case("Encode", lambda: pb.EncodeRequest(model=model, images=images), code, words),
         Case("Sample", lambda: pb.SampleRequest(model=model, n=1), code, words),
         Case("Decode", lambda: pb.DecodeRequest(model=model, latents=latent_tensor(0)), code, words),

@@ -127,7 +127,7 @@ def size_of(images: pb.Images) -> int:
     return len(images.encoded.data) if images.HasField("encoded") else images.tensor.shape[0]
 
 
-METHODS = ["Score", "Encode", "Decode", "Interpolate", "Sample", "GetModel", "ListModels"]
+METHODS = ["Score", "Explain", "Encode", "Decode", "Interpolate", "Sample", "GetModel", "ListModels"]
 
 
 @many
@@ -141,6 +141,17 @@ def test_score_answers_every_image_or_refuses(stub: GlowServiceStub, request: pb
             assert score.finite
             assert np.isfinite(score.log_likelihood)
             assert 0 <= score.percentile <= 100
+
+
+@many
+@given(request=st.builds(pb.ExplainRequest, model=specs(), images=images()))
+def test_explain_answers_every_image_or_refuses(stub: GlowServiceStub, request: pb.ExplainRequest) -> None:
+    response = outcome(stub.Explain, request)
+    if response is not None:
+        n = size_of(request.images)
+        assert list(response.deviations.shape) == [n, 8, 8]
+        assert np.isfinite(np.frombuffer(response.deviations.data, "<f4")).all()
+        assert [each.finite for each in response.explanations] == [True] * n
 
 
 @many

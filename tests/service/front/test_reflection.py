@@ -50,6 +50,7 @@ def test_reflection_describes_every_method_and_file_of_the_contract(found: dict[
     assert found["methods"] == [
         "Score",
         "ScoreStream",
+        "Explain",
         "Sample",
         "Encode",
         "Decode",

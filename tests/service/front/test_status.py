@@ -114,6 +114,8 @@ NONE = tensor_pb2.Tensor(dtype="DATA_TYPE_UINT8", shape=[0, 8, 8, 1])
         ("Score", pb.ScoreRequest(images=pb.Images(encoded={})), "images.encoded.data"),
         ("Score", pb.ScoreRequest(images=pb.Images(encoded={"data": [b"?"]})), "images.encoded.data[0]"),
         ("Score", pb.ScoreRequest(images=pb.Images(tensor=FLOATS)), "images.tensor.dtype"),
+        ("Explain", pb.ExplainRequest(images=pb.Images(encoded={"data": [b"?"]})), "images.encoded.data[0]"),
+        ("Explain", pb.ExplainRequest(images=pb.Images(tensor=WIDE)), "images.tensor.shape"),
         ("Encode", pb.EncodeRequest(images=pb.Images(tensor=WIDE)), "images.tensor.shape"),
         ("Encode", pb.EncodeRequest(images=pb.Images(tensor=NONE)), "images.tensor.shape[0]"),
         ("Encode", pb.EncodeRequest(images=pb.Images(tensor=BYTES)), "images.tensor.data"),

@@ -14,7 +14,7 @@ from glowserve_service.server import Server
 from google.protobuf.message import Message
 
 from glowserve.images import UInt8Array
-from glowserve.messages import latent_tensor
+from glowserve.messages import float_tensor
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.oip.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from glowserve.runtime.engine import Engine, Reverse
@@ -26,7 +26,7 @@ PATIENCE = 60  # seconds, far more than anything here takes
 
 
 def decode_request(n: int) -> pb.DecodeRequest:
-    return pb.DecodeRequest(latents=latent_tensor(np.zeros((n, 64), np.float32)), format=pb.IMAGE_FORMAT_RAW)
+    return pb.DecodeRequest(latents=float_tensor(np.zeros((n, 64), np.float32)), format=pb.IMAGE_FORMAT_RAW)
 
 
 def value(server: Server, name: str, direction: str, **labels: str) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from glowserve_service.models.served_model import ServedModel
 from glowserve_service.server import Server
 
-from glowserve.messages import latent_tensor
+from glowserve.messages import float_tensor
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.service import metrics
 from tests.service.stubs import Stubs
@@ -55,7 +55,7 @@ class RunningService(Stubs):
     def answering_version(self, name: str = "digits", version: int = 0) -> int:
         """The version that answers a call to a model; 0 asks for the newest."""
         spec = pb.ModelSpec(name=name, version=version)
-        latents = latent_tensor(np.zeros((1, 64), np.float32))
+        latents = float_tensor(np.zeros((1, 64), np.float32))
         return int(self.glow.Decode(pb.DecodeRequest(model=spec, latents=latents)).model.version)
 
     def load(self, name: str = "digits") -> list[int]:

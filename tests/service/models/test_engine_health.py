@@ -17,7 +17,7 @@ from glowserve_service.models.engine_health import EngineHealth
 from glowserve_service.models.served_model import ServedModel
 
 from glowserve.images import UInt8Array
-from glowserve.messages import latent_tensor
+from glowserve.messages import float_tensor
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
@@ -175,7 +175,7 @@ def test_a_bad_request_does_not_make_a_model_unready(
             assert refusal(lambda request=request: service.glow.Score(request))[0] is (
                 grpc.StatusCode.INVALID_ARGUMENT
             )
-        huge = latent_tensor(np.full((1, 64), 3e38, np.float32))
+        huge = float_tensor(np.full((1, 64), 3e38, np.float32))
         assert refusal(lambda: service.glow.Decode(pb.DecodeRequest(latents=huge)))[0] is (
             grpc.StatusCode.FAILED_PRECONDITION
         )

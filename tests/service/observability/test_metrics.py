@@ -77,7 +77,7 @@ def test_a_server_without_calls_shows_what_it_serves(run_server: RunServer) -> N
         assert value(server, "ready") == 1
         assert value(server, "model_loads_total", model="digits", outcome="loaded") == 1
         assert value(server, "canary_checks_total", model="digits", outcome="ok") == 1
-        for direction in ("forward", "reverse"):
+        for direction in ("forward", "reverse", "explain"):
             assert value(server, "queue_length", model="digits", direction=direction) == 0
             assert value(server, "batch_size_count", model="digits", direction=direction) == 0
         assert series(server, "requests_total") == []

@@ -122,7 +122,7 @@ def test_each_stage_of_a_call_is_timed(fresh: tuple[Server, Stubs], digits: UInt
             (each["model"], each["direction"]): n for each, n in series(server, f"{stage}_seconds_count")
         }
         # The sample of the last call was drawn three times.
-        assert counts == {("digits", "forward"): 5, ("digits", "reverse"): 2 + 3}
+        assert counts == {("digits", "forward"): 5, ("digits", "reverse"): 2 + 3, ("digits", "explain"): 0}
     total = sum(seconds for _, seconds in series(server, "request_duration_seconds_sum"))
     for stage in ("preparation", "queue", "execution", "serialization"):
         assert 0 < sum(seconds for _, seconds in series(server, f"{stage}_seconds_sum")) < total

@@ -59,6 +59,7 @@ def codes(stubs: Stubs, token: str | None) -> dict[str, StatusCode]:
         "Score": code(glow.Score, NO_IMAGES),
         "ScoreStream": code(glow.ScoreStream, iter([NO_IMAGES])),
         "Sample": code(glow.Sample, SAMPLE),
+        "Explain": code(glow.Explain, pb.ExplainRequest()),
         "Interpolate": code(glow.Interpolate, pb.InterpolateRequest()),
         "ModelInfer": code(inference.ModelInfer, oip.ModelInferRequest(model_name="digits")),
         "ModelStreamInfer": code(inference.ModelStreamInfer, iter([oip.ModelInferRequest()])),

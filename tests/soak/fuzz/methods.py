@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from glowserve.images import UInt8Array, encode_png
-from glowserve.messages import images_message, latent_tensor
+from glowserve.messages import float_tensor, images_message
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
 
@@ -104,10 +104,11 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
         pb.ScoreRequest(images=raw(4)),
         pb.ScoreRequest(model=digits, images=files(2), seed=2**64 - 1),
     ]
+    explain = [pb.ExplainRequest(model=digits, images=raw(2)), pb.ExplainRequest(images=files(1))]
     encode = [pb.EncodeRequest(model=digits, images=raw(2)), pb.EncodeRequest(images=files(1))]
     decode = [
-        pb.DecodeRequest(model=digits, latents=latent_tensor(latents[:1])),
-        pb.DecodeRequest(latents=latent_tensor(latents), format=pb.IMAGE_FORMAT_RAW),
+        pb.DecodeRequest(model=digits, latents=float_tensor(latents[:1])),
+        pb.DecodeRequest(latents=float_tensor(latents), format=pb.IMAGE_FORMAT_RAW),
     ]
     sample = [
         pb.SampleRequest(model=digits, n=3, temperature=0.7, seed=1),
@@ -120,6 +121,7 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
     stream = [pb.ScoreRequest(images=raw(1)), pb.ScoreRequest(images=files(2))]
     return {
         "Score": (6, score),
+        "Explain": (3, explain),
         "Encode": (4, encode),
         "Decode": (4, decode),
         "Sample": (4, sample),

@@ -27,6 +27,7 @@ def requests() -> st.SearchStrategy[tuple[str, Any]]:
     temperatures = st.one_of(st.none(), st.floats(0, 2, width=32), st.floats(width=32))
     made: dict[str, st.SearchStrategy[Any]] = {
         "Score": st.builds(pb.ScoreRequest, model=shapes.specs(), images=shapes.images(), seed=shapes.SEEDS),
+        "Explain": st.builds(pb.ExplainRequest, model=shapes.specs(), images=shapes.images()),
         "Encode": st.builds(pb.EncodeRequest, model=shapes.specs(), images=shapes.images()),
         "Decode": st.builds(pb.DecodeRequest, model=shapes.specs(), latents=latents, format=shapes.FORMATS),
         "Sample": st.builds(
