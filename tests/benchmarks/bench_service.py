@@ -23,6 +23,7 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from graph_alone import CORES, Setting, measure_alone, settings
 from load import Load
@@ -33,9 +34,16 @@ from running import Server, measure
 from services import empty_server, glowserve_serve, package_folder, sleeping_server
 from stages import print_stages
 
+from glowserve.scores import TABLE, Needs
+
 _CALLERS = (64, 8, 1)
 _TRIAL_SECONDS = 2.0
-_PARTS = ("ours", "quiet", "graph", "empty", "stages")
+_PARTS = ("ours", "quiet", "scores", "graph", "empty", "stages")
+# What a caller may ask for, beside what every answer has: the number to act on, and all but estimates from many draws.
+_SCORES = {
+    "p-value": ["anomaly_p_value"],
+    "all scores": [name for name, score in TABLE.items() if Needs.DRAWS not in score.needs],
+}
 
 
 def main() -> None:
@@ -113,6 +121,9 @@ class Benchmark:
         self._flags = () if args.device == "cpu" else ("--device", args.device)
         self._ours = self._service()
         self._quiet = self._service("--log-level", "warning")
+        self._scores = [
+            self._service(name=f"glowserve serve, {name}", scores=scores) for name, scores in _SCORES.items()
+        ]
         self._empty = empty_server(version, args.images)
         self._compared = [
             self._service(python=python, name=f"glowserve serve of {name}")
@@ -121,7 +132,7 @@ class Benchmark:
         ]
         self._results = Results()
 
-    def _service(self, *flags: str, **options: str) -> Server:
+    def _service(self, *flags: str, **options: Any) -> Server:
         return glowserve_serve(self._version, self._args.images, *self._flags, *flags, **options)
 
     def _measures(self, part: str) -> bool:
@@ -155,6 +166,8 @@ class Benchmark:
             turns.insert(0, (self._ours, _CALLERS))
         if self._measures("quiet"):
             turns.append((self._quiet, (64,)))
+        if self._measures("scores"):
+            turns += [(service, _CALLERS) for service in self._scores]
         if self._measures("empty"):
             turns.append((self._empty, (64, 1)))
         return [*turns, *((other, (64,)) for other in others)]
@@ -210,6 +223,8 @@ class Benchmark:
                 results.print_wait(ours_alone, graph, empty_alone)
         if sleeping:
             results.print_difference(ours_alone, row_of(sleeping, 1))
+        for service in self._scores if self._measures("scores") else []:
+            results.print_comparison(service, self._ours, _CALLERS)
         for service in self._compared:
             results.print_comparison(self._ours, service, _CALLERS)
 

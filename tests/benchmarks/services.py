@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from glowserve.v1 import glow_service_pb2 as pb
 
 
 def glowserve_serve(
-    version: Path, images: int, *flags: str, python: str = sys.executable, name: str = "glowserve serve"
+    version: Path,
+    images: int,
+    *flags: str,
+    python: str = sys.executable,
+    name: str = "glowserve serve",
+    scores: Iterable[str] = (),
 ) -> Server:
     """A service with default settings, except for the flags, and a Score of so many raw images.
 
@@ -26,12 +32,13 @@ def glowserve_serve(
         flags: of `glowserve serve`.
         python: the interpreter, in whose environment a checkout is installed.
         name: the name in tables.
+        scores: that are asked for by name.
     """
     command = (python, "-m", "glowserve", "serve", "--repository", str(version.parent.parent))
     return Server(
         " ".join((name, *flags)),
         (*command, "--metrics-port", str(free_port()), *flags),
-        _score(version, images),
+        _score(version, images, scores),
     )
 
 
@@ -62,7 +69,7 @@ def sleeping_server(empty: Server, milliseconds: float) -> Server:
     return replace(empty, name=name, command=(*empty.command, "--wait-ms", f"{milliseconds:.3f}"))
 
 
-def _score(version: Path, images: int) -> Request:
+def _score(version: Path, images: int, scores: Iterable[str] = ()) -> Request:
     pixels = random_images(version.parent.name, images)
-    request = pb.ScoreRequest(images=images_message(pixels))
+    request = pb.ScoreRequest(images=images_message(pixels), scores=scores)
     return Request(request.SerializeToString(), "/glowserve.v1.GlowService/Score")
