@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glowserve.client.client import Client
     from glowserve.client.errors import RequestError
     from glowserve.images import InvalidImageError
-    from glowserve.results import Encodings, ImageError, ModelInfo, Samples, ScoredImages
+    from glowserve.results import Encodings, ImageError, ModelInfo, Samples, ScoredImages, SetScore
     from glowserve.scores import Scores
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Samples",
     "ScoredImages",
     "Scores",
+    "SetScore",
     "open",
 ]
 
@@ -46,6 +47,7 @@ _MODULES = {
     "Samples": "glowserve.results",
     "ScoredImages": "glowserve.results",
     "Scores": "glowserve.scores",
+    "SetScore": "glowserve.results",
 }
 
 

@@ -1,0 +1,171 @@
+"""Does a set of images, as a whole, come from the distribution of the calibration images?
+
+A permutation test: if the images of the set are exchangeable with the calibration images, the two differ no more than
+they would after any exchange of images between them (Fisher 1935; Phipson and Smyth 2010, arXiv:1603.05766, for p-values
+from random exchanges, which are never 0). p-values of single images share their calibration, and must not be combined as
+if they were independent (Bates et al. 2021, arXiv:2104.08279); rows that are permuted together have no such flaw.
+
+The difference is the maximum mean discrepancy (Gretton et al. 2012, JMLR 13) of the features with the polynomial kernel
+(1 + x . y)^2, as in the kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, there of degree 3). It sees
+shifts of means, of spreads and of correlations, and is the distance of the means of an explicit embedding: the cost of
+an exchange grows with the images of the smaller group alone.
+
+Shapes: m images of the set, n calibration images, f fitting images, F features, E dimensions of the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from glowserve.scores.parts import FEATURES
+
+Float64Array = npt.NDArray[np.float64]
+
+EXCHANGES = 9_999
+"""B: with random exchanges, no p-value is below 1 / (B + 1)."""
+
+MAX_IMAGES = 100_000
+"""The most images of a set."""
+
+FEWEST_IMAGES = 2
+"""The fewest images of a set."""
+
+# More calibration images would make a p-value more costly, and hardly sharper.
+_MOST_CALIBRATION_IMAGES = 10_000
+_SEED = 0
+# Whitened features beyond this count as this: one image far out must not hide what the others have in common.
+_FARTHEST = 5.0
+# Part of the variance of a feature that is added to it, so that few fitting images have a covariance, too.
+_RIDGE = 1e-4
+# Numbers that are gathered at once, and in one call of `run`.
+_GATHERED, _PART = 2**18, 2**22
+# Sums of the same rows differ by their order.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class FeatureDifference:
+    """How a feature of the images of a set differs from that of the calibration images."""
+
+    name: str
+    """What the feature is."""
+
+    shift: float
+    """The difference of the means in standard deviations of the calibration images; above 0 if the set's is higher."""
+
+    spread: float
+    """The standard deviation of the set divided by that of the calibration images."""
+
+
+class SetTest:
+    """The test of one set. It is computed in parts, so that no other work waits for long.
+
+    The set's features may be anything: an image that is not finite counts as one whose features are all the largest.
+    Features are whitened and bounded by the fitting images alone, which are on neither side of the comparison.
+
+    Args:
+        features: of the set, [m, F], m at least 1.
+        calibration: of the calibration images, [n, F], n at least 1. The first 10,000 count.
+        fitting: of the fitting images, [f, F], f at least 1; finite.
+    """
+
+    def __init__(self, features: Float64Array, calibration: Float64Array, fitting: Float64Array) -> None:
+        calibration = calibration[:_MOST_CALIBRATION_IMAGES]
+        m, n = len(features), len(calibration)
+        self.calibration_images = n
+        """How many calibration images count."""
+        self.resolution = 1 / min(EXCHANGES + 1, math.comb(m + n, m))
+        """The smallest p-value that is possible with so many images."""
+        rows = _whitened(np.concatenate([features, calibration]), fitting)
+        # In an order of their own: so the p-value does not depend on the order of the images.
+        order = np.lexsort(rows.T)
+        embedded = _embedding(rows[order])
+        self._embedded = embedded - embedded.mean(axis=0)  # [m + n, E]
+        # Since the sum over all rows is 0, that over one group tells that over the other: the smaller one is summed.
+        self._smaller = min(m, n)
+        in_smaller = (order < m) if m <= n else (order >= m)
+        self._difference = float(np.square(self._embedded[in_smaller].sum(axis=0)).sum())
+        self._random = np.random.Generator(np.random.Philox(key=_SEED))
+        self._exchanges = self._at_least = 0
+
+    def run(self) -> bool:
+        """Computes a part of the exchanges; whether all are done."""
+        each = self._smaller * self._embedded.shape[1]
+        at_once = max(1, _GATHERED // each)
+        left = max(1, _PART // each)
+        while left > 0 and self._exchanges < EXCHANGES:
+            count = min(at_once, EXCHANGES - self._exchanges)
+            differences = self._exchanged(count)
+            self._at_least += int((differences >= self._difference * (1 - _ROUNDING)).sum())
+            self._exchanges += count
+            left -= count
+        return self._exchanges == EXCHANGES
+
+    @property
+    def p_value(self) -> float:
+        """(1 + k) / (B + 1), where k of B exchanges leave a difference that is at least as large."""
+        return (1 + self._at_least) / (self._exchanges + 1)
+
+    def _exchanged(self, count: int) -> Float64Array:
+        """The differences after so many random exchanges, [count]."""
+        rows = np.stack(
+            [
+                self._random.choice(len(self._embedded), self._smaller, replace=False, shuffle=False)
+                for _ in range(count)
+            ]
+        )
+        sums = self._embedded[rows].sum(axis=1)
+        differences: Float64Array = np.square(sums).sum(axis=1)
+        return differences
+
+
+def differences(features: Float64Array, calibration: Float64Array) -> tuple[FeatureDifference, ...]:
+    """How the features of a set differ from those of calibration images; none if no image of the set is finite.
+
+    Args:
+        features: of the set, [m, F]. Images that are not finite are left out.
+        calibration: of the calibration images, [n, F], n at least 1; finite.
+    """
+    finite = features[np.isfinite(features).all(axis=1)]
+    if not len(finite):
+        return ()
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = calibration.std(axis=0)
+        shifts = (finite.mean(axis=0) - calibration.mean(axis=0)) / scale
+        spreads = finite.std(axis=0) / scale
+    alike = (
+        np.isnan(shifts),
+        np.isnan(spreads),
+    )  # 0 / 0: such as the complexity of images that are all the same
+    shifts, spreads = np.where(alike[0], 0.0, shifts), np.where(alike[1], 1.0, spreads)
+    return tuple(
+        FeatureDifference(name, shift, spread)
+        for name, shift, spread in zip(FEATURES, shifts.tolist(), spreads.tolist(), strict=True)
+    )
+
+
+def _whitened(rows: Float64Array, fitting: Float64Array) -> Float64Array:
+    """Rows, [N, F], in coordinates in which the fitting images are uncorrelated and have variance 1; bounded."""
+    centre, scale = fitting.mean(axis=0), fitting.std(axis=0)
+    scale = np.where(scale > 1e-6, scale, 1e-6)  # such as the complexity of images that are all alike
+    standard = (fitting - centre) / scale
+    covariance = standard.T @ standard / len(fitting) + _RIDGE * np.eye(len(centre))
+    variances, axes = np.linalg.eigh(covariance)
+    finite = np.isfinite(rows).all(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        whitened = (np.where(finite[:, None], rows, 0.0) - centre) / scale @ (axes / np.sqrt(variances))
+    whitened[~finite] = np.inf
+    bounded: Float64Array = np.clip(np.nan_to_num(whitened, nan=np.inf), -_FARTHEST, _FARTHEST)
+    return bounded
+
+
+def _embedding(rows: Float64Array) -> Float64Array:
+    """The embedding of (1 + x . y)^2 without its constant: [N, F] to [N, E], E = F + F (F + 1) / 2."""
+    first, second = np.triu_indices(rows.shape[1])
+    weights = np.where(first == second, 1.0, math.sqrt(2))
+    products = weights * rows[:, first] * rows[:, second]
+    return np.concatenate([math.sqrt(2) * rows, products], axis=1)
