@@ -53,11 +53,12 @@ class SetRequests:
 
     def __iter__(self) -> Iterator[pb.ScoreSetRequest]:
         self._sent.clear()
-        for portion in [*(self._kept or [])]:
+        for portion in tuple(self._kept or ()):
             yield self._request(portion)
         for unread in self._unread:
-            for portion in self._fitting.split(unread):
-                self._keep(portion)
+            portions = list(self._fitting.split(unread))
+            self._keep(portions)
+            for portion in portions:
                 yield self._request(portion)
 
     def fit(self, refusal: RequestError) -> None:
@@ -68,15 +69,16 @@ class SetRequests:
         """
         kept = self._kept or []
         refused = [max(kept, key=size_of)] if kept and is_too_large(refusal) else kept
-        if not any([self._fitting.smaller(portion, refusal) for portion in refused]):
+        split = [self._fitting.smaller(portion, refusal) for portion in refused]  # each may lower a limit
+        if not any(split):
             raise self._counted(refusal) from None
         self._kept = [part for portion in kept for part in self._fitting.split(portion)]
 
-    def _keep(self, portion: Portion) -> None:
+    def _keep(self, portions: list[Portion]) -> None:
         if self._kept is None:
             return
-        self._kept.append(portion)
-        self._kept_bytes += size_of(portion)
+        self._kept += portions
+        self._kept_bytes += sum(map(size_of, portions))
         if self._kept_bytes > _KEPT_BYTES:
             self._kept = None
 

@@ -1,9 +1,9 @@
 """Does a set of images, as a whole, come from the distribution of the calibration images?
 
 A permutation test: if the images of the set are exchangeable with the calibration images, the two differ no more than
-they would after any exchange of images between them (Fisher 1935; Phipson and Smyth 2010, arXiv:1603.05766, for p-values
-from random exchanges, which are never 0). p-values of single images share their calibration, and must not be combined as
-if they were independent (Bates et al. 2021, arXiv:2104.08279); rows that are permuted together have no such flaw.
+they would after any exchange of images between them (Fisher 1935; for random exchanges, with p-values that are never 0,
+Phipson and Smyth 2010, arXiv:1603.05766). p-values of single images share their calibration, and must not be combined
+as if they were independent (Bates et al. 2021, arXiv:2104.08279). Rows that are permuted together have no such flaw.
 
 The difference is the maximum mean discrepancy (Gretton et al. 2012, JMLR 13) of the features with the polynomial kernel
 (1 + x . y)^2, as in the kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, there of degree 3). It sees
