@@ -41,8 +41,8 @@ _WITHOUT = {
 def score_set(args: argparse.Namespace) -> int:
     """Prints whether pictures, as a whole, come from the distribution of a model's calibration images.
 
-    Pictures are prepared here, as the service would prepare them: so those that cannot be read are found one by one, and
-    left out.
+    Pictures are prepared here as the service would prepare them, so that those that cannot be read are found one by
+    one: they are reported and left out.
 
     Returns:
         3 if they do not and `--fail-on-anomaly` was given; else 1 if a file cannot be scored or a subfolder cannot be

@@ -51,6 +51,7 @@ def test_reflection_describes_every_method_and_file_of_the_contract(found: dict[
         "Score",
         "ScoreStream",
         "Sample",
+        "ScoreSet",
         "Encode",
         "Decode",
         "Interpolate",
