@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from glowserve.images import InvalidImageError
     from glowserve.results import Encodings, ImageError, ModelInfo, Samples, ScoredImages, SetScore
     from glowserve.scores import Scores
+    from glowserve.scores.sets import FeatureDifference
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Encodings",
+    "FeatureDifference",
     "ImageError",
     "InvalidImageError",
     "ModelInfo",
@@ -40,6 +42,7 @@ _MODULES = {
     "AsyncClient": "glowserve.client.async_client",
     "Client": "glowserve.client.client",
     "Encodings": "glowserve.results",
+    "FeatureDifference": "glowserve.scores.sets",
     "ImageError": "glowserve.results",
     "InvalidImageError": "glowserve.images",
     "ModelInfo": "glowserve.results",
