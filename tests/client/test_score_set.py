@@ -153,7 +153,7 @@ class Refusing(GlowServiceServicer):
     def __init__(self, refusals: int, after: int, seconds: float | None = 0.05) -> None:
         self.left, self.after, self.seconds = refusals, after, seconds
 
-    def ScoreSet(self, requests: Any, context: Any) -> pb.ScoreSetResponse:  # noqa: N802
+    def ScoreSet(self, requests: Any, context: Any) -> pb.ScoreSetResponse:
         n = 0
         for i, request in enumerate(requests):
             if i == self.after and self.left:
@@ -198,7 +198,7 @@ class Silent(GlowServiceServicer):
     def __init__(self, reads: int | None) -> None:
         self.reads, self.ended = reads, threading.Event()
 
-    def ScoreSet(self, requests: Any, context: Any) -> pb.ScoreSetResponse:  # noqa: N802
+    def ScoreSet(self, requests: Any, context: Any) -> pb.ScoreSetResponse:
         context.add_callback(self.ended.set)
         for i, _ in enumerate(requests):
             if i + 1 == self.reads:

@@ -1,0 +1,158 @@
+"""How often ScoreSet finds a slight change in sets of 50 images, and how often it raises a false alarm.
+
+    python tests/benchmarks/bench_sets.py models/cifar out/cifar/held_out.npz
+
+The second argument has the images that a training run held out. The test images are used, which nothing was fitted to or
+calibrated on. A set without a change raises a false alarm; each change is made to such sets. Beside the test of the set
+stands the best that p-values of single images can do: the smallest of 50, times 50 (Bonferroni). Sets of one repetition
+have no image in common.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance, ImageFilter
+
+from glowserve.images import UInt8Array, to_pil
+from glowserve.runtime.calibration import open_scorer
+from glowserve.runtime.config import RuntimeConfig
+from glowserve.runtime.engine import Engine
+from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
+from glowserve.runtime.repository import newest_bundle
+from glowserve.scores.conformal import p_values
+from glowserve.scores.sets import SetTest
+
+Float64Array = npt.NDArray[np.float64]
+Change = Callable[[Image.Image], Image.Image]
+
+_BATCH, _RATE, _SEED = 32, 0.05, 0
+
+
+def main() -> None:
+    """Prints a line for each change, the first being none."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("held_out", type=Path, help="held_out.npz of the training run")
+    parser.add_argument("--size", type=int, default=50, help="images of a set (default: 50)")
+    parser.add_argument("--sets", type=int, default=200, help="good sets (default: 200)")
+    parser.add_argument("--changed", type=int, default=40, help="sets with each change (default: 40)")
+    args = parser.parse_args()
+    with np.load(args.held_out) as file:
+        images = file["test"]
+    measure = _Measure(args.bundle)
+    print(f"{len(images)} test images, {len(measure.calibration)} calibration images, sets of {args.size}")
+    print(f"{'':16}{'p <= 0.05':>10}{'p <= 0.01':>10}{'median p':>10}{'single images: p <= 0.05':>26}")
+    for name, change in CHANGES.items():
+        features = measure.features(_changed(images, change))
+        count = args.sets if name == "good" else args.changed
+        found = np.array([measure.p_values(features[rows]) for rows in _sets(len(images), args.size, count)])
+        sets, single = found.T
+        line = f"{name:16}{_percent(sets <= _RATE):>10}{_percent(sets <= 0.01):>10}{np.median(sets):>10.4f}"
+        print(f"{line}{_percent(single <= _RATE):>26}", flush=True)
+        if name == "good":
+            low, high = _binomial(_RATE, count)
+            print(
+                f"  {int((sets <= _RATE).sum())} of {count} false alarms at 5 %; 95 of 100 times {low} to {high}"
+            )
+    print(f"\n{_seconds(measure, args.size):.2f} s for the exchanges of a set of {args.size}, on one core")
+
+
+class _Measure:
+    """Computes features and p-values with a bundle."""
+
+    def __init__(self, path: Path) -> None:
+        bundle = newest_bundle(path)
+        self._engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
+        self._scorer = open_scorer(bundle)
+        self._dimensions = bundle.manifest.image.latent_size
+        calibration = self._scorer.calibration
+        assert calibration is not None
+        self._density = calibration.density
+        self.calibration = calibration.images.features(self._dimensions)
+        self._fitting = calibration.fitting.features(self._dimensions)
+
+    def features(self, images: UInt8Array) -> Float64Array:
+        """[N, F]."""
+        return np.concatenate([self._batch(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+
+    def _batch(self, images: UInt8Array) -> Float64Array:
+        forward = self._engine.forward(images, dequantization_noise(DEFAULT_SEED, images))
+        return self._scorer.parts(forward, self._scorer.complexity(images)).features(self._dimensions)
+
+    def p_values(self, features: Float64Array) -> tuple[float, float]:
+        """That of the set, and the smallest of its images times their number, at most 1."""
+        test = SetTest(features, self.calibration, self._fitting)
+        while not test.run():
+            pass
+        assert self._scorer.oddness is not None
+        smallest = p_values(self._density.oddness(features), self._scorer.oddness).min()
+        return test.p_value, min(1.0, len(features) * float(smallest))
+
+
+def _changed(images: UInt8Array, change: Change) -> UInt8Array:
+    return np.stack([np.asarray(change(to_pil(image))).reshape(image.shape) for image in images])
+
+
+def _noisy(picture: Image.Image) -> Image.Image:
+    pixels = np.asarray(picture)
+    noise = np.random.default_rng(int(pixels.sum())).normal(0, 2, pixels.shape)
+    return Image.fromarray(np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8))
+
+
+def _jpeg(picture: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return Image.open(file)
+
+
+CHANGES: Mapping[str, Change] = {
+    "good": lambda picture: picture,
+    "blur 0.5": lambda picture: picture.filter(ImageFilter.GaussianBlur(0.5)),
+    "blur 0.3": lambda picture: picture.filter(ImageFilter.GaussianBlur(0.3)),
+    "noise 2": _noisy,
+    "JPEG 90": _jpeg,
+    "contrast 0.9": lambda picture: ImageEnhance.Contrast(picture).enhance(0.9),
+    "contrast 1.1": lambda picture: ImageEnhance.Contrast(picture).enhance(1.1),
+    "brightness 0.9": lambda picture: ImageEnhance.Brightness(picture).enhance(0.9),
+    "sharpness 1.2": lambda picture: ImageEnhance.Sharpness(picture).enhance(1.2),
+    "rotated by 5": lambda picture: picture.rotate(5, Image.Resampling.BILINEAR),
+    "upside down": lambda picture: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+}
+
+
+def _sets(images: int, size: int, count: int) -> list[npt.NDArray[np.int64]]:
+    """The rows of so many sets: as many without a common image as there are, then of another order of the images."""
+    rng, found = np.random.default_rng(_SEED), list[npt.NDArray[np.int64]]()
+    while len(found) < count:
+        found += list(rng.permutation(images)[: images // size * size].reshape(-1, size))
+    return found[:count]
+
+
+def _percent(hits: npt.NDArray[np.bool_]) -> str:
+    return f"{100 * hits.mean():.1f} %"
+
+
+def _binomial(rate: float, n: int) -> tuple[int, int]:
+    """The counts between which 95 of 100 draws of a binomial distribution lie."""
+    draws = np.random.default_rng(_SEED).binomial(n, rate, 1_000_000)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return int(low), int(high)
+
+
+def _seconds(measure: _Measure, size: int) -> float:
+    began = time.perf_counter()
+    measure.p_values(measure.calibration[:size])
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
