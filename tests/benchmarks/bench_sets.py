@@ -1,11 +1,11 @@
 """How often ScoreSet finds a slight change in sets of 50 images, and how often it raises a false alarm.
 
-    python tests/benchmarks/bench_sets.py models/cifar out/cifar/held_out.npz
+    python tests/benchmarks/bench_sets.py models/cifar data/cifar10-jpeg/test.parquet
 
-The second argument has the images that a training run held out. The test images are used, which nothing was fitted to or
-calibrated on. A set without a change raises a false alarm; each change is made to such sets. Beside the test of the set
-stands the best that p-values of single images can do: the smallest of 50, times 50 (Bonferroni). Sets of one repetition
-have no image in common.
+The second argument has images that nothing was trained on, fitted to or calibrated on: a Parquet file of pictures, or
+held_out.npz of a training run, of which the test images are taken. An alarm for a set without a change is false. Beside
+the test of a set stands the best that p-values of single images can do: the smallest of 50, times 50 (Bonferroni). Sets
+have no image in common as long as there are enough.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
+from glowserve.cli.picture_tables import PictureTable
 from glowserve.images import UInt8Array, to_pil
+from glowserve.pictures import Pictures
 from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
@@ -41,14 +43,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("held_out", type=Path, help="held_out.npz of the training run")
+    parser.add_argument("images", type=Path, help="a .parquet file of pictures, or held_out.npz")
     parser.add_argument("--size", type=int, default=50, help="images of a set (default: 50)")
     parser.add_argument("--sets", type=int, default=200, help="good sets (default: 200)")
     parser.add_argument("--changed", type=int, default=40, help="sets with each change (default: 40)")
     args = parser.parse_args()
-    with np.load(args.held_out) as file:
-        images = file["test"]
     measure = _Measure(args.bundle)
+    images = measure.images(args.images)
     print(f"{len(images)} test images, {len(measure.calibration)} calibration images, sets of {args.size}")
     print(f"{'':16}{'p <= 0.05':>10}{'p <= 0.01':>10}{'median p':>10}{'single images: p <= 0.05':>26}")
     for name, change in CHANGES.items():
@@ -70,7 +71,7 @@ class _Measure:
     """Computes features and p-values with a bundle."""
 
     def __init__(self, path: Path) -> None:
-        bundle = newest_bundle(path)
+        bundle = self._bundle = newest_bundle(path)
         self._engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
         self._scorer = open_scorer(bundle)
         self._dimensions = bundle.manifest.image.latent_size
@@ -79,6 +80,16 @@ class _Measure:
         self._density = calibration.density
         self.calibration = calibration.images.features(self._dimensions)
         self._fitting = calibration.fitting.features(self._dimensions)
+
+    def images(self, path: Path) -> UInt8Array:
+        """The images of a file, uint8 [N, H, W, C]."""
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                images: UInt8Array = file["test"]
+                return images
+        table, bundle = PictureTable(path), self._bundle
+        files = [table.read(row) for row in range(len(table))]
+        return np.concatenate([Pictures([file], bundle.shape, bundle.preparation).decode() for file in files])
 
     def features(self, images: UInt8Array) -> Float64Array:
         """[N, F]."""

@@ -214,7 +214,7 @@ def test_a_service_that_takes_or_answers_nothing_is_given_up(connect: Connect, r
     images = (np.zeros((1000, 1000, 3), np.uint8) for _ in range(30 if reads else 2))
     with serve(servicer) as target, connect(target, timeout=1) as client:
         began = time.monotonic()
-        with pytest.raises(glowserve.RequestError, match="DEADLINE_EXCEEDED.*within 1 s"):
+        with pytest.raises(glowserve.RequestError, match=r"DEADLINE_EXCEEDED.*within 1 s"):
             client.score_set(images)
         assert time.monotonic() - began < 30
         assert servicer.ended.wait(60)
