@@ -135,7 +135,8 @@ class _Images:
     def _prepared(self, i: int, name: str) -> UInt8Array:
         found = read_image(i, open_picture(name))
         assert isinstance(found, tuple)  # a file
-        return Pictures([found[0]], self._shape, self._preparation).decode()[0]
+        image: UInt8Array = Pictures([found[0]], self._shape, self._preparation).decode()[0]
+        return image
 
 
 def _lines(score: glowserve.SetScore, rate: float, differs: bool) -> Iterator[str]:

@@ -5,18 +5,20 @@ they would after any exchange of images between them (Fisher 1935; for random ex
 Phipson and Smyth 2010, arXiv:1603.05766). p-values of single images share their calibration, and must not be combined
 as if they were independent (Bates et al. 2021, arXiv:2104.08279). Rows that are permuted together have no such flaw.
 
-The difference is the maximum mean discrepancy (Gretton et al. 2012, JMLR 13) of the features with the polynomial kernel
-(1 + x . y)^2, as in the kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, there of degree 3). It sees
-shifts of means, of spreads and of correlations, and is the distance of the means of an explicit embedding: the cost of
-an exchange grows with the images of the smaller group alone.
+The difference is the maximum mean discrepancy (Gretton et al. 2012, JMLR 13) with the kernel (1 + x . y / F)^2, as in the
+kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, there of degree 3): it sees shifts of means, of
+spreads and of correlations. It is a distance of means of an explicit embedding, so that the cost of an exchange grows
+with the images of the smaller group alone. x and y are normal scores: for features of any distribution, tests of these
+lose nothing to those of the features themselves (Chernoff and Savage 1958), and no image counts for more than its rank.
 
-Shapes: m images of the set, n calibration images, f fitting images, F features, E dimensions of the embedding.
+Shapes: m images of the set, n calibration images, f fitting images, F features, N all images, E dimensions of the embedding.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +39,6 @@ FEWEST_IMAGES = 2
 # More calibration images would make a p-value more costly, and hardly sharper.
 _MOST_CALIBRATION_IMAGES = 10_000
 _SEED = 0
-# Whitened features beyond this count as this: one image far out must not hide what the others have in common.
-_FARTHEST = 5.0
 # Part of the variance of a feature that is added to it, so that few fitting images have a covariance, too.
 _RIDGE = 1e-4
 # Numbers that are gathered at once, and in one call of `run`.
@@ -64,8 +64,8 @@ class FeatureDifference:
 class SetTest:
     """The test of one set. It is computed in parts, so that no other work waits for long.
 
-    The set's features may be anything: an image that is not finite counts as one whose features are all the largest.
-    Features are whitened and bounded by the fitting images alone, which are on neither side of the comparison.
+    An image that is not finite ranks last in everything. Whatever is computed of rows is a function of all rows together,
+    whichever group they belong to, or of the fitting images, which are in neither.
 
     Args:
         features: of the set, [m, F], m at least 1.
@@ -78,12 +78,13 @@ class SetTest:
         m, n = len(features), len(calibration)
         self.calibration_images = n
         """How many calibration images count."""
-        self.resolution = 1 / min(EXCHANGES + 1, math.comb(m + n, m))
+        splits = math.comb(m + n, m) // (2 if m == n else 1)  # two halves may change places
+        self.resolution = 1 / min(EXCHANGES + 1, splits)
         """The smallest p-value that is possible with so many images."""
-        rows = _whitened(np.concatenate([features, calibration]), fitting)
-        # In an order of their own: so the p-value does not depend on the order of the images.
+        rows = np.concatenate([features, calibration])
+        rows[~np.isfinite(rows).all(axis=1)] = np.inf
         order = np.lexsort(rows.T)
-        embedded = _embedding(rows[order])
+        embedded = _embedding(_normal_scores(_whitened(rows[order], fitting)))
         self._embedded = embedded - embedded.mean(axis=0)  # [m + n, E]
         # Since the sum over all rows is 0, that over one group tells that over the other: the smaller one is summed.
         self._smaller = min(m, n)
@@ -149,23 +150,39 @@ def differences(features: Float64Array, calibration: Float64Array) -> tuple[Feat
 
 
 def _whitened(rows: Float64Array, fitting: Float64Array) -> Float64Array:
-    """Rows, [N, F], in coordinates in which the fitting images are uncorrelated and have variance 1; bounded."""
+    """Sorted rows, [N, F], in coordinates in which the fitting images are uncorrelated and have variance 1."""
     centre, scale = fitting.mean(axis=0), fitting.std(axis=0)
     scale = np.where(scale > 1e-6, scale, 1e-6)  # such as the complexity of images that are all alike
     standard = (fitting - centre) / scale
     covariance = standard.T @ standard / len(fitting) + _RIDGE * np.eye(len(centre))
     variances, axes = np.linalg.eigh(covariance)
-    finite = np.isfinite(rows).all(axis=1)
+    # Rows that are alike stay so: products of matrices round by place.
+    distinct = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
     with np.errstate(over="ignore", invalid="ignore"):
-        whitened = (np.where(finite[:, None], rows, 0.0) - centre) / scale @ (axes / np.sqrt(variances))
-    whitened[~finite] = np.inf
-    bounded: Float64Array = np.clip(np.nan_to_num(whitened, nan=np.inf), -_FARTHEST, _FARTHEST)
-    return bounded
+        whitened = (rows[distinct] - centre) / scale @ (axes / np.sqrt(variances))
+    whitened[~np.isfinite(whitened).all(axis=1)] = np.inf
+    return whitened[np.cumsum(distinct) - 1]
+
+
+def _normal_scores(rows: Float64Array) -> Float64Array:
+    """The quantile of a normal distribution to which each value of a column has its rank (van der Waerden), [N, F].
+
+    Values that are alike have the mean of their ranks.
+    """
+    n = len(rows)
+    quantiles = [NormalDist().inv_cdf(rank / (n + 1)) for rank in range(1, n + 1)]
+    scores = np.empty_like(rows)
+    for column, values in enumerate(rows.T):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks = np.cumsum(counts) - (counts - 1) / 2
+        scores[:, column] = np.interp(ranks, np.arange(1, n + 1), quantiles)[places]
+    return scores
 
 
 def _embedding(rows: Float64Array) -> Float64Array:
-    """The embedding of (1 + x . y)^2 without its constant: [N, F] to [N, E], E = F + F (F + 1) / 2."""
-    first, second = np.triu_indices(rows.shape[1])
+    """The embedding of F^2 (1 + x . y / F)^2 without its constant: [N, F] to [N, E], E = F + F (F + 1) / 2."""
+    features = rows.shape[1]
+    first, second = np.triu_indices(features)
     weights = np.where(first == second, 1.0, math.sqrt(2))
     products = weights * rows[:, first] * rows[:, second]
-    return np.concatenate([math.sqrt(2) * rows, products], axis=1)
+    return np.concatenate([math.sqrt(2 * features) * rows, products], axis=1)

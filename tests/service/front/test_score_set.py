@@ -203,7 +203,7 @@ def test_a_set_has_no_more_images_under_way_than_a_call_may_bring(
         call.cancel()
         endless.last.set()
         wait_for(lambda: queue_length(server) == 0)
-        assert server._manager._models.find("digits", 0)._leases == 0
+        wait_for(lambda: server._manager._models.find("digits", 0)._leases == 0)
 
 
 def test_the_bytes_of_a_set_are_given_back_as_its_images_are_scored(
