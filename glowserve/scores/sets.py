@@ -5,13 +5,14 @@ they would after any exchange of images between them (Fisher 1935; for random ex
 Phipson and Smyth 2010, arXiv:1603.05766). p-values of single images share their calibration, and must not be combined
 as if they were independent (Bates et al. 2021, arXiv:2104.08279). Rows that are permuted together have no such flaw.
 
-The difference is the maximum mean discrepancy (Gretton et al. 2012, JMLR 13) with the kernel (1 + x . y / F)^2, as in the
-kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, there of degree 3): it sees shifts of means, of
-spreads and of correlations. It is a distance of means of an explicit embedding, so that the cost of an exchange grows
-with the images of the smaller group alone. x and y are normal scores: for features of any distribution, tests of these
-lose nothing to those of the features themselves (Chernoff and Savage 1958), and no image counts for more than its rank.
+The difference is the maximum mean discrepancy (Gretton et al. 2012, JMLR 13) with the kernel (1 + x . y / F)^2, like
+that of the kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, of degree 3): it sees shifts of means,
+of spreads and of correlations. It is a distance of means of an explicit embedding, so that the cost of an exchange grows
+with the images of the smaller group alone. x and y are normal scores: whatever the distribution of the features, tests
+of shifts lose nothing by them (Chernoff and Savage 1958), and no image counts for more than its rank.
 
-Shapes: m images of the set, n calibration images, f fitting images, F features, N all images, E dimensions of the embedding.
+Shapes: m images of the set, n calibration images, N = m + n, f fitting images, F features, E dimensions of the
+embedding.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class FeatureDifference:
 class SetTest:
     """The test of one set. It is computed in parts, so that no other work waits for long.
 
-    An image that is not finite ranks last in everything. Whatever is computed of rows is a function of all rows together,
+    An image that is not finite ranks last in everything. Whatever is computed from rows is a function of all of them,
     whichever group they belong to, or of the fitting images, which are in neither.
 
     Args:

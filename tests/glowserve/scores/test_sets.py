@@ -135,7 +135,7 @@ def shifted(rows: Rows, size: float, direction: int) -> Rows:
         lambda rows: shifted(rows, 0.9, 1),
         lambda rows: shifted(rows, -0.9, 2),
         lambda rows: rows.mean(axis=0) + 1.7 * (rows - rows.mean(axis=0)),
-        lambda rows: rows.mean(axis=0) + 0.5 * (rows - rows.mean(axis=0)),
+        lambda rows: rows.mean(axis=0) + 0.4 * (rows - rows.mean(axis=0)),
         lambda rows: np.repeat(rows[:1], len(rows), axis=0),
     ],
     ids=["along the first", "along the second", "against the third", "wider", "narrower", "all the same"],
