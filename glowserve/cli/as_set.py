@@ -62,9 +62,9 @@ def score_set(args: argparse.Namespace) -> int:
         try:
             score = target.client.score_set(images, model=manifest.model, version=manifest.version)
         except glowserve.RequestError as error:
-            if images.read >= FEWEST_IMAGES:
+            if images.readable >= FEWEST_IMAGES:
                 raise
-            few = f"{images.read} of {len(files)} files can be read; a set takes {FEWEST_IMAGES}"
+            few = f"{images.readable} of {len(files)} files can be read; a set takes {FEWEST_IMAGES}"
             raise Failure(few, 1) from error
     files.report_left_out()
     rate = max(DEFAULT_FALSE_ALARM_RATE, score.resolution) if asked is None else asked
@@ -116,7 +116,7 @@ class _Images:
         image, preparation = manifest.image, manifest.preparation
         self._shape = image.height, image.width, image.channels
         self._preparation = Preparation(preparation.filter, preparation.background)
-        self.read = 0
+        self.readable = 0
         """How many could be read."""
 
     def __iter__(self) -> Iterator[UInt8Array]:
@@ -128,7 +128,7 @@ class _Images:
                 reason = explanation(ImageError(i, name, text.removeprefix(f"{name}: ")))
                 tqdm.write(f"glowserve: {printable(f'{name}: {reason}')}", file=sys.stderr)
             else:
-                self.read += 1
+                self.readable += 1
                 yield image
             self._bar.update()
 

@@ -201,7 +201,7 @@ def test_a_large_set_is_computed_in_many_short_parts(rng: np.random.Generator) -
 
 
 def test_of_many_calibration_images_the_first_count(rng: np.random.Generator) -> None:
-    assert SetTest(normal(rng, 2), normal(rng, 10_001), normal(rng, 9)).calibration_images == 10_000
+    assert SetTest(normal(rng, 2), normal(rng, 4_001), normal(rng, 9)).calibration_images == 4_000
 
 
 # What differs
