@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=200, help="good sets (default: 200)")
     parser.add_argument("--changed", type=int, default=40, help="sets with each change (default: 40)")
     args = parser.parse_args()
+    _print_costs()
     measure = _Measure(args.bundle)
     images = measure.images(args.images)
     print(f"{len(images)} images, {len(measure.calibration)} calibration images, sets of {args.size}\n")
@@ -66,6 +68,19 @@ def main() -> None:
             drawn = _drawn_anew(measure, features, args.size, count)
             print(_alarms("false alarms at 5 %", found))
             print(_alarms("false alarms at 5 %, with calibration images drawn anew for each set", drawn))
+
+
+def _print_costs() -> None:
+    """The processor time of the exchanges of sets, of random features."""
+    rng = np.random.default_rng(_SEED)
+    for size, calibration in ((50, 1000), (100_000, 4000)):
+        fitting, images, reference = (rng.normal(size=(n, 3)) for n in (1000, size, calibration))
+        began = time.thread_time()
+        test = SetTest(images, reference, fitting)
+        while not test.run():
+            pass
+        print(f"{size} beside {calibration} calibration images: {time.thread_time() - began:.2f} s")
+    print()
 
 
 def _alarms(what: str, p_values: Float64Array) -> str:
