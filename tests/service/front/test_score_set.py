@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from glowserve.images import UInt8Array, encode_png
+from glowserve.runtime import image_set
 from glowserve.scores import sets
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
@@ -22,7 +23,7 @@ from tests.servers import RunServer, StartServer
 from tests.service.engines import held
 from tests.service.metrics import ended, in_flight, queue_length, value
 from tests.service.stubs import connect
-from tests.service.wire import encoded, raw, refusal, wait_for, wait_until_still
+from tests.service.wire import encoded, raw, refusal, wait_for
 
 STUCK: dict[str, Any] = {"max_batch_size": 1000, "max_queue_delay_ms": 600_000.0, "drain_seconds": 0}
 """Images wait for a batch that is never full."""
@@ -310,14 +311,14 @@ def test_a_server_that_stops_answers_a_set_that_is_complete(
         assert call.result(60).n == 50
 
 
-def test_a_caller_that_never_ends_its_set_holds_little(run_server: RunServer, digits: UInt8Array) -> None:
-    """100,000 images of three features are 2.4 MB."""
+def test_a_caller_that_never_ends_its_set_is_refused_at_the_most(
+    run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_set, "MAX_IMAGES", 1000)
     with run_server() as server, connect(server) as stubs:
         endless = Endless(part(digits[:128]))
-        call = stubs.glow.ScoreSet.future(iter(endless))
-        wait_for(lambda: in_flight(server) == 0)
+        code, message = refusal(lambda: stubs.glow.ScoreSet(iter(endless), timeout=60))
         endless.last.set()
-        code, message = refusal(lambda: call.result(60))
         assert code is INVALID
-        assert "images: 128 images after 99968; a set has at most 100000" in message
-        wait_until_still(lambda: queue_length(server))
+        assert message.startswith("requests[7]: images: 128 images after 896; a set has at most 1000")
+        wait_for(lambda: in_flight(server) == 0)
