@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from glowserve.client.client import Client
     from glowserve.client.errors import RequestError
     from glowserve.images import InvalidImageError
-    from glowserve.results import Encodings, Explanations, ImageError, ModelInfo, Samples, ScoredImages
+    from glowserve.results import (
+        Encodings,
+        Explanations,
+        ImageError,
+        ModelInfo,
+        Samples,
+        ScoredImages,
+        SetScore,
+    )
     from glowserve.scores import Scores
+    from glowserve.scores.sets import FeatureDifference
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Encodings",
     "Explanations",
+    "FeatureDifference",
     "ImageError",
     "InvalidImageError",
     "ModelInfo",
@@ -31,6 +41,7 @@ __all__ = [
     "Samples",
     "ScoredImages",
     "Scores",
+    "SetScore",
     "open",
 ]
 
@@ -41,6 +52,7 @@ _MODULES = {
     "Client": "glowserve.client.client",
     "Encodings": "glowserve.results",
     "Explanations": "glowserve.results",
+    "FeatureDifference": "glowserve.scores.sets",
     "ImageError": "glowserve.results",
     "InvalidImageError": "glowserve.images",
     "ModelInfo": "glowserve.results",
@@ -48,6 +60,7 @@ _MODULES = {
     "Samples": "glowserve.results",
     "ScoredImages": "glowserve.results",
     "Scores": "glowserve.scores",
+    "SetScore": "glowserve.results",
 }
 
 

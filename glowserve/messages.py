@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from glowserve.images import UInt8Array, decode_png
-from glowserve.results import Encodings, Explanations, ModelInfo, Samples
+from glowserve.results import Encodings, Explanations, ModelInfo, Samples, SetScore
 from glowserve.scores import TABLE, Part, Score, Scores
+from glowserve.scores.sets import FeatureDifference
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import tensor_pb2
 
@@ -138,6 +139,35 @@ def encodings_of(responses: Sequence[pb.EncodeResponse]) -> Encodings:
     mismatched = [value for response in responses for value in response.mismatched_values]
     first = responses[0].model
     return Encodings(np.concatenate(latents), np.array(mismatched, np.int64), first.name, first.version)
+
+
+def set_score_message(score: SetScore) -> pb.ScoreSetResponse:
+    """The score of a set as a ScoreSetResponse."""
+    kept = {
+        name: value for name, value in vars(score).items() if name not in ("model", "version", "features")
+    }
+    return pb.ScoreSetResponse(
+        model=pb.ModelVersion(name=score.model, version=score.version),
+        features=[pb.FeatureDifference(**vars(feature)) for feature in score.features],
+        **kept,
+    )
+
+
+def set_score_of(response: pb.ScoreSetResponse) -> SetScore:
+    """The score of a set in a response."""
+    return SetScore(
+        p_value=response.p_value,
+        resolution=response.resolution,
+        n=response.n,
+        calibration_images=response.calibration_images,
+        features=tuple(FeatureDifference(each.name, each.shift, each.spread) for each in response.features),
+        bits_per_dim=response.bits_per_dim,
+        not_finite=response.not_finite,
+        anomalous=response.anomalous,
+        false_alarm_rate=response.false_alarm_rate,
+        model=response.model.name,
+        version=response.model.version,
+    )
 
 
 def model_infos(response: pb.ListModelsResponse) -> list[ModelInfo]:

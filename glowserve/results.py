@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from glowserve.scores import Part, Scores
+from glowserve.scores.sets import FeatureDifference
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,44 @@ class Encodings:
 
     def __len__(self) -> int:
         return len(self.latents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetScore:
+    """Whether a set of images, as a whole, comes from the distribution of the calibration images: docs/sets.md."""
+
+    p_value: float
+    """The number to act on: of sets of images like the calibration images, at most the share a has a value up to a."""
+
+    resolution: float
+    """The smallest p-value that a set of so many images can have."""
+
+    n: int
+    """The number of images in the set."""
+
+    calibration_images: int
+    """The number of calibration images that the set was compared with."""
+
+    features: tuple[FeatureDifference, ...]
+    """How each feature of the set's finite images differs; empty if no image is finite."""
+
+    bits_per_dim: float
+    """The mean over the finite images; infinity if none is."""
+
+    not_finite: int
+    """The number of images whose log-likelihood is not finite."""
+
+    anomalous: float
+    """The share of the images, 0 to 1, that are anomalous by themselves at `false_alarm_rate`."""
+
+    false_alarm_rate: float
+    """0.01, or the resolution of single images where that is coarser."""
+
+    model: str
+    """The model's name."""
+
+    version: int
+    """The model's version."""
 
 
 @dataclass(frozen=True)

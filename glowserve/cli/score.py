@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--false-alarm-rate",
         type=float,
         metavar="RATE",
-        help="call pictures anomalous at this rate of false alarms; default: 0.01, or the finest that the calibration "
-        "permits",
+        help="call pictures, or a set, anomalous at this rate of false alarms; default: 0.01, or the finest that the "
+        "calibration permits",
     )
     parser.add_argument(
         "--importance-samples",
@@ -80,7 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw a heat map of each picture into this folder, and print which parts of it are out of line",
     )
     parser.add_argument(
-        "--fail-on-anomaly", action="store_true", help="exit with code 3 if a picture is anomalous"
+        "--as-set",
+        action="store_true",
+        help="tell whether all pictures together come from the distribution of the calibration images",
+    )
+    parser.add_argument(
+        "--fail-on-anomaly",
+        action="store_true",
+        help="exit with code 3 if a picture is anomalous; with --as-set, if the set is",
     )
     parser.add_argument(
         "--engine",
@@ -100,6 +107,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         Failure: an argument is wrong, a folder has no pictures, or a call failed.
     """
+    if args.as_set:
+        from glowserve.cli.as_set import score_set
+
+        return score_set(args)
     wanted = _wanted(args)
     if args.explain:
         _check_explain(args)

@@ -12,15 +12,17 @@ import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client import requests
+from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
 from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
 from glowserve.client.reading import Reading
+from glowserve.client.set_requests import SetRequests
 from glowserve.client.transports.base import AsyncTransport
 from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_asyncio import AsyncGrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
-from glowserve.results import Encodings, Explanations, ModelInfo, Samples, ScoredImages
+from glowserve.results import Encodings, Explanations, ModelInfo, Samples, ScoredImages, SetScore
 from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
@@ -145,6 +147,17 @@ class AsyncClient:
 
         responses = self._fitting.calls_async(explain, _read_in_threads(portions(images)))
         return messages.explanations_of([response async for response in responses])
+
+    async def score_set(
+        self, images: Iterable[ImageLike] | ImageLike, *, model: str = "", version: int = 0
+    ) -> SetScore:
+        """See `Client.score_set`. `images` is read in a thread."""
+        outgoing = SetRequests(images, model, version, self._fitting)
+        while True:
+            try:
+                return messages.set_score_of(await self._transport.score_set(outgoing))
+            except RequestError as refusal:
+                outgoing.fit(refusal)
 
     async def sample(
         self,

@@ -11,15 +11,17 @@ import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client import requests
+from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
 from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
 from glowserve.client.reading import Reading
+from glowserve.client.set_requests import SetRequests
 from glowserve.client.transports.base import Transport
 from glowserve.client.transports.channel import TIMEOUT_SECONDS, ChannelSettings, check_transport
 from glowserve.client.transports.grpc_transport import GrpcTransport
 from glowserve.credentials import FilePath
 from glowserve.images import UInt8Array
-from glowserve.results import Encodings, Explanations, ModelInfo, Samples, ScoredImages
+from glowserve.results import Encodings, Explanations, ModelInfo, Samples, ScoredImages, SetScore
 from glowserve.scores import Scores
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.manifest_pb2 import Manifest
@@ -199,6 +201,33 @@ class Client:
             return self._transport.explain(requests.explain_request(part, model, version))
 
         return messages.explanations_of(list(self._fitting.calls(explain, portions(images))))
+
+    def score_set(
+        self, images: Iterable[ImageLike] | ImageLike, *, model: str = "", version: int = 0
+    ) -> SetScore:
+        """Tells whether images, as a whole, come from the distribution of a model's calibration images.
+
+        Finds shifts that are too small to show in any single image; docs/sets.md says what it promises. Images are read
+        as they are sent, over one stream. `timeout` applies to each wait for the service. If it stops or refuses the
+        call for a while, a set of up to 64 MiB is sent again.
+
+        Args:
+            images: an iterable of paths, bytes of files, open files, Pillow images or uint8 arrays [H, W] or [H, W, C];
+                or an array [N, H, W, C]; 2 to 100,000 images.
+            model: the model's name.
+            version: the model's version.
+
+        Raises:
+            RequestError: the call was refused or failed; `reason` is "NOT_CALIBRATED" if the model's bundle has no
+                calibration.
+            InvalidImageError, OSError, TypeError, ValueError: see `score`.
+        """
+        outgoing = SetRequests(images, model, version, self._fitting)
+        while True:
+            try:
+                return messages.set_score_of(self._transport.score_set(outgoing))
+            except RequestError as refusal:
+                outgoing.fit(refusal)
 
     def sample(
         self,

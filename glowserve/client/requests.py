@@ -47,7 +47,7 @@ class ScoreArguments:
         """
         draws = _integer("importance_samples", self.importance_samples, bits=32)
         return pb.ScoreRequest(
-            model=_spec(self.model, self.version),
+            model=spec(self.model, self.version),
             images=messages.images_message(portion),
             seed=_seed(self.seed),
             scores=self.scores,
@@ -87,7 +87,7 @@ def sample_request(
     if not isinstance(temperature, Real):
         raise TypeError(f"temperature is {temperature!r}; pass a number")
     return pb.SampleRequest(
-        model=_spec(model, version),
+        model=spec(model, version),
         n=_integer("n", n, bits=32),
         temperature=float(temperature),
         seed=_seed(seed),
@@ -101,7 +101,12 @@ def explain_request(portion: Portion, model: str, version: int) -> pb.ExplainReq
     Raises:
         TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
-    return pb.ExplainRequest(model=_spec(model, version), images=messages.images_message(portion))
+    return pb.ExplainRequest(model=spec(model, version), images=messages.images_message(portion))
+
+
+def set_request(portion: Portion, spec: pb.ModelSpec) -> pb.ScoreSetRequest:
+    """One of the requests of a set."""
+    return pb.ScoreSetRequest(model=spec, images=messages.images_message(portion))
 
 
 def encode_request(portion: Portion, model: str, version: int) -> pb.EncodeRequest:
@@ -110,7 +115,7 @@ def encode_request(portion: Portion, model: str, version: int) -> pb.EncodeReque
     Raises:
         TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
-    return pb.EncodeRequest(model=_spec(model, version), images=messages.images_message(portion))
+    return pb.EncodeRequest(model=spec(model, version), images=messages.images_message(portion))
 
 
 def decode_request(portion: Portion, model: str, version: int) -> pb.DecodeRequest:
@@ -120,7 +125,7 @@ def decode_request(portion: Portion, model: str, version: int) -> pb.DecodeReque
         TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
     tensor = messages.float_tensor(np.asarray(portion))
-    return pb.DecodeRequest(model=_spec(model, version), latents=tensor, format=pb.IMAGE_FORMAT_RAW)
+    return pb.DecodeRequest(model=spec(model, version), latents=tensor, format=pb.IMAGE_FORMAT_RAW)
 
 
 def interpolate_request(
@@ -133,7 +138,7 @@ def interpolate_request(
         InvalidImageError, OSError, TypeError: see `inputs.pair`.
     """
     return pb.InterpolateRequest(
-        model=_spec(model, version),
+        model=spec(model, version),
         images=messages.images_message(pair(one, other)),
         steps=_integer("steps", steps, bits=32),
         format=pb.IMAGE_FORMAT_RAW,
@@ -146,7 +151,18 @@ def model_request(model: str, version: int) -> pb.GetModelRequest:
     Raises:
         TypeError, ValueError: the model or the version has a wrong type or is out of range.
     """
-    return pb.GetModelRequest(model=_spec(model, version))
+    return pb.GetModelRequest(model=spec(model, version))
+
+
+def spec(model: str, version: int) -> pb.ModelSpec:
+    """A ModelSpec.
+
+    Raises:
+        TypeError, ValueError: the model or the version has a wrong type or is out of range.
+    """
+    if not isinstance(model, str):
+        raise TypeError(f"model is {model!r}; pass its name")
+    return pb.ModelSpec(name=model, version=_integer("version", version, bits=64))
 
 
 def _names(scores: Iterable[str]) -> list[str]:
@@ -168,12 +184,6 @@ def _rate(rate: float | None) -> float | None:
 
 def _seed(seed: int | None) -> int | None:
     return None if seed is None else _integer("seed", seed, bits=64)
-
-
-def _spec(model: str, version: int) -> pb.ModelSpec:
-    if not isinstance(model, str):
-        raise TypeError(f"model is {model!r}; pass its name")
-    return pb.ModelSpec(name=model, version=_integer("version", version, bits=64))
 
 
 def _integer(name: str, value: int, bits: int) -> int:

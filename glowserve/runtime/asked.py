@@ -68,17 +68,25 @@ def read_asked(
             f"false_alarm_rate is {false_alarm_rate:g}; it must lie between 0 and 1", "false_alarm_rate"
         )
     wanted = all_asked(names, false_alarm_rate, importance_samples)
-    for name in sorted(
-        wanted, key=lambda name: name not in names
-    ):  # an error names what the caller has named
-        _require(name, bundle, scorer)
+    for name in sorted(wanted, key=lambda name: name not in names):  # what the caller has named first
+        require(f"score {name!r}", TABLE[name].needs, bundle, scorer)
     if false_alarm_rate is not None:
         _check_resolution(false_alarm_rate, scorer)
     return Asked(scores=wanted, false_alarm_rate=false_alarm_rate, importance_samples=importance_samples)
 
 
-def _require(name: str, bundle: Bundle, scorer: Scorer) -> None:
-    needs = TABLE[name].needs
+def require(what: str, needs: Needs, bundle: Bundle, scorer: Scorer) -> None:
+    """Checks that a model can compute something.
+
+    Args:
+        what: the thing, for the message.
+        needs: what it is computed from.
+        bundle: the model's.
+        scorer: the model's.
+
+    Raises:
+        NotCalibratedError: the bundle lacks the calibration that it needs.
+    """
     if scorer.computes(needs):
         return
     model = f"{bundle.manifest.model} version {bundle.manifest.version}"
@@ -89,7 +97,7 @@ def _require(name: str, bundle: Bundle, scorer: Scorer) -> None:
             "was calibrated with another version of the WebP library, whose files have other sizes than here"
         )
     raise NotCalibratedError(
-        f"score {name!r}: {model} {why}; `glowserve calibrate REPOSITORY/{bundle.manifest.model} --data DATA` "
+        f"{what}: {model} {why}; `glowserve calibrate REPOSITORY/{bundle.manifest.model} --data DATA` "
         "writes a version that is calibrated here"
     )
 

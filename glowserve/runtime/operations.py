@@ -22,7 +22,7 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
-from glowserve.runtime.engine import Float32Array, Reverse
+from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
 from glowserve.runtime.randomness import (
@@ -34,6 +34,7 @@ from glowserve.runtime.randomness import (
 )
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
 from glowserve.scores import NOTHING_ELSE, Asked, Needs, Part, Scores
+from glowserve.scores.parts import Parts
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -100,6 +101,31 @@ async def score(
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
+    return (await _score(runner, images, seed, asked))[0]
+
+
+async def score_with_parts(
+    runner: Runner, images: ImageSource | Pictures, asked: Asked
+) -> tuple[Scores, Parts]:
+    """Scores images with the noise of the default seed, and keeps their parts.
+
+    Args:
+        runner: runs the model.
+        images: the N images.
+        asked: which scores are computed; among them one that needs the images' complexity.
+
+    Raises:
+        GlowserveError: an image cannot be decoded, or the runner refuses the rows.
+    """
+    scores, forward, complexity = await _score(runner, images, DEFAULT_SEED, asked)
+    assert complexity is not None
+    return scores, runner.scorer.parts(forward, complexity)
+
+
+async def _score(
+    runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked
+) -> tuple[Scores, Forward, Float64Array | None]:
+    """The scores of images, the output of the forward graph for p-values, and the complexity if it is needed."""
     array, noise, complexity = await _prepare(
         runner, await _decoded(runner, images), seed, with_complexity=Needs.CODEC in asked.needs
     )
@@ -118,7 +144,7 @@ async def score(
         draws=await _later_draws(runner, array, seed, asked.importance_samples),
     )
     runner.scored(scores)
-    return scores
+    return scores, reference, complexity
 
 
 async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanations:

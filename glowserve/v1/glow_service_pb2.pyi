@@ -308,3 +308,45 @@ class GraphPlacement(_message.Message):
     provider: str
     nodes: int
     def __init__(self, graph: _Optional[str] = ..., provider: _Optional[str] = ..., nodes: _Optional[int] = ...) -> None: ...
+
+class ScoreSetRequest(_message.Message):
+    __slots__ = ("model", "images")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    images: Images
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+
+class ScoreSetResponse(_message.Message):
+    __slots__ = ("model", "n", "p_value", "resolution", "calibration_images", "features", "bits_per_dim", "not_finite", "anomalous", "false_alarm_rate")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
+    NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
+    ANOMALOUS_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_RATE_FIELD_NUMBER: _ClassVar[int]
+    model: ModelVersion
+    n: int
+    p_value: float
+    resolution: float
+    calibration_images: int
+    features: _containers.RepeatedCompositeFieldContainer[FeatureDifference]
+    bits_per_dim: float
+    not_finite: int
+    anomalous: float
+    false_alarm_rate: float
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., n: _Optional[int] = ..., p_value: _Optional[float] = ..., resolution: _Optional[float] = ..., calibration_images: _Optional[int] = ..., features: _Optional[_Iterable[_Union[FeatureDifference, _Mapping]]] = ..., bits_per_dim: _Optional[float] = ..., not_finite: _Optional[int] = ..., anomalous: _Optional[float] = ..., false_alarm_rate: _Optional[float] = ...) -> None: ...
+
+class FeatureDifference(_message.Message):
+    __slots__ = ("name", "shift", "spread")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shift: float
+    spread: float
+    def __init__(self, name: _Optional[str] = ..., shift: _Optional[float] = ..., spread: _Optional[float] = ...) -> None: ...

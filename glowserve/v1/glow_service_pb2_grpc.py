@@ -88,6 +88,11 @@ class GlowServiceStub(object):
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.SampleRequest.SerializeToString,
                 response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.SampleResponse.FromString,
                 _registered_method=True)
+        self.ScoreSet = channel.stream_unary(
+                '/glowserve.v1.GlowService/ScoreSet',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreSetRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreSetResponse.FromString,
+                _registered_method=True)
         self.Encode = channel.unary_unary(
                 '/glowserve.v1.GlowService/Encode',
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.EncodeRequest.SerializeToString,
@@ -224,6 +229,23 @@ class GlowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreSet(self, request_iterator, context):
+        """Tells whether a set of images, as a whole, comes from the distribution of the bundle's calibration images: a
+        permutation test, which finds shifts that are too small to show in any single image. docs/sets.md explains it. The
+        images are one set, in however many requests they arrive, and in whatever order. They are not kept: each leaves its
+        features behind.
+
+        The first request selects the model; later ones may name the same one, or none. Flow control, and the deadline, are
+        those of ScoreStream. A set has 2 to 100,000 images.
+
+        Errors. A request that fails ends the call, with the status that Score would return; the message, and the field in
+        BadRequest, begin with "requests[I]". A server that stops, or replaces the model version before the set is complete,
+        ends it with UNAVAILABLE: send the whole set again. FAILED_PRECONDITION if the bundle has no calibration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Encode(self, request, context):
         """Maps images to latents, with dequantization noise 0.5: the middle of each bin if dequantization is uniform. Also
         decodes each latent again, and counts the values that differ. A non-finite latent is FAILED_PRECONDITION.
@@ -312,6 +334,11 @@ def add_GlowServiceServicer_to_server(servicer, server):
                     servicer.Sample,
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.SampleRequest.FromString,
                     response_serializer=glowserve_dot_v1_dot_glow__service__pb2.SampleResponse.SerializeToString,
+            ),
+            'ScoreSet': grpc.stream_unary_rpc_method_handler(
+                    servicer.ScoreSet,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreSetRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.ScoreSetResponse.SerializeToString,
             ),
             'Encode': grpc.unary_unary_rpc_method_handler(
                     servicer.Encode,
@@ -491,6 +518,33 @@ class GlowService(object):
             '/glowserve.v1.GlowService/Sample',
             glowserve_dot_v1_dot_glow__service__pb2.SampleRequest.SerializeToString,
             glowserve_dot_v1_dot_glow__service__pb2.SampleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreSet(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/glowserve.v1.GlowService/ScoreSet',
+            glowserve_dot_v1_dot_glow__service__pb2.ScoreSetRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.ScoreSetResponse.FromString,
             options,
             channel_credentials,
             insecure,

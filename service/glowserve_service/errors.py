@@ -51,7 +51,7 @@ class DeadlineError(GlowserveError):
 
 
 class UnavailableError(GlowserveError):
-    """The server is starting or stopping; nothing was done."""
+    """The server is starting or stopping, or replaces the model of an unfinished set; nothing was done."""
 
     retry_seconds = 1.0
     """The least time before another attempt."""

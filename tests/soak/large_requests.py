@@ -71,6 +71,7 @@ FORMS = {
     "Score: unknown groups": Form(f"{_GLOW}/Score", b"\xa3\x06\xa4\x06"),
     "Score: long zeros": Form(f"{_GLOW}/Score", b"\x98\x80\x80\x80\x00\x80\x80\x80\x80\x00"),
     "ScoreStream: empty pictures": Form(f"{_GLOW}/ScoreStream", b"\x0a\x00", (1, 2)),
+    "ScoreSet: empty pictures": Form(f"{_GLOW}/ScoreSet", b"\x0a\x00", (1, 2)),
     "ListModels: unknown fields": Form(f"{_GLOW}/ListModels", b"\x08\x00"),
     "Check: unknown fields": Form(f"{_HEALTH}/Check", b"\x10\x00"),
     "Check: a long name": Form(f"{_HEALTH}/Check", b"x", (1,)),

@@ -11,6 +11,17 @@ from typing import Protocol
 from glowserve.v1 import glow_service_pb2 as pb
 
 
+class RepeatableRequests(Protocol):
+    """The requests of a call that has one response."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether they can be iterated over once more."""
+
+    def __iter__(self) -> Iterator[pb.ScoreSetRequest]:
+        """All of them, from the first."""
+
+
 class Transport(Protocol):
     """Carries the requests of `Client`. Methods may be called from any thread; all but `close` may raise RequestError.
 
@@ -28,6 +39,9 @@ class Transport(Protocol):
 
     def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
         """Carries GlowService.Explain."""
+
+    def score_set(self, requests: RepeatableRequests) -> pb.ScoreSetResponse:
+        """Carries GlowService.ScoreSet. Reads requests in the caller's thread, at most a few ahead."""
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """Carries GlowService.Encode."""
@@ -64,6 +78,9 @@ class AsyncTransport(Protocol):
 
     async def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
         """Carries GlowService.Explain."""
+
+    async def score_set(self, requests: RepeatableRequests) -> pb.ScoreSetResponse:
+        """Carries GlowService.ScoreSet. Reads requests in a thread, at most a few ahead."""
 
     async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """Carries GlowService.Encode."""

@@ -14,12 +14,14 @@ from pathlib import Path
 import grpc
 
 from glowserve.client.errors import RequestError
+from glowserve.client.transports.base import RepeatableRequests
 from glowserve.runtime import glow_service
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import Limits, RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import GlowserveError, InvalidRequestError, ModelNotFoundError
 from glowserve.runtime.glow_service import SampleCall
+from glowserve.runtime.image_set import ImageSet
 from glowserve.runtime.repository import newest_bundle
 from glowserve.runtime.runner import EngineRunner, run_now
 from glowserve.runtime.status import status_of
@@ -79,6 +81,16 @@ class EmbeddedTransport:
         with self._answering(request.model):
             return run_now(glow_service.explain(self._runner, request))
 
+    def score_set(self, requests: RepeatableRequests) -> pb.ScoreSetResponse:
+        """See Transport."""
+        images = ImageSet()
+        for i, request in enumerate(requests):
+            with self._answering(request.model, part=f"requests[{i}]"):
+                images.select(request.model)
+                images.add(run_now(images.score(self._runner, request)))
+        with self._answering(pb.ModelSpec()):
+            return run_now(images.response(self._runner.compute))
+
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""
         with self._answering(request.model):
@@ -110,8 +122,13 @@ class EmbeddedTransport:
         self._engine.close()
 
     @contextmanager
-    def _answering(self, spec: pb.ModelSpec) -> Iterator[None]:
-        """Checks that the request is for the open model, and converts runtime errors to RequestError."""
+    def _answering(self, spec: pb.ModelSpec, part: str = "") -> Iterator[None]:
+        """Checks that the request is for the open model, and converts runtime errors to RequestError.
+
+        Args:
+            spec: the model of the request.
+            part: of the call that the request is; "" if it is the whole.
+        """
         name, version = self._manifest.model, self._manifest.version
         try:
             if spec.name not in ("", name) or spec.version not in (0, version):
@@ -120,6 +137,8 @@ class EmbeddedTransport:
                 )
             yield
         except GlowserveError as error:
+            if part:
+                error.place(part)
             status = status_of(error)
             limits, field = {}, ""
             if isinstance(error, InvalidRequestError):

@@ -13,8 +13,10 @@ import grpc
 from glowserve.client.errors import RequestError, request_errors
 from glowserve.client.transports import streams
 from glowserve.client.transports.attempts import Attempts
+from glowserve.client.transports.base import RepeatableRequests
 from glowserve.client.transports.channel import ChannelFactory, ChannelSettings, sample_timeout
 from glowserve.client.transports.forks import PROCESS
+from glowserve.client.transports.grpc_transport import GrpcTransport
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 
@@ -39,6 +41,7 @@ class AsyncGrpcTransport:
         self._inherited: list[_Channel] = []
         self._process = os.getpid()
         self._closed = False
+        self._threads: set[GrpcTransport] = set()
         PROCESS.add_transport(self)
 
     def __reduce__(self) -> tuple[type[AsyncGrpcTransport], tuple[ChannelSettings]]:
@@ -90,6 +93,21 @@ class AsyncGrpcTransport:
         response: pb.ExplainResponse = await self._call("Explain", request)
         return response
 
+    async def score_set(self, requests: RepeatableRequests) -> pb.ScoreSetResponse:
+        """See AsyncTransport. The timeout applies to each wait for the service.
+
+        Runs in a thread, over a connection of its own: if the service ends a call while a request is being written,
+        grpc.aio can lose its status (see `streams.responses_async`), and there is no response to tell how far it came.
+        """
+        self._check_open()
+        transport = GrpcTransport(self._settings)
+        self._threads.add(transport)
+        try:
+            return await asyncio.to_thread(transport.score_set, requests)
+        finally:
+            self._threads.discard(transport)
+            transport.close()
+
     async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See AsyncTransport."""
         response: pb.EncodeResponse = await self._call("Encode", request)
@@ -118,6 +136,8 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         """Closes the connections. Outstanding calls are cancelled, those of other loops soon after it returns."""
         self._closed = True
+        for transport in [*self._threads]:
+            transport.close()
         channels, self._channels = self._channels, {}
         for loop, opened in channels.items():
             if loop is asyncio.get_running_loop():
@@ -131,10 +151,13 @@ class AsyncGrpcTransport:
         for ended in [each for each in list(self._channels) if each.is_closed()]:
             self._channels.pop(ended, None)
 
-    def _stub(self) -> glow_service_pb2_grpc.GlowServiceStub:
-        """The stub of the running loop's channel."""
+    def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the client is closed; make another")
+
+    def _stub(self) -> glow_service_pb2_grpc.GlowServiceStub:
+        """The stub of the running loop's channel."""
+        self._check_open()
         if self._process != os.getpid():
             # A child process: the channels are kept, since closing them could close the parent's connections.
             self._inherited.extend(self._channels.values())

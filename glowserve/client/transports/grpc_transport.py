@@ -14,8 +14,10 @@ import grpc
 from glowserve.client.errors import RequestError, request_errors
 from glowserve.client.transports import streams
 from glowserve.client.transports.attempts import Attempts
+from glowserve.client.transports.base import RepeatableRequests
 from glowserve.client.transports.channel import ChannelFactory, ChannelSettings, sample_timeout
 from glowserve.client.transports.forks import PROCESS
+from glowserve.client.transports.uploads import upload
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 
@@ -83,6 +85,23 @@ class GrpcTransport:
         """See Transport."""
         response: pb.ExplainResponse = self._call("Explain", request)
         return response
+
+    def score_set(self, requests: RepeatableRequests) -> pb.ScoreSetResponse:
+        """See Transport. The timeout applies to each wait for the service."""
+        attempts: Attempts | None = None
+        while True:
+            try:
+                with self._calling(), request_errors():
+                    options = {"metadata": self._channels.metadata}
+                    response: pb.ScoreSetResponse = upload(
+                        self._stub.ScoreSet, requests, self._settings.timeout, options
+                    )
+                    return response
+            except RequestError as error:
+                if not requests.repeatable:
+                    raise
+                attempts = attempts or Attempts(self._settings.timeout)
+                time.sleep(attempts.pause(error))
 
     def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
         """See Transport."""

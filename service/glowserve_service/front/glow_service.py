@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from glowserve import messages
 from glowserve.runtime import glow_service
-from glowserve.runtime.errors import GlowserveError
+from glowserve.runtime.errors import GlowserveError, ModelNotFoundError
+from glowserve.runtime.image_set import ImageSet, SetPart
+from glowserve.runtime.runner import Work
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 from glowserve_service.config import ServiceConfig
+from glowserve_service.errors import UnavailableError
 from glowserve_service.front.call import Call
 from glowserve_service.front.call_runner import CallRunner
 from glowserve_service.front.ordered import in_order
@@ -60,11 +65,8 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
             # The model is leased for this request alone: a stream may outlive many versions.
             return await self._score(request, call, next(tickets))
 
-        def share(request: pb.ScoreRequest) -> float:
-            return self._config.share_of_a_call(messages.count(request.images), call.holding.newest)
-
         try:
-            async with aclosing(in_order(requests, answer, 1, share)) as responses:
+            async with aclosing(in_order(requests, answer, 1, partial(self._share, call))) as responses:
                 async for response in responses:
                     yield response
                     answered += 1
@@ -99,6 +101,32 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
                         runner.count_not_finite(len(response.not_finite))
                         yield response
                     sample.sent(responses)
+
+    async def ScoreSet(  # noqa: N802
+        self, requests: AsyncIterator[pb.ScoreSetRequest], call: Call
+    ) -> pb.ScoreSetResponse:
+        """See GlowService.ScoreSet."""
+        images, tickets, added = ImageSet(), _tickets(call, long=True), 0
+
+        async def score(request: pb.ScoreSetRequest) -> SetPart:
+            # The model is leased for this request alone, as in ScoreStream.
+            async with self._set_runner(images, request.model, call, next(tickets)) as runner:
+                part = await images.score(runner, request)
+                runner.count_not_finite(part.not_finite)
+                return part
+
+        try:
+            async with aclosing(in_order(requests, score, 1, partial(self._share, call))) as parts:
+                async for part in parts:
+                    images.add(part)
+                    call.holding.answered()
+                    added += 1
+        except UnavailableError:  # not because of this request
+            raise
+        except GlowserveError as error:
+            error.place(f"requests[{added}]")
+            raise
+        return await images.response(partial(self._compute, call))
 
     async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """See GlowService.Encode."""
@@ -139,6 +167,31 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
 
     def _runner(self, spec: pb.ModelSpec, call: Call, ticket: Ticket) -> CallRunner:
         return CallRunner(self._models.lease(spec.name, spec.version), call, ticket, self._pool, self._limits)
+
+    def _set_runner(self, images: ImageSet, spec: pb.ModelSpec, call: Call, ticket: Ticket) -> CallRunner:
+        """For a request of a set, all of which one version scores."""
+        selected = images.select(spec)
+        try:
+            model = self._models.find(selected.name, selected.version)
+        except ModelNotFoundError:
+            if images.scorer is None:
+                raise
+            model = None
+        if model is None or images.scorer not in (None, model.scorer):
+            raise UnavailableError(
+                f"{selected.name} version {selected.version} was replaced before the set was complete; send the set "
+                "again"
+            )
+        return CallRunner(model.lease(), call, ticket, self._pool, self._limits)
+
+    async def _compute(self, call: Call, work: Work[Any]) -> Any:
+        """Does CPU work of a call that has no request under way."""
+        with call.timed(work.stage):
+            return await self._pool.run(work.function, call.ticket.later, images=work.images, size=work.size)
+
+    def _share(self, call: Call, request: pb.ScoreRequest | pb.ScoreSetRequest) -> float:
+        """The share of what one call may bring that the newest request of a stream is."""
+        return self._config.share_of_a_call(messages.count(request.images), call.holding.newest)
 
     async def _score(self, request: pb.ScoreRequest, call: Call, ticket: Ticket) -> pb.ScoreResponse:
         async with self._runner(request.model, call, ticket) as runner:

@@ -212,10 +212,24 @@ class CallMiddleware(grpc.GenericRpcHandler):
                 if requests.cut_short:
                     raise UnavailableError(self._refusal)
 
+        async def collect(_: Any, context: Any) -> bytes:
+            async with self._call(service, method, context) as call:
+                requests = _Requests(context, self._stopping, call.holding)
+
+                async def messages() -> AsyncIterator[Any]:
+                    async for request in requests:
+                        yield read(request, call)
+                    if requests.cut_short:  # an answer to a part would be wrong
+                        raise UnavailableError(self._refusal)
+
+                return write(await handler.stream_unary(messages(), call), call)
+
         # Handlers take and return bytes. If gRPC parsed them, it would answer UNKNOWN to bytes that are no message, and
         # such calls would not be counted. All of them are streams of requests: gRPC receives no request on its own.
-        if handler.request_streaming:
+        if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(both)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(collect)
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.stream_unary_rpc_method_handler(unary)

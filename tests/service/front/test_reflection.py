@@ -52,6 +52,7 @@ def test_reflection_describes_every_method_and_file_of_the_contract(found: dict[
         "ScoreStream",
         "Explain",
         "Sample",
+        "ScoreSet",
         "Encode",
         "Decode",
         "Interpolate",

@@ -20,7 +20,8 @@ GLOW, INFERENCE = "glowserve.v1.GlowService", "inference.GRPCInferenceService"
 HEALTH, REFLECTION = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
 
 _RESPONSE_STREAMS = ("Sample",)
-_BOTH_STREAM = ("ScoreStream", "ModelStreamInfer", "ServerReflectionInfo")
+# On the wire a call with one response is like a stream with one.
+_REQUEST_STREAMS = ("ScoreStream", "ScoreSet", "ModelStreamInfer", "ServerReflectionInfo")
 _ADMIN = ("LoadModel", "UnloadModel", "RepositoryModelLoad", "RepositoryModelUnload")
 
 
@@ -51,7 +52,7 @@ class Method:
 
     @property
     def streams_requests(self) -> bool:
-        return self.name in _BOTH_STREAM
+        return self.name in _REQUEST_STREAMS
 
 
 def all_methods(images: UInt8Array) -> list[Method]:
@@ -119,6 +120,7 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
         pb.InterpolateRequest(images=files(2), steps=2, format=pb.IMAGE_FORMAT_RAW),
     ]
     stream = [pb.ScoreRequest(images=raw(1)), pb.ScoreRequest(images=files(2))]
+    image_set = [pb.ScoreSetRequest(model=digits, images=raw(2)), pb.ScoreSetRequest(images=files(3))]
     return {
         "Score": (6, score),
         "Explain": (3, explain),
@@ -126,6 +128,7 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
         "Decode": (4, decode),
         "Sample": (4, sample),
         "ScoreStream": (3, stream),
+        "ScoreSet": (2, image_set),
         "Interpolate": (3, interpolate),
     }
 
