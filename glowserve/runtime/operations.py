@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,8 @@ from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
 
 Float64Array = npt.NDArray[np.float64]
 
-# How much longer a value takes to be compressed than to get its noise.
-_CODEC = 16
+# How much longer a value takes to be compressed than to get its noise, and to be compared with its neighbours.
+_CODEC, _CONTRASTS = 16, 2
 
 
 @dataclass(frozen=True)
@@ -91,28 +92,36 @@ async def score(
     """
     source = await _decoded(runner, images)
 
-    needs_codec = Needs.CODEC in asked.needs
+    needs_codec, needs_parts = Needs.CODEC in asked.needs, Needs.DENSITY in asked.needs
 
-    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None]:
+    def prepare() -> tuple[UInt8Array, Float32Array, Float64Array | None, Float64Array | None]:
         array = source.read()
-        complexity = runner.scorer.complexity(array) if needs_codec else None
-        return array, dequantization_noise(seed, array), complexity
+        return (
+            array,
+            dequantization_noise(seed, array),
+            runner.scorer.complexity(array) if needs_codec else None,
+            runner.scorer.contrasts(array) if needs_parts else None,
+        )
 
-    size = source.size + source.count * runner.bundle.manifest.image.latent_size * (
-        _CODEC if needs_codec else 1
-    )
-    array, noise, complexity = await runner.compute(Work(prepare, source.count, size))
+    values = source.count * runner.bundle.manifest.image.latent_size
+    size = source.size + values * (1 + _CODEC * needs_codec + _CONTRASTS * needs_parts)
+    array, noise, complexity, contrasts = await runner.compute(Work(prepare, source.count, size))
     forward = reference = await runner.forward(array, noise)
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
         noise = await runner.compute(
             Work(lambda: dequantization_noise(DEFAULT_SEED, array), source.count, array.nbytes)
         )
         reference = await runner.forward(array, noise)
+    parts = None
+    if contrasts is not None:
+        measure = partial(runner.scorer.parts, reference, contrasts)
+        parts = await runner.compute(Work(measure, source.count, 4 * values))
     scores = runner.scorer.score(
         forward,
         seed,
         asked,
         reference=reference if Needs.REFERENCE in asked.needs else None,
+        parts=parts,
         complexity=complexity,
         draws=await _later_draws(runner, array, seed, asked.importance_samples),
     )
