@@ -1,8 +1,8 @@
 """The contrasts of an image: how much neighbouring pixels, and ever larger squares of them, differ.
 
 They are the energies of a Haar wavelet transform by scale, direction and colour, which describe textures (Mallat, "A
-theory for multiresolution signal decomposition", IEEE PAMI 11, 1989). They know nothing of a model, and take a small part
-of the time of a compressed file.
+theory for multiresolution signal decomposition", IEEE PAMI 11, 1989). They know nothing of a model, and take a small
+part of the time of a compressed file.
 
 Shapes: N images, H W C, P planes, S contrasts.
 """
@@ -16,8 +16,8 @@ from glowserve.images import UInt8Array
 
 Float64Array = npt.NDArray[np.float64]
 
-# Added to each energy, in squared bins: about what rounding to bins adds.
-_FLOOR = 0.1
+# Added to each energy, in squared bins: what rounding adds to the mean of four values.
+_FLOOR = 1 / 48
 # Values that are transformed at once: they fit in a core's cache.
 _MOST_VALUES = 2**17
 
@@ -46,9 +46,9 @@ def _contrasts(bins: UInt8Array, levels: int) -> Float64Array:
         left, right = rest[..., ::2], rest[..., 1::2]
         sums, differences = left + right, left - right
         energies += [
-            _mean_square(differences[..., ::2, :] + differences[..., 1::2, :]) / 4,
-            _mean_square(sums[..., ::2, :] - sums[..., 1::2, :]) / 4,
-            _mean_square(differences[..., ::2, :] - differences[..., 1::2, :]) / 4,
+            _mean_square(differences[..., ::2, :] + differences[..., 1::2, :]) / 16,
+            _mean_square(sums[..., ::2, :] - sums[..., 1::2, :]) / 16,
+            _mean_square(differences[..., ::2, :] - differences[..., 1::2, :]) / 16,
         ]
         rest = (sums[..., ::2, :] + sums[..., 1::2, :]) / 4
     energies.append(_mean_square(rest - rest.mean(axis=(2, 3), keepdims=True)))

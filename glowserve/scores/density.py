@@ -7,8 +7,8 @@ better: the "density of states" of Morningstar et al. 2021 (arXiv:2006.09273). O
 - the log-densities of the latents and the log-determinants, by level: their Mahalanobis distance;
 - the means and energies of the channels of the latents: likewise;
 - the contrasts of the image, which need no model: likewise;
-- the bits/dim beyond those that images with such contrasts have: a likelihood ratio with a simple model (Ren et al. 2019,
-  arXiv:1906.02845; Serrà et al. 2020, arXiv:1909.11480), which is a regression here.
+- the bits/dim beyond those that images with such contrasts have: a likelihood ratio with a simple model (Ren et al.
+  2019, arXiv:1906.02845; Serrà et al. 2020, arXiv:1909.11480), which is a regression here.
 
 Each becomes the logarithm of the probability to be as large, and these are added (Fisher, "Statistical methods for
 research workers", 1925, section 21.1). They depend on one another, which does no harm, as the sum is only ranked.
