@@ -104,7 +104,8 @@ def _read(kind: type[Stored], arrays: Arrays, name: str) -> Stored:
     kinds: dict[str, Any] = get_type_hints(kind)
     for each, hint in kinds.items():
         key = f"{name}_{each}"
-        found[each] = _read(hint, arrays, key) if is_dataclass(hint) else _numbers(arrays, key)
+        nested = is_dataclass(hint)
+        found[each] = _read(hint, arrays, key) if nested else _numbers(arrays, key)
     return kind(**found)
 
 
