@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
 
-# Levels above these have many channels of few latents each: the measurements in docs/scores.md are best without them.
+# Levels above these have many channels of few latents each, whose noise hides what the others tell.
 _LEVELS = 2
 _LEAST_ENERGY = 1e-6
 

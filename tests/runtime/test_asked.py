@@ -35,7 +35,7 @@ def test_a_request_that_names_nothing_asks_for_nothing_else(bundle: Bundle, scor
 def test_a_rate_asks_for_anomalous_and_several_draws_for_the_standard_error(
     bundle: Bundle, scorer: Scorer
 ) -> None:
-    assert ask(bundle, scorer, false_alarm_rate=0.05).scores == {"anomalous"}
+    assert ask(bundle, scorer, false_alarm_rate=0.05).scores == {"anomalous", "anomaly_p_value"}
     assert ask(bundle, scorer, importance_samples=2).scores == {"standard_error"}
 
 
@@ -91,7 +91,7 @@ def test_a_bundle_without_a_calibration_says_which_command_adds_it(uncalibrated:
     scorer = open_scorer(uncalibrated)
     for name in ("anomaly_p_value", "anomalous", "typicality_p_value"):
         with pytest.raises(
-            NotCalibratedError, match=rf"^score '{name}': .*`glowserve calibrate REPOSITORY/digits "
+            NotCalibratedError, match=r"^score '\w+_p_value': .*`glowserve calibrate REPOSITORY/digits "
         ):
             ask(uncalibrated, scorer, scores=[name])
     for fields in ({"scores": ["complexity_bits_per_dim", "log_prior"]}, {"importance_samples": 3}):
