@@ -19,7 +19,7 @@ Float64Array = npt.NDArray[np.float64]
 
 # Added to each variance, in units of the numbers' own. More is added with few images, since they hardly know their own
 # covariance.
-_RIDGE = 0.1
+_RIDGE = 0.3
 # The same, of the regression.
 _REGRESSION_RIDGE = 0.01
 # Of numbers that are alike for all images.
