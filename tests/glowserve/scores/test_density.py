@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from glowserve.likelihood import bits_per_dim
+from glowserve.scores.conformal import p_values
 from glowserve.scores.parts import Parts
 from tests.glowserve.scores.making import random_parts, taken
 
@@ -100,6 +101,18 @@ def test_few_images_give_a_density_that_knows_them_from_far_ones(rng: np.random.
     far = taken(parts, slice(1))
     far = replace(far, channels=far.channels + 100)
     assert fitted.oddness(parts, D).max() < fitted.oddness(far, D)[0] < np.inf
+
+
+@pytest.mark.parametrize("n", [2, 30])
+def test_a_poor_fit_costs_no_validity(rng: np.random.Generator, n: int) -> None:
+    images, found = 19, []
+    for _ in range(600):  # the calibration is drawn anew each time
+        fitted = density.fit_density(random_parts(rng, n), D)
+        oddness = fitted.oddness(random_parts(rng, images + 1), D)
+        found.append(p_values(oddness[:1], np.sort(oddness[1:]))[0])
+    for rate in (0.05, 0.1, 0.5):
+        share, error = np.mean(np.array(found) <= rate + 1e-9), np.sqrt(rate * (1 - rate) / 600)
+        assert abs(share - rate) < 4 * error
 
 
 def test_images_that_are_all_alike_give_a_density(rng: np.random.Generator) -> None:
