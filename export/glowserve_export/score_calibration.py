@@ -78,7 +78,13 @@ def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch
     canary = np.frombuffer(bundle.manifest.canary.image, np.uint8).reshape(bundle.shape)
     fitting, calibration = (_parts(bundle, engine, part, batch_size) for part in images)
     density = fit_density(fitting, bundle.manifest.image.latent_size)
-    return Calibration(images=calibration, fitting=fitting, density=density, codec=fingerprint(canary))
+    return Calibration(
+        images=calibration,
+        complexity=Scorer(bundle.manifest).complexity(images.calibration),
+        fitting=fitting,
+        density=density,
+        codec=fingerprint(canary),
+    )
 
 
 def add_calibration(bundle: Bundle, calibration: Calibration, data: str) -> None:

@@ -22,6 +22,7 @@ from glowserve.scores.parts import Parts, widths
 
 Stored = TypeVar("Stored")
 Arrays = Mapping[str, npt.NDArray[Any]]
+Float64Array = npt.NDArray[np.float64]
 
 MOST_BYTES = 2**26
 """Of the file, and of its arrays: the parts of a hundred thousand images."""
@@ -37,6 +38,9 @@ class Calibration:
 
     images: Parts
     """Of the n calibration images, n at least 1; all are finite."""
+
+    complexity: Float64Array
+    """`complexity.complexity_bits_per_dim` of the calibration images, [n]. No p-value needs it, and explanations do."""
 
     fitting: Parts
     """Of the fitting images, at least 1; all are finite."""
@@ -56,7 +60,8 @@ def write_calibration(calibration: Calibration) -> bytes:
         **_named(calibration.density, "density"),
     }
     file = io.BytesIO()
-    np.savez(file, format=np.int64(_FORMAT), codec=calibration.codec, **arrays)
+    arrays |= {"complexity": calibration.complexity, "codec": calibration.codec}
+    np.savez(file, format=np.int64(_FORMAT), **arrays)
     return file.getvalue()
 
 
@@ -82,10 +87,19 @@ def read_calibration(data: bytes, image_channels: int, levels: int) -> Calibrati
     for name, parts in (("calibration", images), ("fitting", fitting)):
         _check_parts(parts, name, width)
     _check_density(density, width)
+    complexity = _numbers(arrays, "complexity")
+    if complexity.shape != (len(images),):
+        raise ValueError(f"complexity has shape {list(complexity.shape)} and must have {[len(images)]}")
     codec = arrays.get("codec")
     if codec is None or codec.dtype.kind not in "iu" or codec.ndim != 1:
         raise ValueError("codec is missing, or no list of integers")
-    return Calibration(images=images, fitting=fitting, density=density, codec=codec.astype(np.int64))
+    return Calibration(
+        images=images,
+        complexity=complexity,
+        fitting=fitting,
+        density=density,
+        codec=codec.astype(np.int64),
+    )
 
 
 def _named(stored: Any, name: str) -> dict[str, Any]:
