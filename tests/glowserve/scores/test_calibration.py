@@ -18,7 +18,13 @@ CHANNELS, LEVELS = 1, 2
 @pytest.fixture
 def calibration(rng: np.random.Generator) -> Calibration:
     images, fitting = random_parts(rng, 5), random_parts(rng, 4)
-    return Calibration(images=images, fitting=fitting, density=standard_density(fitting), codec=np.arange(5))
+    return Calibration(
+        images=images,
+        complexity=rng.random(5),
+        fitting=fitting,
+        density=standard_density(fitting),
+        codec=np.arange(5),
+    )
 
 
 def changed(data: bytes, **arrays: Any) -> bytes:
@@ -44,6 +50,8 @@ def test_what_is_written_is_read(calibration: Calibration) -> None:
         ({"format": np.int64(1)}, "its format is 1, and this version of glowserve reads 2"),
         ({"format": None}, "its format is None"),
         ({"codec": None}, "codec is missing"),
+        ({"complexity": None}, "complexity is missing"),
+        ({"complexity": np.ones(4)}, r"complexity has shape \[4\] and must have \[5\]"),
         ({"codec": np.ones(5)}, "codec is missing, or no list of integers"),
         ({"calibration_log_prior": None}, "calibration_log_prior is missing"),
         ({"calibration_log_prior": np.zeros((5, 3))}, r"has shape \[5, 3\] and must have \[5, 2\]"),

@@ -38,7 +38,11 @@ def scorer(rng: np.random.Generator) -> Scorer:
         calibration=Percentiles(bits_per_dim=[2.0, 3.0]),
     )
     calibration = Calibration(
-        images=parts, fitting=parts, density=standard_density(parts), codec=fingerprint(canary)
+        images=parts,
+        complexity=np.full(N, 3.0),
+        fitting=parts,
+        density=standard_density(parts),
+        codec=fingerprint(canary),
     )
     return Scorer(manifest, calibration)
 
