@@ -17,11 +17,12 @@ from glowserve.runtime.manifest import CALIBRATION
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import Bundle
 from glowserve.scores.calibration import Calibration, write_calibration
-from glowserve.scores.complexity import complexity_bits_per_dim, fingerprint
-from glowserve.scores.parts import Parts
+from glowserve.scores.complexity import fingerprint
+from glowserve.scores.parts import Parts, concatenated
+from glowserve.scores.scorer import Scorer
 from glowserve.v1 import manifest_pb2
 from glowserve_export import workload
-from glowserve_export.density import fit_mixture
+from glowserve_export.density import fit_density
 from glowserve_export.errors import ExportError, VerificationError
 from glowserve_export.publication import add_file
 
@@ -76,9 +77,13 @@ def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch
     """
     canary = np.frombuffer(bundle.manifest.canary.image, np.uint8).reshape(bundle.shape)
     fitting, calibration = (_parts(bundle, engine, part, batch_size) for part in images)
-    features = fitting.features(bundle.manifest.image.latent_size)
+    density = fit_density(fitting, bundle.manifest.image.latent_size)
     return Calibration(
-        images=calibration, fitting=fitting, density=fit_mixture(features), codec=fingerprint(canary)
+        images=calibration,
+        complexity=Scorer(bundle.manifest).complexity(images.calibration),
+        fitting=fitting,
+        density=density,
+        codec=fingerprint(canary),
     )
 
 
@@ -100,18 +105,16 @@ def add_calibration(bundle: Bundle, calibration: Calibration, data: str) -> None
 
 def _parts(bundle: Bundle, engine: Engine, images: UInt8Array, batch_size: int) -> Parts:
     """The parts of images, [N, H, W, C], computed as the service computes them."""
-    rows = [
-        engine.forward(images[batch], dequantization_noise(DEFAULT_SEED, images[batch]))
-        for batch in workload.batches(len(images), batch_size, "scoring")
-    ]
-    parts = Parts(
-        log_likelihood=np.concatenate([row.log_likelihood for row in rows]).astype(np.float64),
-        log_prior=np.concatenate([row.log_prior for row in rows]).astype(np.float64),
-        log_det=np.concatenate([row.log_det for row in rows]).astype(np.float64),
-        complexity_bits_per_dim=complexity_bits_per_dim(images, bundle.manifest.image.n_bits),
+    scorer = Scorer(bundle.manifest)
+
+    def score(batch: UInt8Array) -> Parts:
+        forward = engine.forward(batch, dequantization_noise(DEFAULT_SEED, batch))
+        return scorer.parts(forward, scorer.contrasts(batch))
+
+    parts = concatenated(
+        [score(images[rows]) for rows in workload.batches(len(images), batch_size, "scoring")]
     )
-    finite = np.isfinite(np.column_stack([parts.log_likelihood, parts.log_prior, parts.log_det])).all(axis=1)
-    if not_finite := int((~finite).sum()):
+    if not_finite := int((~parts.finite).sum()):
         raise VerificationError(
             f"{not_finite} of {len(parts)} held-out images have no finite likelihood and the bound is 0; the model "
             "diverged on them: export an earlier checkpoint, or train with a lower learning rate"

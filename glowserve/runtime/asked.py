@@ -93,9 +93,7 @@ def require(what: str, needs: Needs, bundle: Bundle, scorer: Scorer) -> None:
     if Needs.CALIBRATION in needs and scorer.calibration is None:
         why = "has no calibration"
     else:
-        why = (
-            "was calibrated with another version of the WebP library, whose files have other sizes than here"
-        )
+        why = "was exported with another version of the WebP library, whose files have other sizes than here"
     raise NotCalibratedError(
         f"{what}: {model} {why}; `glowserve calibrate REPOSITORY/{bundle.manifest.model} --data DATA` "
         "writes a version that is calibrated here"

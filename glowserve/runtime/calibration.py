@@ -19,7 +19,7 @@ def bundle_calibration(bundle: Bundle) -> Calibration | None:
         return None
     data = bundle.read(CALIBRATION, most=MOST_BYTES)
     try:
-        return read_calibration(data, bundle.manifest.flow.levels)
+        return read_calibration(data, bundle.manifest.image.channels, bundle.manifest.flow.levels)
     except ValueError as error:
         raise BundleError(
             f"bundle {bundle.path}: {CALIBRATION}: {error}; `glowserve calibrate {bundle.path} --data DATA` writes a "

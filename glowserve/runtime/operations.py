@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
-from glowserve.runtime.engine import Float32Array, Forward, Reverse
+from glowserve.runtime.engine import Float32Array, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
 from glowserve.runtime.randomness import (
@@ -38,8 +39,8 @@ from glowserve.scores.parts import Parts
 
 Float64Array = npt.NDArray[np.float64]
 
-# How much longer a value takes to be compressed than to get its noise.
-_CODEC = 16
+# How much longer a value takes to be compressed than to get its noise, and to be compared with its neighbours.
+_CODEC, _CONTRASTS = 16, 2
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class _Prepared(NamedTuple):
     images: UInt8Array
     noise: Float32Array
     complexity: Float64Array | None
-    """[N]; None if it was not asked for."""
+    """[N]; None if it is not needed."""
+    contrasts: Float64Array | None
+    """[N, S]; None if they are not needed."""
 
 
 async def score(
@@ -112,22 +115,22 @@ async def score_with_parts(
     Args:
         runner: runs the model.
         images: the N images.
-        asked: which scores are computed; among them one that needs the images' complexity.
+        asked: which scores are computed; among them one that needs the images' parts.
 
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    scores, forward, complexity = await _score(runner, images, DEFAULT_SEED, asked)
-    assert complexity is not None
-    return scores, runner.scorer.parts(forward, complexity)
+    scores, parts = await _score(runner, images, DEFAULT_SEED, asked)
+    assert parts is not None
+    return scores, parts
 
 
 async def _score(
     runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked
-) -> tuple[Scores, Forward, Float64Array | None]:
-    """The scores of images, the output of the forward graph for p-values, and the complexity if it is needed."""
-    array, noise, complexity = await _prepare(
-        runner, await _decoded(runner, images), seed, with_complexity=Needs.CODEC in asked.needs
+) -> tuple[Scores, Parts | None]:
+    """The scores of images, and their parts if a score needs them."""
+    array, noise, complexity, contrasts = await _prepare(
+        runner, await _decoded(runner, images), seed, asked.needs
     )
     forward = reference = await runner.forward(array, noise)
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
@@ -135,16 +138,21 @@ async def _score(
             Work(lambda: dequantization_noise(DEFAULT_SEED, array), len(array), array.nbytes)
         )
         reference = await runner.forward(array, noise)
+    parts = None
+    if contrasts is not None:
+        measure = partial(runner.scorer.parts, reference, contrasts)
+        parts = await runner.compute(Work(measure, len(array), reference.latent.nbytes))
     scores = runner.scorer.score(
         forward,
         seed,
         asked,
         reference=reference if Needs.REFERENCE in asked.needs else None,
+        parts=parts,
         complexity=complexity,
         draws=await _later_draws(runner, array, seed, asked.importance_samples),
     )
     runner.scored(scores)
-    return scores, reference, complexity
+    return scores, parts
 
 
 async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanations:
@@ -160,7 +168,7 @@ async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanation
     """
     await runner.open_explainer()  # first: while it opens, the images wait as they came
     source, scorer = await _decoded(runner, images), runner.scorer
-    prepared = await _prepare(runner, source, DEFAULT_SEED, with_complexity=True)
+    prepared = await _prepare(runner, source, DEFAULT_SEED, Needs.CODEC | Needs.DENSITY)
     forward = await runner.forward(prepared.images, prepared.noise)
     deviations = await runner.explain(prepared.images, prepared.noise)
     finite = np.isfinite(forward.log_likelihood)
@@ -168,7 +176,9 @@ async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanation
     def compare() -> tuple[tuple[Part, ...], ...]:
         assert scorer.usual_parts is not None
         assert prepared.complexity is not None
-        return scorer.usual_parts.compare(scorer.parts(forward, prepared.complexity))
+        assert prepared.contrasts is not None
+        parts = scorer.parts(forward, prepared.contrasts)
+        return scorer.usual_parts.compare(parts, prepared.complexity)
 
     parts = await runner.compute(Work(compare, source.count, deviations.nbytes, SERIALIZATION))
     manifest = runner.bundle.manifest
@@ -306,18 +316,22 @@ async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSourc
     return ImageSource(len(array), 0, lambda: array)
 
 
-async def _prepare(runner: Runner, source: ImageSource, seed: int, *, with_complexity: bool) -> _Prepared:
+async def _prepare(runner: Runner, source: ImageSource, seed: int, needs: Needs) -> _Prepared:
     """Reads images, and computes what depends on them alone."""
+    with_complexity, with_contrasts = Needs.CODEC in needs, Needs.DENSITY in needs
 
     def prepare() -> _Prepared:
         images = source.read()
-        complexity = runner.scorer.complexity(images) if with_complexity else None
-        return _Prepared(images, dequantization_noise(seed, images), complexity)
+        return _Prepared(
+            images,
+            dequantization_noise(seed, images),
+            runner.scorer.complexity(images) if with_complexity else None,
+            runner.scorer.contrasts(images) if with_contrasts else None,
+        )
 
     values = source.count * runner.bundle.manifest.image.latent_size
-    return await runner.compute(
-        Work(prepare, source.count, source.size + values * (_CODEC if with_complexity else 1))
-    )
+    size = source.size + values * (1 + _CODEC * with_complexity + _CONTRASTS * with_contrasts)
+    return await runner.compute(Work(prepare, source.count, size))
 
 
 async def _array(runner: Runner, images: ImageSource | Pictures) -> UInt8Array:

@@ -22,7 +22,7 @@ BoolArray = npt.NDArray[np.bool_]
 class Scores:
     """The scores of N images under a model. A score that was not asked for is None.
 
-    docs/scores.md says what each score means, and which to act on; the same is in `glowserve.scores.TABLE`.
+    docs/scores.md says what each score means, as `glowserve.scores.TABLE` does, and docs/anomalies.md which to act on.
     """
 
     log_likelihood: Float64Array

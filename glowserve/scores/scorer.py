@@ -15,8 +15,10 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.scores import complexity
+from glowserve.scores import contrasts as image_contrasts
 from glowserve.scores.asked import NOTHING_ELSE, Asked
 from glowserve.scores.calibration import Calibration
+from glowserve.scores.channels import channel_statistics
 from glowserve.scores.conformal import default_false_alarm_rate, p_values, two_sided_p_values
 from glowserve.scores.importance import log_mean_exp
 from glowserve.scores.parts import Parts
@@ -32,6 +34,10 @@ class ForwardOutput(Protocol):
     @property
     def log_likelihood(self) -> npt.NDArray[np.float32]:
         """Log-likelihoods of the discrete images in nats, [N]."""
+
+    @property
+    def latent(self) -> npt.NDArray[np.float32]:
+        """Latents, [N, D]."""
 
     @property
     def log_prior(self) -> npt.NDArray[np.float32]:
@@ -52,44 +58,46 @@ class Scorer:
 
     def __init__(self, manifest: Manifest, calibration: Calibration | None = None) -> None:
         self._model, self._version = manifest.model, manifest.version
-        self._dimensions, self._n_bits = manifest.image.latent_size, manifest.image.n_bits
+        image = manifest.image
+        self._dimensions, self._n_bits, self._levels = image.latent_size, image.n_bits, manifest.flow.levels
+        self._shape = image.height, image.width, image.channels
         self._held_out = np.sort(np.asarray(manifest.calibration.bits_per_dim, dtype=np.float64))
         self.calibration = calibration
         """The bundle's; None if it has none."""
         self.codec_differs = False
         """Whether this machine's codec writes other files than the one of the calibration."""
         self.oddness: Float64Array | None = None
-        """Of each calibration image, which `anomaly_p_value` compares with, [n], ascending; None without a calibration,
-        or if this machine's codec writes other files."""
+        """Of each calibration image, which `anomaly_p_value` compares with, [n], ascending; None without a
+        calibration."""
         if calibration is not None:
-            canary = np.frombuffer(manifest.canary.image, np.uint8)
-            shape = manifest.image.height, manifest.image.width, manifest.image.channels
-            self.codec_differs = not np.array_equal(
-                complexity.fingerprint(canary.reshape(shape)), calibration.codec
-            )
-            features = calibration.images.features(self._dimensions)
-            if not self.codec_differs:
-                self.oddness = np.sort(calibration.density.oddness(features))
+            canary = np.frombuffer(manifest.canary.image, np.uint8).reshape(self._shape)
+            self.codec_differs = not np.array_equal(complexity.fingerprint(canary), calibration.codec)
+            self.oddness = np.sort(calibration.density.oddness(calibration.images, self._dimensions))
             self._bits = np.sort(bits_per_dim(calibration.images.log_likelihood, self._dimensions))
         self.names = frozenset(name for name, score in TABLE.items() if self.computes(score.needs))
         """The scores of the table that the bundle has what they need for."""
 
     def computes(self, needs: Needs) -> bool:
         """Whether the bundle has what a score needs."""
-        if Needs.CALIBRATION not in needs:
-            return True
-        return self.calibration is not None and not (Needs.CODEC in needs and self.codec_differs)
+        if Needs.CODEC in needs and self.codec_differs:
+            return False
+        return Needs.CALIBRATION not in needs or self.calibration is not None
 
     @cached_property
     def usual_parts(self) -> UsualParts | None:
         """What the parts of images are compared with; None if there are fewer than LEAST_IMAGES calibration images."""
         if self.calibration is None or len(self.calibration.images) < LEAST_IMAGES:
             return None
-        return UsualParts(self.calibration.images, self._dimensions, with_complexity=not self.codec_differs)
+        complexity = None if self.codec_differs else self.calibration.complexity
+        return UsualParts(self.calibration.images, complexity, self._dimensions)
 
     def complexity(self, images: UInt8Array) -> Float64Array:
         """`complexity_bits_per_dim` of images, uint8 [N, H, W, C], [N]."""
         return complexity.complexity_bits_per_dim(images, self._n_bits)
+
+    def contrasts(self, images: UInt8Array) -> Float64Array:
+        """The contrasts of images, uint8 [N, H, W, C], [N, S]."""
+        return image_contrasts.contrasts(images, self._n_bits, self._levels)
 
     def score(
         self,
@@ -98,6 +106,7 @@ class Scorer:
         asked: Asked = NOTHING_ELSE,
         *,
         reference: ForwardOutput | None = None,
+        parts: Parts | None = None,
         complexity: Float64Array | None = None,
         draws: Sequence[npt.NDArray[np.float32]] = (),
     ) -> Scores:
@@ -108,6 +117,7 @@ class Scorer:
             seed: the seed of the dequantization noise that the graph was given.
             asked: what is asked for; the bundle has what it needs.
             reference: the output with the noise of the default seed, if that is needed.
+            parts: of the images, if they are needed.
             complexity: of the images, [N], if that is needed.
             draws: the log-likelihoods with the other draws of noise, [N] each.
         """
@@ -120,7 +130,7 @@ class Scorer:
             bits = bits_per_dim(nats, self._dimensions)
             percentile = np.where(finite, percentile, 0.0)
         if asked.scores:
-            found |= self._asked(forward, asked, bits, reference, complexity)
+            found |= self._asked(forward, asked, bits, reference, parts, complexity)
         return Scores(
             log_likelihood=nats,
             bits_per_dim=bits,
@@ -139,6 +149,7 @@ class Scorer:
         asked: Asked,
         bits: Float64Array,
         reference: ForwardOutput | None,
+        parts: Parts | None,
         complexity: Float64Array | None,
     ) -> dict[str, Any]:
         """Scores of the table by name, those that are asked for among them."""
@@ -151,35 +162,36 @@ class Scorer:
             found["complexity_bits_per_dim"] = complexity
             found["bits_per_dim_minus_complexity"] = bits - complexity
         if reference is not None:
-            found |= self._p_values(reference, complexity)
+            found["typicality_p_value"] = self._typicality(reference)
+        if parts is not None:
+            found["anomaly_p_value"] = self._anomaly(parts)
         if "anomalous" in asked:
             found["anomalous"] = found["anomaly_p_value"] <= self._false_alarm_rate(asked)
         return found
 
-    def parts(self, forward: ForwardOutput, complexity: Float64Array) -> Parts:
+    def parts(self, forward: ForwardOutput, contrasts: Float64Array) -> Parts:
         """The parts of N images.
 
         Args:
             forward: the output of the forward graph for the images, with the noise of the default seed.
-            complexity: of the images, [N].
+            contrasts: of the images, [N, S].
         """
         return Parts(
             log_likelihood=forward.log_likelihood.astype(np.float64),
             log_prior=forward.log_prior.astype(np.float64),
             log_det=forward.log_det.astype(np.float64),
-            complexity_bits_per_dim=complexity,
+            channels=channel_statistics(forward.latent, self._shape, self._levels),
+            contrasts=contrasts,
         )
 
-    def _p_values(self, reference: ForwardOutput, complexity: Float64Array | None) -> dict[str, Float64Array]:
-        assert self.calibration is not None
+    def _typicality(self, reference: ForwardOutput) -> Float64Array:
         _, nats = _finite(reference.log_likelihood)
-        bits = bits_per_dim(nats, self._dimensions)
-        found = {"typicality_p_value": two_sided_p_values(bits, self._bits)}
-        if complexity is not None and self.oddness is not None:
-            features = self.parts(reference, complexity).features(self._dimensions)
-            oddness = self.calibration.density.oddness(features)
-            found["anomaly_p_value"] = p_values(oddness, self.oddness)
-        return found
+        return two_sided_p_values(bits_per_dim(nats, self._dimensions), self._bits)
+
+    def _anomaly(self, parts: Parts) -> Float64Array:
+        assert self.calibration is not None
+        assert self.oddness is not None
+        return p_values(self.calibration.density.oddness(parts, self._dimensions), self.oddness)
 
     def _false_alarm_rate(self, asked: Asked) -> float:
         if asked.false_alarm_rate is not None:

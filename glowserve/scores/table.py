@@ -32,6 +32,9 @@ class Needs(Flag):
     CODEC = auto()
     """The size of the losslessly compressed image."""
 
+    DENSITY = auto()
+    """All parts of the image: see `Parts`."""
+
     CALIBRATION = auto()
     """The bundle's calibration.npz."""
 
@@ -75,7 +78,7 @@ class Score:
 
 
 _P_VALUE = Needs.REFERENCE | Needs.CALIBRATION
-_ANOMALY = _P_VALUE | Needs.CODEC
+_ANOMALY = _P_VALUE | Needs.DENSITY
 
 TABLE: Mapping[str, Score] = {
     score.name: score
@@ -118,7 +121,7 @@ TABLE: Mapping[str, Score] = {
             meaning="The share of the calibration images that are at least as odd, the image itself counted. The "
             "number to act on: of images like the calibration images, at most the share a has a value up to a.",
             values="1/(n+1) to 1 with n calibration images; small is odd",
-            source="a density of the log-density of the latents, the log-determinant, and complexity_bits_per_dim",
+            source="log_prior and log_det, bits_per_dim, the channels of the latents, and the contrasts of the image",
             needs=_ANOMALY,
             calibrated=True,
             odd="low",

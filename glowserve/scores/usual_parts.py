@@ -47,36 +47,43 @@ class UsualParts:
 
     Args:
         calibration: the parts of the calibration images; n is LEAST_IMAGES or more.
+        complexity: of the calibration images, [n]; None if that of images is not compared.
         dimensions: D.
-        with_complexity: whether the complexity of images is compared, too.
     """
 
-    def __init__(self, calibration: Parts, dimensions: int, *, with_complexity: bool) -> None:
-        self._dimensions, self._with_complexity = dimensions, with_complexity
+    def __init__(self, calibration: Parts, complexity: Float64Array | None, dimensions: int) -> None:
+        self._dimensions = dimensions
         least_bits = abs(bits_per_dim(_LEAST_SPREAD, dimensions))
         self._usual = {
             (name, level): (values.mean(), max(values.std(ddof=1), _LEAST_SPREAD if level else least_bits))
-            for (name, level), values in self._columns(calibration).items()
+            for (name, level), values in self._columns(calibration, complexity).items()
         }
 
-    def compare(self, images: Parts) -> tuple[tuple[Part, ...], ...]:
-        """The parts of each of N images, the farthest from usual first; those that are not finite before all others."""
-        columns = self._columns(images)
+    def compare(self, images: Parts, complexity: Float64Array) -> tuple[tuple[Part, ...], ...]:
+        """The parts of each of N images, the farthest from usual first; those that are not finite before all others.
+
+        Args:
+            images: their parts.
+            complexity: theirs, [N].
+        """
+        columns = self._columns(images, complexity)
         rows: list[list[Part]] = [[] for _ in range(len(images))]
-        for (name, level), values in columns.items():
-            mean, spread = self._usual[name, level]
+        for (name, level), (mean, spread) in self._usual.items():
+            values = columns[name, level]
             deviations = (values - mean) / spread
             for row, value, deviation in zip(rows, values.tolist(), deviations.tolist(), strict=True):
                 row.append(Part(name, level, value, deviation))
         return tuple(tuple(sorted(row, key=_closeness)) for row in rows)
 
-    def _columns(self, parts: Parts) -> Mapping[tuple[str, int], Float64Array]:
+    def _columns(
+        self, parts: Parts, complexity: Float64Array | None
+    ) -> Mapping[tuple[str, int], Float64Array]:
         """Each part by its name and its level, [N]."""
         columns: dict[tuple[str, int], Float64Array] = {}
         for name in ("log_prior", "log_det"):
             columns |= {(name, i): values for i, values in enumerate(getattr(parts, name).T, start=1)}
-        if self._with_complexity:
-            columns["complexity_bits_per_dim", 0] = parts.complexity_bits_per_dim
+        if complexity is not None:
+            columns["complexity_bits_per_dim", 0] = complexity
         nats = np.where(np.isfinite(parts.log_likelihood), parts.log_likelihood, -np.inf)
         columns["bits_per_dim", 0] = bits_per_dim(nats, self._dimensions)
         return columns

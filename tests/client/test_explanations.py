@@ -190,7 +190,8 @@ def test_one_calibration_image_has_no_spread(
 ) -> None:
     def of_one(calibration: Calibration) -> Calibration:
         first = {each.name: getattr(calibration.images, each.name)[:1] for each in fields(calibration.images)}
-        return replace(calibration, images=replace(calibration.images, **first))
+        images = replace(calibration.images, **first)
+        return replace(calibration, images=images, complexity=calibration.complexity[:1])
 
     change_calibration(bundle.path, tmp_path / "digits" / "1", of_one)
     for client in callers(tmp_path):

@@ -14,7 +14,10 @@ from glowserve_export.held_out import load_held_out_images
 from glowserve_export.source import Source
 from glowserve_training.data import HeldOutImages
 
+from glowserve.runtime.calibration import bundle_calibration
+from glowserve.runtime.manifest import CALIBRATION
 from glowserve.runtime.repository import Bundle
+from glowserve.scores.calibration import write_calibration
 from glowserve.v1 import manifest_pb2
 
 
@@ -35,8 +38,9 @@ def exported(
 def without_percentiles(bundle: Bundle) -> manifest_pb2.Manifest:
     manifest = manifest_pb2.Manifest()
     manifest.CopyFrom(bundle.manifest)
-    for field in ("model", "created_at", "calibration"):
+    for field in ("model", "created_at", "calibration", "files"):
         manifest.ClearField(field)
+    manifest.files.extend(file for file in bundle.manifest.files if file.name != CALIBRATION)
     return manifest
 
 
@@ -49,6 +53,12 @@ def test_calibration_images_change_percentiles_alone(
 
     assert list(bundle.manifest.calibration.bits_per_dim) != list(other.manifest.calibration.bits_per_dim)
     assert without_percentiles(bundle) == without_percentiles(other)
+    ours, theirs = bundle_calibration(bundle), bundle_calibration(other)
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.images.log_likelihood != theirs.images.log_likelihood).any()
+    same = replace(theirs, images=ours.images, complexity=ours.complexity)
+    assert write_calibration(ours) == write_calibration(same)  # nothing else was computed from them
 
 
 def test_percentiles_come_from_calibration_images_alone(

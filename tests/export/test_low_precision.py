@@ -48,7 +48,7 @@ def test_a_low_precision_bundle_states_its_loss_and_can_be_served(
     assert own is not None
     assert others is not None
     assert (own.images.log_prior != others.images.log_prior).any()
-    assert (own.density.means != others.density.means).any()
+    assert (own.density.levels.mean != others.density.levels.mean).any()
 
 
 def test_a_low_precision_that_loses_too_much_is_refused(

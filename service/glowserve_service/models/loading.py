@@ -66,8 +66,8 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     placed = ", ".join(f"{p.nodes} nodes of {p.graph} by {p.provider}" for p in engine.placements)
     if scorer.codec_differs:
         log.warning(
-            "%s was calibrated with another version of the WebP library: anomaly_p_value and anomalous are refused; "
-            "`glowserve calibrate` renews the calibration",
+            "%s was exported with another version of the WebP library: scores of complexity are refused; `glowserve "
+            "calibrate` writes a version that has them",
             path,
         )
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)

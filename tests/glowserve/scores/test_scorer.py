@@ -9,11 +9,10 @@ import pytest
 
 from glowserve.scores import Asked, Calibration, Scorer
 from glowserve.scores.complexity import fingerprint
-from glowserve.scores.density import Mixture
 from glowserve.scores.importance import log_mean_exp
-from glowserve.scores.parts import Parts
 from glowserve.v1.manifest_pb2 import Calibration as Percentiles
-from glowserve.v1.manifest_pb2 import Canary, ImageSpec, Manifest
+from glowserve.v1.manifest_pb2 import Canary, Flow, ImageSpec, Manifest
+from tests.glowserve.scores.making import random_parts, standard_density
 
 D, N = 64, 9
 
@@ -25,35 +24,39 @@ class Output:
     log_likelihood: np.ndarray
     log_prior: np.ndarray
     log_det: np.ndarray
+    latent: np.ndarray
 
 
 @pytest.fixture
 def scorer(rng: np.random.Generator) -> Scorer:
     canary = rng.integers(0, 256, (8, 8, 1), dtype=np.uint8)
-    nats = rng.normal(-100, 1, N)
-    parts = Parts(
-        log_likelihood=nats,
-        log_prior=nats[:, None] - 1,
-        log_det=np.ones((N, 1)),
-        complexity_bits_per_dim=np.full(N, 3.0),
-    )
-    mixture = Mixture(weights=np.ones(1), means=parts.features(D)[:1], whitening=np.eye(3)[None])
+    parts = random_parts(rng, N, levels=1)
     manifest = Manifest(
         image=ImageSpec(height=8, width=8, channels=1, n_bits=8, latent_size=D),
+        flow=Flow(levels=1),
         canary=Canary(image=canary.tobytes()),
         calibration=Percentiles(bits_per_dim=[2.0, 3.0]),
     )
-    calibration = Calibration(images=parts, fitting=parts, density=mixture, codec=fingerprint(canary))
+    calibration = Calibration(
+        images=parts,
+        complexity=np.full(N, 3.0),
+        fitting=parts,
+        density=standard_density(parts),
+        codec=fingerprint(canary),
+    )
     return Scorer(manifest, calibration)
 
 
 def test_an_image_that_is_not_finite_is_odder_than_all(scorer: Scorer) -> None:
-    nats = np.array([-100, np.nan, np.inf, -np.inf, -100, -100], np.float32)
-    prior = np.array([-101, np.nan, 1, -np.inf, np.inf, -101], np.float32)[:, None]
-    det = np.array([1, 1, np.inf, 1, -np.inf, np.nan], np.float32)[:, None]
+    assert scorer.calibration is not None
+    usual = scorer.calibration.images
+    nats = np.array([usual.log_likelihood[0], np.nan, np.inf, -np.inf, -100, -100], np.float32)
+    prior = np.array([usual.log_prior[0, 0], np.nan, 1, -np.inf, np.inf, -101], np.float32)[:, None]
+    det = np.array([usual.log_det[0, 0], 1, np.inf, 1, -np.inf, np.nan], np.float32)[:, None]
     asked = Asked(scores=frozenset({"anomaly_p_value", "anomalous", "typicality_p_value"}))
-    output = Output(nats, prior, det)
-    scores = scorer.score(output, 0, asked, reference=output, complexity=np.full(6, 3.0))
+    output = Output(nats, prior, det, np.zeros((6, D), np.float32))
+    parts = replace(scorer.parts(output, usual.contrasts[[0] * 6]), channels=usual.channels[[0] * 6])
+    scores = scorer.score(output, 0, asked, reference=output, parts=parts)
     assert scores.anomaly_p_value is not None
     assert scores.typicality_p_value is not None
     assert scores.anomalous is not None
@@ -67,7 +70,7 @@ def test_an_image_that_is_not_finite_is_odder_than_all(scorer: Scorer) -> None:
 def test_a_draw_that_is_not_finite_makes_its_image_not_finite(scorer: Scorer) -> None:
     first = np.array([-100, -100, np.nan], np.float32)
     second = np.array([-101, np.inf, -100], np.float32)
-    output = Output(first, np.zeros((3, 1), np.float32), np.zeros((3, 1), np.float32))
+    output = Output(first, *np.zeros((2, 3, 1), np.float32), np.zeros((3, D), np.float32))
     scores = scorer.score(
         output, 0, Asked(scores=frozenset({"standard_error"}), importance_samples=2), draws=[second]
     )
@@ -96,5 +99,7 @@ def test_another_codec_is_noticed(scorer: Scorer) -> None:
         canary=Canary(image=bytes(64)),
         calibration=Percentiles(bits_per_dim=[1.0]),
     )
-    assert "anomalous" not in Scorer(manifest, other).names
-    assert "typicality_p_value" in Scorer(manifest, other).names
+    assert scorer.names - Scorer(manifest, other).names == {
+        "complexity_bits_per_dim",
+        "bits_per_dim_minus_complexity",
+    }

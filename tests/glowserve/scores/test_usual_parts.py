@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from glowserve.scores.parts import Parts
 from glowserve.scores.usual_parts import UsualParts
+from tests.glowserve.scores.making import random_parts
 
 D, L = 64, 3
 ALL = {("log_prior", level) for level in (1, 2, 3)} | {("log_det", level) for level in (1, 2, 3)}
@@ -17,17 +19,21 @@ ALL |= {("complexity_bits_per_dim", 0), ("bits_per_dim", 0)}
 
 def parts(rng: np.random.Generator, n: int) -> Parts:
     prior, det = rng.normal(-50, 5, (n, L)), rng.normal(20, 3, (n, L))
-    return Parts(
+    return replace(
+        random_parts(rng, n, levels=L),
         log_likelihood=prior.sum(axis=1) + det.sum(axis=1),
         log_prior=prior,
         log_det=det,
-        complexity_bits_per_dim=rng.normal(4, 0.5, n),
     )
+
+
+def complexity(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.normal(4, 0.5, n)
 
 
 def test_a_deviation_is_the_distance_from_the_mean_in_standard_deviations(rng: np.random.Generator) -> None:
     calibration, images = parts(rng, 50), parts(rng, 4)
-    found = UsualParts(calibration, D, with_complexity=True).compare(images)
+    found = UsualParts(calibration, complexity(rng, 50), D).compare(images, complexity(rng, 4))
     assert len(found) == 4
     for i, row in enumerate(found):
         assert {(part.name, part.level) for part in row} == ALL
@@ -48,8 +54,8 @@ def test_the_farthest_from_usual_comes_first_in_either_direction(rng: np.random.
     images = parts(rng, 2)
     images.log_prior[0, 1] += 1000
     images.log_det[0, 2] -= 1000
-    images.complexity_bits_per_dim[1] = -100
-    first, second = UsualParts(parts(rng, 50), D, with_complexity=True).compare(images)
+    usual = UsualParts(parts(rng, 50), complexity(rng, 50), D)
+    first, second = usual.compare(images, np.array([4.0, -100.0]))
     assert {(part.name, part.level) for part in first[:2]} == {("log_prior", 2), ("log_det", 3)}
     assert {part.level: part.deviation > 0 for part in first[:2]} == {2: True, 3: False}
     assert second[0].name == "complexity_bits_per_dim"
@@ -61,17 +67,18 @@ def test_the_farthest_from_usual_comes_first_in_either_direction(rng: np.random.
 def test_parts_that_are_not_finite_are_the_farthest_and_the_others_are_what_they_are(
     rng: np.random.Generator,
 ) -> None:
-    usual, images = UsualParts(parts(rng, 50), D, with_complexity=True), parts(rng, 3)
-    expected = {(part.name, part.level): part for part in usual.compare(images)[0]}
+    usual, images = UsualParts(parts(rng, 50), complexity(rng, 50), D), parts(rng, 3)
+    sizes = complexity(rng, 3)
+    expected = {(part.name, part.level): part for part in usual.compare(images, sizes)[0]}
     images.log_prior[0, 0], images.log_prior[1, 0], images.log_prior[2, 0] = np.nan, -np.inf, np.inf
     images.log_likelihood[:] = np.nan, -np.inf, np.inf
-    for row, value in zip(usual.compare(images), (math.nan, -math.inf, math.inf), strict=True):
+    for row, value in zip(usual.compare(images, sizes), (math.nan, -math.inf, math.inf), strict=True):
         assert {(part.name, part.level) for part in row[:2]} == {("log_prior", 1), ("bits_per_dim", 0)}
         found = {(part.name, part.level): part for part in row}
         np.testing.assert_equal(found["log_prior", 1].deviation, value)
         assert found["bits_per_dim", 0].deviation == math.inf  # as a score, whatever the graph returned
         assert all(math.isfinite(part.deviation) for part in row[2:])
-    for part in usual.compare(images)[0][2:]:
+    for part in usual.compare(images, sizes)[0][2:]:
         assert part == expected[part.name, part.level]
 
 
@@ -80,7 +87,7 @@ def test_a_part_that_is_the_same_of_every_image_can_be_compared(rng: np.random.G
     calibration, images = parts(rng, 20), parts(rng, 2)
     calibration.log_det[:, 0] = 7
     images.log_det[:, 0] = 7, 8
-    usual, other = UsualParts(calibration, D, with_complexity=True).compare(images)
+    usual, other = UsualParts(calibration, complexity(rng, 20), D).compare(images, complexity(rng, 2))
     deviations = [
         {(part.name, part.level): part.deviation for part in row}["log_det", 1] for row in (usual, other)
     ]
@@ -90,5 +97,5 @@ def test_a_part_that_is_the_same_of_every_image_can_be_compared(rng: np.random.G
 
 
 def test_the_complexity_is_left_out_where_it_cannot_be_compared(rng: np.random.Generator) -> None:
-    (row,) = UsualParts(parts(rng, 20), D, with_complexity=False).compare(parts(rng, 1))
+    (row,) = UsualParts(parts(rng, 20), None, D).compare(parts(rng, 1), complexity(rng, 1))
     assert {(part.name, part.level) for part in row} == ALL - {("complexity_bits_per_dim", 0)}
