@@ -27,7 +27,7 @@ from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe
 from glowserve_export.operations import check, operations
 from glowserve_export.publication import add_file, publish, staged
-from glowserve_export.score_calibration import add_calibration, calibrate_scores, scored_images
+from glowserve_export.score_calibration import add_calibration, scored_images
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
 
@@ -99,7 +99,7 @@ def _measure(
         f"scoring {len(scored.calibration)} held-out images for percentiles and p-values, and {len(scored.fitting)} "
         "for a density"
     )
-    add_calibration(bundle, calibrate_scores(bundle, engine, scored, workload.batch_size(glow)), data)
+    add_calibration(bundle, engine, scored, workload.batch_size(glow), data)
     _compare_with_uniform(float(np.mean(manifest.calibration.bits_per_dim)), glow.n_bits, say)
     explanation.add_places(bundle, engine, images.validation, workload.batch_size(glow), say)
 

@@ -14,7 +14,7 @@ from glowserve_export.evaluation import EvaluatedBundle
 from glowserve_export.explanation import add_places
 from glowserve_export.held_out import held_out_of_bundle
 from glowserve_export.publication import publish, staged
-from glowserve_export.score_calibration import add_calibration, calibrate_scores, scored_images
+from glowserve_export.score_calibration import add_calibration, scored_images
 
 _BATCH = 32
 
@@ -58,7 +58,7 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         operations = next(file.operations for file in copy.manifest.files if file.name == FORWARD)
         scored = scored_images(images, operations)
         say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")
-        add_calibration(copy, calibrate_scores(copy, evaluated.engine, scored, _BATCH), data)
+        add_calibration(copy, evaluated.engine, scored, _BATCH, data)
         if bundle.has(EXPLAIN):
             add_places(copy, evaluated.engine, images.validation, _BATCH, say)
         return publish(copy, model_dir)

@@ -36,11 +36,14 @@ class ScoredImages(NamedTuple):
     calibration: UInt8Array
     """[N, H, W, C]: nothing is fitted to them."""
 
+    percentiles_of_both: bool = False
+    """Whether percentiles compare with both, as they did before there were calibration images."""
+
 
 def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
     """The images to compute a calibration from: all, or 100 and more of each kind if the model is large.
 
-    A split of version 1 has no calibration images: half of the validation images take their place.
+    A split of version 1 has no calibration images: half of the validation images take their place, but for percentiles.
 
     Args:
         images: the held-out images.
@@ -50,7 +53,7 @@ def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
         ExportError: there are too few.
     """
     fitting, calibration = images.validation, images.calibration
-    if not len(calibration):
+    if is_old := not len(calibration):
         half = (len(fitting) + 1) // 2
         fitting, calibration = fitting[half:], fitting[:half]
     if not (len(fitting) and len(calibration)):
@@ -58,9 +61,10 @@ def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
             f"data has {len(images.validation)} validation and {len(images.calibration)} calibration images; scores "
             "are calibrated with one of each or more: give more images with --data"
         )
-    return ScoredImages(
-        *(part[: workload.percentile_images(operations, len(part))] for part in (fitting, calibration))
+    fitting, calibration = (
+        part[: workload.percentile_images(operations, len(part))] for part in (fitting, calibration)
     )
+    return ScoredImages(fitting, calibration, is_old)
 
 
 def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch_size: int) -> Calibration:
@@ -76,7 +80,9 @@ def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch
         VerificationError: an image has no finite likelihood.
     """
     canary = np.frombuffer(bundle.manifest.canary.image, np.uint8).reshape(bundle.shape)
-    fitting, calibration = (_parts(bundle, engine, part, batch_size) for part in images)
+    fitting, calibration = (
+        _parts(bundle, engine, part, batch_size) for part in (images.fitting, images.calibration)
+    )
     density = fit_density(fitting, bundle.manifest.image.latent_size)
     return Calibration(
         images=calibration,
@@ -87,20 +93,27 @@ def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch
     )
 
 
-def add_calibration(bundle: Bundle, calibration: Calibration, data: str) -> None:
+def add_calibration(bundle: Bundle, engine: Engine, images: ScoredImages, batch_size: int, data: str) -> None:
     """Writes the file of a calibration into a bundle's folder, and lists it in the manifest, with its bits/dim.
 
     GetModel answers with the manifest, which therefore has no more than one number for each image.
 
     Args:
-        bundle: the bundle, which is not published yet, and has no calibration.
-        calibration: its calibration.
+        bundle: the bundle, which is not published yet, and has no calibration. Its manifest has its canary.
+        engine: runs it.
+        images: the images.
+        batch_size: how many images run at once.
         data: the data of the images, as named on the command line.
+
+    Raises:
+        VerificationError: an image has no finite likelihood.
     """
+    calibration = calibrate_scores(bundle, engine, images, batch_size)
     add_file(bundle, CALIBRATION, write_calibration(calibration))
-    manifest = bundle.manifest
-    bits = bits_per_dim(calibration.images.log_likelihood, manifest.image.latent_size)
-    manifest.calibration.CopyFrom(manifest_pb2.Calibration(bits_per_dim=np.sort(bits), data=data))
+    known = [calibration.images, *([calibration.fitting] if images.percentiles_of_both else [])]
+    nats = np.concatenate([parts.log_likelihood for parts in known])
+    bits = bits_per_dim(nats, bundle.manifest.image.latent_size)
+    bundle.manifest.calibration.CopyFrom(manifest_pb2.Calibration(bits_per_dim=np.sort(bits), data=data))
 
 
 def _parts(bundle: Bundle, engine: Engine, images: UInt8Array, batch_size: int) -> Parts:

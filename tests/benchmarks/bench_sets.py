@@ -29,6 +29,7 @@ from glowserve.runtime.engine import Engine
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import newest_bundle
 from glowserve.scores.conformal import p_values
+from glowserve.scores.parts import Parts, concatenated
 from glowserve.scores.sets import SetTest
 
 Float64Array = npt.NDArray[np.float64]
@@ -55,11 +56,12 @@ def main() -> None:
     print(f"{'':16}{'sets with':>20}{'of the set:':>22}{'smallest of':>22}{'images with':>14}")
     print(f"{'':16}{'p <= 0.05':>10}{'p <= 0.01':>10}{'median p':>22}{'50: p <= 0.05':>22}{'p <= 0.01':>14}")
     for name, change in CHANGES.items():
-        features = measure.features(_changed(images, change))
+        parts = measure.parts(_changed(images, change))
+        features = parts.features(measure.dimensions)
         count = args.sets if change is _unchanged else args.changed
         rows = _sets(len(images), args.size, count)
         found = np.array([measure.p_value(features[each]) for each in rows])
-        alone = measure.single_p_values(features)
+        alone = measure.single_p_values(parts)
         smallest = np.array([min(1.0, args.size * float(alone[each].min())) for each in rows])
         shares = [_percent(values) for values in (found <= _RATE, found <= 0.01)]
         line = f"{name:16}{shares[0]:>10}{shares[1]:>10}{np.median(found):>22.4f}{_percent(smallest <= _RATE):>22}"
@@ -105,12 +107,12 @@ class _Measure:
         bundle = self._bundle = newest_bundle(path)
         self._engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
         self._scorer = open_scorer(bundle)
-        self._dimensions = bundle.manifest.image.latent_size
+        self.dimensions = bundle.manifest.image.latent_size
         calibration = self._scorer.calibration
         assert calibration is not None
         self._density = calibration.density
-        self.calibration = calibration.images.features(self._dimensions)
-        self._fitting = calibration.fitting.features(self._dimensions)
+        self.calibration = calibration.images.features(self.dimensions)
+        self._fitting = calibration.fitting.features(self.dimensions)
 
     def images(self, path: Path) -> UInt8Array:
         """The images of a file, uint8 [N, H, W, C]."""
@@ -122,13 +124,13 @@ class _Measure:
         files = [table.read(row) for row in range(len(table))]
         return np.concatenate([Pictures([file], bundle.shape, bundle.preparation).decode() for file in files])
 
-    def features(self, images: UInt8Array) -> Float64Array:
-        """[N, F]."""
-        return np.concatenate([self._batch(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+    def parts(self, images: UInt8Array) -> Parts:
+        """The parts of images [N, H, W, C]."""
+        return concatenated([self._batch(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
 
-    def _batch(self, images: UInt8Array) -> Float64Array:
+    def _batch(self, images: UInt8Array) -> Parts:
         forward = self._engine.forward(images, dequantization_noise(DEFAULT_SEED, images))
-        return self._scorer.parts(forward, self._scorer.complexity(images)).features(self._dimensions)
+        return self._scorer.parts(forward, self._scorer.contrasts(images))
 
     def p_value(self, features: Float64Array, calibration: Float64Array | None = None) -> float:
         """That of a set; other calibration images may stand in for the bundle's."""
@@ -137,10 +139,10 @@ class _Measure:
             pass
         return test.p_value
 
-    def single_p_values(self, features: Float64Array) -> Float64Array:
+    def single_p_values(self, parts: Parts) -> Float64Array:
         """Those of the images by themselves, [N]."""
         assert self._scorer.oddness is not None
-        return p_values(self._density.oddness(features), self._scorer.oddness)
+        return p_values(self._density.oddness(parts, self.dimensions), self._scorer.oddness)
 
 
 def _unchanged(picture: Image.Image) -> Image.Image:

@@ -86,6 +86,7 @@ def test_it_leaves_pictures_a_checkpoint_and_a_bundle_and_no_process(finished: t
         "reverse.onnx",
         "explain.onnx",
         "explain.npy",
+        "calibration.npz",
     }
     assert _running(out) == []
 

@@ -53,7 +53,8 @@ def test_it_describes_image_and_flow(bundle: Bundle, trained_checkpoint: Checkpo
 
 def test_it_has_length_and_hash_of_each_file(bundle: Bundle) -> None:
     files = {file.name: file for file in bundle.manifest.files}
-    assert files.keys() == {"forward.onnx", "reverse.onnx", "explain.onnx", "explain.npy", "flow.json"}
+    graphs = {"forward.onnx", "reverse.onnx", "explain.onnx"}
+    assert files.keys() == graphs | {"explain.npy", "calibration.npz", "flow.json"}
     for name, file in files.items():
         data = (bundle.path / name).read_bytes()
         assert file.size == len(data)

@@ -48,6 +48,9 @@ def test_an_old_checkpoint_gives_a_bundle_of_format_1(bundle: Bundle) -> None:
         == json.loads((OLD / "models/digits/1/manifest.json").read_text())["flow"].keys()
     )
     assert sorted(path.name for path in bundle.path.iterdir()) == [
+        "calibration.npz",
+        "explain.npy",
+        "explain.onnx",
         "forward.onnx",
         "manifest.json",
         "manifest.json.sha256",

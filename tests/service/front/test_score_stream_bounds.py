@@ -36,16 +36,17 @@ class Endless:
             yield self.request
 
 
-@pytest.mark.parametrize("images_each", [1, 8, 64])
-def test_a_stream_has_no_more_images_under_way_than_a_call_may_bring(
-    run_server: RunServer, digits: UInt8Array, images_each: int
+@pytest.mark.parametrize(("images_each", "most"), [(1, 32), (2, 64), (8, 64), (64, 64)])
+def test_a_stream_has_no_more_requests_and_images_under_way_than_are_permitted(
+    run_server: RunServer, digits: UInt8Array, images_each: int, most: int
 ) -> None:
+    """Images: as many as a call may bring. Requests: 32."""
     with run_server(max_images_per_call=64, **SETTINGS) as server, connect(server) as stubs:
         endless = Endless(pb.ScoreRequest(images=raw(digits[:images_each])))
         call = stubs.glow.ScoreStream(iter(endless))
-        wait_for(lambda: queue_length(server) == 64)
+        wait_for(lambda: queue_length(server) == most)
         time.sleep(0.3)
-        assert queue_length(server) == 64
+        assert queue_length(server) == most
         call.cancel()
         endless.last.set()
         wait_for(lambda: queue_length(server) == 0)

@@ -45,11 +45,11 @@ def test_requests_of_a_stream_share_batches(run_server: RunServer, digits: UInt8
     assert stats.compute_infer.ns == pytest.approx(16 * statistics.batch_stats[0].compute_infer.ns)
 
 
-@pytest.mark.parametrize(("size", "most"), [(1, 64), (20, 80)])
-def test_a_stream_has_no_more_images_under_way_than_a_call_may_bring(
+@pytest.mark.parametrize(("size", "most"), [(1, 32), (20, 80)])
+def test_a_stream_has_no_more_requests_and_images_under_way_than_are_permitted(
     run_server: RunServer, digits: UInt8Array, size: int, most: int
 ) -> None:
-    """Or one request more: three of 20 images are fewer than 64."""
+    """32 requests, 64 images, or one request more: three of 20 images are fewer than 64."""
     settings = {"max_images_per_call": 64, "max_batch_size": 1000}
     with (
         run_server(**settings, max_queue_delay_ms=FOREVER, drain_seconds=0) as server,
