@@ -91,7 +91,7 @@ def test_a_bundle_without_a_calibration_says_which_command_adds_it(uncalibrated:
     scorer = open_scorer(uncalibrated)
     for name in ("anomaly_p_value", "anomalous", "typicality_p_value"):
         with pytest.raises(
-            NotCalibratedError, match=r"^score '\w+_p_value': .*`glowserve calibrate REPOSITORY/digits "
+            NotCalibratedError, match=rf"^score '{name}': .*`glowserve calibrate REPOSITORY/digits "
         ):
             ask(uncalibrated, scorer, scores=[name])
     for fields in ({"scores": ["complexity_bits_per_dim", "log_prior"]}, {"importance_samples": 3}):

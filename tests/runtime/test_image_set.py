@@ -63,7 +63,7 @@ def test_the_answer_is_the_test_of_the_features_of_all_images(
     forward = engine.forward(images, dequantization_noise(DEFAULT_SEED, images))
     scorer, calibration = runner.scorer, runner.scorer.calibration
     assert calibration is not None
-    features = scorer.parts(forward, scorer.complexity(images)).features(dimensions)
+    features = scorer.parts(forward, scorer.contrasts(images)).features(dimensions)
     test = SetTest(
         features, calibration.images.features(dimensions), calibration.fitting.features(dimensions)
     )
@@ -74,7 +74,7 @@ def test_the_answer_is_the_test_of_the_features_of_all_images(
         DEFAULT_SEED,
         Asked(scores=frozenset({"anomaly_p_value", "anomalous"})),
         reference=forward,
-        complexity=scorer.complexity(images),
+        parts=scorer.parts(forward, scorer.contrasts(images)),
     )
     assert single.anomalous is not None
 
@@ -90,8 +90,9 @@ def test_the_answer_is_the_test_of_the_features_of_all_images(
 
 
 def test_images_that_do_not_belong_are_a_set_that_does_not(runner: Runner, digits: UInt8Array) -> None:
-    assert answer(runner, digits[:50]).p_value > 0.01
-    assert answer(runner, 255 - digits[:50]).p_value == 1e-4
+    some = digits[::36]  # neighbours are by one writer
+    assert answer(runner, some).p_value > 0.01
+    assert answer(runner, 255 - some).p_value == 1e-4
 
 
 def test_images_that_are_not_finite_are_counted_and_left_out_of_means(
