@@ -35,6 +35,11 @@ class RowQueue:
         self._long_was_left_out = False
 
     @property
+    def length(self) -> int:
+        """How many submissions it holds, cancelled and late ones included."""
+        return len(self._short) + len(self._long)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it holds no submission at all, not even a cancelled or late one."""
         return not (self._short or self._long)
