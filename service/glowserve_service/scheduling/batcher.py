@@ -40,6 +40,8 @@ _LEAST_PAUSE_SECONDS = 0.05
 # A call takes a few turns of the event loop from its arrival to the queue. A batch is formed after so many turns that
 # bring no row: one of a single row takes as much processor time as one of many, and an idle turn next to none.
 _IDLE_TURNS, _MOST_TURNS = 4, 16
+# Rows that take longer are better shared among the workers at once.
+_SHORT_ROW_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,9 @@ class Batcher:
                     await self._arrival.wait()
 
     async def _gather(self) -> None:
-        """Returns when the event loop brings no more rows, or enough for a batch."""
+        """Returns when the event loop brings no more rows, or enough for a batch; at once if rows take long."""
+        if self._pace.row_seconds > _SHORT_ROW_SECONDS:
+            return
         idle = 0
         for _ in range(_MOST_TURNS):
             before = self._queue.length
