@@ -36,14 +36,10 @@ class ScoredImages(NamedTuple):
     """[N, H, W, C]: nothing is fitted to them."""
 
 
-def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
-    """The images to compute a calibration from: all, or 100 and more of each kind if the model is large.
+def fitting_and_calibration(images: HeldOutImages) -> ScoredImages:
+    """The held-out images that anything may be fitted to, and those that nothing may.
 
     A split of version 1 has no calibration images: half of the validation images take their place.
-
-    Args:
-        images: the held-out images.
-        operations: of the forward graph for one image.
 
     Raises:
         ExportError: there are too few.
@@ -57,9 +53,21 @@ def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
             f"data has {len(images.validation)} validation and {len(images.calibration)} calibration images; scores "
             "are calibrated with one of each or more: give more images with --data"
         )
-    return ScoredImages(
-        *(part[: workload.percentile_images(operations, len(part))] for part in (fitting, calibration))
-    )
+    return ScoredImages(fitting, calibration)
+
+
+def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
+    """The images to compute a calibration from: all, or 100 and more of each kind if the model is large.
+
+    Args:
+        images: the held-out images.
+        operations: of the forward graph for one image.
+
+    Raises:
+        ExportError: see `fitting_and_calibration`.
+    """
+    both = fitting_and_calibration(images)
+    return ScoredImages(*(part[: workload.percentile_images(operations, len(part))] for part in both))
 
 
 def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch_size: int) -> Calibration:

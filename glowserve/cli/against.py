@@ -124,10 +124,13 @@ def _check(args: argparse.Namespace) -> None:
 
 def _held_out(bundle: Bundle, args: argparse.Namespace) -> tuple[str, HeldOutImages]:
     """The data, and the images of it that were held out."""
+    from contextlib import closing
+
     from glowserve_export.evaluation import EvaluatedBundle
     from glowserve_export.held_out import held_out_of_bundle
 
-    return held_out_of_bundle(bundle, EvaluatedBundle(bundle, device=args.device), args.data, _warn)
+    with closing(EvaluatedBundle(bundle, device=args.device)) as model:
+        return held_out_of_bundle(bundle, model, args.data, _warn)
 
 
 def _shape_of(bundle: Bundle) -> DataConfig:

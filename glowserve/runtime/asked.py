@@ -68,9 +68,7 @@ def read_asked(
             f"false_alarm_rate is {false_alarm_rate:g}; it must lie between 0 and 1", "false_alarm_rate"
         )
     wanted = all_asked(names, false_alarm_rate, importance_samples)
-    for name in sorted(
-        wanted, key=lambda name: name not in names
-    ):  # an error names what the caller has named
+    for name in (*names, *wanted):  # an error names what the caller has named
         _require(name, bundle, scorer)
     if false_alarm_rate is not None:
         _check_resolution(false_alarm_rate, scorer)

@@ -73,6 +73,14 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can(
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("rate", [8.90105075251898e-41, 1e-300, 5e-324])
+def test_a_rate_that_no_calibration_permits_is_refused_at_once(
+    bundle: Bundle, scorer: Scorer, rate: float
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"is {rate:g}, which takes [0-9]+ calibration images"):
+        ask(bundle, scorer, false_alarm_rate=rate)
+
+
 def test_the_finest_rate_is_the_resolution(bundle: Bundle, scorer: Scorer) -> None:
     assert ask(bundle, scorer, false_alarm_rate=1 / 91).false_alarm_rate == 1 / 91
     with pytest.raises(InvalidRequestError, match="takes 91 calibration images"):
@@ -94,6 +102,8 @@ def test_a_bundle_without_a_calibration_says_which_command_adds_it(uncalibrated:
             NotCalibratedError, match=rf"^score '{name}': .*`glowserve calibrate REPOSITORY/digits "
         ):
             ask(uncalibrated, scorer, scores=[name])
+    with pytest.raises(NotCalibratedError, match=r"^score 'typicality_p_value'"):  # the first that is named
+        ask(uncalibrated, scorer, scores=["percentile", "typicality_p_value", "anomaly_p_value", "anomalous"])
     for fields in ({"scores": ["complexity_bits_per_dim", "log_prior"]}, {"importance_samples": 3}):
         ask(uncalibrated, scorer, **fields)
 
