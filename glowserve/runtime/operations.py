@@ -33,7 +33,7 @@ from glowserve.runtime.randomness import (
     latents,
 )
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
-from glowserve.scores import NOTHING_ELSE, Asked, Needs, Part, Scores
+from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -137,22 +137,21 @@ async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanation
     prepared = await _prepare(runner, source, DEFAULT_SEED, with_complexity=True)
     forward = await runner.forward(prepared.images, prepared.noise)
     deviations = await runner.explain(prepared.images, prepared.noise)
-    finite = np.isfinite(forward.log_likelihood)
+    manifest = runner.bundle.manifest
 
-    def compare() -> tuple[tuple[Part, ...], ...]:
+    def compare() -> Explanations:
         assert scorer.usual_parts is not None
         assert prepared.complexity is not None
-        return scorer.usual_parts.compare(scorer.parts(forward, prepared.complexity))
+        finite = np.isfinite(forward.log_likelihood)
+        return Explanations(
+            np.where(finite[:, None, None], deviations, np.float32(np.nan)),
+            scorer.usual_parts.compare(scorer.parts(forward, prepared.complexity)),
+            finite,
+            manifest.model,
+            manifest.version,
+        )
 
-    parts = await runner.compute(Work(compare, source.count, deviations.nbytes, SERIALIZATION))
-    manifest = runner.bundle.manifest
-    return Explanations(
-        np.where(finite[:, None, None], deviations, np.float32(np.nan)),
-        parts,
-        finite,
-        manifest.model,
-        manifest.version,
-    )
+    return await runner.compute(Work(compare, source.count, deviations.nbytes, SERIALIZATION))
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:

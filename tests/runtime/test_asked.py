@@ -60,7 +60,7 @@ def test_every_name_of_the_table_may_be_asked_for_also_twice(bundle: Bundle, sco
         (
             {"false_alarm_rate": 0.001},
             "false_alarm_rate",
-            "is 0.001, which takes 999 calibration images; this model has 90, which permit 0.011 or more",
+            "is 0.001, which takes 999 calibration images; this model has 90, which permit 1/91 or more; `glowserve ",
         ),
     ],
 )

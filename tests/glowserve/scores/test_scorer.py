@@ -16,6 +16,11 @@ from glowserve.v1.manifest_pb2 import Calibration as Percentiles
 from glowserve.v1.manifest_pb2 import Canary, ImageSpec, Manifest
 
 D, N = 64, 9
+MANIFEST = Manifest(
+    image=ImageSpec(height=8, width=8, channels=1, n_bits=8, latent_size=D),
+    canary=Canary(image=bytes(range(0, 256, 4))),
+    calibration=Percentiles(bits_per_dim=[2.0, 3.0]),
+)
 
 
 @dataclass
@@ -29,7 +34,7 @@ class Output:
 
 @pytest.fixture
 def scorer(rng: np.random.Generator) -> Scorer:
-    canary = rng.integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    canary = np.frombuffer(MANIFEST.canary.image, np.uint8).reshape(8, 8, 1)
     nats = rng.normal(-100, 1, N)
     parts = Parts(
         log_likelihood=nats,
@@ -38,13 +43,8 @@ def scorer(rng: np.random.Generator) -> Scorer:
         complexity_bits_per_dim=np.full(N, 3.0),
     )
     mixture = Mixture(weights=np.ones(1), means=parts.features(D)[:1], whitening=np.eye(3)[None])
-    manifest = Manifest(
-        image=ImageSpec(height=8, width=8, channels=1, n_bits=8, latent_size=D),
-        canary=Canary(image=canary.tobytes()),
-        calibration=Percentiles(bits_per_dim=[2.0, 3.0]),
-    )
     calibration = Calibration(images=parts, fitting=parts, density=mixture, codec=fingerprint(canary))
-    return Scorer(manifest, calibration)
+    return Scorer(MANIFEST, calibration)
 
 
 def test_an_image_that_is_not_finite_is_odder_than_all(scorer: Scorer) -> None:
@@ -91,10 +91,6 @@ def test_another_codec_is_noticed(scorer: Scorer) -> None:
     assert not scorer.codec_differs
     assert scorer.calibration is not None
     other = replace(scorer.calibration, codec=scorer.calibration.codec + 1)
-    manifest = Manifest(
-        image=ImageSpec(height=8, width=8, channels=1, n_bits=8, latent_size=D),
-        canary=Canary(image=bytes(64)),
-        calibration=Percentiles(bits_per_dim=[1.0]),
-    )
-    assert "anomalous" not in Scorer(manifest, other).names
-    assert "typicality_p_value" in Scorer(manifest, other).names
+    assert "anomalous" in scorer.names
+    assert "anomalous" not in Scorer(MANIFEST, other).names
+    assert "typicality_p_value" in Scorer(MANIFEST, other).names
