@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from contextlib import closing
 
@@ -55,6 +56,7 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
             (folder / file.name).write_bytes(bundle.read(file.name))
             copy.manifest.files.append(file)
         copy.manifest.created_at.GetCurrentTime()
+        copy.manifest.glowserve_version = importlib.metadata.version("glowserve")
         operations = next(file.operations for file in copy.manifest.files if file.name == FORWARD)
         scored = scored_images(images, operations)
         say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")
