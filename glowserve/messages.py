@@ -65,12 +65,15 @@ def scores_message(scores: Scores) -> pb.ScoreResponse:
 
 
 def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
-    """The scores of one or more responses, in order; model, version and seed are those of the first response."""
+    """The scores of one or more responses, in order; model, version and seed are those of the first response.
+
+    A score that is not in every row is in none: an older service has answered some of the requests.
+    """
     rows = [score for response in responses for score in response.scores]
     columns: dict[str, Any] = {
         name: np.array([getattr(row, name) for row in rows], score.dtype)
         for name, score in TABLE.items()
-        if score.default or _has(rows[0], score)
+        if score.default or all(_has(row, score) for row in rows)
     }
     first = responses[0]
     return Scores(

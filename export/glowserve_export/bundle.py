@@ -27,7 +27,7 @@ from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.manifest import describe
 from glowserve_export.operations import check, operations
 from glowserve_export.publication import add_file, publish, staged
-from glowserve_export.score_calibration import add_calibration, scored_images
+from glowserve_export.score_calibration import add_calibration, fitting_and_calibration, scored_images
 from glowserve_export.source import Source
 from glowserve_export.verification import verify
 
@@ -72,7 +72,7 @@ def export(
     with staged(model_dir) as staging, np.errstate(all="ignore"):
         say("writing graphs")
         bundle = Bundle(staging, describe(source, config, model_dir.name, precision))
-        _write_graphs(bundle, source.glow, images.validation, say)
+        _write_graphs(bundle, source.glow, fitting_and_calibration(images).fitting, say)
         with closing(Engine(bundle, RuntimeConfig(device=device))) as engine:
             _measure(source, bundle, engine, images, config.data, verification_images, say)
         return publish(bundle, model_dir)

@@ -47,7 +47,7 @@ def calibrate(name: str, glow: FoldedGlow, images: UInt8Array) -> Precision:
     Args:
         name: one of `PRECISIONS`.
         glow: the flow.
-        images: validation images, which neither verification nor percentiles use, uint8 [N, H, W, C]. Only int8 uses
+        images: images that neither verification nor percentiles use, uint8 [N, H, W, C]. Only int8 uses
             them, at most 512 and fewer if the model is large, with the noise of the default seed.
 
     Raises:

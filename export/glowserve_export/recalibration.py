@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
 
 from glowserve.runtime.canary import check_canary, check_n_bits
-from glowserve.runtime.manifest import CALIBRATION, FLOW
+from glowserve.runtime.manifest import CALIBRATION, FLOW, VERSION
 from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
+from glowserve_export.errors import ExportError
 from glowserve_export.evaluation import EvaluatedBundle
 from glowserve_export.explanation import add_places
 from glowserve_export.held_out import held_out_of_bundle
@@ -32,13 +34,20 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         The new bundle.
 
     Raises:
-        ExportError: the images are too few, or one of them has no finite likelihood; nothing was written.
+        ExportError: the images are too few, one of them has no finite likelihood, or the folder is no version of a
+            model; nothing was written.
         glowserve.runtime.errors.GlowserveError: the bundle is damaged, or the device cannot be used.
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
-    model_dir = bundle.path.absolute().parent
+    folder = bundle.path.absolute()
+    if not VERSION.fullmatch(folder.name):
+        raise ExportError(
+            f"{bundle.path} is no folder REPOSITORY/MODEL/VERSION, beside which the next version could be written; "
+            "move it to MODEL/1"
+        )
+    model_dir = folder.parent
     with (
-        staged(model_dir) as folder,
+        staged(model_dir) as staging,
         closing(EvaluatedBundle(bundle, device=device)) as evaluated,
         np.errstate(all="ignore"),
     ):
@@ -46,15 +55,16 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
         _, images = held_out_of_bundle(bundle, evaluated, data, say)
-        copy = Bundle(folder, type(bundle.manifest)())
+        copy = Bundle(staging, type(bundle.manifest)())
         copy.manifest.CopyFrom(bundle.manifest)
         del copy.manifest.files[:]
         for file in bundle.manifest.files:
             if file.name in (CALIBRATION, FLOW, PLACES):  # they are written anew
                 continue
-            (folder / file.name).write_bytes(bundle.read(file.name))
+            (staging / file.name).write_bytes(bundle.read(file.name))
             copy.manifest.files.append(file)
         copy.manifest.created_at.GetCurrentTime()
+        copy.manifest.glowserve_version = importlib.metadata.version("glowserve")
         operations = next(file.operations for file in copy.manifest.files if file.name == FORWARD)
         scored = scored_images(images, operations)
         say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")

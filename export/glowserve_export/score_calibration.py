@@ -40,14 +40,10 @@ class ScoredImages(NamedTuple):
     """Whether percentiles compare with both, as they did before there were calibration images."""
 
 
-def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
-    """The images to compute a calibration from: all, or 100 and more of each kind if the model is large.
+def fitting_and_calibration(images: HeldOutImages) -> ScoredImages:
+    """The held-out images that anything may be fitted to, and those that nothing may.
 
     A split of version 1 has no calibration images: half of the validation images take their place, but for percentiles.
-
-    Args:
-        images: the held-out images.
-        operations: of the forward graph for one image.
 
     Raises:
         ExportError: there are too few.
@@ -61,10 +57,24 @@ def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
             f"data has {len(images.validation)} validation and {len(images.calibration)} calibration images; scores "
             "are calibrated with one of each or more: give more images with --data"
         )
-    fitting, calibration = (
-        part[: workload.percentile_images(operations, len(part))] for part in (fitting, calibration)
-    )
     return ScoredImages(fitting, calibration, is_old)
+
+
+def scored_images(images: HeldOutImages, operations: int) -> ScoredImages:
+    """The images to compute a calibration from: all, or 100 and more of each kind if the model is large.
+
+    Args:
+        images: the held-out images.
+        operations: of the forward graph for one image.
+
+    Raises:
+        ExportError: see `fitting_and_calibration`.
+    """
+    both = fitting_and_calibration(images)
+    fitting, calibration = (
+        part[: workload.percentile_images(operations, len(part))] for part in (both.fitting, both.calibration)
+    )
+    return both._replace(fitting=fitting, calibration=calibration)
 
 
 def calibrate_scores(bundle: Bundle, engine: Engine, images: ScoredImages, batch_size: int) -> Calibration:

@@ -124,10 +124,21 @@ def _check(args: argparse.Namespace) -> None:
 
 def _held_out(bundle: Bundle, args: argparse.Namespace) -> tuple[str, HeldOutImages]:
     """The data, and the images of it that were held out."""
+    from contextlib import closing
+
     from glowserve_export.evaluation import EvaluatedBundle
     from glowserve_export.held_out import held_out_of_bundle
 
-    return held_out_of_bundle(bundle, EvaluatedBundle(bundle, device=args.device), args.data, _warn)
+    calibrated_on = bundle.manifest.calibration.data
+    with closing(EvaluatedBundle(bundle, device=args.device)) as model:
+        data, held_out = held_out_of_bundle(bundle, model, args.data, _warn)
+        elsewhere = not args.data and data != calibrated_on
+        if elsewhere and not model.is_calibrated_on(held_out.for_percentiles):
+            _warn(
+                f"warning: the bundle is calibrated on images of {calibrated_on!r}, and the test images are of "
+                f"{data!r}: their false alarms do not show whether p-values are valid; give --data {calibrated_on!r}"
+            )
+    return data, held_out
 
 
 def _shape_of(bundle: Bundle) -> DataConfig:

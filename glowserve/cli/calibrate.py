@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         help="images that the model was not trained on: the training data, of which the held-out images are taken; "
-        "RUN_DIR/held_out.npz; or others, half of which calibrate",
+        "RUN_DIR/held_out.npz; or others, split as for training: of those without splits, one in twenty calibrates",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

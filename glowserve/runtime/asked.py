@@ -106,6 +106,6 @@ def _check_resolution(rate: float, scorer: Scorer) -> None:
     if rate < resolution(images):
         raise InvalidRequestError(
             f"false_alarm_rate is {rate:g}, which takes {images_for(rate)} calibration images; this model has "
-            f"{images}, which permit {resolution(images):.3g} or more. `glowserve calibrate` takes more",
+            f"{images}, which permit 1/{images + 1} or more; `glowserve calibrate` with more images permits less",
             "false_alarm_rate",
         )

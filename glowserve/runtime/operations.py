@@ -34,7 +34,7 @@ from glowserve.runtime.randomness import (
     latents,
 )
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
-from glowserve.scores import NOTHING_ELSE, Asked, Needs, Part, Scores
+from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
 from glowserve.scores.parts import Parts
 
 Float64Array = npt.NDArray[np.float64]
@@ -171,24 +171,22 @@ async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanation
     prepared = await _prepare(runner, source, DEFAULT_SEED, Needs.CODEC | Needs.DENSITY)
     forward = await runner.forward(prepared.images, prepared.noise)
     deviations = await runner.explain(prepared.images, prepared.noise)
-    finite = np.isfinite(forward.log_likelihood)
+    manifest = runner.bundle.manifest
 
-    def compare() -> tuple[tuple[Part, ...], ...]:
+    def compare() -> Explanations:
         assert scorer.usual_parts is not None
         assert prepared.complexity is not None
         assert prepared.contrasts is not None
-        parts = scorer.parts(forward, prepared.contrasts)
-        return scorer.usual_parts.compare(parts, prepared.complexity)
+        finite = np.isfinite(forward.log_likelihood)
+        return Explanations(
+            np.where(finite[:, None, None], deviations, np.float32(np.nan)),
+            scorer.usual_parts.compare(scorer.parts(forward, prepared.contrasts), prepared.complexity),
+            finite,
+            manifest.model,
+            manifest.version,
+        )
 
-    parts = await runner.compute(Work(compare, source.count, deviations.nbytes, SERIALIZATION))
-    manifest = runner.bundle.manifest
-    return Explanations(
-        np.where(finite[:, None, None], deviations, np.float32(np.nan)),
-        parts,
-        finite,
-        manifest.model,
-        manifest.version,
-    )
+    return await runner.compute(Work(compare, source.count, deviations.nbytes, SERIALIZATION))
 
 
 async def sample(runner: Runner, draws: Sequence[Draw]) -> Drawn:

@@ -130,11 +130,15 @@ def _arrays(data: bytes) -> Arrays:
         if size > MOST_BYTES + _MOST_HEADERS:
             raise ValueError(f"it has {size} bytes of arrays and may have {MOST_BYTES}")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return dict(file)
+            arrays = dict(file)
     except ValueError:
         raise
     except Exception as error:  # zip and NumPy raise many kinds of errors for foreign bytes
         raise ValueError(f"it is no archive of arrays ({type(error).__name__})") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # a member that is no array is read as bytes
+            raise ValueError(f"its member {name!r:.100} is no array")
+    return arrays
 
 
 def _numbers(arrays: Arrays, name: str) -> npt.NDArray[np.float64]:

@@ -11,7 +11,8 @@ Shapes: N images, n calibration images.
 
 from __future__ import annotations
 
-import math
+from fractions import Fraction
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -54,11 +55,10 @@ def resolution(images: int) -> float:
 
 
 def images_for(rate: float) -> int:
-    """How many calibration images a false-alarm rate takes."""
-    images = max(1, math.ceil(1 / rate) - 2)
-    while resolution(images) > rate:
-        images += 1
-    return images
+    """How many calibration images a false-alarm rate takes, at least; the rate is above 0 and below 1."""
+    images = ceil(1 / Fraction(rate)) - 1
+    # A rate such as 1 / 3 is rounded, and so is the resolution that it equals.
+    return images - 1 if images > 1 and resolution(images - 1) <= rate else images
 
 
 def default_false_alarm_rate(images: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from glowserve.cli import main
 from glowserve.images import UInt8Array, to_pil
+from glowserve.runtime.repository import Bundle
 
 Printed = pytest.CaptureFixture[str]
 
@@ -109,6 +111,23 @@ def test_sets_of_one_name_are_called_by_their_paths(
     other.symlink_to(inverted)
     found = evaluated(capsys, model, "--against", inverted, str(other))
     assert [each["name"] for each in found["sets"]] == [inverted, str(other)]
+
+
+def test_a_bundle_that_is_calibrated_on_other_images_says_so(
+    bundle: Bundle, inverted: str, rng: np.random.Generator, tmp_path: Path, capsys: Printed
+) -> None:
+    shutil.copytree(bundle.path, tmp_path / "digits" / "1")
+    other = str(tmp_path / "other.npz")
+    np.savez(other, images=rng.integers(0, 256, (200, 8, 8), dtype=np.uint8))
+    assert main(["calibrate", str(tmp_path / "digits"), "--data", other]) == 0
+    arguments = ["evaluate", str(tmp_path / "digits"), "--against", inverted, "--images", "9"]
+    for further, warned in (([], True), (["--data", other], False)):
+        capsys.readouterr()
+        assert main([*arguments, *further]) == 0
+        warning = (
+            f"warning: the bundle is calibrated on images of {other!r}, and the test images are of 'digits'"
+        )
+        assert (warning in capsys.readouterr().err) == warned
 
 
 def test_what_cannot_be_evaluated_is_refused(

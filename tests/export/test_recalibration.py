@@ -36,6 +36,15 @@ def test_a_bundle_without_a_calibration_gets_the_one_of_its_export(
     np.testing.assert_allclose(scores[0].anomaly_p_value, scores[1].anomaly_p_value, atol=3 / 91)
 
 
+def test_a_folder_that_is_no_version_gets_no_neighbour(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_calibration(bundle.path, tmp_path / "copy")
+    assert main(["calibrate", str(tmp_path / "copy"), "--data", "digits"]) == 1
+    assert "copy is no folder REPOSITORY/MODEL/VERSION" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
 def test_data_that_is_not_there_leaves_no_version(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,13 @@ def test_every_column_of_the_scores_of_several_messages_is_joined_in_order() -> 
     assert (received.model, received.version, received.seed, len(received)) == ("digits", 7, 2**64 - 1, 5)
 
 
+def test_a_score_that_an_older_service_left_out_of_some_rows_is_in_none() -> None:
+    rows = [pb.ImageScore(anomaly_p_value=0.5, log_prior=[1.0, 2.0]), pb.ImageScore()]
+    received = messages.scores_of([pb.ScoreResponse(scores=[row]) for row in rows])
+    assert received.anomaly_p_value is received.log_prior is None
+    assert messages.scores_of([pb.ScoreResponse(scores=rows[:1] * 2)]).log_prior is not None
+
+
 def test_scores_that_are_not_finite_survive_a_message() -> None:
     column = np.array([-np.inf])
     given = Scores(

@@ -60,7 +60,7 @@ def test_every_name_of_the_table_may_be_asked_for_also_twice(bundle: Bundle, sco
         (
             {"false_alarm_rate": 0.001},
             "false_alarm_rate",
-            "is 0.001, which takes 999 calibration images; this model has 90, which permit 0.011 or more",
+            "is 0.001, which takes 999 calibration images; this model has 90, which permit 1/91 or more; `glowserve ",
         ),
     ],
 )
@@ -71,6 +71,14 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can(
         ask(bundle, scorer, **fields)
     assert caught.value.field == field
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("rate", [8.90105075251898e-41, 1e-300, 5e-324])
+def test_a_rate_that_no_calibration_permits_is_refused_at_once(
+    bundle: Bundle, scorer: Scorer, rate: float
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"is {rate:g}, which takes [0-9]+ calibration images"):
+        ask(bundle, scorer, false_alarm_rate=rate)
 
 
 def test_the_finest_rate_is_the_resolution(bundle: Bundle, scorer: Scorer) -> None:
@@ -94,6 +102,8 @@ def test_a_bundle_without_a_calibration_says_which_command_adds_it(uncalibrated:
             NotCalibratedError, match=rf"^score '{name}': .*`glowserve calibrate REPOSITORY/digits "
         ):
             ask(uncalibrated, scorer, scores=[name])
+    with pytest.raises(NotCalibratedError, match=r"^score 'typicality_p_value'"):  # the first that is named
+        ask(uncalibrated, scorer, scores=["percentile", "typicality_p_value", "anomaly_p_value", "anomalous"])
     for fields in ({"scores": ["complexity_bits_per_dim", "log_prior"]}, {"importance_samples": 3}):
         ask(uncalibrated, scorer, **fields)
 

@@ -65,7 +65,7 @@ def score_to_file(
         Failure: an argument is wrong, the journal of another run is in the way, or a call failed.
     """
     write = table_writer(args.out)
-    _check(args, columns)
+    _check(args)
     check_engine(args.engine)
     sheet, counts = _sheet(args.out), Counts()
     files = GivenPictures(args.files, own=(args.out, sheet))
@@ -88,17 +88,15 @@ def score_to_file(
     return counts, files.complete
 
 
-def _check(args: argparse.Namespace, columns: Sequence[str]) -> None:
+def _check(args: argparse.Namespace) -> None:
     """Checks what would else fail after hours of work."""
     out, parent = printable(str(args.out)), printable(str(args.out.parent))
     if args.out.is_dir():
         raise Failure(f"--out is {out}, a folder; name a file", 2)
     if not args.out.parent.is_dir():
         raise Failure(f"--out is {out}; there is no folder {parent}", 2)
-    if args.worst is not None:
-        if not 1 <= args.worst <= MOST:
-            raise Failure(f"--worst is {args.worst}; it must lie in 1 to {MOST}", 2)
-        ranking(columns)
+    if args.worst is not None and not 1 <= args.worst <= MOST:
+        raise Failure(f"--worst is {args.worst}; it must lie in 1 to {MOST}", 2)
 
 
 def _sheet(out: Path) -> Path:

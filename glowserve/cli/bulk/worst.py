@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from glowserve.cli.bulk.rows import Row, Value
-from glowserve.cli.failure import Failure
 from glowserve.cli.picture_tables import read_picture
 from glowserve.files import atomic_write
 from glowserve.images import (
@@ -28,7 +27,7 @@ from glowserve.scores import TABLE
 MOST = 1000
 """The most pictures of a sheet."""
 
-# The scores that order pictures.
+# The scores that order pictures, of which the last is in every file.
 _RANKING = ("anomaly_p_value", "bits_per_dim")
 # Pixels of a sheet.
 _SIDE, _MARGIN, _CAPTION, _COLUMNS = 128, 8, 16, 10
@@ -42,15 +41,8 @@ class Ranked(NamedTuple):
 
 
 def ranking(columns: Sequence[str]) -> list[str]:
-    """The scores that order pictures: the anomaly's p-value, of which small ones have many equals, then bits/dim.
-
-    Raises:
-        Failure: there is neither.
-    """
-    found = [name for name in _RANKING if name in columns]
-    if not found:
-        raise Failure(f"--worst orders pictures by {' or '.join(_RANKING)}; ask for one of them", 2)
-    return found
+    """The scores that order pictures: the anomaly's p-value, of which small ones have many equals, then bits/dim."""
+    return [name for name in _RANKING if name in columns]
 
 
 def worst_of(rows: Iterable[Row], columns: Sequence[str], n: int) -> list[Ranked]:

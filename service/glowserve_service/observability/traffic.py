@@ -78,7 +78,8 @@ class Traffic:
         p_values = np.concatenate(watched)
         began = self.detector.update(p_values)
         self.p_values.add(p_values)
-        self.anomalies += int(np.count_nonzero(p_values <= self._anomaly))
+        with self._lock:  # += is a read and a write
+            self.anomalies += int(np.count_nonzero(p_values <= self._anomaly))
         if began:
             lead = self.detector.lead
             log.warning(

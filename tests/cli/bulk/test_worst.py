@@ -6,12 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from glowserve.cli.bulk.rows import Row
-from glowserve.cli.bulk.worst import Ranked, as_json, draw_sheet, ranking, worst_of
-from glowserve.cli.failure import Failure
+from glowserve.cli.bulk.worst import Ranked, as_json, draw_sheet, worst_of
 from glowserve.images import to_pil
 
 
@@ -27,11 +25,6 @@ def test_without_a_p_value_the_least_likely_are_worst() -> None:
     worst = worst_of(rows, ["bits_per_dim", "finite"], 10)
     assert [picture.score for picture in worst] == [math.inf, 5.0, 3.0, 1.0]
     assert as_json(worst[0]) == {"file": "inf", "score": None}
-
-
-def test_without_either_there_is_no_order() -> None:
-    with pytest.raises(Failure, match="--worst orders pictures by anomaly_p_value or bits_per_dim"):
-        ranking(["percentile"])
 
 
 def test_the_sheet_shows_each_picture_at_its_rank(tmp_path: Path) -> None:

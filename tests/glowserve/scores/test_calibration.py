@@ -90,6 +90,14 @@ def test_a_small_file_with_large_arrays_is_not_unpacked() -> None:
         read_calibration(file.getvalue(), CHANNELS, LEVELS)
 
 
+def test_a_member_that_is_no_array_is_named(calibration: Calibration) -> None:
+    file = io.BytesIO(changed(write_calibration(calibration), format=None))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("format", b"1")
+    with pytest.raises(ValueError, match="its member 'format' is no array"):
+        read_calibration(file.getvalue(), CHANNELS, LEVELS)
+
+
 @pytest.mark.parametrize("cut", [0, 10, 200, -1])
 def test_a_file_that_is_cut_short_is_refused(calibration: Calibration, cut: int) -> None:
     with pytest.raises(ValueError, match="it is no archive of arrays"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -66,23 +68,26 @@ def test_p_values_are_valid_when_the_calibration_is_drawn_anew_each_time(rank, i
 
 def test_the_rate_of_one_calibration_varies_like_a_beta_distribution(rng: np.random.Generator) -> None:
     n, k = 99, 10
-    rates = []
-    for _ in range(2000):
-        # Of uniform scores, the share of p <= k / (n + 1) is that above the k-th largest of the calibration.
-        rates.append(1 - np.sort(rng.random(n))[-k])
-        threshold = np.sort(rng.random(n))
-        above = threshold[-k] + 1e-9
-        assert p_values(array(above), threshold)[0] <= k / (n + 1)
+    images = (np.arange(2000) + 0.5) / 2000  # of uniform oddness, like the calibration images
+    calibrations = (np.sort(rng.random(n)) for _ in range(2000))
+    rates = [(p_values(images, calibration) <= k / (n + 1)).mean() for calibration in calibrations]
     mean = k / (n + 1)
     assert np.mean(rates) == pytest.approx(mean, abs=0.003)
     assert np.std(rates) == pytest.approx(np.sqrt(mean * (1 - mean) / (n + 2)), rel=0.1)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.011, 0.01, 1e-3, 1 / 3, 0.999])
+@pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.011, 0.01, 1e-3, 1 / 3, 1 / 49, 0.999])
 def test_a_rate_takes_as_many_images_as_its_resolution_says(rate: float) -> None:
     n = images_for(rate)
     assert resolution(n) <= rate
     assert n == 1 or resolution(n - 1) > rate
+
+
+@pytest.mark.parametrize("rate", [8.90105075251898e-41, 1e-300, 5e-324])
+def test_however_small_a_rate_is_the_images_that_it_takes_are_found_at_once(rate: float) -> None:
+    n = images_for(rate)
+    assert n <= 1 / Fraction(rate) <= n + 2
+    assert resolution(n) <= rate
 
 
 @pytest.mark.parametrize(("images", "rate"), [(9, 0.1), (98, 1 / 99), (99, 0.01), (4000, 0.01)])

@@ -11,6 +11,7 @@ from glowserve_service.server import Server
 from google.protobuf.descriptor import FieldDescriptor
 
 from glowserve.oip import grpc_service_pb2, grpc_service_pb2_grpc
+from glowserve.runtime.repository import Bundle
 from glowserve.scores import COLUMNS, TABLE, Needs, Scores
 from glowserve.v1 import glow_service_pb2 as pb
 
@@ -45,19 +46,20 @@ def test_a_score_is_calibrated_if_it_needs_a_calibration_or_is_the_percentile() 
         assert score.calibrated == (Needs.CALIBRATION in score.needs or name == "percentile")
 
 
-def test_every_score_of_one_draw_is_an_output_of_the_open_inference_protocol(server: Server) -> None:
+def test_every_score_of_one_draw_is_an_output_of_the_open_inference_protocol(
+    server: Server, bundle: Bundle
+) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         metadata = stub.ModelMetadata(grpc_service_pb2.ModelMetadataRequest(name="digits"))
     found = {each.name: (each.datatype, list(each.shape)) for each in metadata.outputs}
-    expected = {
-        name: ("BOOL" if score.dtype is np.bool_ else "FP64", [-1, 3] if score.by_level else [-1])
+    assert found == {
+        name: (
+            "BOOL" if score.dtype is np.bool_ else "FP64",
+            [-1, bundle.manifest.flow.levels] if score.by_level else [-1],
+        )
         for name, score in TABLE.items()
         if Needs.DRAWS not in score.needs
-    }
-    levels = found["log_prior"][1][1]
-    assert found == {
-        name: (kind, [-1, levels] if len(shape) > 1 else shape) for name, (kind, shape) in expected.items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
@@ -125,19 +126,24 @@ def test_a_version_that_is_loaded_again_begins_anew(metrics: Metrics, sample: Sa
 
 
 def test_threads_lose_no_image_and_scrapes_see_whole_batches(metrics: Metrics, sample: Sample) -> None:
-    traffic = calibrated(metrics)
+    traffic, interval = calibrated(metrics), sys.getswitchinterval()
 
     def score() -> None:
-        for _ in range(200):
-            traffic.add(np.full(10, 3.0), np.linspace(0.05, 0.95, 10))
+        for _ in range(300):
+            traffic.add(np.full(64, 3.0), np.linspace(0.01, 0.95, 64))
 
     threads = [threading.Thread(target=score) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        assert (sample("bits_per_dim_count") or 0) % 10 == 0
-    assert sample("bits_per_dim_count") == sample("anomaly_p_value_count") == 16_000
-    assert sample("bits_per_dim_sum") == pytest.approx(48_000)
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert (sample("bits_per_dim_count") or 0) % 64 == 0
+    finally:
+        sys.setswitchinterval(interval)
+    assert sample("bits_per_dim_count") == sample("anomaly_p_value_count") == 8 * 300 * 64
+    assert sample("anomalies_total") == 8 * 300
+    assert sample("bits_per_dim_sum") == pytest.approx(8 * 300 * 64 * 3)
 
 
 def test_both_formats_have_the_series(metrics: Metrics) -> None:
