@@ -9,7 +9,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import glowserve
     from glowserve.images import UInt8Array
     from glowserve.runtime.repository import Bundle
+    from glowserve.scores import Scorer
 
 # Images of a set, and of a call.
 _MOST_IMAGES = 1000
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace, first: Callable[[UInt8Array, str], UInt8Array]
 
     import glowserve
     from glowserve.client.errors import RequestError
+    from glowserve.runtime.calibration import open_scorer
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.repository import newest_bundle
 
@@ -75,10 +76,16 @@ def run(args: argparse.Namespace, first: Callable[[UInt8Array, str], UInt8Array]
         sets = _load_sets(args.against, _shape_of(bundle), args.images)
         if args.plots:
             args.plots.mkdir(parents=True, exist_ok=True)
-        # Of a large model, only the first of these images were scored for percentiles and p-values.
-        calibration = held_out.for_percentiles[: len(bundle.manifest.calibration.bits_per_dim) or None]
+        scorer = open_scorer(bundle)
+        # p-values compare with the first of these images, of an old split or a large model not with all.
+        known = scorer.calibration
+        n = len(known.images) if known else len(bundle.manifest.calibration.bits_per_dim)
+        calibration = held_out.for_percentiles[:n]
         total = len(images) + len(calibration) + sum(len(each.images) for each in sets)
-        with glowserve.open(bundle.path, device=args.device) as client, _Scoring(client, total) as score:
+        with (
+            glowserve.open(bundle.path, device=args.device) as client,
+            _Scoring(client, scorer, total) as score,
+        ):
             result = evaluate_against(score, images, calibration, sets)
         _print(result, data, args)
         if args.plots:
@@ -173,13 +180,21 @@ class _Scoring:
 
     Args:
         client: of the bundle.
+        scorer: of the bundle.
         total: images.
     """
 
-    def __init__(self, client: glowserve.Client, total: int) -> None:
+    def __init__(self, client: glowserve.Client, scorer: Scorer, total: int) -> None:
+        from glowserve_export.against import ODD
         from tqdm import tqdm
 
-        self._client = client
+        self._client, self._scorer = client, scorer
+        self._names = [name for name in ODD if name in scorer.names]
+        if left_out := [name for name in ODD if name not in scorer.names]:
+            _warn(
+                f"the bundle lacks the calibration that {', '.join(left_out)} needs, or was calibrated with another "
+                "version of the WebP library: measured are the other scores; `glowserve calibrate` renews it"
+            )
         self._bar = tqdm(total=total, desc="scoring", unit="", disable=None, leave=False)
 
     def __enter__(self) -> _Scoring:
@@ -200,28 +215,9 @@ class _Scoring:
             for name, columns in parts.items():
                 columns.append(getattr(scores, name))
             self._bar.update(len(some))
-        return {name: np.concatenate(columns) for name, columns in parts.items()}
-
-    @cached_property
-    def _names(self) -> list[str]:
-        """The scores beside bits/dim; without those that the bundle has no calibration for."""
-        import numpy as np
-        from glowserve_export.against import ODD
-
-        import glowserve
-        from glowserve.scores.table import TABLE
-
-        image = self._client.manifest().image
-        probe = np.zeros((1, image.height, image.width, image.channels), np.uint8)
-        names = ["complexity_bits_per_dim", *ODD]
-        try:
-            self._client.score(probe, scores=names)
-        except glowserve.RequestError as error:
-            if error.reason != "NOT_CALIBRATED":
-                raise
-            _warn(f"{error}; measured are the other scores")
-            names = [name for name in names if not TABLE[name].calibrated]
-        return names
+        found = {name: np.concatenate(columns) for name, columns in parts.items()}
+        # A baseline is measured with the library that is here, whatever the bundle was calibrated with.
+        return found | {"complexity_bits_per_dim": self._scorer.complexity(images)}
 
 
 def _draw(result: Against, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 from glowserve.cli import main
 from glowserve.images import UInt8Array, to_pil
 from glowserve.runtime.repository import Bundle
+from tests.service.bundles import change_calibration, without_calibration
 
+OLD = Path(__file__).parents[1] / "data" / "0.1.0" / "models" / "digits" / "1"
 Printed = pytest.CaptureFixture[str]
 
 
@@ -128,6 +131,40 @@ def test_a_bundle_that_is_calibrated_on_other_images_says_so(
             f"warning: the bundle is calibrated on images of {other!r}, and the test images are of 'digits'"
         )
         assert (warning in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize(
+    ("lacks", "left_out"),
+    [
+        ("calibration", "anomaly_p_value, typicality_p_value"),
+        ("codec", "bits_per_dim_minus_complexity"),
+    ],
+)
+def test_scores_that_a_bundle_cannot_compute_here_are_left_out(
+    bundle: Bundle, lacks: str, left_out: str, inverted: str, tmp_path: Path, capsys: Printed
+) -> None:
+    version = tmp_path / "digits" / "1"
+    if lacks == "calibration":
+        without_calibration(bundle.path, version)
+    else:
+        change_calibration(bundle.path, version, lambda old: replace(old, codec=old.codec + 1))
+    arguments = ["evaluate", str(tmp_path / "digits"), "--against", inverted, "--images", "9", "--json"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert f"the bundle lacks the calibration that {left_out} needs" in printed.err
+    detectors = json.loads(printed.out)["detectors"]
+    assert detectors[:2] == ["raw likelihood", "complexity alone"]
+    assert len(detectors) == 5 - len(left_out.split(", "))
+
+
+def test_of_an_old_split_the_images_that_p_values_compare_with_are_counted(
+    inverted: str, tmp_path: Path, capsys: Printed
+) -> None:
+    shutil.copytree(OLD, tmp_path / "digits" / "1")
+    model = str(tmp_path / "digits")
+    assert main(["calibrate", model, "--data", "digits"]) == 0
+    assert "calibrated on 90 images, with a density of 89 others" in capsys.readouterr().out
+    assert evaluated(capsys, model, "--against", inverted, "--images", "9")["calibration_images"] == 90
 
 
 def test_what_cannot_be_evaluated_is_refused(

@@ -209,7 +209,11 @@ class Batcher:
             await self._arrival.wait()
             await self._wait_for_more()
             await self._workers.free.acquire()
-            await self._gather()
+            try:
+                await self._gather()
+            except asyncio.CancelledError:  # the batcher is closed: the permit belongs to all of them
+                self._workers.free.release()
+                raise
             batch = self._queue.take()
             if self._queue.is_empty:
                 self._arrival.clear()

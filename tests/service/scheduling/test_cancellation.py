@@ -7,6 +7,8 @@ import gc
 import weakref
 
 import numpy as np
+import pytest
+from glowserve_service.scheduling.workers import Workers
 
 from tests.service.scheduling.batching import (
     PATIENCE,
@@ -100,6 +102,21 @@ async def test_closing_does_not_wait_for_callers_that_have_cancelled() -> None:
         await until(lambda: batcher.queue_length == 1)
         task.cancel()
     assert function.batches == []
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_batcher_that_closes_while_it_forms_a_batch_of_cancelled_callers_keeps_no_worker(
+    turns: int,
+) -> None:
+    workers = Workers(1)
+    async with batching(Doubling(), workers=workers) as batcher:
+        task = ask(batcher, 1)
+        for _ in range(turns):  # of the event loop
+            await asyncio.sleep(0)
+        task.cancel()
+        await batcher.close()
+    assert not workers.free.locked()
+    workers.close()
 
 
 async def test_the_rows_of_cancelled_callers_are_freed_while_batches_wait_for_more() -> None:
