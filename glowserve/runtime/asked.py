@@ -68,7 +68,7 @@ def read_asked(
             f"false_alarm_rate is {false_alarm_rate:g}; it must lie between 0 and 1", "false_alarm_rate"
         )
     wanted = all_asked(names, false_alarm_rate, importance_samples)
-    for name in sorted(wanted, key=lambda name: name not in names):  # what the caller has named first
+    for name in (*names, *sorted(wanted)):  # an error names the first that the caller has named
         require(f"score {name!r}", TABLE[name].needs, bundle, scorer)
     if false_alarm_rate is not None:
         _check_resolution(false_alarm_rate, scorer)
