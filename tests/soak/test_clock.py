@@ -41,7 +41,7 @@ def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         pytest.skip("libfaketime is not installed; `make soak` installs it")
     library = Path(package.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
     path = tmp_path / "clock"
-    path.write_text("+0")
+    set_clock(path, "+0")
     ours = {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(path),
@@ -49,6 +49,13 @@ def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         "DONT_FAKE_MONOTONIC": "1",
     }
     return path, os.environ | ours
+
+
+def set_clock(path: Path, difference: str) -> None:
+    """Replaces the file at once: libfaketime ends a process that finds it empty, as it is while it is written."""
+    written = path.with_name("written")
+    written.write_text(difference)
+    written.replace(path)
 
 
 async def test_a_clock_that_jumps_by_a_day_fails_no_call_and_delays_no_background_work(
@@ -68,7 +75,7 @@ async def test_a_clock_that_jumps_by_a_day_fails_no_call_and_delays_no_backgroun
             await load.more(CALLS_PER_JUMP)
             for version, jump in zip(new, JUMPS, strict=True):
                 first = len(load.ended)
-                path.write_text(jump)
+                set_clock(path, jump)
                 await load.more(CALLS_PER_JUMP)
                 late = await seconds_to_deadline_exceeded(service.target)
                 await canaries_go_on(service)
