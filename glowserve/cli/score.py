@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="write path, scores and errors to a .parquet or .csv file; a run that was ended goes on where it stopped",
+        help="write path, scores and errors to a .parquet or .csv file; a run that was ended is resumed",
     )
     parser.add_argument(
         "--worst",

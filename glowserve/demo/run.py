@@ -99,7 +99,7 @@ def _score(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Cal
         say(line)
     say("      All groups but the first are out-of-distribution. bits/dim and percentile are medians.")
     say(
-        f"      flagged: anomaly_p_value is at most {_FALSE_ALARM_RATE:g}, the rate of false alarms that is asked for."
+        f"      flagged: images with an anomaly_p_value of at most {_FALSE_ALARM_RATE:g}, the false-alarm rate."
     )
     say("      AUROC: the probability that an image of the group is odder than a digit; 0.5 is chance.")
     draw_scores({name: score.bits_per_dim for name, score in scores.items()}, picture)

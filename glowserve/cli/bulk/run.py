@@ -51,7 +51,7 @@ class Counts:
 def score_to_file(
     args: argparse.Namespace, columns: Sequence[str], wanted: Mapping[str, Any]
 ) -> tuple[Counts, bool]:
-    """Writes the scores of files to a file. A run that was ended before goes on where it stopped.
+    """Writes the scores of files to a file. A run that was ended before is resumed.
 
     Args:
         args: of `glowserve score`.
@@ -126,7 +126,7 @@ def _fill(
             journal.delete()
             raise
         kept = f"{len(journal.done)} of {len(files)} files are in {printable(str(journal.path))}"
-        say(sys.stderr, f"glowserve: {kept}; the same command goes on from there\n")
+        say(sys.stderr, f"glowserve: {kept}; the same command resumes the run\n")
         raise
 
 

@@ -146,7 +146,7 @@ def test_a_run_that_the_service_ends_says_how_to_go_on(
         patch.setattr("glowserve.open", lambda _: opened)
         patch.setattr(opened, "iter_scores", broken)
         assert main(command) == 130
-    said = f"glowserve: 64 of 130 files are in {out}.part; the same command goes on from there\n"
+    said = f"glowserve: 64 of 130 files are in {out}.part; the same command resumes the run\n"
     assert capsys.readouterr().err == f"{said}glowserve: interrupted\n"
 
     other = [*command, "--seed", "1"]
