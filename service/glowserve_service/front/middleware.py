@@ -90,7 +90,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._open_calls = 0
         # A call is counted as ended before its caller learns of the end. It is open until gRPC has written its answer.
         self._in_flight = 0
-        self._arrival, self._end = asyncio.Event(), asyncio.Event()
+        self._change = asyncio.Event()
+        """Set when a call begins or ends."""
         self.tokens: Tokens | None = None
         """Every call must present one of these; None: no call needs a token."""
         self.image_values: Callable[[], int] = lambda: 0
@@ -114,21 +115,22 @@ class CallMiddleware(grpc.GenericRpcHandler):
     async def idle(self) -> None:
         """Returns when no call is open."""
         while self._open_calls:
-            self._end.clear()
-            await self._end.wait()
+            self._change.clear()
+            await self._change.wait()
 
     async def quiet(self, seconds: float, *, at_most: float) -> None:
-        """Returns when no call has arrived for so many seconds, or after `at_most` seconds."""
+        """Returns when no call is open, and none has begun or ended for so many seconds; or after `at_most` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most):
-                while await self._arrives_within(seconds):
-                    pass
+                await self.idle()
+                while await self._changes_within(seconds):
+                    await self.idle()
 
-    async def _arrives_within(self, seconds: float) -> bool:
-        self._arrival.clear()
+    async def _changes_within(self, seconds: float) -> bool:
+        self._change.clear()
         try:
             async with asyncio.timeout(seconds):
-                await self._arrival.wait()
+                await self._change.wait()
         except TimeoutError:
             return False
         return True
@@ -286,23 +288,23 @@ class CallMiddleware(grpc.GenericRpcHandler):
         if task := asyncio.current_task():
             task.add_done_callback(self._close)
         self._in_flight += 1
-        self._arrival.set()
+        self._change.set()
         return call
 
     def _close(self, _task: Any) -> None:
         self._open_calls -= 1
-        self._end.set()
+        self._change.set()
 
     def _finish(self, call: Call, code: grpc.StatusCode, context: Any, message: str = "") -> None:
         """Counts, logs and traces a call, before its caller learns of its end."""
         seconds = time.monotonic() - call.began
         model, ok = call.model, code is grpc.StatusCode.OK
-        self._in_flight -= 1
         self._requests(call.method, model, code.name).inc()
         self._request_seconds(call.method).observe(seconds)
         if ok and call.images:
             for stage, histogram in self._stages.items():
                 histogram(model, call.method).observe(call.seconds[stage])
+        self._in_flight -= 1  # last, so that a scrape that sees no call in flight sees all of them counted
         facts = {"model": model, "version": call.version, "images": call.images}
         if call.span:
             call.span.end(code.name, message, facts | {"request_id": call.request_id})
