@@ -13,6 +13,7 @@ import pytest
 
 import glowserve
 from glowserve.images import UInt8Array
+from glowserve.runtime.repository import Bundle
 from tests.service.bundles import make_other
 from tests.soak.known_answers import KnownAnswers
 from tests.soak.service import Service, running_service
@@ -50,6 +51,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = run_config("digits", steps_per_level=2, width=8, steps=100, batch_size=32)
     return train(config, tmp_path_factory.mktemp("run"), hardware=Hardware(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small model of CIFAR-10's images."""
+    from glowserve_export.bundle import export
+    from glowserve_export.source import load_glowserve_checkpoint
+    from glowserve_training.hardware import Hardware
+    from glowserve_training.presets import run_config
+    from glowserve_training.run import train
+
+    folder, data = tmp_path_factory.mktemp("photographs"), str(shared_data / "cifar10-jpeg")
+    config = run_config(data, steps_per_level=4, width=64, steps=500, batch_size=32)
+    trained = train(config, folder / "run", hardware=Hardware(device="cpu"))
+    return export(load_glowserve_checkpoint(trained), folder / "models" / "photographs")
 
 
 @pytest.fixture(scope="session")

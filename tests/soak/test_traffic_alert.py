@@ -25,26 +25,11 @@ RADIUS = 0.7
 
 
 @pytest.fixture(scope="module")
-def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A small model of CIFAR-10's images."""
-    from glowserve_export.bundle import export
-    from glowserve_export.source import load_glowserve_checkpoint
-    from glowserve_training.hardware import Hardware
-    from glowserve_training.presets import run_config
-    from glowserve_training.run import train
-
-    program("prometheus")
-    folder, data = tmp_path_factory.mktemp("photographs"), str(shared_data / "cifar10-jpeg")
-    config = run_config(data, steps_per_level=4, width=64, steps=500, batch_size=32)
-    trained = train(config, folder / "run", hardware=Hardware(device="cpu"))
-    return export(load_glowserve_checkpoint(trained), folder / "models" / "photographs")
-
-
-@pytest.fixture(scope="module")
 def own_samples(photographs: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same model, calibrated on its samples."""
     from glowserve_export.recalibration import recalibrate
 
+    program("prometheus")
     data = tmp_path_factory.mktemp("samples") / "samples.npz"
     np.savez(data, images=samples(photographs, FRESH, seed=0))
     return recalibrate(photographs, str(data), device="cpu", say=print)

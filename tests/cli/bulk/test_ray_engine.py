@@ -13,24 +13,12 @@ import pytest
 
 from glowserve.cli import main
 from glowserve.images import UInt8Array
+from tests.cli.bulk.cluster import workers
 from tests.cli.bulk.folders import rows, save, spoil
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
 
-WORKER = "ray::MapWorker"
 SECONDS = 240.0
-
-
-def workers() -> set[int]:
-    """The processes of actors that score pictures."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(WORKER.encode()):
-                found.add(int(path.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 def test_a_cluster_writes_the_same_rows_although_a_worker_is_killed(
