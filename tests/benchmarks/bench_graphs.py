@@ -4,6 +4,7 @@
     python tests/benchmarks/bench_graphs.py --model small
     python tests/benchmarks/bench_graphs.py --model paper
     python tests/benchmarks/bench_graphs.py --model small --device cuda    # with glowserve[gpu]
+    python tests/benchmarks/bench_graphs.py --model small --beside FOLDER  # graphs of another checkout, two minutes
 
 Weights are random, images are 32x32x3. int8 is used in every coupling network; calibration may exclude some. Each row
 runs in its own process, and the rows take turns. A row with several parallel runs needs as many concurrent callers. The
@@ -51,13 +52,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=_MODELS, default="small", help="K=16 width 256, or the paper's")
     parser.add_argument("--device", choices=_BATCHES, default="cpu")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="FOLDER",
+        help="only the fp32 graphs on the CPU, beside forward.onnx and reverse.onnx of this folder: the same model's",
+    )
     args = parser.parse_args()
     device, settings, rounds = args.device, _MODELS[args.model], _ROUNDS[args.model]
     batches, matrix = _BATCHES[device], _MATRIX[device]
     print(f"{platform.processor() or platform.machine()}, {_CORES} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         operations = pool.apply(_export, (settings, Path(folder)))
-        workers = {name: _start(*row) for name, row in _rows(settings, Path(folder), device).items()}
+        rows = _beside(args.beside, Path(folder)) if args.beside else _rows(settings, Path(folder), device)
+        workers = {name: _start(*row) for name, row in rows.items()}
         print(
             f"images per second, 32x32x3, K={settings['steps_per_level']} L={_LEVELS} width={settings['width']}; "
             f"medians of {rounds} rounds that take turns, and of the ratios to the first row"
@@ -66,15 +74,17 @@ def main() -> None:
         for direction in ("forward", "reverse"):
             columns = {batch: _column(workers, direction, batch, rounds, device) for batch in batches}
             for batch, found in columns.items():
-                rates = [rate / batch * 2 * matrix**3 for rate in found[_SGEMM]]
-                best = max(best, *rates)
-                found[_SGEMM] = [rate / operations[direction] for rate in rates]
+                if _SGEMM in found:
+                    rates = [rate / batch * 2 * matrix**3 for rate in found[_SGEMM]]
+                    best = max(best, *rates)
+                    found[_SGEMM] = [rate / operations[direction] for rate in rates]
             _print_table(direction, columns, operations[direction])
-        print(f"\nsgemm {matrix}^3, {device}: {best / 1e9:.0f} GFLOP/s at best")
+        if not args.beside:
+            print(f"\nsgemm {matrix}^3, {device}: {best / 1e9:.0f} GFLOP/s at best")
         for process, connection in workers.values():
             connection.send(None)
             process.join()
-        for direction in ("forward", "reverse") if device == "cpu" else ():
+        for direction in ("forward", "reverse") if device == "cpu" and not args.beside else ():
             pool.apply(_print_profile, (Path(folder) / "fp32", direction))
 
 
@@ -101,6 +111,12 @@ def _rows(settings: dict[str, int], graphs: Path, device: str) -> dict[str, tupl
     return rows | {_SGEMM: (_sgemm, device)}
 
 
+def _beside(other: Path, graphs: Path) -> dict[str, tuple[Any, ...]]:
+    """The rows of a comparison with another checkout's graphs."""
+    folders = {f"fp32 graph of {other}": other, "fp32 graph, ours": graphs / "fp32"}
+    return {name: (_onnxruntime, folder, _CORES, 1) for name, folder in folders.items()}
+
+
 def _column(
     workers: dict[str, Worker], direction: str, batch: int, rounds: int, device: str
 ) -> dict[str, list[float]]:
@@ -115,10 +131,11 @@ def _column(
 
 def _print_table(direction: str, columns: dict[int, dict[str, list[float]]], operations: int) -> None:
     print(f"\n{direction:<40}" + "".join(f"{f'batch {batch}':>19}" for batch in columns))
+    baseline = next(iter(columns[1]))
     for name in columns[1]:
         cells = []
         for found in columns.values():
-            ratios = [value / base for value, base in zip(found[name], found[_BASELINE], strict=True)]
+            ratios = [value / base for value, base in zip(found[name], found[baseline], strict=True)]
             cells.append(f"{statistics.median(found[name]):>9.1f}{statistics.median(ratios):>8.2f} x")
         print(f"  {name:<38}" + "".join(cells))
     rate, name, batch = max(
