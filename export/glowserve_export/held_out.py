@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from glowserve_training.data import DataConfig, HeldOutImages, load_held_out
-from glowserve_training.errors import DataError, HeldOutError
+from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen
+from glowserve_training.errors import DataError, HeldOutError, TooFewImagesError
 
 from glowserve.runtime.repository import Bundle
 from glowserve_export.errors import DataChangedError, ExportError
@@ -47,7 +48,7 @@ def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str]
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
     if source.held_out is None:
-        return load_held_out(config)
+        return load_unseen(config)
     try:
         return source.held_out.load(None if config == source.data else config.data, say)
     except HeldOutError as error:
@@ -59,6 +60,10 @@ def held_out_of_bundle(
 ) -> tuple[str, HeldOutImages]:
     """The data of a bundle's held-out images, and the images.
 
+    A bundle does not say by which rule its images were split, but the scores of its calibration images tell. If no rule
+    yields these, the training data is split as in training, and all of other data is taken for images that the model
+    was not trained on.
+
     Args:
         bundle: the bundle.
         model: the same bundle, opened.
@@ -67,34 +72,55 @@ def held_out_of_bundle(
 
     Raises:
         ExportError: the training data is unknown and `data` is None.
-        DataError: the images cannot be read.
+        DataError: the images cannot be read, or are too few.
     """
-    if not (data or bundle.manifest.training.data):
+    trained_on = bundle.manifest.training.data
+    if not (data or trained_on):
         raise ExportError(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
-    config = training_data(bundle)
-    trained_on, config = not data, replace(config, data=data or config.data)
-    images = _load_for_bundle(config, trained_on=trained_on)
-    calibrated_elsewhere = trained_on and bundle.manifest.calibration.data != config.data
-    if calibrated_elsewhere or model.is_calibrated_on(images.for_percentiles):
-        return config.data, images
-    # A bundle does not say by which rule its images were split, but its percentiles tell.
-    old = _load_for_bundle(replace(config, split_version=1), trained_on=trained_on)
-    if model.is_calibrated_on(old.for_percentiles):
-        return config.data, old
+    config = replace(training_data(bundle), data=data or trained_on)
+    calibrated_elsewhere = not data and bundle.manifest.calibration.data != trained_on
+    rules = [load_held_out, _load_held_out_by_version_1, load_unseen]
+    if data and not _same_source(data, trained_on):
+        rules = [load_unseen, load_held_out, _load_held_out_by_version_1]
+    tried = []
+    for rule in rules:
+        images = _load_by(rule, config, trained_on=not data)
+        if isinstance(images, HeldOutImages) and (
+            calibrated_elsewhere or model.is_calibrated_on(images.for_percentiles)
+        ):
+            return config.data, images
+        tried.append(images)
+    if isinstance(tried[0], DataError):
+        raise tried[0]
+    remedy = "Give RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
     say(
         f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
-        "results are meaningless if the model was trained on any of these images. Give RUN_DIR/held_out.npz with "
-        "--data, if the run kept it, or evaluate the checkpoint"
+        "results are meaningless if the model was trained on any of these images"
+        + (f". {remedy}" if trained_on else "")
     )
-    return config.data, images
+    return config.data, tried[0]
 
 
-def _load_for_bundle(config: DataConfig, *, trained_on: bool) -> HeldOutImages:
+def _load_held_out_by_version_1(config: DataConfig) -> HeldOutImages:
+    return load_held_out(replace(config, split_version=1))
+
+
+def _load_by(
+    rule: Callable[[DataConfig], HeldOutImages], config: DataConfig, *, trained_on: bool
+) -> HeldOutImages | TooFewImagesError:
+    """The images of a rule, or why it has too few; another rule may have enough."""
     try:
-        return load_held_out(config)
+        return rule(config)
+    except TooFewImagesError as error:
+        return error
     except DataError as error:
         if not trained_on:
             raise
         raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
+
+
+def _same_source(data: str, other: str) -> bool:
+    """Whether two names are of the same data, as far as names tell."""
+    return os.path.realpath(data) == os.path.realpath(other)

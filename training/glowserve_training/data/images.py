@@ -21,8 +21,8 @@ from glowserve_training.config import DataConfig
 from glowserve_training.data.image_file import ImageFile
 from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.report import describe_source, describe_splits
-from glowserve_training.data.sources import Source, open_source
-from glowserve_training.data.splits import Split, choose_splits
+from glowserve_training.data.sources import open_source
+from glowserve_training.data.splits import Split, choose_splits, split_unseen
 from glowserve_training.data.unreadable import UnreadableImages
 from glowserve_training.errors import DataError
 
@@ -110,7 +110,7 @@ def load_images(
     source = open_source(config.data, files=files)
     for line in describe_source(source, config):
         say(line)
-    with _open_reader(source, config) as reader:
+    with _open_reader(config, choose_splits(source, config)) as reader:
         held_out = reader.held_out()
         train = reader.train(held_out, cache, memory_limit)
     say(describe_splits(source, config, len(train), held_out))
@@ -123,14 +123,26 @@ def split_held_out(config: DataConfig) -> HeldOutImages:
     Raises:
         DataError: see `load_images`.
     """
-    with _open_reader(open_source(config.data), config, without=("train",)) as reader:
+    splits = choose_splits(open_source(config.data), config)
+    with _open_reader(config, splits, without=("train",)) as reader:
+        return reader.held_out()
+
+
+def read_unseen(config: DataConfig) -> HeldOutImages:
+    """Reads, prepares and splits the images of a source that the model was not trained on; see `split_unseen`.
+
+    Raises:
+        DataError: see `load_images`.
+    """
+    with _open_reader(config, split_unseen(open_source(config.data), config)) as reader:
         return reader.held_out()
 
 
 @contextmanager
-def _open_reader(source: Source, config: DataConfig, without: Sequence[str] = ()) -> Iterator[_Reader]:
+def _open_reader(
+    config: DataConfig, splits: dict[str, Split], without: Sequence[str] = ()
+) -> Iterator[_Reader]:
     """A reader of all splits but some, the training images last; reports skipped images when it is closed."""
-    splits = choose_splits(source, config)
     total = sum(len(indices) for _, indices in splits.values())
     splits = {name: splits[name] for name in _READ_ORDER if name in splits and name not in without}
     read = sum(len(indices) for _, indices in splits.values())
