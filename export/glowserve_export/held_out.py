@@ -14,6 +14,9 @@ from glowserve_export.errors import DataChangedError, ExportError
 from glowserve_export.evaluation import EvaluatedBundle, training_data
 from glowserve_export.source import Source
 
+Rule = Callable[[DataConfig], HeldOutImages]
+"""Loads the held-out images of data, split in one of the ways that there have been."""
+
 
 def held_out_config(source: Source, data: str | None) -> DataConfig:
     """The data to take held-out images from.
@@ -36,7 +39,7 @@ def held_out_config(source: Source, data: str | None) -> DataConfig:
 
 
 def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
-    """Loads the images that were held out in training, or others if the user chose other data.
+    """Loads the images that were held out in training, or others if the user chose other data: all of them.
 
     Args:
         source: the model.
@@ -74,53 +77,66 @@ def held_out_of_bundle(
         ExportError: the training data is unknown and `data` is None.
         DataError: the images cannot be read, or are too few.
     """
-    trained_on = bundle.manifest.training.data
+    trained_on, calibrated_on = bundle.manifest.training.data, bundle.manifest.calibration.data
     if not (data or trained_on):
         raise ExportError(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
     config = replace(training_data(bundle), data=data or trained_on)
-    calibrated_elsewhere = not data and bundle.manifest.calibration.data != trained_on
-    rules = [load_held_out, _load_held_out_by_version_1, load_unseen]
-    if data and not _same_source(data, trained_on):
-        rules = [load_unseen, load_held_out, _load_held_out_by_version_1]
-    tried = []
-    for rule in rules:
-        images = _load_by(rule, config, trained_on=not data)
-        if isinstance(images, HeldOutImages) and (
-            calibrated_elsewhere or model.is_calibrated_on(images.for_percentiles)
-        ):
-            return config.data, images
-        tried.append(images)
-    if isinstance(tried[0], DataError):
-        raise tried[0]
-    remedy = "Give RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
+    if not data and calibrated_on != trained_on:
+        return trained_on, _load(load_held_out, config, hint=True)
+    rules: list[Rule] = [load_held_out, _load_held_out_by_version_1, load_unseen]
+    found: dict[Rule, HeldOutImages | TooFewImagesError] = {}
+    for rule in rules if calibrated_on == trained_on else reversed(rules):  # the likelier one first
+        try:
+            images = found[rule] = _load(rule, config, hint=not data)
+        except TooFewImagesError as error:  # another rule may have enough
+            found[rule] = error
+        else:
+            if model.is_calibrated_on(images.for_percentiles):
+                return config.data, images
+    ours = trained_on and os.path.realpath(config.data) == os.path.realpath(trained_on)
+    chosen = found[load_held_out if ours else load_unseen]
+    if isinstance(chosen, TooFewImagesError):
+        raise chosen
+    remedy = ". Give RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
     say(
         f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
-        "results are meaningless if the model was trained on any of these images"
-        + (f". {remedy}" if trained_on else "")
+        f"results are meaningless if the model was trained on any of these images{remedy if trained_on else ''}"
     )
-    return config.data, tried[0]
+    return config.data, chosen
+
+
+def images_to_calibrate(
+    bundle: Bundle, model: EvaluatedBundle, data: str, say: Callable[[str], None]
+) -> HeldOutImages:
+    """The images to renew a bundle's calibration with: those of `held_out_of_bundle`.
+
+    The training data of an imported model is unknown. All that is given for it was not trained on, whatever rule the
+    images of its calibration were split by before.
+
+    Args:
+        bundle: the bundle.
+        model: the same bundle, opened.
+        data: the user's choice.
+        say: called with a warning if the model may have been trained on some of them.
+
+    Raises:
+        DataError: the images cannot be read, or are too few.
+    """
+    if bundle.manifest.training.data:
+        return held_out_of_bundle(bundle, model, data, say)[1]
+    return load_unseen(replace(training_data(bundle), data=data))
 
 
 def _load_held_out_by_version_1(config: DataConfig) -> HeldOutImages:
     return load_held_out(replace(config, split_version=1))
 
 
-def _load_by(
-    rule: Callable[[DataConfig], HeldOutImages], config: DataConfig, *, trained_on: bool
-) -> HeldOutImages | TooFewImagesError:
-    """The images of a rule, or why it has too few; another rule may have enough."""
+def _load(rule: Rule, config: DataConfig, *, hint: bool) -> HeldOutImages:
     try:
         return rule(config)
-    except TooFewImagesError as error:
-        return error
     except DataError as error:
-        if not trained_on:
+        if not hint:
             raise
-        raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
-
-
-def _same_source(data: str, other: str) -> bool:
-    """Whether two names are of the same data, as far as names tell."""
-    return os.path.realpath(data) == os.path.realpath(other)
+        raise type(error)(f"{error}. If the data has moved, give its new path with --data") from error

@@ -14,7 +14,7 @@ from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
 from glowserve_export.errors import ExportError
 from glowserve_export.evaluation import EvaluatedBundle
 from glowserve_export.explanation import add_places
-from glowserve_export.held_out import held_out_of_bundle
+from glowserve_export.held_out import images_to_calibrate
 from glowserve_export.publication import publish, staged
 from glowserve_export.score_calibration import add_calibration, scored_images
 
@@ -28,7 +28,7 @@ def recalibrate(
 
     Args:
         bundle: the bundle; it stays as it is.
-        data: where to take images from that the model was not trained on; see `held_out_of_bundle`.
+        data: where to take images from that the model was not trained on; see `images_to_calibrate`.
         device: "auto", "cpu" or "cuda".
         say: called with a line of text when a stage begins, and with warnings.
 
@@ -56,7 +56,7 @@ def recalibrate(
         check_canary(evaluated.engine, bundle)
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
-        _, images = held_out_of_bundle(bundle, evaluated, data, say)
+        images = images_to_calibrate(bundle, evaluated, data, say)
         copy = Bundle(staging, type(bundle.manifest)())
         copy.manifest.CopyFrom(bundle.manifest)
         del copy.manifest.files[:]

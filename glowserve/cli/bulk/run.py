@@ -81,8 +81,8 @@ def score_to_file(
     _print(args, header, counts, worst)
     files.report_left_out()
     if counts.failed:
-        failed = f"{counts.failed} of {counted(counts.pictures, 'file')} could not be scored; the column `error` says why"
-        say(sys.stderr, f"glowserve: {failed}\n")
+        failed = f"{counts.failed} of {counted(counts.pictures, 'file')} could not be scored"
+        say(sys.stderr, f"glowserve: {failed}; the column `error` says why\n")
     return counts, files.complete
 
 

@@ -82,8 +82,8 @@ def split_unseen(source: Source, config: DataConfig) -> dict[str, Split]:
         found = counted(len(images), f"{name} image" if own else "image")
         only = ", and its others are not used" if own else ""
         raise TooFewImagesError(
-            f"data {config.data!r} has {found}{only}; images to calibrate with and to test on must be {_FEWEST_IMAGES} or "
-            "more: give a folder of more images that the model was not trained on"
+            f"data {config.data!r} has {found}{only}; to calibrate and to test takes {_FEWEST_IMAGES} or more: give a "
+            "folder of more images that the model was not trained on"
         )
     sizes = {
         part: min(len(images) // _UNSEEN_ONE_IN, _MOST_HELD_OUT[part]) for part in ("validation", "test")
