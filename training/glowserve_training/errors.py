@@ -3,7 +3,7 @@
 TrainingError
 ├── DataError              the images cannot be read, are too few, or do not fit on the disk
 │   ├── HeldOutError       the images that were held out in training are no longer there
-│   └── TooFewImagesError  they are too few to be split
+│   └── TooFewImagesError  too few of them can be read for each of the splits
 ├── CheckpointError        a file is not a checkpoint, or not one that this version can read
 ├── RunError               a run directory cannot be used or written
 └── DivergedError          training diverged and lower learning rates did not help
@@ -25,7 +25,7 @@ class HeldOutError(DataError):
 
 
 class TooFewImagesError(DataError):
-    """The images of a source are too few to be split."""
+    """A source has too few images that can be read for each of its splits."""
 
 
 class CheckpointError(TrainingError):

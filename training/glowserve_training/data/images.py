@@ -24,7 +24,7 @@ from glowserve_training.data.report import describe_source, describe_splits
 from glowserve_training.data.sources import open_source
 from glowserve_training.data.splits import Split, choose_splits, split_unseen
 from glowserve_training.data.unreadable import UnreadableImages
-from glowserve_training.errors import DataError
+from glowserve_training.errors import DataError, TooFewImagesError
 
 _READ_ORDER = ("validation", "test", "calibration", "train")
 # Training images of more bytes than this are written to a file and memory-mapped.
@@ -240,7 +240,7 @@ class _Reader:
             read = sum(len(indices) for _, indices in self._splits.values())
             self._unreadable.check(self._config.data, read, self._total)
         if not readable:
-            raise DataError(
+            raise TooFewImagesError(
                 f"data {self._config.data!r} leaves no images for {name}: none of the {len(indices)} can be read. "
                 f"Unreadable are {self._unreadable}; repair them"
             )
