@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen
@@ -11,11 +12,11 @@ from glowserve_training.errors import DataError, HeldOutError, TooFewImagesError
 
 from glowserve.runtime.repository import Bundle
 from glowserve_export.errors import DataChangedError, ExportError
-from glowserve_export.evaluation import EvaluatedBundle, training_data
+from glowserve_export.evaluation import COMPARED_IMAGES, EvaluatedBundle, training_data
 from glowserve_export.source import Source
 
-Rule = Callable[[DataConfig], HeldOutImages]
-"""Loads the held-out images of data, split in one of the ways that there have been."""
+Rule = Callable[[DataConfig, int | None], HeldOutImages]
+"""Loads the held-out images of data, split by one of the rules that there have been; see `load_held_out`."""
 
 
 def held_out_config(source: Source, data: str | None) -> DataConfig:
@@ -83,28 +84,22 @@ def held_out_of_bundle(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
     config = replace(training_data(bundle), data=data or trained_on)
-    if not data and calibrated_on != trained_on:
-        return trained_on, _load(load_held_out, config, hint=True)
-    rules: list[Rule] = [load_held_out, _load_held_out_by_version_1, load_unseen]
-    found: dict[Rule, HeldOutImages | TooFewImagesError] = {}
-    for rule in rules if calibrated_on == trained_on else reversed(rules):  # the likelier one first
-        try:
-            images = found[rule] = _load(rule, config, hint=not data)
-        except TooFewImagesError as error:  # another rule may have enough
-            found[rule] = error
-        else:
-            if model.is_calibrated_on(images.for_percentiles):
-                return config.data, images
     ours = trained_on and os.path.realpath(config.data) == os.path.realpath(trained_on)
-    chosen = found[load_held_out if ours else load_unseen]
-    if isinstance(chosen, TooFewImagesError):
-        raise chosen
-    remedy = ". Give RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
-    say(
-        f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
-        f"results are meaningless if the model was trained on any of these images{remedy if trained_on else ''}"
-    )
-    return config.data, chosen
+    calibrated_elsewhere = not data and calibrated_on != trained_on
+    try:
+        found = None if calibrated_elsewhere else _find_rule(model, config)
+        images = (found or (load_held_out if ours else load_unseen))(config, None)
+    except DataError as error:
+        if data:
+            raise
+        raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
+    if not (found or calibrated_elsewhere):
+        remedy = ". Give RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
+        say(
+            f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
+            f"results are meaningless if the model was trained on any of these images{remedy if trained_on else ''}"
+        )
+    return config.data, images
 
 
 def images_to_calibrate(
@@ -129,14 +124,14 @@ def images_to_calibrate(
     return load_unseen(replace(training_data(bundle), data=data))
 
 
-def _load_held_out_by_version_1(config: DataConfig) -> HeldOutImages:
-    return load_held_out(replace(config, split_version=1))
+def _find_rule(model: EvaluatedBundle, config: DataConfig) -> Rule | None:
+    """The rule that yields the images that a bundle is calibrated on; None if no rule does."""
+    for rule in (_load_held_out_by_version_1, load_held_out, load_unseen):
+        with suppress(TooFewImagesError):  # another rule may have enough
+            if model.is_calibrated_on(rule(config, COMPARED_IMAGES).for_percentiles):
+                return rule
+    return None
 
 
-def _load(rule: Rule, config: DataConfig, *, hint: bool) -> HeldOutImages:
-    try:
-        return rule(config)
-    except DataError as error:
-        if not hint:
-            raise
-        raise type(error)(f"{error}. If the data has moved, give its new path with --data") from error
+def _load_held_out_by_version_1(config: DataConfig, most: int | None = None) -> HeldOutImages:
+    return load_held_out(replace(config, split_version=1), most)

@@ -74,11 +74,23 @@ def test_where_there_are_training_images_others_are_used(
     assert set.union(*(contents(getattr(images, part)) for part in _PARTS)) == contents(np.load(path)[used])
 
 
-def test_the_first_calibration_images_were_test_images_of_the_split_for_training(tmp_path: Path) -> None:
-    """So that a bundle without the order of its calibration images is not taken for one of the other kind."""
-    shape = config(save(tmp_path / "a.npz", images=400), size=4)
+def test_the_first_calibration_images_are_training_images_of_the_split_for_training(tmp_path: Path) -> None:
+    """A bundle without the order of its calibration images must not be taken for one of the other kind."""
+    np.savez(
+        tmp_path / "a.npz", images=np.arange(90, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    )
+    shape = config(tmp_path / "a.npz", size=4)
 
-    assert load_unseen(shape).calibration_keys[:40] == load_held_out(shape).test_keys
+    assert contents(load_unseen(shape).calibration[:40]) <= contents(load_images(shape).train)
+
+
+def test_the_first_few_can_be_read_alone(tmp_path: Path, numbered: Path) -> None:
+    (numbered / "00.png").write_bytes(b"no picture")
+    for load in (load_unseen, load_held_out):
+        first, whole = load(config(numbered), 2), load(config(numbered))
+        for part in _PARTS:
+            np.testing.assert_array_equal(getattr(first, part)[:1], getattr(whole, part)[:1])
+            assert len(getattr(first, part)) <= 2
 
 
 def test_the_parts_of_a_file_that_a_run_kept_stay_what_they_are(tmp_path: Path) -> None:

@@ -113,22 +113,30 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
     return HeldOutImages(**parts), [image for image in known if image.sha256 in missing]
 
 
-def load_held_out(config: DataConfig) -> HeldOutImages:
+def load_held_out(config: DataConfig, most: int | None = None) -> HeldOutImages:
     """The held-out images that `load_images` yields, or those of the .npz file that a run kept.
 
+    Args:
+        config: the images.
+        most: reads only the first few of each part of a source, at most so many.
+
     Raises:
         DataError: see `load_images`.
     """
-    return _kept(config) or split_held_out(config)
+    return _kept(config) or split_held_out(config, most)
 
 
-def load_unseen(config: DataConfig) -> HeldOutImages:
+def load_unseen(config: DataConfig, most: int | None = None) -> HeldOutImages:
     """Images that the model was not trained on: all of a source, split by `split_unseen`, or the file that a run kept.
 
+    Args:
+        config: the images.
+        most: see `load_held_out`.
+
     Raises:
         DataError: see `load_images`.
     """
-    return _kept(config) or read_unseen(config)
+    return _kept(config) or read_unseen(config, most)
 
 
 def read_held_out(path: Path) -> HeldOutImages | None:

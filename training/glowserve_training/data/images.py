@@ -117,34 +117,49 @@ def load_images(
     return ImageData(**vars(held_out), train=train, files=source.files)
 
 
-def split_held_out(config: DataConfig) -> HeldOutImages:
+def split_held_out(config: DataConfig, most: int | None = None) -> HeldOutImages:
     """The same held-out images as `load_images` yields, without reading the training images.
+
+    Args:
+        config: the images.
+        most: reads only the first few of each part, at most so many, and reports none that is skipped.
 
     Raises:
         DataError: see `load_images`.
     """
     splits = choose_splits(open_source(config.data), config)
-    with _open_reader(config, splits, without=("train",)) as reader:
+    with _open_reader(config, splits, without=("train",), most=most) as reader:
         return reader.held_out()
 
 
-def read_unseen(config: DataConfig) -> HeldOutImages:
+def read_unseen(config: DataConfig, most: int | None = None) -> HeldOutImages:
     """Reads, prepares and splits the images of a source that the model was not trained on; see `split_unseen`.
+
+    Args:
+        config: the images.
+        most: see `split_held_out`.
 
     Raises:
         DataError: see `load_images`.
     """
-    with _open_reader(config, split_unseen(open_source(config.data), config)) as reader:
+    with _open_reader(config, split_unseen(open_source(config.data), config), most=most) as reader:
         return reader.held_out()
 
 
 @contextmanager
 def _open_reader(
-    config: DataConfig, splits: dict[str, Split], without: Sequence[str] = ()
+    config: DataConfig, splits: dict[str, Split], without: Sequence[str] = (), most: int | None = None
 ) -> Iterator[_Reader]:
-    """A reader of all splits but some, the training images last; reports skipped images when it is closed."""
+    """A reader of all splits but some, the training images last; reports skipped images when it is closed.
+
+    With `most` it reads only so many of each split, and reports nothing.
+    """
     total = sum(len(indices) for _, indices in splits.values())
-    splits = {name: splits[name] for name in _READ_ORDER if name in splits and name not in without}
+    splits = {
+        name: (splits[name][0], splits[name][1][:most])
+        for name in _READ_ORDER
+        if name in splits and name not in without
+    }
     read = sum(len(indices) for _, indices in splits.values())
     unreadable = UnreadableImages()
     with (
@@ -152,7 +167,8 @@ def _open_reader(
         ThreadPoolExecutor(cores()) as pool,  # decoding and resizing release the GIL
     ):
         yield _Reader(config, splits, total, pool, unreadable, progress)
-    unreadable.report(read)
+    if most is None:
+        unreadable.report(read)
 
 
 class _Reader:

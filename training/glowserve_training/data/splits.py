@@ -89,7 +89,8 @@ def split_unseen(source: Source, config: DataConfig) -> dict[str, Split]:
         part: min(len(images) // _UNSEEN_ONE_IN, _MOST_HELD_OUT[part]) for part in ("validation", "test")
     }
     calibration = min(len(images) - sum(sizes.values()), _MOST_HELD_OUT["calibration"])
-    order, splits = _permutation(config, len(images)), {}
+    # From the other end than in training, so that the first calibration images tell one rule from the other.
+    order, splits = _permutation(config, len(images))[::-1], {}
     for part, size in ({"calibration": calibration} | sizes).items():
         splits[part], order = (images, order[:size]), order[size:]
     return splits
