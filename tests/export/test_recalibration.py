@@ -149,6 +149,10 @@ def test_all_of_other_images_are_used_and_found_again(
     assert (len(images.test), warnings) == (250, [])
     with closing(EvaluatedBundle(newest_bundle(model), device="cpu")) as opened:
         again = opened.terms(images.calibration, dequantization_noise(DEFAULT_SEED, images.calibration))
+        # Order tells what chance cannot; images that have become unreadable since do not count.
+        assert opened.is_calibrated_on(images.calibration[5:])
+        assert not opened.is_calibrated_on(images.calibration[100:])
+        assert not opened.is_calibrated_on(images.calibration[:0])
     np.testing.assert_allclose(again.log_prior, calibration.images.log_prior, rtol=1e-4)
     assert len(contents(images.test, images.calibration, images.validation)) == 1000
 
