@@ -27,6 +27,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things: "1 image", "0 images"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def open_closed_streams() -> None:
     """Opens /dev/null in place of the standard streams that are closed. To be called before files are opened.
 

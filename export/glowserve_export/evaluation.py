@@ -5,26 +5,34 @@ Shapes: N images, H W C of an image, D = H * W * C.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from glowserve_training.data import DataConfig
 from glowserve_training.evaluation import Decoded, ImageTerms
 
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
+from glowserve.runtime.calibration import bundle_calibration
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine, Float32Array
+from glowserve.runtime.errors import BundleError
 from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import FORWARD, Bundle
 from glowserve_export.preprocessing import DEQUANTIZED
 
-# An image that is none of 1,000 known ones has the score of one of them, by chance, in one case of five: all of eight
-# images have in one of 400,000. The scores of one image differ by less than this between batches and processors.
-_COMPARED_IMAGES = 8
+COMPARED_IMAGES = 8
+"""So many calibration images tell whether a bundle was calibrated on them.
+
+An image that is none of 1,000 known ones has the score of one of them, by chance, in one case of five: all of eight
+images have in one of 400,000. Where the order of the known ones is known, the first sixteen alone are compared.
+"""
+# The scores of one image differ by less than this between batches and processors.
 _SAME_BITS_PER_DIM = 1e-4
 
 
@@ -67,17 +75,25 @@ class EvaluatedBundle:
         )
 
     def is_calibrated_on(self, images: UInt8Array) -> bool:
-        """Whether the percentiles were computed from these images, uint8 [N, H, W, C]; true if there are none.
+        """Whether the percentiles were computed from these images, uint8 [N, H, W, C], in this order.
 
-        Only the first few are scored, and looked for among the scores of the manifest, of which there are at most as
-        many as images: a split of version 1 has more, and among them those of version 2.
+        Only the first `COMPARED_IMAGES` are scored, and looked for among the scores of the calibration images.
         """
-        first, known = images[:_COMPARED_IMAGES], np.asarray(self._manifest.calibration.bits_per_dim)
-        if known.size > len(images):
+        first, known = images[:COMPARED_IMAGES], self._calibration_bits
+        if not len(first):
             return False
         nats = self._engine.forward(first, dequantization_noise(DEFAULT_SEED, first)).log_likelihood
         bits = bits_per_dim(nats.astype(np.float64), first[0].size)
-        return not known.size or bool((np.abs(bits[:, None] - known).min(axis=1) < _SAME_BITS_PER_DIM).all())
+        return bool((np.abs(bits[:, None] - known).min(axis=1) < _SAME_BITS_PER_DIM).all())
+
+    @cached_property
+    def _calibration_bits(self) -> npt.NDArray[np.float64]:
+        """bits/dim of the first few calibration images; of an old bundle, which does not tell their order, of all."""
+        with suppress(BundleError):  # a damaged calibration can be renewed
+            if (calibration := bundle_calibration(self._bundle)) is not None:
+                first = calibration.images.log_likelihood[: 2 * COMPARED_IMAGES]  # some may be unreadable now
+                return bits_per_dim(first, self._manifest.image.latent_size)
+        return np.asarray(self._manifest.calibration.bits_per_dim)
 
     def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `glowserve_training.evaluation.Evaluated`; runs on the CPU."""

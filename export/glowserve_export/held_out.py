@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
-from glowserve_training.data import DataConfig, HeldOutImages, load_held_out
-from glowserve_training.errors import DataError, HeldOutError
+from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen
+from glowserve_training.errors import DataError, HeldOutError, TooFewImagesError
 
 from glowserve.runtime.repository import Bundle
 from glowserve_export.errors import DataChangedError, ExportError
-from glowserve_export.evaluation import EvaluatedBundle, training_data
+from glowserve_export.evaluation import COMPARED_IMAGES, EvaluatedBundle, training_data
 from glowserve_export.source import Source
+
+Rule = Callable[[DataConfig, int | None], HeldOutImages]
+"""Loads the held-out images of data, split by one of the rules that there have been; see `load_held_out`."""
 
 
 def held_out_config(source: Source, data: str | None) -> DataConfig:
@@ -35,7 +40,7 @@ def held_out_config(source: Source, data: str | None) -> DataConfig:
 
 
 def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
-    """Loads the images that were held out in training, or others if the user chose other data.
+    """Loads the images that were held out in training, or others if the user chose other data: all of them.
 
     Args:
         source: the model.
@@ -47,7 +52,7 @@ def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str]
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
     if source.held_out is None:
-        return load_held_out(config)
+        return load_unseen(config)
     try:
         return source.held_out.load(None if config == source.data else config.data, say)
     except HeldOutError as error:
@@ -59,6 +64,10 @@ def held_out_of_bundle(
 ) -> tuple[str, HeldOutImages]:
     """The data of a bundle's held-out images, and the images.
 
+    A bundle does not say by which rule its images were split, but the scores of its calibration images tell. If no rule
+    yields these, the training data is split as in training, and all of other data is taken for images that the model
+    was not trained on.
+
     Args:
         bundle: the bundle.
         model: the same bundle, opened.
@@ -67,34 +76,62 @@ def held_out_of_bundle(
 
     Raises:
         ExportError: the training data is unknown and `data` is None.
-        DataError: the images cannot be read.
+        DataError: the images cannot be read, or are too few.
     """
-    if not (data or bundle.manifest.training.data):
+    trained_on, calibrated_on = bundle.manifest.training.data, bundle.manifest.calibration.data
+    if not (data or trained_on):
         raise ExportError(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
-    config = training_data(bundle)
-    trained_on, config = not data, replace(config, data=data or config.data)
-    images = _load_for_bundle(config, trained_on=trained_on)
-    calibrated_elsewhere = trained_on and bundle.manifest.calibration.data != config.data
-    if calibrated_elsewhere or model.is_calibrated_on(images.for_percentiles):
-        return config.data, images
-    # A bundle does not say by which rule its images were split, but its percentiles tell.
-    old = _load_for_bundle(replace(config, split_version=1), trained_on=trained_on)
-    if model.is_calibrated_on(old.for_percentiles):
-        return config.data, old
-    say(
-        f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
-        "results are meaningless if the model was trained on any of these images. Give RUN_DIR/held_out.npz with "
-        "--data, if the run kept it, or evaluate the checkpoint"
-    )
+    config = replace(training_data(bundle), data=data or trained_on)
+    ours = trained_on and os.path.realpath(config.data) == os.path.realpath(trained_on)
+    calibrated_elsewhere = not data and calibrated_on != trained_on
+    try:
+        found = None if calibrated_elsewhere else _find_rule(model, config)
+        images = (found or (load_held_out if ours else load_unseen))(config, None)
+    except DataError as error:
+        if data:
+            raise
+        raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
+    if not (found or calibrated_elsewhere):
+        remedy = ". Give RUN_DIR/held_out.npz with --data, if the run kept it, or evaluate the checkpoint"
+        say(
+            f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
+            f"results are meaningless if the model was trained on any of these images{remedy if trained_on else ''}"
+        )
     return config.data, images
 
 
-def _load_for_bundle(config: DataConfig, *, trained_on: bool) -> HeldOutImages:
-    try:
-        return load_held_out(config)
-    except DataError as error:
-        if not trained_on:
-            raise
-        raise DataError(f"{error}. If the data has moved, give its new path with --data") from error
+def images_to_calibrate(
+    bundle: Bundle, model: EvaluatedBundle, data: str, say: Callable[[str], None]
+) -> HeldOutImages:
+    """The images to renew a bundle's calibration with: those of `held_out_of_bundle`.
+
+    The training data of an imported model is unknown. All that is given for it was not trained on, whatever rule the
+    images of its calibration were split by before.
+
+    Args:
+        bundle: the bundle.
+        model: the same bundle, opened.
+        data: the user's choice.
+        say: called with a warning if the model may have been trained on some of them.
+
+    Raises:
+        DataError: the images cannot be read, or are too few.
+    """
+    if bundle.manifest.training.data:
+        return held_out_of_bundle(bundle, model, data, say)[1]
+    return load_unseen(replace(training_data(bundle), data=data))
+
+
+def _find_rule(model: EvaluatedBundle, config: DataConfig) -> Rule | None:
+    """The rule that yields the images that a bundle is calibrated on; None if no rule does."""
+    for rule in (_load_held_out_by_version_1, load_held_out, load_unseen):
+        with suppress(TooFewImagesError):  # another rule may have enough
+            if model.is_calibrated_on(rule(config, COMPARED_IMAGES).for_percentiles):
+                return rule
+    return None
+
+
+def _load_held_out_by_version_1(config: DataConfig, most: int | None = None) -> HeldOutImages:
+    return load_held_out(replace(config, split_version=1), most)

@@ -14,24 +14,26 @@ from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
 from glowserve_export.errors import ExportError
 from glowserve_export.evaluation import EvaluatedBundle
 from glowserve_export.explanation import add_places
-from glowserve_export.held_out import held_out_of_bundle
+from glowserve_export.held_out import images_to_calibrate
 from glowserve_export.publication import publish, staged
 from glowserve_export.score_calibration import add_calibration, scored_images
 
 _BATCH = 32
 
 
-def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callable[[str], None]) -> Bundle:
+def recalibrate(
+    bundle: Bundle, data: str, *, device: str = "auto", say: Callable[[str], None]
+) -> tuple[Bundle, int]:
     """Writes a bundle's graphs with a new calibration, as the next version of its model.
 
     Args:
         bundle: the bundle; it stays as it is.
-        data: where to take images from that the model was not trained on.
+        data: where to take images from that the model was not trained on; see `images_to_calibrate`.
         device: "auto", "cpu" or "cuda".
         say: called with a line of text when a stage begins, and with warnings.
 
     Returns:
-        The new bundle.
+        The new bundle, and how many images of the data are left for tests: nothing was computed from them.
 
     Raises:
         ExportError: the images are too few, one of them has no finite likelihood, or the folder is no version of a
@@ -54,7 +56,7 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         check_canary(evaluated.engine, bundle)
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
-        _, images = held_out_of_bundle(bundle, evaluated, data, say)
+        images = images_to_calibrate(bundle, evaluated, data, say)
         copy = Bundle(staging, type(bundle.manifest)())
         copy.manifest.CopyFrom(bundle.manifest)
         del copy.manifest.files[:]
@@ -71,4 +73,4 @@ def recalibrate(bundle: Bundle, data: str, *, device: str = "auto", say: Callabl
         add_calibration(copy, evaluated.engine, scored, _BATCH, data)
         if bundle.has(EXPLAIN):
             add_places(copy, evaluated.engine, images.validation, _BATCH, say)
-        return publish(copy, model_dir)
+        return publish(copy, model_dir), len(images.test)

@@ -18,7 +18,7 @@ from glowserve.cli.pictures import GivenPictures, explanation
 from glowserve.cli.target import open_target
 from glowserve.client.inputs import read_image
 from glowserve.images import Preparation, UInt8Array
-from glowserve.output import printable
+from glowserve.output import counted, printable
 from glowserve.pictures import Pictures
 from glowserve.results import ImageError
 from glowserve.scores.conformal import DEFAULT_FALSE_ALARM_RATE
@@ -64,7 +64,9 @@ def score_set(args: argparse.Namespace) -> int:
         except glowserve.RequestError as error:
             if images.readable >= FEWEST_IMAGES:
                 raise
-            few = f"{images.readable} of {len(files)} files can be read; a set takes {FEWEST_IMAGES}"
+            few = (
+                f"{images.readable} of {counted(len(files), 'file')} can be read; a set takes {FEWEST_IMAGES}"
+            )
             raise Failure(few, 1) from error
     files.report_left_out()
     rate = max(DEFAULT_FALSE_ALARM_RATE, score.resolution) if asked is None else asked
@@ -80,7 +82,7 @@ def score_set(args: argparse.Namespace) -> int:
     else:
         print(*_lines(score, rate, differs), sep="\n")
     if failed := len(files) - score.n:
-        print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
+        print(f"glowserve: {failed} of {counted(len(files), 'file')} could not be scored", file=sys.stderr)
     if differs and args.fail_on_anomaly:
         return DIFFERS
     return 1 if failed or not files.complete else 0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
-from glowserve.output import printable
+from glowserve.output import counted, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         help="images that the model was not trained on: the training data, of which the held-out images are taken; "
-        "RUN_DIR/held_out.npz; or others, split as for training: of those without splits, one in twenty calibrates",
+        "RUN_DIR/held_out.npz; or others, of which a quarter is for the density, a quarter is left for tests, and the "
+        "rest calibrates (of data with splits of its own, the test images alone are used)",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     use_allowed_cores()
     try:
-        bundle = recalibrate(newest_bundle(args.bundle), args.data, device=args.device, say=_say)
+        bundle, tests = recalibrate(newest_bundle(args.bundle), args.data, device=args.device, say=_say)
         calibration = bundle_calibration(bundle)
     except ExportError as error:
         raise Failure(error, 1) from error
@@ -53,11 +54,15 @@ def run(args: argparse.Namespace) -> int:
     images, fitting = len(calibration.images), len(calibration.fitting)
     if args.json:
         result = {"bundle": str(bundle.path), "version": bundle.manifest.version}
-        print(json.dumps(result | {"calibration_images": images, "fitting_images": fitting}))
+        counts = {"calibration_images": images, "fitting_images": fitting, "test_images": tests}
+        print(json.dumps(result | counts))
     else:
         print(
-            f"calibrated on {images} images, with a density of {fitting} others: p-values and false-alarm rates go "
-            f"down to {resolution(images):.3g}"
+            f"calibrated on {counted(images, 'image')}, with a density of {counted(fitting, 'other')}: p-values and "
+            f"false-alarm rates go down to {resolution(images):.3g}"
+        )
+        print(
+            f"{counted(tests, 'more image')} left for tests: `glowserve evaluate` with the same --data takes them"
         )
         print(printable(f"wrote {bundle.path}"))
     return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from glowserve.cli import against
 from glowserve.cli.failure import Failure
 from glowserve.cli.torch_device import torch_device
-from glowserve.output import printable
+from glowserve.output import counted, printable
 
 if TYPE_CHECKING:
     from glowserve_training.data import HeldOutImages
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         named = {"source": str(args.source), "data": data, "split": args.split}
         print(json.dumps(_without_infinity(named | asdict(evaluation))))
     else:
-        print(printable(f"{args.source} on {evaluation.images} {args.split} images of {data}"))
+        measured = counted(evaluation.images, f"{args.split} image")
+        print(printable(f"{args.source} on {measured} of {data}"))
         print()
         print(_table(evaluation))
     if evaluation.non_finite:
@@ -150,8 +151,8 @@ def _first(images: UInt8Array, n: int | None, data: str, split: str) -> UInt8Arr
         )
     if n is not None and n > len(images):
         raise Failure(
-            f"images is {n}, and data {data!r} has {len(images)} {split} images; give at most {len(images)}, or "
-            "leave --images out",
+            f"images is {n}, and data {data!r} has {counted(len(images), f'{split} image')}; give at most "
+            f"{len(images)}, or leave --images out",
             2,
         )
     return images[:n]
@@ -159,14 +160,14 @@ def _first(images: UInt8Array, n: int | None, data: str, split: str) -> UInt8Arr
 
 def _table(evaluation: Evaluation) -> str:
     """The results as lines of text."""
-    m, trip = evaluation.importance_samples, evaluation.round_trip
-    draws = "1 draw" if m == 1 else f"{m} draws"
+    trip, images = evaluation.round_trip, counted(evaluation.images, "image")
+    changed = counted(trip.values_changed, "value")
     figures = {
         "bits/dim": f"{evaluation.bits_per_dim:.4f}",
         "standard error": f"{evaluation.standard_error:.4f}",
-        "noise": f"{draws} for each image",
-        "not finite": f"{evaluation.non_finite} of {evaluation.images} images",
-        "round trip": f"{trip.images_exact} of {evaluation.images} images exact, {trip.values_changed} values changed",
+        "noise": f"{counted(evaluation.importance_samples, 'draw')} for each image",
+        "not finite": f"{evaluation.non_finite} of {images}",
+        "round trip": f"{trip.images_exact} of {images} exact, {changed} changed",
         "largest error": f"{trip.largest_error:.2g} bins; 0.5 changes a value",
     }
     lines = [f"{name:<16}{text}" for name, text in figures.items()]

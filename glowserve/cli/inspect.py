@@ -9,7 +9,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from glowserve.cli.failure import Failure
-from glowserve.output import printable
+from glowserve.output import counted, printable
 from glowserve.v1.manifest_pb2 import Flow, Manifest
 from glowserve.verification import steps_table, verification_table
 
@@ -61,7 +61,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     return [
         ("model", f"{manifest.model}, version {manifest.version}"),
         ("written", f"{manifest.created_at.ToJsonString()} by glowserve {manifest.glowserve_version}"),
-        ("image", f"{image.height} x {image.width} {colours}, {image.n_bits} bits"),
+        ("image", f"{image.height} x {image.width} {colours}, {counted(image.n_bits, 'bit')}"),
         (
             "flow",
             f"L={flow.levels} K={flow.steps_per_level} width={flow.width}, {_couplings(flow)}, "
@@ -72,7 +72,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("trained", trained),
         (
             "calibration",
-            f"{len(bits)} images of {manifest.calibration.data}: {lowest:.3f} to {highest:.3f}, "
+            f"{counted(len(bits), 'image')} of {manifest.calibration.data}: {lowest:.3f} to {highest:.3f}, "
             f"median {statistics.median(bits):.3f} bits/dim",
         ),
         ("tools", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
-from glowserve.output import printable
+from glowserve.output import counted, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'model':<24}{'version':>8}  {'state':<8}  image")
     for model in models:
         colour = "grey" if model.channels == 1 else "RGB"
-        image = f"{model.height} x {model.width} {colour}, {model.n_bits} bits" if model.height else "-"
+        image = (
+            f"{model.height} x {model.width} {colour}, {counted(model.n_bits, 'bit')}"
+            if model.height
+            else "-"
+        )
         print(printable(f"{model.name:<24}{model.version:>8}  {model.state:<8}  {image}"))
         if model.reason:
             print(printable(f"  {model.reason}"))

@@ -14,7 +14,7 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.folders import FILE_SUFFIXES
 from glowserve.images import UInt8Array, grid, to_pil
-from glowserve.output import printable
+from glowserve.output import counted, printable
 from glowserve.results import Samples
 
 # Grids are enlarged to about this many pixels per side.
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
     else:
-        print(printable(f"wrote {args.out}: {done} images with seed {samples.seed}"))
+        print(printable(f"wrote {args.out}: {counted(done, 'image')} with seed {samples.seed}"))
     if not_finite:
         named = ", ".join(map(str, not_finite[:_NAMED])) + (", ..." if len(not_finite) > _NAMED else "")
         print(

@@ -18,7 +18,7 @@ from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.client.requests import ScoreArguments
-from glowserve.output import printable
+from glowserve.output import counted, printable
 from glowserve.results import ImageError
 from glowserve.scores import MAX_IMPORTANCE_SAMPLES, TABLE
 
@@ -144,10 +144,10 @@ def run(args: argparse.Namespace) -> int:
             scored += len(scores)
             bar.update(len(scores) + len(scores.errors))
     if maps and not args.json:
-        print(printable(f"wrote {args.explain}: {scored} heat maps"))
+        print(printable(f"wrote {args.explain}: {counted(scored, 'heat map')}"))
     files.report_left_out()
     if failed := len(files) - scored:
-        print(f"glowserve: {failed} of {len(files)} files could not be scored", file=sys.stderr)
+        print(f"glowserve: {failed} of {counted(len(files), 'file')} could not be scored", file=sys.stderr)
     return _exit_code(args, anomalous, len(files), failed, files.complete)
 
 
@@ -190,7 +190,8 @@ def _check_explain(args: argparse.Namespace) -> None:
 def _exit_code(args: argparse.Namespace, anomalous: int, n: int, failed: int, complete: bool) -> int:
     """The exit code, after a report if it is that of anomalies."""
     if args.fail_on_anomaly and anomalous:
-        print(f"glowserve: {anomalous} of {n} files are anomalous", file=sys.stderr)
+        are = "is" if anomalous == 1 else "are"
+        print(f"glowserve: {anomalous} of {counted(n, 'file')} {are} anomalous", file=sys.stderr)
         return _ANOMALIES
     return 1 if failed or not complete else 0
 

@@ -40,6 +40,13 @@ def names(maps: Path) -> list[str]:
     return sorted(path.name for path in maps.iterdir())
 
 
+def test_one_heat_map_is_counted_in_the_singular(
+    folder: Path, maps: Path, target: list[str], capsys: Printed
+) -> None:
+    assert main(["score", str(folder / "one" / "a.png"), "--explain", str(maps), *target]) == 0
+    assert capsys.readouterr().out.endswith(f"wrote {maps}: 1 heat map\n")
+
+
 def test_each_picture_has_a_heat_map_and_a_line_although_two_have_one_name(
     folder: Path, maps: Path, target: list[str], embedded: Any, digits: UInt8Array, capsys: Printed
 ) -> None:

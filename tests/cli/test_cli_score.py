@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_is_reported_if_it_is_the_only_one(
 ) -> None:
     (folder / "bad.png").write_text("no picture")
     assert main(["score", str(folder / "bad.png"), *target]) == 1
-    assert "1 of 1 files could not be scored" in capsys.readouterr().err
+    assert "1 of 1 file could not be scored" in capsys.readouterr().err
 
 
 def test_many_files_are_scored_in_order(

@@ -36,8 +36,8 @@ def test_other_images_can_be_given(
     manifest = export(changed, tmp_path / "digits", data=str(data)).manifest
     assert manifest.calibration.data == str(data)
     assert manifest.training.data == "digits"
-    assert manifest.verification.images == 35  # a tenth of 358
-    assert len(manifest.calibration.bits_per_dim) == 18  # half of another tenth
+    assert manifest.verification.images == 89  # a quarter of 358
+    assert len(manifest.calibration.bits_per_dim) == 180  # the others, but for another quarter
 
 
 def test_other_images_are_warned_of(source: Source, tmp_path: Path, digits: UInt8Array) -> None:

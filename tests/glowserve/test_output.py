@@ -32,6 +32,10 @@ def test_what_a_terminal_would_obey_is_shown_as_an_escape(text: str, shown: str)
     assert len(f"{shown}".splitlines()) == 1
 
 
+def test_one_thing_is_counted_in_the_singular() -> None:
+    assert [output.counted(n, "heat map") for n in (0, 1, 2)] == ["0 heat maps", "1 heat map", "2 heat maps"]
+
+
 @pytest.mark.parametrize("blocking", [True, False])
 def test_writing_to_a_full_pipe_ends_when_the_time_is_up(blocking: bool) -> None:
     with full_pipe() as (_, write):

@@ -152,12 +152,12 @@ def test_the_kept_file_of_another_run_is_used_with_a_warning(
     assert "does not yield the images that were held out in training" in warning
 
 
-def test_other_data_is_split_with_a_warning(alone: HeldOut, tmp_path: Path) -> None:
+def test_of_other_data_all_is_used_with_a_warning(alone: HeldOut, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", images=np.full((60, 8, 8), 250, np.uint8))
 
     images, (warning,) = loaded(alone, tmp_path / "other.npz")
 
-    assert (len(images.validation), len(images.calibration), len(images.test)) == (3, 3, 6)
+    assert (len(images.validation), len(images.calibration), len(images.test)) == (15, 30, 15)
     assert "does not yield the images that were held out in training" in warning
 
 

@@ -15,6 +15,7 @@ from glowserve_training.data import (
     HeldOutRecord,
     find_held_out,
     load_held_out,
+    load_unseen,
     read_held_out,
     write_held_out,
 )
@@ -45,7 +46,7 @@ class HeldOut:
 
         Args:
             data: where to look; None for the training data. Data in which most of the images are not are taken for
-                data that the model was not trained on, and split anew.
+                data that the model was not trained on: all of it is used, see `load_unseen`.
             say: called with a warning if some images, or all, are others than those held out.
 
         Raises:
@@ -58,7 +59,7 @@ class HeldOut:
         try:
             images = self._find(config, say)
             if images is None and data is not None:
-                images = load_held_out(config)
+                images = load_unseen(config)
                 say(
                     f"warning: {data!r} does not yield the images that were held out in training; the results are "
                     "meaningless if the model was trained on any of these images"

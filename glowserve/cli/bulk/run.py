@@ -20,7 +20,7 @@ from glowserve.cli.bulk.worst import MOST, Ranked, as_json, draw_sheet, ranking,
 from glowserve.cli.failure import Failure
 from glowserve.cli.pictures import GivenPictures
 from glowserve.cli.target import Target, open_target
-from glowserve.output import printable, say
+from glowserve.output import counted, printable, say
 
 
 @dataclass
@@ -81,10 +81,8 @@ def score_to_file(
     _print(args, header, counts, worst)
     files.report_left_out()
     if counts.failed:
-        failed = (
-            f"{counts.failed} of {counts.pictures} files could not be scored; the column `error` says why"
-        )
-        say(sys.stderr, f"glowserve: {failed}\n")
+        failed = f"{counts.failed} of {counted(counts.pictures, 'file')} could not be scored"
+        say(sys.stderr, f"glowserve: {failed}; the column `error` says why\n")
     return counts, files.complete
 
 
@@ -125,7 +123,7 @@ def _fill(
         if not journal.done:
             journal.delete()
             raise
-        kept = f"{len(journal.done)} of {len(files)} files are in {printable(str(journal.path))}"
+        kept = f"{len(journal.done)} of {counted(len(files), 'file')} are in {printable(str(journal.path))}"
         say(sys.stderr, f"glowserve: {kept}; the same command resumes the run\n")
         raise
 
@@ -139,7 +137,7 @@ def _print(args: argparse.Namespace, header: Header, counts: Counts, worst: Sequ
         drawn = {"sheet": str(sheet), "worst": [as_json(picture) for picture in worst]} if args.worst else {}
         print(json.dumps(result | drawn))
         return
-    print(printable(f"wrote {args.out}: {counts.pictures} files, {counts.failed} without scores"))
+    print(printable(f"wrote {args.out}: {counted(counts.pictures, 'file')}, {counts.failed} without scores"))
     if args.worst:
         print(printable(f"wrote {sheet}: the {len(worst)} worst, by {ranking(header.columns)[0]}"))
     for i, picture in enumerate(worst, 1):

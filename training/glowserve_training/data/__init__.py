@@ -9,6 +9,7 @@ from glowserve_training.data.held_out import (
     KnownImage,
     find_held_out,
     load_held_out,
+    load_unseen,
     read_held_out,
     write_held_out,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "load_held_out",
     "load_images",
     "load_set",
+    "load_unseen",
     "open_source",
     "read_held_out",
     "survey_images",

@@ -22,7 +22,7 @@ from glowserve.cores import cores
 from glowserve.files import atomic_write
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
-from glowserve_training.data.images import HeldOutImages, split_held_out
+from glowserve_training.data.images import HeldOutImages, read_unseen, split_held_out
 from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import open_source
@@ -113,17 +113,30 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
     return HeldOutImages(**parts), [image for image in known if image.sha256 in missing]
 
 
-def load_held_out(config: DataConfig) -> HeldOutImages:
+def load_held_out(config: DataConfig, most: int | None = None) -> HeldOutImages:
     """The held-out images that `load_images` yields, or those of the .npz file that a run kept.
+
+    Args:
+        config: the images.
+        most: reads only the first few of each part of a source, at most so many.
 
     Raises:
         DataError: see `load_images`.
     """
-    path, shape = Path(config.data), (config.image_size, config.image_size, config.channels)
-    kept = read_held_out(path) if path.suffix == ".npz" else None
-    if kept is not None and kept.validation.shape[1:] == shape:
-        return kept
-    return split_held_out(config)
+    return _kept(config) or split_held_out(config, most)
+
+
+def load_unseen(config: DataConfig, most: int | None = None) -> HeldOutImages:
+    """Images that the model was not trained on: all of a source, split by `split_unseen`, or the file that a run kept.
+
+    Args:
+        config: the images.
+        most: see `load_held_out`.
+
+    Raises:
+        DataError: see `load_images`.
+    """
+    return _kept(config) or read_unseen(config, most)
 
 
 def read_held_out(path: Path) -> HeldOutImages | None:
@@ -149,6 +162,13 @@ def write_held_out(images: HeldOutImages, path: Path) -> None:
     """
     with atomic_write(path) as file:
         np.savez(file, **{part: getattr(images, part) for part in _PARTS if len(getattr(images, part))})
+
+
+def _kept(config: DataConfig) -> HeldOutImages | None:
+    """The images of the .npz file that a run kept; None if the data is no such file, or of images of another shape."""
+    path, shape = Path(config.data), (config.image_size, config.image_size, config.channels)
+    kept = read_held_out(path) if path.suffix == ".npz" else None
+    return kept if kept is not None and kept.validation.shape[1:] == shape else None
 
 
 def _candidates(

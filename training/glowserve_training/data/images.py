@@ -21,10 +21,10 @@ from glowserve_training.config import DataConfig
 from glowserve_training.data.image_file import ImageFile
 from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.report import describe_source, describe_splits
-from glowserve_training.data.sources import Source, open_source
-from glowserve_training.data.splits import Split, choose_splits
+from glowserve_training.data.sources import open_source
+from glowserve_training.data.splits import Split, choose_splits, split_unseen
 from glowserve_training.data.unreadable import UnreadableImages
-from glowserve_training.errors import DataError
+from glowserve_training.errors import DataError, TooFewImagesError
 
 _READ_ORDER = ("validation", "test", "calibration", "train")
 # Training images of more bytes than this are written to a file and memory-mapped.
@@ -110,29 +110,56 @@ def load_images(
     source = open_source(config.data, files=files)
     for line in describe_source(source, config):
         say(line)
-    with _open_reader(source, config) as reader:
+    with _open_reader(config, choose_splits(source, config)) as reader:
         held_out = reader.held_out()
         train = reader.train(held_out, cache, memory_limit)
     say(describe_splits(source, config, len(train), held_out))
     return ImageData(**vars(held_out), train=train, files=source.files)
 
 
-def split_held_out(config: DataConfig) -> HeldOutImages:
+def split_held_out(config: DataConfig, most: int | None = None) -> HeldOutImages:
     """The same held-out images as `load_images` yields, without reading the training images.
+
+    Args:
+        config: the images.
+        most: reads only the first few of each part, at most so many, and reports none that is skipped.
 
     Raises:
         DataError: see `load_images`.
     """
-    with _open_reader(open_source(config.data), config, without=("train",)) as reader:
+    splits = choose_splits(open_source(config.data), config)
+    with _open_reader(config, splits, without=("train",), most=most) as reader:
+        return reader.held_out()
+
+
+def read_unseen(config: DataConfig, most: int | None = None) -> HeldOutImages:
+    """Reads, prepares and splits the images of a source that the model was not trained on; see `split_unseen`.
+
+    Args:
+        config: the images.
+        most: see `split_held_out`.
+
+    Raises:
+        DataError: see `load_images`.
+    """
+    with _open_reader(config, split_unseen(open_source(config.data), config), most=most) as reader:
         return reader.held_out()
 
 
 @contextmanager
-def _open_reader(source: Source, config: DataConfig, without: Sequence[str] = ()) -> Iterator[_Reader]:
-    """A reader of all splits but some, the training images last; reports skipped images when it is closed."""
-    splits = choose_splits(source, config)
+def _open_reader(
+    config: DataConfig, splits: dict[str, Split], without: Sequence[str] = (), most: int | None = None
+) -> Iterator[_Reader]:
+    """A reader of all splits but some, the training images last; reports skipped images when it is closed.
+
+    With `most` it reads only so many of each split, and reports nothing.
+    """
     total = sum(len(indices) for _, indices in splits.values())
-    splits = {name: splits[name] for name in _READ_ORDER if name in splits and name not in without}
+    splits = {
+        name: (splits[name][0], splits[name][1][:most])
+        for name in _READ_ORDER
+        if name in splits and name not in without
+    }
     read = sum(len(indices) for _, indices in splits.values())
     unreadable = UnreadableImages()
     with (
@@ -140,7 +167,8 @@ def _open_reader(source: Source, config: DataConfig, without: Sequence[str] = ()
         ThreadPoolExecutor(cores()) as pool,  # decoding and resizing release the GIL
     ):
         yield _Reader(config, splits, total, pool, unreadable, progress)
-    unreadable.report(read)
+    if most is None:
+        unreadable.report(read)
 
 
 class _Reader:
@@ -228,7 +256,7 @@ class _Reader:
             read = sum(len(indices) for _, indices in self._splits.values())
             self._unreadable.check(self._config.data, read, self._total)
         if not readable:
-            raise DataError(
+            raise TooFewImagesError(
                 f"data {self._config.data!r} leaves no images for {name}: none of the {len(indices)} can be read. "
                 f"Unreadable are {self._unreadable}; repair them"
             )

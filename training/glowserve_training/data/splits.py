@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from glowserve.output import counted
 from glowserve_training.config import DataConfig
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import Source
-from glowserve_training.errors import DataError
+from glowserve_training.errors import TooFewImagesError
 
-# Fewer images are too few to train on and to hold some out.
+# Fewer images are too few to train on and to hold some out, or to calibrate with and to hold some out.
 _FEWEST_IMAGES = 50
 # Where the source has no such splits, one image in this many is held out for test, and one for validation and
 # calibration together, which share them equally: half of a folder's twelve images rank its weights, and six percentiles
@@ -21,6 +22,8 @@ _HELD_OUT_ONE_IN = 10
 # With more held-out images evaluation takes longer, and its standard error is small already. 4,000 scores tell one
 # thousandth from the next.
 _MOST_HELD_OUT = {"test": 1000, "validation": 1000, "calibration": 4000}
+# Of images that no model was trained on, one in this many is for test, and one for validation. The others calibrate.
+_UNSEEN_ONE_IN = 4
 
 Split = tuple[SourceImages, npt.NDArray[np.int64]]
 """Images of a source, and the indices of those that belong to the split, in the split's order."""
@@ -33,12 +36,13 @@ def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
     1 are without "calibration".
 
     Raises:
-        DataError: the source has too few images.
+        TooFewImagesError: the source has too few images.
     """
     total = sum(len(images) for images in source.values())
     if total < _FEWEST_IMAGES:
-        raise DataError(
-            f"data {config.data!r} has {total} images; training and held-out images need {_FEWEST_IMAGES} or more"
+        raise TooFewImagesError(
+            f"data {config.data!r} has {counted(total, 'image')}; training and held-out images need "
+            f"{_FEWEST_IMAGES} or more"
         )
     order = _permutation(config, len(source["train"]))
     tenth = len(order) // _HELD_OUT_ONE_IN
@@ -55,9 +59,40 @@ def choose_splits(source: Source, config: DataConfig) -> dict[str, Split]:
     for name, (_, indices) in splits.items():
         if not len(indices):
             sizes = ", ".join(f"{len(images)} for {split}" for split, images in source.items())
-            raise DataError(
+            raise TooFewImagesError(
                 f"data {config.data!r} leaves no images for {name}: it has {sizes}; add images, or a split {name!r}"
             )
+    return splits
+
+
+def split_unseen(source: Source, config: DataConfig) -> dict[str, Split]:
+    """The splits "calibration", "validation" and "test" of images that the model was not trained on, by `split_seed`.
+
+    A quarter is for validation and a quarter for test, of each at most 1,000. The others, at most 4,000, calibrate.
+
+    Of a source with splits of its own only the test images are used, or the validation images if it has no test images:
+    the model may be somebody else's, trained on the training images.
+
+    Raises:
+        TooFewImagesError: there are too few.
+    """
+    name = next(name for name in ("test", "validation", "train") if name in source)
+    images, own = source[name], len(source) > 1
+    if len(images) < _FEWEST_IMAGES:
+        found = counted(len(images), f"{name} image" if own else "image")
+        only = ", and its others are not used" if own else ""
+        raise TooFewImagesError(
+            f"data {config.data!r} has {found}{only}; to calibrate and to test takes {_FEWEST_IMAGES} or more: give a "
+            "folder of more images that the model was not trained on"
+        )
+    sizes = {
+        part: min(len(images) // _UNSEEN_ONE_IN, _MOST_HELD_OUT[part]) for part in ("validation", "test")
+    }
+    calibration = min(len(images) - sum(sizes.values()), _MOST_HELD_OUT["calibration"])
+    # From the other end than in training, so that the first calibration images tell one rule from the other.
+    order, splits = _permutation(config, len(images))[::-1], {}
+    for part, size in ({"calibration": calibration} | sizes).items():
+        splits[part], order = (images, order[:size]), order[size:]
     return splits
 
 
