@@ -32,7 +32,7 @@ def own_samples(photographs: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     program("prometheus")
     data = tmp_path_factory.mktemp("samples") / "samples.npz"
     np.savez(data, images=samples(photographs, FRESH, seed=0))
-    return recalibrate(photographs, str(data), device="cpu", say=print)
+    return recalibrate(photographs, str(data), device="cpu", say=print)[0]
 
 
 def samples(bundle: Bundle, n: int, seed: int) -> UInt8Array:
