@@ -82,13 +82,19 @@ def _bounded_norm(n: Tensor) -> Tensor:
     """N [..., C, C] scaled so that its spectral norm is below b; hardly changed while its norm is small against b.
 
     The factor is (1 + (||N|| / b)^8)^(-1/8) with the Schatten norm of order 8, which is no less than the spectral norm,
-    and at most C^(1/8) times as large. Its eighth power is a polynomial of the entries, smooth at N = 0 too:
-    ||N||^8 = ||(N' N)^2||^2 in the Frobenius norm.
+    and at most C^(1/8) times as large. Its eighth power, ||(N' N)^2||^2 in the Frobenius norm, is smooth at N = 0 too.
+
+    The gradient, 8 N (N' N)^3, is written out: autograd would multiply twice as many matrices. It has no second
+    derivative.
     """
     # If an entry exceeds b, N is divided by the largest first, so that no power overflows. The result does not depend
     # on this factor.
     size = n.detach().abs().amax((-2, -1), keepdim=True).div(NORM_BOUND).clamp(min=1)
     small = n / (NORM_BOUND * size)
-    gram = small.mT @ small
-    eighth_power = (gram @ gram).square().sum((-2, -1), keepdim=True)
-    return NORM_BOUND * small / (size**-8 + eighth_power) ** 0.125
+    with torch.no_grad():
+        gram = small.mT @ small
+        square = gram @ gram
+        factor = (size**-8 + square.square().sum((-2, -1), keepdim=True)) ** -0.125
+        slope = small @ (gram @ square) * factor**9
+    along = (small * slope).sum((-2, -1), keepdim=True)
+    return small * (NORM_BOUND * (factor - (along - along.detach())))  # adds 0, whose gradient is the factor's
