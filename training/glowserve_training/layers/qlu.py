@@ -97,4 +97,6 @@ def _bounded_norm(n: Tensor) -> Tensor:
         factor = (size**-8 + square.square().sum((-2, -1), keepdim=True)) ** -0.125
         slope = small @ (gram @ square) * factor**9
     along = (small * slope).sum((-2, -1), keepdim=True)
-    return small * (NORM_BOUND * (factor - (along - along.detach())))  # adds 0, whose gradient is the factor's
+    return small * (
+        NORM_BOUND * (factor - (along - along.detach()))
+    )  # adds 0, whose gradient is the factor's
