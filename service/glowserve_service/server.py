@@ -42,8 +42,8 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 
 # When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on: a caller would take that
 # for its own doing. And it closes a connection with the last call on it, though the caller may still be writing, who
-# then learns of a broken pipe and not of the call's end. So the server goes on until no call is open, and none has
-# begun or ended for so long, and answers UNAVAILABLE to those that begin. The limit is for calls that take long, and
+# then sees "Broken pipe" instead of the call's status. So the server goes on until no call is open, and none has
+# started or ended for so long, and answers UNAVAILABLE to those that start. The limit is for calls that take long, and
 # for callers that try again and again: by then a client has made its last attempt.
 _LAST_CALLS_SECONDS = 0.2
 _MOST_LAST_CALLS_SECONDS = 1.0

@@ -69,7 +69,7 @@ def main() -> None:
         if change is _unchanged:
             drawn = _drawn_anew(measure, features, args.size, count)
             print(_alarms("false alarms at 5 %", found))
-            print(_alarms("false alarms at 5 %, with calibration images drawn anew for each set", drawn))
+            print(_alarms("false alarms at 5 %, with new calibration images drawn for each set", drawn))
 
 
 def _print_costs() -> None:

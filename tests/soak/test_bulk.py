@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,53 +22,40 @@ SCORES = "anomaly_p_value,anomalous,typicality_p_value,log_prior,log_det"
 SECONDS = 1800.0
 
 
-def test_the_rows_are_the_same_wherever_they_are_computed(
-    photographs: Bundle, shared_data: Path, serve: Serve, tmp_path: Path
+@pytest.fixture(scope="module")
+def embedded_file(photographs: Bundle, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run that opens the bundle itself."""
+    out = tmp_path_factory.mktemp("embedded") / "scores.parquet"
+    run("embedded", shared_data, out, "--model", str(photographs.path))
+    found = rows(out)
+    assert len(found) == IMAGES
+    assert all(row["error"] is None for row in found.values())
+    return out
+
+
+def test_a_service_gives_the_same_rows(
+    embedded_file: Path, photographs: Bundle, shared_data: Path, serve: Serve, tmp_path: Path
 ) -> None:
-    """And although the cluster's workers are killed in the middle."""
-    model = ["--model", str(photographs.path)]
-    seconds: dict[str, float] = {}
-    files = {name: tmp_path / f"{name}.parquet" for name in ("embedded", "service", "cluster")}
-
-    def score(name: str, *flags: str, kill: bool = False) -> None:
-        began = time.monotonic()
-        run(shared_data / "cifar10-jpeg", files[name], flags, kill=kill)
-        seconds[name] = time.monotonic() - began
-
-    score("embedded", *model)
+    out = tmp_path / "scores.parquet"
     with serve(models=photographs.path.parents[1]) as service:
-        score("service", "--server", service.target)
-    if has_ray := importlib.util.find_spec("ray") is not None:
-        score("cluster", *model, "--engine", "ray", kill=True)
-    print_table(
-        f"{IMAGES:,} images to a .parquet file, {SCORES}",
-        [(f"images/s, {name}", f"{IMAGES / spent:.0f}") for name, spent in seconds.items()],
-    )
-    expected = rows(files["embedded"])
-    assert len(expected) == IMAGES
-    assert all(row["error"] is None for row in expected.values())
-    assert rows(files["service"]) == expected
-    if has_ray:
-        assert rows(files["cluster"]) == expected
-    else:
-        pytest.skip("the cluster needs the extra `ray`; the others have the same rows")
+        run("a service", shared_data, out, "--server", service.target)
+    assert rows(out) == rows(embedded_file)
 
 
-def run(images: Path, out: Path, flags: Sequence[str], *, kill: bool) -> None:
-    """Runs `glowserve score`; if asked, kills the cluster's workers when a quarter of the rows is there."""
-    others = workers()
-    command = [
-        sys.executable,
-        "-m",
-        "glowserve",
-        "score",
-        str(images),
-        "--out",
-        str(out),
-        "--scores",
-        SCORES,
-        *flags,
-    ]
+def test_a_cluster_gives_the_same_rows_although_its_workers_are_killed(
+    embedded_file: Path, photographs: Bundle, shared_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    out = tmp_path / "scores.parquet"
+    run("a cluster", shared_data, out, "--model", str(photographs.path), "--engine", "ray", kill=True)
+    assert rows(out) == rows(embedded_file)
+
+
+def run(name: str, shared_data: Path, out: Path, *flags: str, kill: bool = False) -> None:
+    """Runs `glowserve score`, and prints its speed; `kill` ends the cluster's workers after a quarter of the rows."""
+    others, began = workers(), time.monotonic()
+    command = [sys.executable, "-m", "glowserve", "score", str(shared_data / "cifar10-jpeg")]
+    command += ["--out", str(out), "--scores", SCORES, *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         part, end = out.with_name(f"{out.name}.part"), time.monotonic() + SECONDS
         while kill and process.poll() is None and not (part.exists() and count(part) > IMAGES / 4):
@@ -82,6 +67,8 @@ def run(images: Path, out: Path, flags: Sequence[str], *, kill: bool) -> None:
         _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
     assert bool(killed) == kill
+    speed = f"{IMAGES / (time.monotonic() - began):.0f}"
+    print_table(f"{IMAGES:,} images to a .parquet file, {SCORES}", [(f"images/s, {name}", speed)])
 
 
 def count(part: Path) -> int:

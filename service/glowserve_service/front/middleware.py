@@ -119,7 +119,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
             await self._change.wait()
 
     async def quiet(self, seconds: float, *, at_most: float) -> None:
-        """Returns when no call is open, and none has begun or ended for so many seconds; or after `at_most` seconds."""
+        """Returns when no call is open and none has started or ended for so many seconds, or after `at_most`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most):
                 await self.idle()
