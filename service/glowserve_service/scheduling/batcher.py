@@ -104,6 +104,7 @@ class Batcher:
         self._pace = Pace()
         self._queue = RowQueue(max_batch_size, lambda rows: on_drop(DEADLINE, rows))
         self._arrival = asyncio.Event()
+        self._last_size = 0
         self._running: set[asyncio.Task[None]] = set()
         self._unanswered = 0
         self._answered = asyncio.Event()
@@ -244,8 +245,11 @@ class Batcher:
                     await self._arrival.wait()
 
     async def _gather(self) -> None:
-        """Returns when the event loop brings no more rows, or enough for a batch; at once if rows take long."""
-        if self._pace.row_seconds > _SHORT_ROW_SECONDS:
+        """Returns when the event loop brings no more rows, or enough for a batch.
+
+        It returns at once if rows take long, and if a row is alone as the last one was: a lone caller waits for nobody.
+        """
+        if self._pace.row_seconds > _SHORT_ROW_SECONDS or self._last_size == self._queue.length == 1:
             return
         idle = 0
         for _ in range(_MOST_TURNS):
@@ -265,6 +269,7 @@ class Batcher:
         """Runs a batch, and releases its worker's permit."""
         began = time.monotonic()
         size = sum(part.size for part in batch)
+        self._last_size = size
         try:
             rows = joined([part.rows for part in batch], self._padded(size))
             ready = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from glowserve_service.errors import UnavailableError
+from glowserve_service.scheduling import batcher as batcher_module
 from glowserve_service.scheduling.batcher import Batcher, BatchRun
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE
 from glowserve_service.scheduling.ticket import Ticket
@@ -166,6 +168,31 @@ async def test_batches_are_padded_to_a_bucket_and_callers_get_their_own_rows() -
     assert dispatched == sizes
     assert [(run.rows, run.padding) for run in runs] == list(zip(sizes, padding, strict=True))
     assert shapes == [((n,), (n, 2)) for n in (1, 4, 4, 8, 12, 12, 12, 12, 8)]
+
+
+async def test_a_lone_caller_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        batcher_module, "_SHORT_ROW_SECONDS", math.inf
+    )  # rows are short, however slow the machine is
+    begun = list[int]()
+    async with batching(Doubling(), on_batch=lambda rows, _reason: begun.append(rows)) as batcher:
+
+        async def turns_until_it_runs(callers: int) -> int:
+            """Of the event loop."""
+            batches, turns = len(begun), 0
+            calls = [ask(batcher, caller) for caller in range(callers)]
+            while len(begun) == batches:
+                await asyncio.sleep(0)
+                turns += 1
+            await answers_of(*calls)
+            return turns
+
+        first = await turns_until_it_runs(1)
+        lone = await turns_until_it_runs(1)
+        pair = await turns_until_it_runs(2)
+        after_a_pair = await turns_until_it_runs(1)
+    assert begun == [1, 1, 2, 1]
+    assert (first, lone, after_a_pair) == (pair, pair - batcher_module._IDLE_TURNS, pair)
 
 
 # The delay.
