@@ -58,8 +58,7 @@ class BatchMetrics:
         self._statistics.add(run)
         self._padding.inc(run.padding)
         self._execution.observe(run.run_seconds)
-        for waited in run.waited:
-            self._queue.observe(waited)
+        self._queue.observe(*run.waited)
 
 
 class CountedRows:

@@ -13,7 +13,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
 )
@@ -21,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from glowserve_service.observability import logs
+from glowserve_service.observability.histograms import Histogram
 from glowserve_service.observability.traffic import TrafficCollector
 from glowserve_service.security.certificates import Certificates
 
@@ -195,7 +195,9 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
         self._describe(name, "histogram", text, labels)
-        return Histogram(f"glowserve_{name}", text, labels, buckets=buckets, registry=self.registry)
+        histogram = Histogram(f"glowserve_{name}", text, labels, buckets)
+        self.registry.register(histogram)
+        return histogram
 
     def _describe(self, name: str, kind: str, text: str, labels: Sequence[str]) -> None:
         self.descriptions.append(Description(f"glowserve_{name}", kind, tuple(labels), text))

@@ -19,9 +19,9 @@ class Duration:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Adds one occurrence."""
-        self.count += 1
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Adds occurrences of so many seconds together."""
+        self.count += times
         self.seconds += seconds
 
 
@@ -33,11 +33,11 @@ class Compute:
     run: Duration = field(default_factory=Duration)
     split: Duration = field(default_factory=Duration)
 
-    def add(self, run: BatchRun) -> None:
-        """Adds one batch."""
-        self.join.add(run.join_seconds)
-        self.run.add(run.run_seconds)
-        self.split.add(run.split_seconds)
+    def add(self, run: BatchRun, times: int = 1) -> None:
+        """Adds the times of a batch, so many times."""
+        self.join.add(times * run.join_seconds, times)
+        self.run.add(times * run.run_seconds, times)
+        self.split.add(times * run.split_seconds, times)
 
 
 @dataclass
@@ -65,9 +65,9 @@ class InferenceStatistics:
 
     def add(self, run: BatchRun) -> None:
         """Counts a batch that has run."""
-        for seconds in run.waited:
-            self.queue.add(seconds)
-            self.compute.add(run)
+        requests = len(run.waited)
+        self.queue.add(sum(run.waited), requests)
+        self.compute.add(run, requests)
         self.images += run.rows
         self.batches[run.rows].add(run)
         self.last_run = time.time()

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from glowserve.drift import DriftDetector
+from glowserve_service.observability.histograms import BatchHistogram
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -89,32 +89,6 @@ class Traffic:
                 "more" if lead.more else "fewer",
                 lead.level,
             )
-
-
-class BatchHistogram:
-    """A histogram that takes whole batches.
-
-    Args:
-        ends: where the buckets end, ascending, the last one at infinity, [B].
-    """
-
-    def __init__(self, ends: tuple[float, ...]) -> None:
-        self._ends = np.array(ends)
-        self._counts, self._sum = np.zeros(len(ends), np.int64), 0.0
-        self._lock = threading.Lock()
-
-    def add(self, values: Float64Array) -> None:
-        """Adds N finite values."""
-        counts = np.bincount(np.searchsorted(self._ends, values), minlength=len(self._ends))
-        with self._lock:
-            self._counts += counts
-            self._sum += float(values.sum())
-
-    def sample(self) -> tuple[list[tuple[str, float]], float]:
-        """The end of each bucket and how many values are at most that, and the sum of the values."""
-        with self._lock:
-            counts, total = self._counts.cumsum().tolist(), self._sum
-        return list(zip(map(floatToGoString, self._ends), counts, strict=True)), total
 
 
 class TrafficCollector(Collector):
