@@ -27,6 +27,14 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its end, and how many characters between them are left out."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}... {len(text) - 2 * half} characters are left out ...{text[-half:]}"
+
+
 def counted(n: int, noun: str) -> str:
     """A number of things: "1 image", "0 images"."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

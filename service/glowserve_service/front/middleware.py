@@ -13,12 +13,14 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
+from types import TracebackType
 from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from glowserve.output import shortened
 from glowserve.runtime.errors import GlowserveError, InvalidRequestError
 from glowserve.runtime.runner import PREPARATION, SERIALIZATION
 from glowserve_service.config import ServiceConfig
@@ -29,6 +31,7 @@ from glowserve_service.front.received import Holding, ReceivedBytes, free_frames
 from glowserve_service.front.status import status_of, trailing_metadata
 from glowserve_service.front.wire import RequestLimits, request_type
 from glowserve_service.observability import log_context
+from glowserve_service.observability.call_line import LONGEST_MESSAGE, CallLine
 from glowserve_service.observability.log_context import LogContext
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traces import Traces
@@ -152,13 +155,15 @@ class CallMiddleware(grpc.GenericRpcHandler):
             if (handler := next(filter(None, found), None)) is None:
                 return None
             self._handlers[path] = self._wrapped(*_names(path), handler)
-        refused = refusal(self.tokens, handler_call_details) or self._one_too_many(*_names(path))
+        refused = refusal(self.tokens, handler_call_details)
+        if self._in_flight >= self._config.max_concurrent_calls:
+            refused = refused or self._one_too_many(*_names(path))
         return self._refusing(*_names(path), refused) if refused else self._handlers[path]
 
     def _one_too_many(self, service: str, method: str) -> GlowserveError | None:
-        """Why a call is refused beside those that are in flight; None if it is accepted."""
+        """Why a call is refused beside as many as are taken; None if it is accepted."""
         most = self._config.max_concurrent_calls
-        if self._in_flight < most or method in self._always or service not in self._services:
+        if method in self._always or service not in self._services:
             return None
         return CallsExhaustedError(
             f"{self._in_flight} calls are in flight; the server takes {most} (--max-concurrent-calls); try again "
@@ -247,29 +252,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
         # A stream, whatever the method is: so gRPC does not receive the request, which may be large.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    @asynccontextmanager
-    async def _call(self, service: str, method: str, context: Any) -> AsyncIterator[Call]:
-        call = self._begin(service, method, context)
-        try:
-            if self._refusal and method not in self._always:
-                raise UnavailableError(self._refusal)
-            yield call
-        except GlowserveError as error:
-            self._finish(call, status_of(error), context, str(error))
-            await _abort(context, error, str(error))
-        except (asyncio.CancelledError, GeneratorExit):
-            codes = grpc.StatusCode
-            late = _was_late(call, context)
-            self._finish(call, codes.DEADLINE_EXCEEDED if late else codes.CANCELLED, context)
-            raise
-        except Exception as error:
-            log.exception("%s failed", method)
-            self._finish(call, grpc.StatusCode.INTERNAL, context, INTERNAL_ERROR)
-            await _abort(context, error, INTERNAL_ERROR)
-        else:
-            self._finish(call, grpc.StatusCode.OK, context)
-        finally:
-            call.holding.end()
+    def _call(self, service: str, method: str, context: Any) -> _Answering:
+        return _Answering(self, service, method, context)
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
@@ -291,6 +275,22 @@ class CallMiddleware(grpc.GenericRpcHandler):
         self._change.set()
         return call
 
+    async def _end(self, call: Call, context: Any, error: BaseException | None) -> None:
+        """Makes a status of the error that ends a call, if there is one."""
+        if error is None:
+            self._finish(call, grpc.StatusCode.OK, context)
+        elif isinstance(error, GlowserveError):
+            self._finish(call, status_of(error), context, str(error))
+            await _abort(context, error, str(error))
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            codes = grpc.StatusCode
+            late = _was_late(call, context)
+            self._finish(call, codes.DEADLINE_EXCEEDED if late else codes.CANCELLED, context)
+        elif isinstance(error, Exception):
+            log.error("%s failed", call.method, exc_info=error)
+            self._finish(call, grpc.StatusCode.INTERNAL, context, INTERNAL_ERROR)
+            await _abort(context, error, INTERNAL_ERROR)
+
     def _close(self, _task: Any) -> None:
         self._open_calls -= 1
         self._change.set()
@@ -305,23 +305,60 @@ class CallMiddleware(grpc.GenericRpcHandler):
             for stage, histogram in self._stages.items():
                 histogram(model, call.method).observe(call.seconds[stage])
         self._in_flight -= 1  # last, so that a scrape that sees no call in flight sees all of them counted
-        facts = {"model": model, "version": call.version, "images": call.images}
         if call.span:
+            facts = {"model": model, "version": call.version, "images": call.images}
             call.span.end(code.name, message, facts | {"request_id": call.request_id})
         level = logging.WARNING
         if ok or code is grpc.StatusCode.CANCELLED:
             level = logging.DEBUG if call.method in self._always else logging.INFO
         if log.isEnabledFor(level):
-            peer = context.peer()
-            fields = {"method": call.method, **facts, "code": code.name, "seconds": round(seconds, 6)}
-            fields |= {f"{stage}_seconds": round(spent, 6) for stage, spent in call.seconds.items()}
-            fields |= {"not_finite": call.not_finite} if call.not_finite else {}
-            images = f"{call.images} images"
-            images += f" ({call.not_finite} not finite)" if call.not_finite else ""
-            text = f"{call.method} of {model}" if model else call.method
-            text += f": {code.name}, {images} in {seconds:.4f} s for {peer}"
-            text += f": {message}" if message else ""
-            log.log(level, "%s", text, extra={"fields": fields | {"peer": peer}})
+            log.log(
+                level,
+                CallLine(
+                    method=call.method,
+                    model=model,
+                    version=call.version,
+                    images=call.images,
+                    not_finite=call.not_finite,
+                    code=code.name,
+                    seconds=seconds,
+                    stages={**call.seconds},
+                    peer=context.peer(),
+                    message=shortened(message, LONGEST_MESSAGE),
+                ),
+            )
+
+
+class _Answering:
+    """A call from its beginning to its end: `async with` gives the `Call`, and makes a status of an error.
+
+    Args:
+        middleware: counts, logs and traces the call.
+        service: the full name of the service.
+        method: the name of the method.
+        context: gRPC's.
+    """
+
+    __slots__ = ("_call", "_context", "_method", "_middleware", "_service")
+
+    def __init__(self, middleware: CallMiddleware, service: str, method: str, context: Any) -> None:
+        self._middleware, self._service, self._method, self._context = middleware, service, method, context
+
+    async def __aenter__(self) -> Call:
+        middleware = self._middleware
+        self._call = middleware._begin(self._service, self._method, self._context)
+        if middleware._refusal and self._method not in middleware._always:
+            error = UnavailableError(middleware._refusal)
+            await self.__aexit__(type(error), error, None)
+        return self._call
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._middleware._end(self._call, self._context, error)
+        finally:
+            self._call.holding.end()
 
 
 class _Requests:

@@ -19,7 +19,9 @@ from logging.handlers import QueueHandler
 from queue import SimpleQueue
 
 from glowserve import output
+from glowserve.output import shortened
 from glowserve_service.observability import log_context
+from glowserve_service.observability.call_line import LONGEST_MESSAGE, CallLine
 
 # Lines that wait for the reader. The thread holds up to as many more. A line takes 2 to 3 KB, unless it is a long one.
 _CAPACITY = 2000
@@ -30,8 +32,7 @@ _GATHER_SECONDS = 0.01
 _PATIENCE_SECONDS = 0.1
 _FLUSH_SECONDS = 1.0
 
-# Most characters of a message and of a traceback. Both may quote what a caller sent, which has up to 64 MiB.
-_LONGEST_MESSAGE = 4096
+# Most characters of a traceback, which may quote what a caller sent, as a message may.
 _LONGEST_TRACEBACK = 32_768
 
 Item = logging.LogRecord | None
@@ -72,9 +73,10 @@ class LogWriter(QueueHandler):
 
         The record is changed in place: a copy would cost more than the rest of this method.
         """
-        record.msg, record.args = _shortened(record.getMessage(), _LONGEST_MESSAGE), None
+        if not isinstance(record.msg, CallLine):
+            record.msg, record.args = shortened(record.getMessage(), LONGEST_MESSAGE), None
         if record.exc_info and self.formatter:
-            record.exc_text = _shortened(self.formatter.formatException(record.exc_info), _LONGEST_TRACEBACK)
+            record.exc_text = shortened(self.formatter.formatException(record.exc_info), _LONGEST_TRACEBACK)
             record.exc_info = None
         context = log_context.current()
         if context.request_id:
@@ -157,14 +159,6 @@ class LogWriter(QueueHandler):
         except OSError:
             return False
         return not data
-
-
-def _shortened(text: str, longest: int) -> str:
-    """The text, or its beginning and its end, and how many characters between them are left out."""
-    if len(text) <= longest:
-        return text
-    half = longest // 2
-    return f"{text[:half]}... {len(text) - 2 * half} characters are left out ...{text[-half:]}"
 
 
 def _chunks(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:

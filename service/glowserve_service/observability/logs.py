@@ -16,6 +16,7 @@ from pythonjsonlogger.json import JsonFormatter as LibraryJsonFormatter
 
 from glowserve.output import printable
 from glowserve.runtime.ort import onnxruntime
+from glowserve_service.observability.call_line import CallLine
 from glowserve_service.observability.log_writer import LogWriter
 from glowserve_service.observability.standard_streams import STDERR, LogStream
 
@@ -93,8 +94,8 @@ class TextFormatter(_TimeFormatter):
         """The line of a record to which LogWriter has added the ids."""
         request_id = getattr(record, "request_id", "")
         record.bracketed_id = f"[{request_id}] " if request_id else ""
-        lines = super().format(record).split("\n")
-        return "\n    ".join(map(printable, lines))
+        first, *others = super().format(record).split("\n")
+        return "\n    ".join([first, *map(printable, others)])
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The first line of a record."""
@@ -104,7 +105,8 @@ class TextFormatter(_TimeFormatter):
 class JsonFormatter(_TimeFormatter, LibraryJsonFormatter):
     """A JSON object: time (UTC), level, logger, message; in a call request_id, and trace_id if it is traced.
 
-    The members of a record's attribute `fields`, a dict, are added to them. `exception` is a traceback.
+    The members of a record's attribute `fields`, a dict, or those of a `CallLine` are added to them. `exception` is a
+    traceback.
     """
 
     converter = staticmethod(time.gmtime)
@@ -122,6 +124,12 @@ class JsonFormatter(_TimeFormatter, LibraryJsonFormatter):
             },
             json_default=lambda value: _encodable(str(value)),
         )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object of a record to which LogWriter has added the ids."""
+        if isinstance(record.msg, CallLine):
+            vars(record)["fields"] = record.msg.fields
+        return super().format(record)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Puts `fields` in place of the dict, and the traceback last."""

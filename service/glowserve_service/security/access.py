@@ -21,8 +21,10 @@ def refusal(tokens: Tokens | None, call: Any) -> GlowserveError | None:
 
     Health and readiness need no token: orchestrators have none.
     """
+    if tokens is None:
+        return None
     service, _, method = call.method.removeprefix("/").rpartition("/")
-    if tokens is None or service == HEALTH_NAME or method in _OPEN_METHODS:
+    if service == HEALTH_NAME or method in _OPEN_METHODS:
         return None
     try:
         sent = dict(call.invocation_metadata).get("authorization", "")
