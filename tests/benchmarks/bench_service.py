@@ -11,8 +11,9 @@ Another checkout, installed in an environment of its own, beside this one:
 
 Each caller calls Score with one raw image (or --images), and waits for the answer before the next call. Callers and
 server share the machine's cores. In each round, every server is started anew and measured alone; every other round goes
-through the servers in reverse order. The other servers are installed from PyPI into out/bench/; of the settings that
-are tried for each, the fastest is measured. For quiet machines only; Linux.
+through the servers in reverse order. Processor time is that of all processes of a server, without its callers. The
+other servers are installed from PyPI into out/bench/; of the settings that are tried for each, the fastest is measured.
+For quiet machines only; Linux.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _parse() -> argparse.Namespace:
         "--compare",
         action="append",
         default=[],
-        type=_checkout,
+        type=checkout,
         metavar="NAME=PYTHON",
         help="measure `PYTHON -m glowserve serve` too: another checkout; may be given several times",
     )
@@ -98,7 +99,7 @@ def _parse() -> argparse.Namespace:
     return args
 
 
-def _checkout(text: str) -> tuple[str, str]:
+def checkout(text: str) -> tuple[str, str]:
     """The name and the interpreter of a NAME=PYTHON."""
     name, _, python = text.partition("=")
     if name in (*_PARTS, *NAMES) or not Path(python).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,10 @@ class Load:
     p50: float
     p99: float
     """Of the calls' durations, in milliseconds."""
+    calls: int = 0
+    """How many calls there were, those of the warm-up included."""
+    processor_ms: float = math.nan
+    """The processor time of the server for each of them, in milliseconds; NaN where there is no server."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,18 @@ async def load(calls: Sequence[Call], seconds: float) -> Load:
     """
     begin = time.perf_counter() + min(1.0, seconds)
     ended = list[tuple[float, float]]()
+    total = 0
 
     def over(now: float) -> bool:
         return now >= begin + seconds and len(ended) >= 2 * len(calls)
 
     async def keep_calling(call: Call) -> None:
+        nonlocal total
         now = time.perf_counter()
         while not over(now):
             began = now
             await call()
+            total += 1
             now = time.perf_counter()
             if now >= begin and not over(now):
                 ended.append((now, now - began))
@@ -61,7 +69,7 @@ async def load(calls: Sequence[Call], seconds: float) -> Load:
     await asyncio.gather(*map(keep_calling, calls))
     ends, durations = np.array(ended).T
     p50, p99 = 1000 * np.quantile(durations, (0.5, 0.99))
-    return Load(rate(ends), float(p50), float(p99))
+    return Load(rate(ends), float(p50), float(p99), total)
 
 
 def rate(ends: Sequence[float] | np.ndarray) -> float:

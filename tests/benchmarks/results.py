@@ -13,6 +13,8 @@ from statistics import median
 from load import Load
 from running import Server, measure
 
+_MEASURED = ("rate", "p50", "p99", "processor_ms")
+
 
 def row_of(server: Server, callers: int) -> str:
     """The name of a row: a server with a number of callers."""
@@ -47,10 +49,10 @@ class Results:
 
     def print_table(self) -> None:
         """Prints the medians of every row."""
-        print("\n| | images/s | p50 ms | p99 ms |\n|---|---:|---:|---:|")
+        print("\n| | images/s | p50 ms | p99 ms | processor ms a call |\n|---|---:|---:|---:|---:|")
         for row, loads in self._loads.items():
-            medians = (median(getattr(load, name) for load in loads) for name in ("rate", "p50", "p99"))
-            print("| {} | {:.1f} | {:.2f} | {:.2f} |".format(row, *medians))
+            medians = (median(getattr(load, name) for load in loads) for name in _MEASURED)
+            print("| {} | {:.1f} | {:.2f} | {:.2f} | {:.3f} |".format(row, *medians))
         print()
 
     def print_ratio(self, row: str, base: str) -> None:
@@ -61,11 +63,11 @@ class Results:
     def print_comparison(self, server: Server, base: Server, callers: tuple[int, ...]) -> None:
         """Prints a table of a server's rates and times as ratios of another one's, for each number of callers."""
         print(f"\n{server.name} in multiples of {base.name}: median of the rounds (smallest to largest).\n")
-        print("| callers | images/s | p50 | p99 |\n|---|---:|---:|---:|")
+        print("| callers | images/s | p50 | p99 | processor time |\n|---|---:|---:|---:|---:|")
         for count in callers:
             rounds = list(self._rounds(row_of(server, count), row_of(base, count)))
             cells = []
-            for name in ("rate", "p50", "p99"):
+            for name in _MEASURED:
                 ratios = [getattr(ours, name) / getattr(theirs, name) for ours, theirs in rounds]
                 cells.append(f"{median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})")
             print(f"| {count} | {' | '.join(cells)} |")

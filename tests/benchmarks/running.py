@@ -9,9 +9,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -50,8 +50,40 @@ async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> d
         found = {}
         for count in callers:
             async with connected(port, server.request, count) as calls:
-                found[count] = await load(calls, seconds)
+                before = processor_seconds()
+                measured = await load(calls, seconds)
+                spent = processor_seconds() - before
+                found[count] = replace(measured, processor_ms=1000 * spent / measured.calls)
         return found
+
+
+def processor_seconds() -> float:
+    """The processor time of all processes that this one has started, those that they have waited for included."""
+    return sum(ticks for _, ticks in _below(os.getpid())) / os.sysconf("SC_CLK_TCK")
+
+
+def server_process() -> int:
+    """The number of the process that `running` has started."""
+    process, _ = next(_below(os.getpid()))
+    return process
+
+
+def _below(parent: int) -> Iterator[tuple[int, int]]:
+    """The processes that one has started, and those below them: their numbers and processor times, in ticks."""
+    found: dict[int, tuple[int, int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # The first two fields are the number and the name, which may hold spaces and ends with the last bracket.
+            fields = path.read_text().rpartition(")")[2].split()
+            found[int(path.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+
+    def below(parent: int) -> Iterator[tuple[int, int]]:
+        for process, (of, ticks) in found.items():
+            if of == parent:
+                yield process, ticks
+                yield from below(process)
+
+    return below(parent)
 
 
 @asynccontextmanager
