@@ -132,7 +132,8 @@ async def _score(
     array, noise, complexity, contrasts = await _prepare(
         runner, await _decoded(runner, images), seed, asked.needs
     )
-    forward = reference = await runner.forward(array, noise)
+    forward, likelihoods = await runner.score(array, noise)
+    reference = forward
     if Needs.REFERENCE in asked.needs and seed != DEFAULT_SEED:
         noise = await runner.compute(
             Work(lambda: dequantization_noise(DEFAULT_SEED, array), len(array), array.nbytes)
@@ -146,6 +147,7 @@ async def _score(
         forward,
         seed,
         asked,
+        likelihoods=likelihoods,
         reference=reference if Needs.REFERENCE in asked.needs else None,
         parts=parts,
         complexity=complexity,

@@ -21,7 +21,7 @@ from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
 from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.repository import Bundle
-from glowserve.scores import Scorer, Scores
+from glowserve.scores import Likelihoods, Scorer, Scores
 
 T = TypeVar("T")
 
@@ -78,6 +78,9 @@ class Runner(Protocol):
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """Runs the forward graph on images, uint8 [N, H, W, C], and noise, float32 [N, H, W, C]."""
 
+    async def score(self, images: UInt8Array, noise: Float32Array) -> tuple[Forward, Likelihoods]:
+        """Runs the forward graph likewise, and computes the scores that are in every answer."""
+
     async def reverse(self, latents: Float32Array) -> Reverse:
         """Runs the reverse graph on latents, float32 [N, D]."""
 
@@ -130,6 +133,11 @@ class EngineRunner:
         return _concatenate(
             Forward, [self._engine.forward(images[part], noise[part]) for part in self._batches(images)]
         )
+
+    async def score(self, images: UInt8Array, noise: Float32Array) -> tuple[Forward, Likelihoods]:
+        """See Runner."""
+        forward = await self.forward(images, noise)
+        return forward, self.scorer.likelihoods(forward.log_likelihood)
 
     async def reverse(self, latents: Float32Array) -> Reverse:
         """See Runner."""

@@ -3,7 +3,7 @@
 from glowserve.scores.asked import MAX_IMPORTANCE_SAMPLES, NOTHING_ELSE, Asked
 from glowserve.scores.calibration import Calibration
 from glowserve.scores.results import Scores
-from glowserve.scores.scorer import ForwardOutput, Scorer
+from glowserve.scores.scorer import ForwardOutput, Likelihoods, Scorer
 from glowserve.scores.table import COLUMNS, TABLE, Needs, Score
 from glowserve.scores.usual_parts import Part, UsualParts
 
@@ -15,6 +15,7 @@ __all__ = [
     "Asked",
     "Calibration",
     "ForwardOutput",
+    "Likelihoods",
     "Needs",
     "Part",
     "Score",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,15 @@ class ForwardOutput(Protocol):
     @property
     def log_det(self) -> npt.NDArray[np.float32]:
         """Log-determinants in nats, by level, [N, L]."""
+
+
+class Likelihoods(NamedTuple):
+    """The scores of N images that are in every answer, as in `Scores`. Each row depends on its image alone."""
+
+    log_likelihood: Float64Array
+    bits_per_dim: Float64Array
+    percentile: Float64Array
+    finite: npt.NDArray[np.bool_]
 
 
 class Scorer:
@@ -99,31 +108,41 @@ class Scorer:
         """The contrasts of images, uint8 [N, H, W, C], [N, S]."""
         return image_contrasts.contrasts(images, self._n_bits, self._levels)
 
+    def likelihoods(self, log_likelihood: npt.NDArray[np.float32]) -> Likelihoods:
+        """The scores that are in every answer.
+
+        Args:
+            log_likelihood: the output of the forward graph, [N]. One that is not finite becomes minus infinity.
+        """
+        finite, nats = _finite(log_likelihood)
+        bits = bits_per_dim(nats, self._dimensions)
+        return Likelihoods(nats, bits, self._percentile(bits), finite)
+
     def score(
         self,
         forward: ForwardOutput,
         seed: int,
         asked: Asked = NOTHING_ELSE,
         *,
+        likelihoods: Likelihoods | None = None,
         reference: ForwardOutput | None = None,
         parts: Parts | None = None,
         complexity: Float64Array | None = None,
         draws: Sequence[npt.NDArray[np.float32]] = (),
     ) -> Scores:
-        """The scores of N images. A log-likelihood that is not finite becomes minus infinity.
+        """The scores of N images.
 
         Args:
             forward: the output of the forward graph for the images, with the first draw of noise.
             seed: the seed of the dequantization noise that the graph was given.
             asked: what is asked for; the bundle has what it needs.
+            likelihoods: of that output; None to compute them.
             reference: the output with the noise of the default seed, if that is needed.
             parts: of the images, if they are needed.
             complexity: of the images, [N], if that is needed.
             draws: the log-likelihoods with the other draws of noise, [N] each.
         """
-        finite, nats = _finite(forward.log_likelihood)
-        bits = bits_per_dim(nats, self._dimensions)
-        percentile = self._percentile(bits)
+        nats, bits, percentile, finite = likelihoods or self.likelihoods(forward.log_likelihood)
         found: dict[str, Any] = {}
         if draws:
             finite, nats, found["standard_error"] = log_mean_exp([forward.log_likelihood, *draws])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, Work
-from glowserve.scores import Scorer, Scores
+from glowserve.scores import Likelihoods, Scorer, Scores
 from glowserve_service.front.call import Call
 from glowserve_service.models.lane import Lane
 from glowserve_service.models.served_model import Lease, ServedModel
@@ -21,6 +22,9 @@ from glowserve_service.scheduling.ticket import Ticket
 from glowserve_service.scheduling.workers import Array, Rows
 
 T = TypeVar("T")
+
+# How many of the arrays of a forward batch are the graph's; the others are `Likelihoods`.
+_FORWARD = len(fields(Forward))
 
 
 class CallRunner:
@@ -83,8 +87,10 @@ class CallRunner:
 
     def count_not_finite(self, images: int) -> None:
         """Counts images that had a score, an encoding or a decoding that was not finite, and samples without one."""
-        self._call.not_finite += images
-        self.model.not_finite(self._call.method).inc(images)
+        counter = self.model.not_finite(self._call.method)  # from the first call on there is a series
+        if images:
+            self._call.not_finite += images
+            counter.inc(images)
 
     async def compute(self, work: Work[T]) -> T:
         """See Runner; raises QueueFullError."""
@@ -106,7 +112,12 @@ class CallRunner:
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """See Runner; raises as `Batcher.submit`."""
-        return Forward(*await self._run(self.model.forward, images, noise))
+        return Forward(*(await self._run(self.model.forward, images, noise))[:_FORWARD])
+
+    async def score(self, images: UInt8Array, noise: Float32Array) -> tuple[Forward, Likelihoods]:
+        """See Runner; raises as `Batcher.submit`. The scores were computed for the whole batch."""
+        rows = await self._run(self.model.forward, images, noise)
+        return Forward(*rows[:_FORWARD]), Likelihoods(*rows[_FORWARD:])
 
     async def reverse(self, latents: Float32Array) -> Reverse:
         """See Runner; raises as `Batcher.submit`."""

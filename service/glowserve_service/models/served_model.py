@@ -82,9 +82,12 @@ class ServedModel:
         self._leases = 0
         self._unleased = asyncio.Event()
 
+        scorer = self.scorer
+
         def forward(images: UInt8Array, noise: Float32Array) -> Rows:
             result = engine.forward(images, noise)
-            return result.log_likelihood, result.latent, result.log_prior, result.log_det
+            likelihoods = scorer.likelihoods(result.log_likelihood)
+            return result.log_likelihood, result.latent, result.log_prior, result.log_det, *likelihoods
 
         def reverse(latent: Float32Array) -> Rows:
             result = engine.reverse(latent)
@@ -101,7 +104,7 @@ class ServedModel:
             Lane, workers=workers, config=config, metrics=metrics, buckets=padded_sizes(engine, config)
         )
         self.forward = lane(self.health.watched(forward), self.name, FORWARD)
-        """From images [N, H, W, C] and noise to the four arrays of `Forward`, in its order."""
+        """From images [N, H, W, C] and noise to the arrays of `Forward` and of `Likelihoods`, in their order."""
         self.reverse = lane(self.health.watched(reverse), self.name, REVERSE)
         """From latents [N, D] to the two arrays of `Reverse`, in its order."""
         # Not watched: if the third graph fails alone, scores and samples are as good as before.

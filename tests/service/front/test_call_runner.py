@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +23,13 @@ from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE, Answer, StageTime
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
+from glowserve_service.scheduling.workers import Rows
 from PIL import Image
 
 from glowserve.images import UInt8Array, encode_png
 from glowserve.pictures import Pictures
 from glowserve.runtime import glow_service, operations
-from glowserve.runtime.engine import Engine
+from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.operations import Draw
 from glowserve.runtime.repository import Bundle
@@ -55,9 +55,9 @@ class Lane:
     async def run(self, *rows: Any, ticket: Ticket) -> Answer:
         self.tickets.append(ticket)
         began = time.monotonic()
-        result = self._function(*rows)
+        results = self._function(*rows)
         times = [StageTime(QUEUE, began - 2, began), StageTime(EXECUTION, began, began + 3)]
-        return Answer(tuple(getattr(result, each.name) for each in fields(result)), times)
+        return Answer(results, times)
 
 
 class Model:
@@ -66,7 +66,15 @@ class Model:
     def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics) -> None:
         self.name, self.version, self.bundle = "digits", 1, bundle
         self.scorer = Scorer(bundle.manifest)
-        self.forward, self.reverse = Lane(engine.forward), Lane(engine.reverse)
+
+        def forward(images: UInt8Array, noise: Float32Array) -> Rows:
+            result = engine.forward(images, noise)
+            return *vars(result).values(), *self.scorer.likelihoods(result.log_likelihood)
+
+        self.forward, self.reverse = (
+            Lane(forward),
+            Lane(lambda latent: tuple(vars(engine.reverse(latent)).values())),
+        )
         self.not_finite = lambda method: metrics.not_finite.labels(self.name, method)
         self.redrawn = metrics.redrawn_samples.labels(self.name)
         self.traffic = Traffic(self.name, self.version)
