@@ -132,7 +132,7 @@ def _parts(bundle: Bundle, engine: Engine, images: UInt8Array, batch_size: int) 
 
     def score(batch: UInt8Array) -> Parts:
         forward = engine.forward(batch, dequantization_noise(DEFAULT_SEED, batch))
-        return scorer.parts(forward, scorer.contrasts(batch))
+        return scorer.parts(forward, batch)
 
     parts = concatenated(
         [score(images[rows]) for rows in workload.batches(len(images), batch_size, "scoring")]

@@ -5,7 +5,7 @@ Shapes: N images, S steps, H W C, D = H * W * C.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
-from glowserve.runtime.engine import Float32Array, Reverse
+from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
 from glowserve.runtime.randomness import (
@@ -39,8 +39,8 @@ from glowserve.scores.parts import Parts
 
 Float64Array = npt.NDArray[np.float64]
 
-# How much longer a value takes to be compressed than to get its noise, and to be compared with its neighbours.
-_CODEC, _CONTRASTS = 16, 2
+# How much longer a value takes to be compressed than to get its noise.
+_CODEC = 16
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,6 @@ class _Prepared(NamedTuple):
     noise: Float32Array
     complexity: Float64Array | None
     """[N]; None if it is not needed."""
-    contrasts: Float64Array | None
-    """[N, S]; None if they are not needed."""
 
 
 async def score(
@@ -104,7 +102,7 @@ async def score(
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    return (await _score(runner, images, seed, asked))[0]
+    return await _score(runner, images, seed, asked, runner.p_values)
 
 
 async def score_with_parts(
@@ -120,17 +118,27 @@ async def score_with_parts(
     Raises:
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    scores, parts = await _score(runner, images, DEFAULT_SEED, asked)
-    assert parts is not None
-    return scores, parts
+    found = list[Parts]()
+
+    async def p_values(array: UInt8Array, forward: Forward) -> Float64Array:
+        measure = partial(runner.scorer.parts, forward, array)
+        found.append(await runner.compute(Work(measure, len(array), forward.latent.nbytes)))
+        return runner.scorer.p_values(found[0])
+
+    scores = await _score(runner, images, DEFAULT_SEED, asked, p_values)
+    return scores, found[0]
 
 
 async def _score(
-    runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked
-) -> tuple[Scores, Parts | None]:
-    """The scores of images, and their parts if a score needs them."""
-    array, noise, complexity, contrasts = await _prepare(
-        runner, await _decoded(runner, images), seed, asked.needs
+    runner: Runner,
+    images: ImageSource | Pictures,
+    seed: int,
+    asked: Asked,
+    p_values: Callable[[UInt8Array, Forward], Awaitable[Float64Array]],
+) -> Scores:
+    """The scores of images. `p_values` computes those, from images and their output with the default seed's noise."""
+    array, noise, complexity = await _prepare(
+        runner, await _decoded(runner, images), seed, with_complexity=Needs.CODEC in asked.needs
     )
     forward, likelihoods = await runner.score(array, noise)
     reference = forward
@@ -139,22 +147,18 @@ async def _score(
             Work(lambda: dequantization_noise(DEFAULT_SEED, array), len(array), array.nbytes)
         )
         reference = await runner.forward(array, noise)
-    parts = None
-    if contrasts is not None:
-        measure = partial(runner.scorer.parts, reference, contrasts)
-        parts = await runner.compute(Work(measure, len(array), reference.latent.nbytes))
     scores = runner.scorer.score(
         forward,
         seed,
         asked,
         likelihoods=likelihoods,
         reference=reference if Needs.REFERENCE in asked.needs else None,
-        parts=parts,
+        p_values=await p_values(array, reference) if Needs.DENSITY in asked.needs else None,
         complexity=complexity,
         draws=await _later_draws(runner, array, seed, asked.importance_samples),
     )
     runner.scored(scores)
-    return scores, parts
+    return scores
 
 
 async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanations:
@@ -170,7 +174,7 @@ async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanation
     """
     await runner.open_explainer()  # first: while it opens, the images wait as they came
     source, scorer = await _decoded(runner, images), runner.scorer
-    prepared = await _prepare(runner, source, DEFAULT_SEED, Needs.CODEC | Needs.DENSITY)
+    prepared = await _prepare(runner, source, DEFAULT_SEED, with_complexity=True)
     forward = await runner.forward(prepared.images, prepared.noise)
     deviations = await runner.explain(prepared.images, prepared.noise)
     manifest = runner.bundle.manifest
@@ -178,11 +182,10 @@ async def explain(runner: Runner, images: ImageSource | Pictures) -> Explanation
     def compare() -> Explanations:
         assert scorer.usual_parts is not None
         assert prepared.complexity is not None
-        assert prepared.contrasts is not None
         finite = np.isfinite(forward.log_likelihood)
         return Explanations(
             np.where(finite[:, None, None], deviations, np.float32(np.nan)),
-            scorer.usual_parts.compare(scorer.parts(forward, prepared.contrasts), prepared.complexity),
+            scorer.usual_parts.compare(scorer.parts(forward, prepared.images), prepared.complexity),
             finite,
             manifest.model,
             manifest.version,
@@ -316,9 +319,8 @@ async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSourc
     return ImageSource(len(array), 0, lambda: array)
 
 
-async def _prepare(runner: Runner, source: ImageSource, seed: int, needs: Needs) -> _Prepared:
+async def _prepare(runner: Runner, source: ImageSource, seed: int, *, with_complexity: bool) -> _Prepared:
     """Reads images, and computes what depends on them alone."""
-    with_complexity, with_contrasts = Needs.CODEC in needs, Needs.DENSITY in needs
 
     def prepare() -> _Prepared:
         images = source.read()
@@ -326,11 +328,10 @@ async def _prepare(runner: Runner, source: ImageSource, seed: int, needs: Needs)
             images,
             dequantization_noise(seed, images),
             runner.scorer.complexity(images) if with_complexity else None,
-            runner.scorer.contrasts(images) if with_contrasts else None,
         )
 
     values = source.count * runner.bundle.manifest.image.latent_size
-    size = source.size + values * (1 + _CODEC * with_complexity + _CONTRASTS * with_contrasts)
+    size = source.size + values * (1 + _CODEC * with_complexity)
     return await runner.compute(Work(prepare, source.count, size))
 
 

@@ -57,7 +57,8 @@ def dequantization_noise(seed: int, images: UInt8Array, *, draw: int = 0) -> Flo
     words = np.empty((n, -(-size // 2)), "<u8")
     for image, row in zip(images, words, strict=True):
         row[:] = _words(_key(b"noise", of_all + image.tobytes() + later), len(row))
-    noise = np.multiply(words.view("<u4")[:, :size] >> 8, np.float32(2**-24), dtype=np.float32)
+    noise = np.empty((n, size), np.float32)
+    np.multiply(words.view("<u4")[:, :size] >> 8, np.float32(2**-24), out=noise, dtype=np.float32)
     return noise.reshape(images.shape)
 
 

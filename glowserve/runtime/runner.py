@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from glowserve.pictures import Pictures
@@ -24,6 +25,7 @@ from glowserve.runtime.repository import Bundle
 from glowserve.scores import Likelihoods, Scorer, Scores
 
 T = TypeVar("T")
+Float64Array = npt.NDArray[np.float64]
 
 PREPARATION, SERIALIZATION = "preparation", "serialization"
 """The stages of a call with CPU work: from request to arrays, and from arrays to response."""
@@ -80,6 +82,9 @@ class Runner(Protocol):
 
     async def score(self, images: UInt8Array, noise: Float32Array) -> tuple[Forward, Likelihoods]:
         """Runs the forward graph likewise, and computes the scores that are in every answer."""
+
+    async def p_values(self, images: UInt8Array, forward: Forward) -> Float64Array:
+        """`anomaly_p_value` of images, [N], from the output of the forward graph with the noise of the default seed."""
 
     async def reverse(self, latents: Float32Array) -> Reverse:
         """Runs the reverse graph on latents, float32 [N, D]."""
@@ -138,6 +143,10 @@ class EngineRunner:
         """See Runner."""
         forward = await self.forward(images, noise)
         return forward, self.scorer.likelihoods(forward.log_likelihood)
+
+    async def p_values(self, images: UInt8Array, forward: Forward) -> Float64Array:
+        """See Runner."""
+        return self.scorer.p_values(self.scorer.parts(forward, images))
 
     async def reverse(self, latents: Float32Array) -> Reverse:
         """See Runner."""

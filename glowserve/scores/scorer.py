@@ -15,11 +15,11 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.scores import complexity
-from glowserve.scores import contrasts as image_contrasts
 from glowserve.scores.asked import NOTHING_ELSE, Asked
 from glowserve.scores.calibration import Calibration
 from glowserve.scores.channels import channel_statistics
 from glowserve.scores.conformal import default_false_alarm_rate, p_values, two_sided_p_values
+from glowserve.scores.contrasts import contrasts
 from glowserve.scores.importance import log_mean_exp
 from glowserve.scores.parts import Parts
 from glowserve.scores.results import Float64Array, Scores
@@ -104,10 +104,6 @@ class Scorer:
         """`complexity_bits_per_dim` of images, uint8 [N, H, W, C], [N]."""
         return complexity.complexity_bits_per_dim(images, self._n_bits)
 
-    def contrasts(self, images: UInt8Array) -> Float64Array:
-        """The contrasts of images, uint8 [N, H, W, C], [N, S]."""
-        return image_contrasts.contrasts(images, self._n_bits, self._levels)
-
     def likelihoods(self, log_likelihood: npt.NDArray[np.float32]) -> Likelihoods:
         """The scores that are in every answer.
 
@@ -126,7 +122,7 @@ class Scorer:
         *,
         likelihoods: Likelihoods | None = None,
         reference: ForwardOutput | None = None,
-        parts: Parts | None = None,
+        p_values: Float64Array | None = None,
         complexity: Float64Array | None = None,
         draws: Sequence[npt.NDArray[np.float32]] = (),
     ) -> Scores:
@@ -138,7 +134,7 @@ class Scorer:
             asked: what is asked for; the bundle has what it needs.
             likelihoods: of that output; None to compute them.
             reference: the output with the noise of the default seed, if that is needed.
-            parts: of the images, if they are needed.
+            p_values: of the images, [N], if they are needed.
             complexity: of the images, [N], if that is needed.
             draws: the log-likelihoods with the other draws of noise, [N] each.
         """
@@ -149,7 +145,7 @@ class Scorer:
             bits = bits_per_dim(nats, self._dimensions)
             percentile = np.where(finite, percentile, 0.0)
         if asked.scores:
-            found |= self._asked(forward, asked, bits, reference, parts, complexity)
+            found |= self._asked(forward, asked, bits, reference, p_values, complexity)
         return Scores(
             log_likelihood=nats,
             bits_per_dim=bits,
@@ -168,7 +164,7 @@ class Scorer:
         asked: Asked,
         bits: Float64Array,
         reference: ForwardOutput | None,
-        parts: Parts | None,
+        p_values: Float64Array | None,
         complexity: Float64Array | None,
     ) -> dict[str, Any]:
         """Scores of the table by name, those that are asked for among them."""
@@ -182,35 +178,36 @@ class Scorer:
             found["bits_per_dim_minus_complexity"] = bits - complexity
         if reference is not None:
             found["typicality_p_value"] = self._typicality(reference)
-        if parts is not None:
-            found["anomaly_p_value"] = self._anomaly(parts)
+        if p_values is not None:
+            found["anomaly_p_value"] = p_values
         if "anomalous" in asked:
             found["anomalous"] = found["anomaly_p_value"] <= self._false_alarm_rate(asked)
         return found
 
-    def parts(self, forward: ForwardOutput, contrasts: Float64Array) -> Parts:
+    def parts(self, forward: ForwardOutput, images: UInt8Array) -> Parts:
         """The parts of N images.
 
         Args:
             forward: the output of the forward graph for the images, with the noise of the default seed.
-            contrasts: of the images, [N, S].
+            images: uint8 [N, H, W, C].
         """
         return Parts(
             log_likelihood=forward.log_likelihood.astype(np.float64),
             log_prior=forward.log_prior.astype(np.float64),
             log_det=forward.log_det.astype(np.float64),
             channels=channel_statistics(forward.latent, self._shape, self._levels),
-            contrasts=contrasts,
+            contrasts=contrasts(images, self._n_bits, self._levels),
         )
+
+    def p_values(self, parts: Parts) -> Float64Array:
+        """`anomaly_p_value` of images, [N]; the bundle has a calibration."""
+        assert self.calibration is not None
+        assert self.oddness is not None
+        return p_values(self.calibration.density.oddness(parts, self._dimensions), self.oddness)
 
     def _typicality(self, reference: ForwardOutput) -> Float64Array:
         _, nats = _finite(reference.log_likelihood)
         return two_sided_p_values(bits_per_dim(nats, self._dimensions), self._bits)
-
-    def _anomaly(self, parts: Parts) -> Float64Array:
-        assert self.calibration is not None
-        assert self.oddness is not None
-        return p_values(self.calibration.density.oddness(parts, self._dimensions), self.oddness)
 
     def _false_alarm_rate(self, asked: Asked) -> float:
         if asked.false_alarm_rate is not None:

@@ -63,7 +63,8 @@ def test_the_answer_is_the_test_of_the_features_of_all_images(
     forward = engine.forward(images, dequantization_noise(DEFAULT_SEED, images))
     scorer, calibration = runner.scorer, runner.scorer.calibration
     assert calibration is not None
-    features = scorer.parts(forward, scorer.contrasts(images)).features(dimensions)
+    parts = scorer.parts(forward, images)
+    features = parts.features(dimensions)
     test = SetTest(
         features, calibration.images.features(dimensions), calibration.fitting.features(dimensions)
     )
@@ -74,7 +75,7 @@ def test_the_answer_is_the_test_of_the_features_of_all_images(
         DEFAULT_SEED,
         Asked(scores=frozenset({"anomaly_p_value", "anomalous"})),
         reference=forward,
-        parts=scorer.parts(forward, scorer.contrasts(images)),
+        p_values=scorer.p_values(parts),
     )
     assert single.anomalous is not None
 

@@ -12,7 +12,7 @@ from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.repository import Bundle
-from glowserve.runtime.runner import PREPARATION, Work
+from glowserve.runtime.runner import PREPARATION, Float64Array, Work
 from glowserve.scores import Likelihoods, Scorer, Scores
 from glowserve_service.front.call import Call
 from glowserve_service.models.lane import Lane
@@ -118,6 +118,17 @@ class CallRunner:
         """See Runner; raises as `Batcher.submit`. The scores were computed for the whole batch."""
         rows = await self._run(self.model.forward, images, noise)
         return Forward(*rows[:_FORWARD]), Likelihoods(*rows[_FORWARD:])
+
+    async def p_values(self, images: UInt8Array, forward: Forward) -> Float64Array:
+        """See Runner. They are computed for the callers of a batch in one step."""
+        rows = (images, forward.log_likelihood, forward.latent, forward.log_prior, forward.log_det)
+        with self._call.timed(PREPARATION):
+            return await self.model.p_values.run(
+                self._call.holding.kept(lambda: rows),
+                images=len(images),
+                size=forward.latent.nbytes,
+                pool=self._pool,
+            )
 
     async def reverse(self, latents: Float32Array) -> Reverse:
         """See Runner; raises as `Batcher.submit`."""

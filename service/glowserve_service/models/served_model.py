@@ -14,9 +14,11 @@ from prometheus_client import Counter, Gauge
 from glowserve.drift import DriftDetector
 from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
-from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.engine import Float32Array, Forward
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.explanation import Explainer
+from glowserve.runtime.runner import Float64Array
+from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
 from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.engine_health import EngineHealth
@@ -25,6 +27,7 @@ from glowserve_service.models.loading import LoadedModel, padded_sizes, public_s
 from glowserve_service.models.opening import Opening
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traffic import Traffic
+from glowserve_service.scheduling.joint_work import JointWork
 from glowserve_service.scheduling.workers import Rows, Workers
 
 # A canary takes milliseconds. An engine that has not answered by then hangs.
@@ -59,7 +62,7 @@ class ServedModel:
         self.name, self.version = self.manifest.model, self.manifest.version
         self.fingerprint = loaded.fingerprint
         self.health = EngineHealth(f"{self.name} version {self.version}", on_change)
-        self.scorer = loaded.scorer
+        scorer = self.scorer = loaded.scorer
         self.instances = workers.instances
         """Batches that run side by side."""
         engine = self._engine = loaded.engine
@@ -82,12 +85,15 @@ class ServedModel:
         self._leases = 0
         self._unleased = asyncio.Event()
 
-        scorer = self.scorer
-
         def forward(images: UInt8Array, noise: Float32Array) -> Rows:
             result = engine.forward(images, noise)
-            likelihoods = scorer.likelihoods(result.log_likelihood)
-            return result.log_likelihood, result.latent, result.log_prior, result.log_det, *likelihoods
+            return (
+                result.log_likelihood,
+                result.latent,
+                result.log_prior,
+                result.log_det,
+                *scorer.likelihoods(result.log_likelihood),
+            )
 
         def reverse(latent: Float32Array) -> Rows:
             result = engine.reverse(latent)
@@ -112,6 +118,8 @@ class ServedModel:
         """From images [N, H, W, C] and noise to deviations [N, H, W], once it is open."""
         self.lanes = {FORWARD: self.forward, REVERSE: self.reverse, EXPLAIN: self.explain}
         """By direction."""
+        self.p_values = JointWork(partial(_p_values, scorer), config.max_batch_size)
+        """From images [N, H, W, C] and the arrays of `Forward` to `anomaly_p_value`, [N]."""
         metrics.model_loads.labels(self.name, "loaded").inc()
         metrics.canary_checks.labels(self.name, "ok").inc()
         # From the start at 0: Prometheus takes no increase from a series that begins with 1.
@@ -186,6 +194,10 @@ class ServedModel:
         for lane in self.lanes.values():
             await lane.close()
         await asyncio.wrap_future(call_in_daemon_thread(self._engine.close))
+
+
+def _p_values(scorer: Scorer, images: UInt8Array, *forward: Float32Array) -> Float64Array:
+    return scorer.p_values(scorer.parts(Forward(*forward), images))
 
 
 class Lease:

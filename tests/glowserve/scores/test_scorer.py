@@ -55,8 +55,13 @@ def test_an_image_that_is_not_finite_is_odder_than_all(scorer: Scorer) -> None:
     det = np.array([usual.log_det[0, 0], 1, np.inf, 1, -np.inf, np.nan], np.float32)[:, None]
     asked = Asked(scores=frozenset({"anomaly_p_value", "anomalous", "typicality_p_value"}))
     output = Output(nats, prior, det, np.zeros((6, D), np.float32))
-    parts = replace(scorer.parts(output, usual.contrasts[[0] * 6]), channels=usual.channels[[0] * 6])
-    scores = scorer.score(output, 0, asked, reference=output, parts=parts)
+    repeated = [0] * 6
+    parts = replace(
+        scorer.parts(output, np.zeros((6, 8, 8, 1), np.uint8)),
+        channels=usual.channels[repeated],
+        contrasts=usual.contrasts[repeated],
+    )
+    scores = scorer.score(output, 0, asked, reference=output, p_values=scorer.p_values(parts))
     assert scores.anomaly_p_value is not None
     assert scores.typicality_p_value is not None
     assert scores.anomalous is not None
