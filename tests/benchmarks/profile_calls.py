@@ -4,9 +4,9 @@ r"""Where the processor time of a call goes: a profile of the service under load
     python tests/benchmarks/profile_calls.py
     python tests/benchmarks/profile_calls.py --compare old=../old/.venv/bin/python    # see bench_service.py
 
-64 callers each call Score with one raw image of the tiny model, and wait for the answer. py-spy takes the stacks of all
-threads that run, 200 times a second. A stack belongs to the part of the table that its innermost known frame belongs
-to. Linux, as root or where ptrace is allowed.
+64 callers each call Score with one raw image of the tiny model, and wait for the answer. 200 times a second, py-spy
+takes the stack of the thread that holds the interpreter's lock. It belongs to the part of the table that its innermost known
+frame belongs to. The graph runs without the lock. For quiet machines only; Linux, as root or where ptrace is allowed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from services import glowserve_serve
 _CALLERS, _SAMPLES_A_SECOND = 64, 200
 # The first part with a piece of the path of a frame. Code in C, such as gRPC's, belongs to the frame that called it.
 _PARTS = {
-    "the graph": ("runtime/engine.py", "runtime/buffers.py"),
     "noise": ("runtime/randomness.py",),
     "scores": ("glowserve/scores/", "glowserve/likelihood.py", "glowserve/drift.py"),
     "the log": ("/logging/", "pythonjsonlogger", "observability/log", "call_line.py", "glowserve/output.py"),
     "metrics": ("prometheus_client", "glowserve_service/observability/"),
     "batches": ("glowserve_service/scheduling/", "models/lane.py", "concurrent/futures/"),
     "messages": ("glowserve/messages.py", "runtime/inputs.py", "google/protobuf/", "front/wire.py"),
-    "each call": ("glowserve_service/", "glowserve/"),
-    "gRPC and the event loop": ("",),
+    "each call": ("glowserve_service/front/", "glowserve_service/models/", "glowserve/runtime/"),
 }
+_OTHERS = "gRPC and the event loop"
 
 
 def main() -> None:
@@ -49,21 +48,21 @@ def main() -> None:
     services = {"here": glowserve_serve(version, 1)}
     services |= {name: glowserve_serve(version, 1, python=python) for name, python in args.compare}
     found = {name: asyncio.run(_profile(server, args.seconds)) for name, server in services.items()}
-    print(f"{describe('tiny')}; {_CALLERS} callers. Processor time of a call, in milliseconds.\n")
+    print(f"{describe('tiny')}; {_CALLERS} callers. Percent of the time in which a thread has the lock.\n")
     print(f"| | {' | '.join(found)} |\n|---|{'---:|' * len(found)}")
-    for part in (*_PARTS, "all"):
-        print(f"| {part} | {' | '.join(f'{times[part]:.3f}' for times in found.values())} |")
+    for part in (*_PARTS, _OTHERS):
+        print(f"| {part} | {' | '.join(f'{100 * shares[part]:.0f}' for shares, _ in found.values())} |")
+    print(f"| processor ms a call | {' | '.join(f'{spent:.3f}' for _, spent in found.values())} |")
 
 
-async def _profile(server: Server, seconds: float) -> Mapping[str, float]:
-    """The processor time of a call by part, and of all of them, in milliseconds."""
+async def _profile(server: Server, seconds: float) -> tuple[Mapping[str, float], float]:
+    """The share of each part, and the processor time of a call in milliseconds."""
     stacks = OUT / "stacks.txt"
     async with running(server) as port, connected(port, server.request, _CALLERS) as calls:
         await load(calls, 1.0)
-        before = processor_seconds()
-        measured = await load(calls, seconds)
-        spent = 1000 * (processor_seconds() - before) / measured.calls
-        command = f"record --pid {server_process()} --duration {round(seconds)} --rate {_SAMPLES_A_SECOND}"
+        command = (
+            f"record --gil --pid {server_process()} --duration {round(seconds)} --rate {_SAMPLES_A_SECOND}"
+        )
         sampling = await asyncio.create_subprocess_exec(
             "py-spy",
             *command.split(),
@@ -73,23 +72,25 @@ async def _profile(server: Server, seconds: float) -> Mapping[str, float]:
             str(stacks),
             stdout=asyncio.subprocess.DEVNULL,
         )
-        await load(calls, seconds + 1)
+        before = processor_seconds(server_process())
+        measured = await load(calls, seconds)
+        spent = 1000 * (processor_seconds(server_process()) - before) / measured.calls
         if await sampling.wait():
             raise SystemExit("py-spy has failed")
     samples: Counter[str] = Counter()
     for line in stacks.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
         samples[_part(stack)] += int(count)
-    return {part: spent * samples[part] / samples.total() for part in _PARTS} | {"all": spent}
+    return {part: samples[part] / samples.total() for part in (*_PARTS, _OTHERS)}, spent
 
 
 def _part(stack: str) -> str:
     """The part that a stack belongs to; its outermost frame comes first."""
     for frame in reversed(stack.split(";")):
         for part, pieces in _PARTS.items():
-            if any(pieces) and any(piece in frame for piece in pieces):
+            if any(piece in frame for piece in pieces):
                 return part
-    return list(_PARTS)[-1]
+    return _OTHERS
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,40 +50,39 @@ async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> d
         found = {}
         for count in callers:
             async with connected(port, server.request, count) as calls:
-                before = processor_seconds()
+                before = processor_seconds(server_process())
                 measured = await load(calls, seconds)
-                spent = processor_seconds() - before
+                spent = processor_seconds(server_process()) - before
                 found[count] = replace(measured, processor_ms=1000 * spent / measured.calls)
         return found
 
 
-def processor_seconds() -> float:
-    """The processor time of all processes that this one has started, those that they have waited for included."""
-    return sum(ticks for _, ticks in _below(os.getpid())) / os.sysconf("SC_CLK_TCK")
-
-
 def server_process() -> int:
-    """The number of the process that `running` has started."""
-    process, _ = next(_below(os.getpid()))
-    return process
+    """The number of the process that `running` has started: the oldest one that this one has."""
+    return min(process for process, (parent, _) in _processes().items() if parent == os.getpid())
 
 
-def _below(parent: int) -> Iterator[tuple[int, int]]:
-    """The processes that one has started, and those below them: their numbers and processor times, in ticks."""
-    found: dict[int, tuple[int, int]] = {}
+def processor_seconds(process: int) -> float:
+    """The processor time of a process and of those that it has started, in seconds; ended ones count, too."""
+    processes = _processes()
+
+    def ticks(process: int) -> int:
+        return processes[process][1] + sum(
+            ticks(each) for each, (parent, _) in processes.items() if parent == process
+        )
+
+    return ticks(process) / os.sysconf("SC_CLK_TCK")
+
+
+def _processes() -> dict[int, tuple[int, int]]:
+    """The parent and the processor time, in ticks, of every process."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
             # The first two fields are the number and the name, which may hold spaces and ends with the last bracket.
             fields = path.read_text().rpartition(")")[2].split()
             found[int(path.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
-
-    def below(parent: int) -> Iterator[tuple[int, int]]:
-        for process, (of, ticks) in found.items():
-            if of == parent:
-                yield process, ticks
-                yield from below(process)
-
-    return below(parent)
+    return found
 
 
 @asynccontextmanager
