@@ -5,8 +5,9 @@ r"""Where the processor time of a call goes: a profile of the service under load
     python tests/benchmarks/profile_calls.py --compare old=../old/.venv/bin/python    # see bench_service.py
 
 64 callers each call Score with one raw image of the tiny model, and wait for the answer. 200 times a second, py-spy
-takes the stack of the thread that holds the interpreter's lock. It belongs to the part of the table that its innermost known
-frame belongs to. The graph runs without the lock. For quiet machines only; Linux, as root or where ptrace is allowed.
+takes the stack of the thread that holds the interpreter's lock. It belongs to the part of the table that its innermost
+known frame belongs to. The graph runs without the lock. For quiet machines only; Linux, as root or where ptrace is
+allowed.
 """
 
 from __future__ import annotations
