@@ -19,11 +19,19 @@ from glowserve.runtime.repository import Bundle, newest_bundle
 from tests import servers
 from tests.servers import RunServer, StartServer
 
+_SHARED = Path(os.environ.get("GLOWSERVE_SHARED", "../shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_variable_of_the_tests() -> None:
+    """A service that a test starts would take it for a misspelled one of its own."""
+    os.environ.pop("GLOWSERVE_SHARED", None)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data that lies beside the checkout; $GLOWSERVE_SHARED says where."""
-    path = Path(os.environ.get("GLOWSERVE_SHARED", "../shared")) / "data"
+    path = _SHARED / "data"
     if not path.is_dir():
         pytest.skip(f"no data in {path}; set GLOWSERVE_SHARED to a folder that has it")
     return path

@@ -28,6 +28,7 @@ from glowserve_service.errors import CallsExhaustedError, UnavailableError
 from glowserve_service.front.call import Call, request_id
 from glowserve_service.front.other_services import OtherServices, no_message
 from glowserve_service.front.received import Holding, ReceivedBytes, free_frames
+from glowserve_service.front.requests import Requests
 from glowserve_service.front.status import status_of, trailing_metadata
 from glowserve_service.front.wire import RequestLimits, request_type
 from glowserve_service.observability import log_context
@@ -210,7 +211,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
         async def both(_: Any, context: Any) -> AsyncIterator[bytes]:
             async with self._call(service, method, context) as call:
-                requests = _Requests(context, self._stopping, call.holding)
+                requests = Requests(context, self._stopping, call.holding)
                 messages = (read(request, call) async for request in requests)
                 async with aclosing(handler.stream_stream(messages, call)) as responses:
                     async for response in responses:  # one for each request, in their order
@@ -221,7 +222,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
         async def collect(_: Any, context: Any) -> bytes:
             async with self._call(service, method, context) as call:
-                requests = _Requests(context, self._stopping, call.holding)
+                requests = Requests(context, self._stopping, call.holding)
 
                 async def messages() -> AsyncIterator[Any]:
                     async for request in requests:
@@ -359,44 +360,6 @@ class _Answering:
             await self._middleware._end(self._call, self._context, error)
         finally:
             self._call.holding.end()
-
-
-class _Requests:
-    """The requests of a stream, as bytes, until its end or until the server stops.
-
-    Args:
-        context: gRPC's.
-        stopping: set when the server stops.
-        holding: the call's. While there is no room for more requests, none is read.
-    """
-
-    def __init__(self, context: Any, stopping: asyncio.Event, holding: Holding) -> None:
-        self._context = context
-        self._stopping = stopping
-        self._holding = holding
-        self.cut_short = False
-        """Whether the server stopped before the caller had ended the stream."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        stopping = asyncio.create_task(self._stopping.wait())
-        arrival = asyncio.ensure_future(self._next())
-        try:
-            while True:
-                await asyncio.wait({arrival, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not arrival.done():
-                    self.cut_short = True
-                    return
-                if (request := arrival.result()) is grpc.aio.EOF:
-                    return
-                yield request
-                arrival = asyncio.ensure_future(self._next())
-        finally:
-            arrival.cancel()
-            stopping.cancel()
-
-    async def _next(self) -> Any:
-        await self._holding.room()
-        return await self._context.read()
 
 
 def _names(path: str) -> tuple[str, str]:

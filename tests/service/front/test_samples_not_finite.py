@@ -123,7 +123,7 @@ def test_attempts_and_samples_without_an_image_are_counted_and_logged_once_a_cal
     assert [now - then for now, then in zip(after, before, strict=True)] == [expected.redrawn, missing]
     (record,) = [each for each in records_of(caplog) if "Sample of digits" in each.getMessage()]
     assert f": OK, {N} images ({missing} not finite) in " in record.getMessage()
-    assert record.fields["not_finite"] == missing  # type: ignore[attr-defined]
+    assert record.msg.fields["not_finite"] == missing  # type: ignore[attr-defined]
 
 
 # The Open Inference Protocol
