@@ -41,11 +41,11 @@ from glowserve_service.security.tokens import Tokens
 
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
 
-# When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on: a caller would take that
-# for its own doing. And it closes a connection with the last call on it, though the caller may still be writing, who
-# then sees "Broken pipe" instead of the call's status. So the server goes on until no call is open, and none has
-# started or ended for so long, and answers UNAVAILABLE to those that start. The limit is for calls that take long, and
-# for callers that try again and again: by then a client has made its last attempt.
+# When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on: their callers would think
+# that they had cancelled them. It also closes a connection with the last call on it: a caller that is still writing
+# gets "Broken pipe" instead of a status. So gRPC is stopped, while new calls are answered UNAVAILABLE, only when no call
+# is open and none has started or ended for the first of these times. The second is the limit, for calls that take long
+# and for callers that retry: by then a client has made its last attempt.
 _LAST_CALLS_SECONDS = 0.2
 _MOST_LAST_CALLS_SECONDS = 1.0
 # Calls are open until their answers are written. gRPC would wait longer, for clients to close their connections: those
@@ -75,9 +75,9 @@ _SENT_AHEAD_BYTES = 256 * 2**10
 
 _CERTIFICATE_SECONDS = 86_400.0
 
-# Objects between two searches for cycles of references; Python's 700 are those of a few calls. Only calls that are
-# refused leave cycles, of 10 KB each and without their requests.
-_COLLECTION = 10_000
+# How many new objects start a garbage collection. Python's 700 are those of a few calls. Only refused calls leave
+# reference cycles, of 10 KB each and without their requests.
+_GC_THRESHOLD = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ async def serve(config: ServiceConfig, on_ready: Callable[[Server], None]) -> No
     Raises:
         GlowserveError: it cannot start.
     """
-    gc.set_threshold(_COLLECTION)
+    gc.set_threshold(_GC_THRESHOLD)
     asked_to_stop, loop = asyncio.Event(), asyncio.get_running_loop()
     signals.on_stop(
         lambda: loop.call_soon_threadsafe(asked_to_stop.set), config.drain_seconds + _MOST_STOP_SECONDS

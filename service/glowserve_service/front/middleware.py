@@ -162,7 +162,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
         return self._refusing(*_names(path), refused) if refused else self._handlers[path]
 
     def _one_too_many(self, service: str, method: str) -> GlowserveError | None:
-        """Why a call is refused beside as many as are taken; None if it is accepted."""
+        """Why a call beyond the limit of concurrent calls is refused; None if its method has no limit."""
         most = self._config.max_concurrent_calls
         if method in self._always or service not in self._services:
             return None
@@ -253,8 +253,8 @@ class CallMiddleware(grpc.GenericRpcHandler):
         # A stream, whatever the method is: so gRPC does not receive the request, which may be large.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _call(self, service: str, method: str, context: Any) -> _Answering:
-        return _Answering(self, service, method, context)
+    def _call(self, service: str, method: str, context: Any) -> _CallScope:
+        return _CallScope(self, service, method, context)
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
@@ -330,7 +330,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
             )
 
 
-class _Answering:
+class _CallScope:
     """A call from its beginning to its end: `async with` gives the `Call`, and makes a status of an error.
 
     Args:

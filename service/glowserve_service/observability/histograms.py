@@ -73,7 +73,7 @@ class GatheredHistogram:
         """What has been counted; `count` adds the rest."""
         self.created = time.time()
         """In seconds since 1970."""
-        # One list for good: whoever adds a value while another thread counts still adds it to this one.
+        # Never replaced by a new list: a thread may be about to append to it while another counts its values.
         self._waiting: list[float] = []
         self._lock = threading.Lock()
 
