@@ -43,9 +43,9 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 
 # When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on: their callers would think
 # that they had cancelled them. It also closes a connection with the last call on it: a caller that is still writing
-# gets "Broken pipe" instead of a status. So gRPC is stopped, while new calls are answered UNAVAILABLE, only when no call
-# is open and none has started or ended for the first of these times. The second is the limit, for calls that take long
-# and for callers that retry: by then a client has made its last attempt.
+# gets "Broken pipe" instead of a status. So gRPC is stopped, while new calls are answered UNAVAILABLE, only when no
+# call is open and none has started or ended for the first of these times. The second is the limit, for calls that take
+# long and for callers that retry: by then a client has made its last attempt.
 _LAST_CALLS_SECONDS = 0.2
 _MOST_LAST_CALLS_SECONDS = 1.0
 # Calls are open until their answers are written. gRPC would wait longer, for clients to close their connections: those
