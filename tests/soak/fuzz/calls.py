@@ -52,7 +52,8 @@ def send_blocking(channel: grpc.Channel, method: Method, message: bytes) -> Answ
 
 def allowed_statuses(case: Case) -> set[str]:
     """The statuses with which the service may answer a case."""
-    cut_short = {CUT_SHORT} if len(case.messages) > 1 else set()
+    # After its last request the client sends that there are no more: also after the only one.
+    cut_short = {CUT_SHORT} if case.method.streams_requests else set()
     if not case.method_exists:
         return {"UNIMPLEMENTED"} | cut_short
     if case.method.is_admin:
