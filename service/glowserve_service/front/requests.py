@@ -12,7 +12,7 @@ from glowserve_service.front.received import Holding
 
 
 class Requests:
-    """Yields them, as bytes, until its end or until the server stops.
+    """Yields a stream's requests, as bytes, until it ends or the server stops.
 
     Args:
         context: gRPC's.

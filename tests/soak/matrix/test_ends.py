@@ -61,8 +61,9 @@ def test_nothing_is_held_for_calls_that_have_ended(served: Served, kind: str, en
         statuses = count_statuses(process)
     assert sum(statuses.values()) == CALLS
     assert set(statuses) <= STATUSES[ending], statuses
-    # How many are refused at once depends on the speed of the machine; of streams, two to six in seven are.
-    assert ending != "deadline" or statuses["DEADLINE_EXCEEDED"] >= CALLS / 20
+    # Each part of a stream is refused if it would be late: only those that are late all the same miss the deadline.
+    least = CALLS / 20 if kind == "streaming" else CALLS / 4
+    assert ending != "deadline" or statuses["DEADLINE_EXCEEDED"] >= least, statuses
     make_a_last_call(server)
     check_counts(internals, baseline)
 
