@@ -83,7 +83,7 @@ def measured(bundle: Bundle, engine: Engine, scorer: Scorer, images: UInt8Array)
     for first in range(0, len(images), _BATCH):
         batch = np.ascontiguousarray(images[first : first + _BATCH])
         forward = engine.forward(batch, dequantization_noise(DEFAULT_SEED, batch))
-        found.append(scorer.parts(forward, scorer.contrasts(batch)))
+        found.append(scorer.parts(forward, batch))
     return Measured(concatenated(found), scorer.complexity(np.ascontiguousarray(images)))
 
 

@@ -28,7 +28,6 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.randomness import DEFAULT_SEED, dequantization_noise
 from glowserve.runtime.repository import newest_bundle
-from glowserve.scores.conformal import p_values
 from glowserve.scores.parts import Parts, concatenated
 from glowserve.scores.sets import SetTest
 
@@ -110,7 +109,6 @@ class _Measure:
         self.dimensions = bundle.manifest.image.latent_size
         calibration = self._scorer.calibration
         assert calibration is not None
-        self._density = calibration.density
         self.calibration = calibration.images.features(self.dimensions)
         self._fitting = calibration.fitting.features(self.dimensions)
 
@@ -130,7 +128,7 @@ class _Measure:
 
     def _batch(self, images: UInt8Array) -> Parts:
         forward = self._engine.forward(images, dequantization_noise(DEFAULT_SEED, images))
-        return self._scorer.parts(forward, self._scorer.contrasts(images))
+        return self._scorer.parts(forward, images)
 
     def p_value(self, features: Float64Array, calibration: Float64Array | None = None) -> float:
         """That of a set; other calibration images may stand in for the bundle's."""
@@ -141,8 +139,7 @@ class _Measure:
 
     def single_p_values(self, parts: Parts) -> Float64Array:
         """Those of the images by themselves, [N]."""
-        assert self._scorer.oddness is not None
-        return p_values(self._density.oddness(parts, self.dimensions), self._scorer.oddness)
+        return self._scorer.p_values(parts)
 
 
 def _unchanged(picture: Image.Image) -> Image.Image:
