@@ -66,7 +66,7 @@ def main() -> None:
         line = f"{name:16}{shares[0]:>10}{shares[1]:>10}{np.median(found):>22.4f}{_percent(smallest <= _RATE):>22}"
         print(f"{line}{_percent(alone <= 0.01):>14}", flush=True)
         if change is _unchanged:
-            drawn = _drawn_anew(measure, features, args.size, count)
+            drawn = _with_new_calibrations(measure, features, args.size, count)
             print(_alarms("false alarms at 5 %", found))
             print(_alarms("false alarms at 5 %, with new calibration images drawn for each set", drawn))
 
@@ -89,8 +89,8 @@ def _alarms(what: str, p_values: Float64Array) -> str:
     return f"  {int((p_values <= _RATE).sum())} of {len(p_values)} {what}; 95 of 100 times {low} to {high}"
 
 
-def _drawn_anew(measure: _Measure, features: Float64Array, size: int, count: int) -> Float64Array:
-    """p-values of good sets, whose calibration images are drawn anew from them and the good images."""
+def _with_new_calibrations(measure: _Measure, features: Float64Array, size: int, count: int) -> Float64Array:
+    """p-values of good sets, whose calibration images are drawn for each set from them and the good images."""
     pile, n = np.concatenate([features, measure.calibration]), len(measure.calibration)
     rng, found = np.random.default_rng(_SEED), list[float]()
     for _ in range(count):

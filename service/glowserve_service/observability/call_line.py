@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from glowserve.output import counted
+
 LONGEST_MESSAGE = 4096
 """Characters of a message. It may quote what a caller sent, which has up to 64 MiB."""
 
@@ -31,8 +33,8 @@ class CallLine(NamedTuple):
         not_finite = f" ({self.not_finite} not finite)" if self.not_finite else ""
         message = f": {self.message}" if self.message else ""
         return (
-            f"{self.method}{of_model}: {self.code}, {self.images} images{not_finite} in {self.seconds:.4f} s for "
-            f"{self.peer}{message}"
+            f"{self.method}{of_model}: {self.code}, {counted(self.images, 'image')}{not_finite} "
+            f"in {self.seconds:.4f} s for {self.peer}{message}"
         )
 
     @property
