@@ -78,9 +78,9 @@ def interrupted(kind: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("kind", "runs"),
     [
-        ("unary", 8),
-        ("samples", 8),
-        ("scores", 4),
+        ("unary", 20),
+        ("samples", 20),
+        ("scores", 8),
         ("never_closed", 4),
         ("begun", 4),
         ("asynchronous", 4),

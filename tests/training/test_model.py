@@ -30,11 +30,10 @@ ARCHITECTURES = [
         tiny(channels=channels, levels=levels, parametrization=parametrization, **COUPLINGS[name]),
         id=f"8x8x{channels}-{levels}-{name}-{parametrization}",
     )
-    for i, j, k in itertools.product(range(2), range(len(COUPLINGS)), range(3))
-    for channels, name, parametrization in [((1, 3)[i], list(COUPLINGS)[j], ("qlu", "lu", "plain")[k])]
-    for levels in [1 + (i + j + k) % 3]
+    for channels, levels, name, parametrization in itertools.product(
+        (1, 3), (1, 2, 3), COUPLINGS, ("qlu", "lu", "plain")
+    )
 ]
-"""Channels, couplings and parametrizations in all combinations; any two of them with each number of levels."""
 
 
 @pytest.mark.parametrize("n", [1, 3])
