@@ -74,9 +74,9 @@ soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=
 	@mkdir -p out
 	$(BIN)/pytest tests/soak -s > out/soak.txt 2>&1; status=$$?; cat out/soak.txt; exit $$status
 
-# Each process trains a model of its own for the tests, and much of the time they wait for servers.
+# Four on two cores, too: much of the time, tests wait for servers.
 test: $(INSTALLED)  ## run every test but those that need Docker
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses 4 --dist loadfile
 
 test-ray: $(INSTALLED)  ## scores of a folder from a cluster of Ray on this machine: 250 MB more in .venv/
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[ray]'

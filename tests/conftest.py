@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +38,32 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a run share: what takes long is made there by one of them, with `once`."""
+    path = tmp_path_factory.getbasetemp()
+    return path.parent if "PYTEST_XDIST_WORKER" in os.environ else path
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Makes a file or folder unless it is there; other processes wait for it."""
+    if not path.exists():
+        from filelock import FileLock
+
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(unfinished)
+                unfinished.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(common_folder: Path) -> Path:
     """The checkpoint of a small model, trained on the digits for some seconds."""
+    return once(common_folder / "run", _train) / "model.ckpt"
+
+
+def _train(run_dir: Path) -> None:
     import torch
     from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
@@ -49,16 +73,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model gains nothing by more, and loses much where cores are shared
     try:
-        return train(config, tmp_path_factory.mktemp("run"), hardware=Hardware(device="cpu"))
+        train(config, run_dir, hardware=Hardware(device="cpu"))
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(common_folder: Path) -> Path:
     """Where the model and its images are. $GLOWSERVE_TEST_FILES names a folder for them, which another environment,
     that can neither train nor export, finds them in."""
-    path = Path(os.environ.get("GLOWSERVE_TEST_FILES") or tmp_path_factory.mktemp("files"))
+    path = Path(os.environ.get("GLOWSERVE_TEST_FILES") or common_folder / "files")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -66,23 +90,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def repository(files: Path, request: pytest.FixtureRequest) -> Path:
     """A repository with that model as `digits`, version 1. Tests do not write to it."""
-    path = files / "models"
-    if not path.is_dir():
+
+    def export_checkpoint(models: Path) -> None:
         from glowserve_export.bundle import export
         from glowserve_export.source import load_glowserve_checkpoint
 
-        export(load_glowserve_checkpoint(request.getfixturevalue("checkpoint")), path / "digits")
-    return path
+        export(load_glowserve_checkpoint(request.getfixturevalue("checkpoint")), models / "digits")
+
+    return once(files / "models", export_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def explosive_repository(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def explosive_repository(repository: Path, common_folder: Path) -> Path:
     """A repository with a `digits`, version 1, whose samples are not finite in about half of the attempts."""
     from tests.service.bundles import make_explosive
 
-    path = tmp_path_factory.mktemp("explosive")
-    make_explosive(repository / "digits" / "1", path / "digits" / "1")
-    return path
+    return once(
+        common_folder / "explosive",
+        lambda path: make_explosive(repository / "digits" / "1", path / "digits" / "1"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +132,13 @@ def engine(bundle: Bundle) -> Engine:
 @pytest.fixture(scope="session")
 def digits(files: Path) -> UInt8Array:
     """Test images of that model, uint8 [179, 8, 8, 1]: not trained on."""
-    path = files / "digits.npy"
-    if not path.is_file():
+
+    def save(path: Path) -> None:
         from glowserve_training.data import DataConfig, load_images
 
         np.save(path, load_images(DataConfig(data="digits", image_size=8, channels=1)).test)
-    images: UInt8Array = np.load(path)
+
+    images: UInt8Array = np.load(once(files / "digits.npy", save))
     return images
 
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from glowserve_export.bundle import export
 from glowserve_export.detection import auroc
 from glowserve_export.source import load_glowserve_checkpoint
+from glowserve_training.config import RunConfig
 from glowserve_training.data import load_held_out
 from glowserve_training.directory import RunDirectory
 from glowserve_training.presets import run_config
-from glowserve_training.run import train
 
 import glowserve
 from glowserve.demo.out_of_distribution import out_of_distribution_images
@@ -51,9 +51,7 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
     say(
         f"      {model.levels} levels of {model.steps_per_level} steps of flow, {config.steps} training steps"
     )
-    if RunDirectory(out / "run").is_finished(config):
-        say(f"      {out / 'run'} contains a finished run; training is skipped")
-    checkpoint = train(config, out / "run")
+    checkpoint = _trained(config, RunDirectory(out / "run"), say)
 
     say("\n[2/5] exporting to ONNX")
     source = load_glowserve_checkpoint(checkpoint)
@@ -74,6 +72,17 @@ def run_demo(out: Path, *, steps: int | None = None, say: Callable[[str], None] 
         _encode(client, digits, out / "interpolation.png", say)
     say(f"      the service has stopped; the demo took {time.monotonic() - began:.0f} s\n")
     say(_closing(out))
+
+
+def _trained(config: RunConfig, run: RunDirectory, say: Callable[[str], None]) -> Path:
+    """The checkpoint. Without training, nobody waits for the import of what trains."""
+    run.check(config)
+    if run.is_finished(config):
+        say(f"      {run.path} contains a finished run; training is skipped")
+        return run.result
+    from glowserve_training.run import train
+
+    return train(config, run.path)
 
 
 def _score(client: glowserve.Client, digits: UInt8Array, picture: Path, say: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from glowserve.images import UInt8Array
 from tests.servers import RunServer, StartServer
 
 BLANK = np.zeros((8, 8), np.uint8)
+
 PROGRAM = Path(__file__).parent / "programs" / "fork.py"
 
 
@@ -78,41 +79,40 @@ def test_a_copy_of_an_open_bundle_opens_the_same_version(
         np.testing.assert_array_equal(scores.log_likelihood, expected.log_likelihood)
 
 
-@pytest.mark.parametrize("kind", [glowserve.Client, glowserve.AsyncClient])
-def test_spawned_processes_use_a_client_that_they_are_passed(kind: Any, start_server: StartServer) -> None:
+@pytest.fixture(scope="module")
+def target(start_server: StartServer) -> Iterator[str]:
+    """HOST:PORT of a service in a process of its own, since forks and gRPC's threads do not mix."""
     with start_server() as server:
-        client = kind(server.target)
-        expected = score(client)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(2, mp_context=context) as pool:
-            found = list(pool.map(score, [client] * 4, timeout=120))
-        assert found == pytest.approx([expected] * 4)
+        yield server.target
+
+
+@pytest.mark.parametrize("kind", [glowserve.Client, glowserve.AsyncClient])
+def test_spawned_processes_use_a_client_that_they_are_passed(kind: Any, target: str) -> None:
+    client = kind(target)
+    expected = score(client)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        found = list(pool.map(score, [client] * 4, timeout=120))
+    assert found == pytest.approx([expected] * 4)
 
 
 @pytest.mark.parametrize("program", ["inherited", "fresh", "asynchronous", "ended_loop", "both", "pool"])
 @pytest.mark.parametrize("support", [None, "1"])
-def test_a_forked_process_may_use_a_client(
-    start_server: StartServer, program: str, support: str | None
-) -> None:
-    code, printed = run_fork(start_server, program, support)
+def test_a_forked_process_may_use_a_client(target: str, program: str, support: str | None) -> None:
+    code, printed = run_fork(target, program, support)
     assert (code, printed) == (0, {"ok"})
 
 
 @pytest.mark.parametrize("program", ["during_a_call", "during_a_call_of_a_loop", "connected"])
-def test_a_process_that_was_forked_while_grpc_was_busy_is_told_so(
-    start_server: StartServer, program: str
-) -> None:
+def test_a_process_that_was_forked_while_grpc_was_busy_is_told_so(target: str, program: str) -> None:
     """In the children. gRPC may crash even the parent."""
-    _, (printed,) = run_fork(start_server, program, None)
+    _, (printed,) = run_fork(target, program, None)
     assert "this process was forked while a call was under way or an AsyncClient" in printed
 
 
-def run_fork(start_server: StartServer, program: str, support: str | None) -> tuple[int, set[str]]:
+def run_fork(target: str, program: str, support: str | None) -> tuple[int, set[str]]:
     """The exit code of a program, and the lines that its forked children print; see programs/fork.py."""
     variables = os.environ | ({} if support is None else {"GRPC_ENABLE_FORK_SUPPORT": support})
-    with start_server() as server:
-        command = [sys.executable, str(PROGRAM), server.target, program]
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=False, env=variables
-        )
+    command = [sys.executable, str(PROGRAM), target, program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=variables)
     return ended.returncode, set(ended.stdout.splitlines())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from google.protobuf import json_format
 from onnx import numpy_helper
@@ -24,6 +25,8 @@ from glowserve.runtime.randomness import latents
 from glowserve.runtime.repository import open_bundle
 from glowserve.scores import Calibration, complexity
 from glowserve.scores.calibration import write_calibration
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 def make_other(source: Path, target: Path, *, log_det: float, bins: float) -> None:
@@ -52,17 +55,50 @@ def make_explosive(source: Path, target: Path) -> None:
         source: a VERSION folder.
         target: the new VERSION folder; its canary passes.
     """
-    for factor in np.geomspace(1, 1e6, 200):
+    drawn = latents(0, 0, 200, open_bundle(source).manifest.image.latent_size)
+
+    def finite(engine: Engine) -> BoolArray:
+        found: BoolArray = np.isfinite(engine.reverse(drawn).pixels).all(axis=(1, 2, 3))
+        return found
+
+    explode(source, target, ("reverse.onnx",), finite, least=0.4, most=0.5)
+    _renew_canary(target)
+
+
+def explode(
+    source: Path,
+    target: Path,
+    graphs: tuple[str, ...],
+    finite: Callable[[Engine], BoolArray],
+    *,
+    least: float,
+    most: float,
+) -> BoolArray:
+    """Copies a bundle to one whose prior is so wide that a part of the results leaves float32.
+
+    Args:
+        source: a VERSION folder.
+        target: the new VERSION folder; its canary may fail.
+        graphs: those whose prior is changed, such as "forward.onnx".
+        finite: computes results, and says which are finite, [N].
+        least: the least share of results that stay finite.
+        most: the largest.
+
+    Returns:
+        Which results stay finite, [N].
+    """
+    low, high = 0.0, 6.0  # logarithms of the factor, whose growth leaves fewer results finite
+    for _ in range(20):
+        factor = 10 ** ((low + high) / 2)
         shutil.copytree(source, target)
-        scale(target, "reverse.onnx", "prior.bound", factor)
-        bundle = open_bundle(target)
-        drawn = latents(0, 0, 200, bundle.manifest.image.latent_size)
-        pixels = Engine(bundle, RuntimeConfig(device="cpu", threads=1)).reverse(drawn).pixels
-        if 0.3 < np.isfinite(pixels).all(axis=(1, 2, 3)).mean() < 0.5:
-            _renew_canary(target)
-            return
+        for graph in graphs:
+            scale(target, graph, "prior.bound", factor)
+        stay = finite(Engine(open_bundle(target), RuntimeConfig(device="cpu", threads=1)))
+        if least < stay.mean() < most:
+            return stay
+        low, high = (low, (low + high) / 2) if stay.mean() <= least else ((low + high) / 2, high)
         shutil.rmtree(target)
-    raise AssertionError("no factor makes about half of the samples leave float32")
+    raise AssertionError(f"no factor keeps between {least:.0%} and {most:.0%} of the results in float32")
 
 
 def with_randomness(source: Path, target: Path, randomness: int) -> None:

@@ -124,9 +124,16 @@ def listening_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"]
+    ("make", "name"),
+    [
+        # A FIFO is what a reader would wait at. One function reads all files.
+        *(
+            (fifo, name)
+            for name in ("manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx")
+        ),
+        *((make, "forward.onnx") for make in (device, folder, loop, listening_socket)),
+    ],
 )
-@pytest.mark.parametrize("make", [fifo, device, folder, loop, listening_socket])
 def test_a_file_that_is_no_regular_file_is_refused_and_later_versions_are_served(
     run_service: RunService, models: Path, tmp_path: Path, make: Callable[[Path], None], name: str
 ) -> None:
@@ -211,6 +218,6 @@ def test_of_thousands_of_broken_versions_the_newest_hundred_are_tried(
 def test_a_repository_with_nothing_but_unreadable_models_ends_the_start_with_a_sentence(models: Path) -> None:
     (models / "digits").rename(models.parent / "away")
     (models / "digits").symlink_to("digits")
-    assert failed_start("--repository", str(models))[-1] == (
+    assert failed_start("--repository", str(models), "--port", "0", "--metrics-port", "0")[-1] == (
         "model digits: its folder cannot be listed: Too many levels of symbolic links"
     )
