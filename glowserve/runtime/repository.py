@@ -10,6 +10,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
@@ -187,12 +188,18 @@ def has_bundle(model: Path) -> bool:
         return False
 
 
-def fingerprint(path: Path) -> tuple[object, ...]:
+Fingerprint: TypeAlias = "tuple[object, ...]"
+"""The state of a bundle's files."""
+
+
+def fingerprint(path: Path) -> Fingerprint:
     """The state of the bundle's files in a VERSION folder. It differs after one or its permissions changed."""
+
+    folder = os.fspath(path)  # a Path for each file would take longer than the look at the file
 
     def state(name: str) -> object:
         try:
-            found = (path / name).stat()
+            found = os.stat(os.path.join(folder, name))
         except OSError as error:
             return error.errno
         return (

@@ -15,7 +15,7 @@ from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.randomness import ENCODING_NOISE
-from glowserve.runtime.repository import Bundle, fingerprint, open_bundle
+from glowserve.runtime.repository import Bundle, Fingerprint, fingerprint, open_bundle
 from glowserve.runtime.sessions import Cancellation
 from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
@@ -30,7 +30,7 @@ class LoadedModel:
     bundle: Bundle
     engine: Engine
     scorer: Scorer
-    fingerprint: tuple[object, ...]
+    fingerprint: Fingerprint
     """Of the files, before they were read."""
 
     def close(self) -> None:
