@@ -195,11 +195,9 @@ Fingerprint: TypeAlias = "tuple[object, ...]"
 def fingerprint(path: Path) -> Fingerprint:
     """The state of the bundle's files in a VERSION folder. It differs after one or its permissions changed."""
 
-    folder = os.fspath(path)  # a Path for each file would take longer than the look at the file
-
     def state(name: str) -> object:
         try:
-            found = os.stat(os.path.join(folder, name))
+            found = (path / name).stat()
         except OSError as error:
             return error.errno
         return (

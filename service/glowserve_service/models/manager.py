@@ -263,9 +263,7 @@ class ModelManager:
     async def _states(self, name: str, versions: list[int]) -> dict[int, Fingerprint]:
         """The fingerprints of versions of a model."""
         folder = self._config.repository / name
-        return await self._read(
-            lambda: {version: fingerprint(folder / str(version)) for version in versions}
-        )
+        return await self._read(lambda: {version: fingerprint(folder / str(version)) for version in versions})
 
     async def _get(
         self, key: Key, state: Fingerprint, served: ServedModel | None, *, final: bool, again: bool
