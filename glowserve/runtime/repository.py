@@ -10,6 +10,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
@@ -187,7 +188,11 @@ def has_bundle(model: Path) -> bool:
         return False
 
 
-def fingerprint(path: Path) -> tuple[object, ...]:
+Fingerprint: TypeAlias = "tuple[object, ...]"
+"""The state of a bundle's files."""
+
+
+def fingerprint(path: Path) -> Fingerprint:
     """The state of the bundle's files in a VERSION folder. It differs after one or its permissions changed."""
 
     def state(name: str) -> object:

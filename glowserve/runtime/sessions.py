@@ -86,7 +86,7 @@ def open_sessions(
     cancellation = cancellation or Cancellation()
     if config.device == "cpu" or (config.device == "auto" and not has_cuda()):
         options = cancellation.watch(_options(config.threads))
-        return "cpu", [onnxruntime.InferenceSession(g.data, options, providers=[CPU]) for g in graphs]
+        return "cpu", [_session(graph, options, [CPU]) for graph in graphs]
     gpu = "cuda" if config.device == "auto" else config.device
     try:
         with TURNS.use():
@@ -159,12 +159,7 @@ def _gpu_session(graph: Graph, device: str, config: RuntimeConfig, cancellation:
     capture = device == "cuda" and bool(config.batch_sizes)
     chosen = {name: provider_options(name, graph, config, capture=capture) for name in providers}
     try:
-        session = onnxruntime.InferenceSession(
-            graph.data,
-            options,
-            providers=list(chosen.items()),
-            enable_fallback=0,  # otherwise a failed run makes ONNX Runtime continue on the CPU
-        )
+        session = _session(graph, options, list(chosen.items()))
     except Exception as error:  # ONNX Runtime has no public base class of its errors
         reason = _missing_library(providers) or " ".join(str(error).split())
         raise DeviceError(
@@ -175,6 +170,18 @@ def _gpu_session(graph: Graph, device: str, config: RuntimeConfig, cancellation:
         raise DeviceError(
             f"device is {device!r}, and ONNX Runtime runs {session.get_providers()[0]} in its place"
         )
+    return session
+
+
+def _session(graph: Graph, options: Any, providers: Sequence[Any]) -> Any:
+    session = onnxruntime.InferenceSession(
+        graph.data,
+        options,
+        providers=providers,
+        enable_fallback=0,  # otherwise a failed run makes ONNX Runtime continue on the CPU
+    )
+    # ONNX Runtime keeps the content of the file to continue on another provider: as much memory as the weights again.
+    session._model_bytes = None
     return session
 
 

@@ -1,4 +1,4 @@
-"""The models of the benchmark of the service: trained for two steps on random images, as only their size matters."""
+"""The models of the benchmarks of the service: trained for two steps on random images, as only their size matters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,25 @@ from running import OUT
 
 from glowserve.images import UInt8Array
 
+
+def _small(**others: int) -> dict[str, Any]:
+    return {"image_size": 16, "channels": 3, "levels": 2, "steps_per_level": 4, "width": 32, **others}
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"image_size": 8, "channels": 1, "levels": 2, "steps_per_level": 12, "width": 64},
     "medium": {"image_size": 32, "channels": 3, "levels": 3, "steps_per_level": 16, "width": 256},
 }
 """The size of the demo's model, and one that the recipe for CIFAR-10 would use if it had more time."""
+
+SIDES, STEPS = (8, 16, 32, 64, 128), (4, 8, 16, 32)
+"""Image sides and steps K a level, of models that differ in nothing else."""
+
+_ALL = {
+    **MODELS,
+    **{f"side-{side}": _small(image_size=side) for side in SIDES},
+    **{f"steps-{steps}": _small(steps_per_level=steps, width=64) for steps in STEPS},
+}
 
 
 def bundle(name: str) -> Path:
@@ -29,14 +43,14 @@ def bundle(name: str) -> Path:
 
 def describe(name: str) -> str:
     """The size of a model, for a heading."""
-    size = MODELS[name]
+    size = _ALL[name]
     shape = f"{size['image_size']}x{size['image_size']}x{size['channels']}"
     return f"{name}: {shape}, K={size['steps_per_level']} L={size['levels']} width={size['width']}"
 
 
 def random_images(name: str, n: int) -> UInt8Array:
     """Random images of a model's shape, uint8 [N, H, W, C]."""
-    size = MODELS[name]
+    size = _ALL[name]
     shape = (n, size["image_size"], size["image_size"], size["channels"])
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
@@ -51,6 +65,6 @@ def _export(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = folder / "images.npz"
     np.savez(images, images=random_images(name, 400))
-    config = run_config(str(images), **MODELS[name], steps=2, batch_size=16, learning_rate=1e-4)
+    config = run_config(str(images), **_ALL[name], steps=2, batch_size=16, learning_rate=1e-4)
     checkpoint = train(config, folder / "run", hardware=Hardware(device="cpu"))
     export(load_glowserve_checkpoint(checkpoint), folder / name)

@@ -58,8 +58,8 @@ async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> d
 
 
 def server_process() -> int:
-    """The number of the process that `running` has started: the oldest one that this one has."""
-    return min(process for process, (parent, _) in _processes().items() if parent == os.getpid())
+    """The number of the process that `running` has started: the newest one that this one has."""
+    return max(process for process, (parent, _) in _processes().items() if parent == os.getpid())
 
 
 def processor_seconds(process: int) -> float:
@@ -72,6 +72,37 @@ def processor_seconds(process: int) -> float:
         )
 
     return ticks(process) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(process: int, *, peak: bool) -> float:
+    """The memory of a process and of those that it has started, in MB; what they share counts for each.
+
+    Args:
+        process: its number.
+        peak: the most since `forget_peak`, in place of what it has now.
+    """
+    key = "VmHWM:" if peak else "VmRSS:"
+    kib = 0
+    for each in _family(process):
+        with contextlib.suppress(OSError):
+            lines = map(str.split, Path(f"/proc/{each}/status").read_text().splitlines())
+            kib += sum(int(line[1]) for line in lines if line[0] == key)
+    return kib * 1024 / 1e6
+
+
+def forget_peak(process: int) -> None:
+    """From now on, the peak of the memory of a process and of those that it has started counts from here."""
+    for each in _family(process):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{each}/clear_refs").write_text("5")
+
+
+def _family(process: int) -> set[int]:
+    """A process and those that it has started."""
+    processes, found = _processes(), {process}
+    while more := {each for each, (parent, _) in processes.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def _processes() -> dict[int, tuple[int, int]]:

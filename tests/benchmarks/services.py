@@ -12,6 +12,7 @@ from load import Request
 from models import random_images
 from running import OUT, SERVERS, Server, free_port
 
+from glowserve.images import UInt8Array
 from glowserve.messages import images_message
 from glowserve.v1 import glow_service_pb2 as pb
 
@@ -34,12 +35,29 @@ def glowserve_serve(
         name: the name in tables.
         scores: that are asked for by name.
     """
-    command = (python, "-m", "glowserve", "serve", "--repository", str(version.parent.parent))
-    return Server(
-        " ".join((name, *flags)),
-        (*command, "--metrics-port", str(free_port()), *flags),
-        _score(version, images, scores),
-    )
+    request = score_request(random_images(version.parent.name, images), scores=scores)
+    return serve(version.parent.parent, request, *flags, python=python, name=name)
+
+
+def serve(
+    repository: Path,
+    request: Request,
+    *flags: str,
+    python: str = sys.executable,
+    name: str = "glowserve serve",
+) -> Server:
+    """A service of a repository, which any request may be sent to; the rest as in `glowserve_serve`."""
+    command = (python, "-m", "glowserve", "serve", "--repository", str(repository))
+    return Server(" ".join((name, *flags)), (*command, "--metrics-port", str(free_port()), *flags), request)
+
+
+def score_request(
+    images: UInt8Array | list[bytes], *, model: str = "", scores: Iterable[str] = ()
+) -> Request:
+    """A Score of images, uint8 [N, H, W, C], or of pictures' files."""
+    spec = pb.ModelSpec(name=model)
+    request = pb.ScoreRequest(model=spec, images=images_message(images), scores=scores)
+    return Request(request.SerializeToString(), "/glowserve.v1.GlowService/Score")
 
 
 def metrics_port(service: Server) -> str:
@@ -57,7 +75,7 @@ def package_folder(python: str) -> str:
 def empty_server(version: Path, images: int) -> Server:
     """A gRPC server that answers the same calls at once."""
     command = (sys.executable, str(SERVERS / "echo_server.py"))
-    return Server("empty gRPC server", command, _score(version, images))
+    return Server("empty gRPC server", command, score_request(random_images(version.parent.name, images)))
 
 
 def sleeping_server(empty: Server, milliseconds: float) -> Server:
@@ -67,9 +85,3 @@ def sleeping_server(empty: Server, milliseconds: float) -> Server:
     """
     name = f"{empty.name} that sleeps {milliseconds:.1f} ms"
     return replace(empty, name=name, command=(*empty.command, "--wait-ms", f"{milliseconds:.3f}"))
-
-
-def _score(version: Path, images: int, scores: Iterable[str] = ()) -> Request:
-    pixels = random_images(version.parent.name, images)
-    request = pb.ScoreRequest(images=images_message(pixels), scores=scores)
-    return Request(request.SerializeToString(), "/glowserve.v1.GlowService/Score")

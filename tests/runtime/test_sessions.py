@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def test_a_session_has_no_more_threads_than_cores_that_may_be_used(
     graph = Graph(bundle.read(FORWARD), {})
     _, [session] = open_sessions([graph], RuntimeConfig(device="cpu"))
     assert session.get_session_options().intra_op_num_threads == 1
+
+
+def test_a_session_does_not_keep_the_content_of_its_file(bundle: Bundle) -> None:
+    data = bundle.read(FORWARD)
+    references = sys.getrefcount(data)
+    _, [session] = open_sessions([Graph(data, {})], RuntimeConfig(device="cpu"))
+    assert session.get_inputs()
+    assert sys.getrefcount(data) == references
 
 
 def test_tensorrt_has_the_shapes_from_one_row_to_the_largest_batch() -> None:

@@ -15,9 +15,10 @@ from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.randomness import ENCODING_NOISE
-from glowserve.runtime.repository import Bundle, fingerprint, open_bundle
+from glowserve.runtime.repository import Bundle, Fingerprint, fingerprint, open_bundle
 from glowserve.runtime.sessions import Cancellation
 from glowserve.scores import Scorer
+from glowserve_service.allocator import trim
 from glowserve_service.config import ServiceConfig
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class LoadedModel:
     bundle: Bundle
     engine: Engine
     scorer: Scorer
-    fingerprint: tuple[object, ...]
+    fingerprint: Fingerprint
     """Of the files, before they were read."""
 
     def close(self) -> None:
@@ -63,6 +64,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     except BaseException:
         engine.close()
         raise
+    trim()  # the allocator keeps what the content of the files took, and would keep as much for each model
     placed = ", ".join(f"{p.nodes} nodes of {p.graph} by {p.provider}" for p in engine.placements)
     if scorer.codec_differs:
         log.warning(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from glowserve.runtime.errors import BundleError, DeviceError, ModelNotFoundError
 from glowserve.runtime.manifest import MANIFEST
-from glowserve.runtime.repository import Listing, fingerprint, list_repository
+from glowserve.runtime.repository import Fingerprint, Listing, fingerprint, list_repository
 from glowserve.runtime.sessions import Cancellation
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import ForbiddenError, UnavailableError
@@ -243,10 +243,15 @@ class ModelManager:
         self._known.add(name)
         self._unserved.keep(name, versions)
         served, chosen, failed = self._models.versions(name), dict[int, ServedModel](), list[LoadFailure]()
-        for version in self._policy.candidates(name, versions)[: self._policy.most(name) + _MOST_REFUSED]:
-            if len(chosen) == self._policy.most(name):
+        most = self._policy.most(name)
+        candidates = self._policy.candidates(name, versions)[: most + _MOST_REFUSED]
+        # As long as nothing changes, these are all that are looked at: one thread does it.
+        states = await self._states(name, candidates[: most + self._unserved.count(name)])
+        for version in candidates:
+            if len(chosen) == most:
                 break
-            model = await self._get(name, version, served.get(version), final=final, again=again)
+            state = states.get(version) or (await self._states(name, [version]))[version]
+            model = await self._get((name, version), state, served.get(version), final=final, again=again)
             if isinstance(model, LoadFailure):
                 failed.append(model)
             if kept := model if isinstance(model, ServedModel) else served.get(version):
@@ -255,13 +260,17 @@ class ModelManager:
             self._replace(name, chosen)
         return failed
 
+    async def _states(self, name: str, versions: list[int]) -> dict[int, Fingerprint]:
+        """The fingerprints of versions of a model."""
+        folder = self._config.repository / name
+        return await self._read(lambda: {version: fingerprint(folder / str(version)) for version in versions})
+
     async def _get(
-        self, name: str, version: int, served: ServedModel | None, *, final: bool, again: bool
+        self, key: Key, state: Fingerprint, served: ServedModel | None, *, final: bool, again: bool
     ) -> ServedModel | LoadFailure | None:
         """The version as it is on the disk now; a failure if it failed just now, None if it failed before."""
-        key, path = (name, version), self._config.repository / name / str(version)
-        state = await self._read(fingerprint, path)
-        before = self._unserved.get(key)
+        name, version = key
+        path, before = self._config.repository / name / str(version), self._unserved.get(key)
         if served and served.fingerprint == state:
             self._unserved.forget(key)
             return served

@@ -68,7 +68,9 @@ class RowQueue:
 
     def oldest_arrival(self) -> float:
         """When the oldest row that waits arrived; infinity if none waits."""
-        return min((each.arrived for each in (*self._short, *self._long) if each.waiting), default=math.inf)
+        # Short ones keep the order of arrival. To look at each, at each arrival, would take quadratic time.
+        short = next((each.arrived for each in self._short if each.waiting), math.inf)
+        return min([short, *(each.arrived for each in self._long if each.waiting)])
 
     def take(self) -> list[Part]:
         """The next batch; empty if no row waits. Removes the cancelled and late submissions that it comes across."""

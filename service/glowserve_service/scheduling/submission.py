@@ -46,6 +46,8 @@ class Submission:
     """Rows that are in batches; the first ones of `rows`."""
     results: list[tuple[int, Rows]] = field(default_factory=list)
     """Of the batches that have run, each with the index of its first row."""
+    answered: int = 0
+    """Rows of `results`. Counted, not added up: a call of a thousand batches would add up each of them so often."""
     times: list[StageTime] = field(default_factory=list)
 
     @property
@@ -76,7 +78,8 @@ class Submission:
             return
         self.results.append((first, rows))
         self.times += times
-        if sum(len(rows[0]) for _, rows in self.results) == self.size:
+        self.answered += len(rows[0])
+        if self.answered == self.size:
             ordered = sorted(self.results, key=lambda result: result[0])
             self.answer.set_result(Answer(joined([rows for _, rows in ordered]), self.times))
 

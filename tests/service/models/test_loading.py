@@ -27,6 +27,15 @@ def test_a_loaded_model_knows_the_state_of_its_files(repository: Path) -> None:
     assert loaded.bundle.manifest.model == "digits"
 
 
+def test_the_memory_that_a_load_took_for_files_goes_back_to_the_system(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr("glowserve_service.models.loading.trim", lambda: trims.append(None))
+    load_model(repository / "digits" / "1", config_of(repository))
+    assert len(trims) == 1
+
+
 def test_every_batch_size_is_run_before_the_model_is_served(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

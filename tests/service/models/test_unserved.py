@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
+from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.unserved import LoadFailure, Unserved, UnservedVersions
 
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.runtime.errors import BundleError
+from tests.growth import growth
 from tests.service.bundles import scale
 from tests.service.log_records import records_of
-from tests.service.models.running import ON_REQUEST, RunService, damage, publish
+from tests.service.models.running import ON_REQUEST, RunningService, RunService, damage, publish
 from tests.service.stubs import SERVING
 
 
@@ -50,6 +54,53 @@ def test_versions_and_models_that_are_gone_are_forgotten() -> None:
     assert [(each.name, each.version) for each in unserved] == [("faces", 1)]
     unserved.forget(("faces", 1))
     assert unserved.errors() == []
+
+
+@pytest.mark.parametrize("of_one_model", [True, False], ids=["versions of a model", "models"])
+def test_what_a_poll_forgets_is_found_in_time_that_grows_with_the_failures(of_one_model: bool) -> None:
+    def keep(failures: int) -> None:
+        unserved = UnservedVersions()
+        found = (
+            {"digits": list(range(1, failures + 1))}
+            if of_one_model
+            else {str(i): [1] for i in range(failures)}
+        )
+        for name, versions in found.items():
+            for version in versions:
+                unserved.set((name, version), damaged)
+        for name, versions in found.items():
+            unserved.keep(name, versions)
+        assert len(list(unserved)) == failures
+
+    damaged = failure("damaged")
+    assert growth(keep, 500, 8) < 16
+
+
+def test_a_poll_looks_at_all_refused_versions_of_a_model_in_one_thread(
+    run_service: RunService, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[object] = []
+
+    def counted(*work: Any) -> Future[Any]:
+        threads.append(work)
+        return call_in_daemon_thread(*work)
+
+    def threads_of_a_poll(service: RunningService) -> int:
+        threads.clear()
+        service.poll()
+        return len(threads)
+
+    monkeypatch.setattr("glowserve_service.models.loader_threads.call_in_daemon_thread", counted)
+    with run_service(repository=models, **ON_REQUEST) as service:
+        before = threads_of_a_poll(service)
+        for version in range(2, 32):
+            (models / "digits" / str(version)).mkdir()
+            (models / "digits" / str(version) / "manifest.json").touch()
+        for _ in range(2):
+            service.poll()
+        assert len(service.not_served()) == 30
+        assert threads_of_a_poll(service) == before
+        assert service.served() == [("digits", 1)]
 
 
 def test_a_damaged_version_is_refused_once_and_the_old_version_is_still_served(

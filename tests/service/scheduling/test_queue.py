@@ -14,6 +14,8 @@ from glowserve_service.scheduling.queue import RowQueue
 from glowserve_service.scheduling.submission import Submission
 from glowserve_service.scheduling.ticket import Ticket
 
+from tests.growth import growth
+
 
 class Queue(RowQueue):
     """A queue of numbers, which remembers how many rows were late."""
@@ -210,3 +212,13 @@ async def test_rows_ahead_are_the_short_ones_and_for_a_long_submission_the_turns
     assert queue.rows_ahead(2, Ticket()) == 3
     assert queue.rows_ahead(10, Ticket()) == 3 + 10 * 10 + 5  # more than a batch: long by its size
     assert queue.rows_ahead(2, Ticket(long=True)) == 3 + 11 * 2
+
+
+async def test_the_oldest_arrival_is_found_in_a_time_that_does_not_grow_with_the_short_submissions() -> None:
+    def arrive(submissions: int) -> None:
+        queue = Queue()
+        for i in range(submissions):
+            queue.submit(range(1), arrived=float(i))
+            assert queue.oldest_arrival() == 0
+
+    assert growth(arrive, 250, 8) < 16

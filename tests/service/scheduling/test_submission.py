@@ -10,6 +10,8 @@ from glowserve_service.scheduling.submission import EXECUTION, QUEUE, StageTime,
 from glowserve_service.scheduling.ticket import Ticket
 from glowserve_service.scheduling.workers import Rows
 
+from tests.growth import growth
+
 TIMES = [(StageTime(QUEUE, 0, i), StageTime(EXECUTION, i, i + 1)) for i in range(2)]
 
 
@@ -39,6 +41,17 @@ async def test_the_answer_is_complete_with_the_last_results_and_in_order(submiss
     answer = submission.answer.result()
     assert numbers(answer.rows) == numbers(submission.rows)
     assert answer.times == [*TIMES[0], *TIMES[1]]
+
+
+async def test_a_call_of_eight_times_as_many_batches_is_answered_in_about_eight_times_the_time() -> None:
+    def answer(batches: int) -> None:
+        future = asyncio.get_running_loop().create_future()
+        submission, row = Submission((), batches, 0.0, Ticket(), future), (np.zeros(1),)
+        for first in range(batches):
+            submission.add(first, row, TIMES[0])
+        assert len(future.result().rows[0]) == batches
+
+    assert growth(answer, 500, 8) < 16
 
 
 async def test_the_first_error_is_raised_and_later_errors_and_results_are_ignored(
