@@ -84,6 +84,10 @@ class ServiceConfig:
         least=0.1,
         or_zero=True,
     )
+    wait_for_models: str = _setting(
+        "off",
+        "on, or off: whether a service that finds no model to serve starts, not ready, and serves models as they appear",
+    )
     admin: str = _setting("off", "on, or off: whether calls may load and unload models")
     host: str = _setting(
         "127.0.0.1", "IP address to listen on, or its name; 0.0.0.0 for all, :: for all of IPv6, too"
@@ -196,6 +200,7 @@ class ServiceConfig:
     def _check_words(self) -> None:
         for name, known in (
             ("device", DEVICES),
+            ("wait_for_models", ("off", "on")),
             ("admin", ("off", "on")),
             ("log_format", LOG_FORMATS),
             ("log_level", LOG_LEVELS),
