@@ -1,6 +1,6 @@
-"""Trains a model of handwritten digits and exports it into a mounted repository: what the profile `demo` of compose runs.
+"""Trains a model of handwritten digits and exports it into a mounted repository: the profile `demo` of compose.
 
-    python demo.py REPOSITORY
+python demo.py REPOSITORY
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rewrites the parts of the documentation, and of what deploys a service, that are generated from the code: `make docs`.
+"""Rewrites the parts of documentation and deployment that are generated from the code: `make docs`.
 
     python docs/generate.py [--check]
 
@@ -37,13 +37,15 @@ def main(arguments: list[str]) -> int:
 
 def renewed(page: Path) -> str:
     """The text of a page with its generated parts renewed."""
-
     gap = "\n\n" if page.suffix == ".md" else "\n"
 
     def part(found: re.Match[str]) -> str:
         return f"{found['begin']}{gap}{PARTS[found['name']]()}{gap}{found['end']}"
 
-    begin, end = r"^ *(?:<!--|#) (?P<name>\w+): written by make docs(?: -->)?", r" *(?:<!--|#) end of (?P=name)\b"
+    begin, end = (
+        r"^ *(?:<!--|#) (?P<name>\w+): written by make docs(?: -->)?",
+        r" *(?:<!--|#) end of (?P=name)\b",
+    )
     return re.sub(
         rf"(?P<begin>{begin})\n.*?(?P<end>{end})", part, page.read_text(), flags=re.DOTALL | re.MULTILINE
     )
@@ -114,7 +116,9 @@ def examples() -> str:
 
 def in_the_image(setting: Field[Any]) -> str:
     """The default of a setting in a container."""
-    found = re.search(rf"^ +{variable(setting)}=(\S+)", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^ +{variable(setting)}=(\S+)", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE
+    )
     return found[1] if found else str(setting.default)
 
 

@@ -120,7 +120,8 @@ def without_models(repository: Path) -> str:
     """What is wrong with a repository in which no model was found, and what to do."""
     if has_bundle(repository):
         return (
-            f"repository {repository} is the folder of one model or version; give the folder in which MODEL/VERSION/ lies"
+            f"repository {repository} is the folder of one model or version; "
+            "give the folder in which MODEL/VERSION/ lies"
         )
     return (
         f"repository {repository} holds no bundle MODEL/VERSION/{MANIFEST}; "

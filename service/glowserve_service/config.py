@@ -86,7 +86,7 @@ class ServiceConfig:
     )
     wait_for_models: str = _setting(
         "off",
-        "on, or off: whether a service that finds no model to serve starts, not ready, and serves models as they appear",
+        "on, or off: whether a service without a model to serve starts, not ready, and serves models as they appear",
     )
     admin: str = _setting("off", "on, or off: whether calls may load and unload models")
     host: str = _setting(

@@ -303,7 +303,10 @@ def missing_manifest(repository: Path, path: Path) -> Path:
         (no_folder, "there is no such folder"),
         (empty_folder, "holds no bundle MODEL/VERSION/manifest.json"),
         (file_in_place_of_a_folder, "there is no such folder"),
-        (folder_of_the_model, "is the folder of one model or version; give the folder in which MODEL/VERSION/ lies"),
+        (
+            folder_of_the_model,
+            "is the folder of one model or version; give the folder in which MODEL/VERSION/ lies",
+        ),
         (folder_of_the_version, "is the folder of one model or version"),
         (truncated_graph, "forward.onnx is not the file that was exported"),
         (wrong_graph, "reverse.onnx is not the file that was exported"),
