@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from glowserve_service.config import ServiceConfig, variable
@@ -114,6 +115,12 @@ def examples() -> str:
     )
 
 
+def rules() -> str:
+    """The alert rules, as the Prometheus operator reads them."""
+    text = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
+    return indent(text[text.index("groups:") :].rstrip(), "  ")
+
+
 def in_the_image(setting: Field[Any]) -> str:
     """The default of a setting in a container."""
     found = re.search(
@@ -133,7 +140,12 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "docker-compose.yml", ROOT / ".env.example"]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docker-compose.yml",
+    ROOT / ".env.example",
+    ROOT / "deploy" / "kubernetes" / "base" / "rules.yaml",
+]
 IN_THE_IMAGE = ("repository", "host", "port", "metrics_port")
 """What the Dockerfile sets, and the probes and published ports rely on."""
 IN_COMPOSE = ("tls_cert", "tls_key", "tls_client_ca", "tokens")
@@ -141,6 +153,7 @@ IN_COMPOSE = ("tls_cert", "tls_key", "tls_client_ca", "tokens")
 PARTS: dict[str, Callable[[], str]] = {
     "examples": examples,
     "metrics": metrics,
+    "rules": rules,
     "scores": scores,
     "settings": settings,
     "variables": variables,
