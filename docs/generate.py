@@ -102,14 +102,21 @@ def deployed_settings() -> Iterator[Field[Any]]:
 
 
 def variables() -> str:
-    """The variables of the settings, as docker-compose.yml passes them on."""
-    return "\n".join(f"      - {variable(setting)}" for setting in deployed_settings())
+    """The variables of the settings, as docker-compose.yml passes them on.
+
+    Compose 1.29 takes a variable that is nowhere given out of the image's environment, so those of the image have values.
+    """
+    lines = []
+    for setting in deployed_settings():
+        name, value = variable(setting), in_the_image(setting)
+        lines.append(f"      - {name}" if value is None else f"      - {name}=${{{name}:-{value}}}")
+    return "\n".join(lines)
 
 
 def examples() -> str:
     """The variables of the settings with their defaults and meanings, commented out, as in .env.example."""
     return "\n".join(
-        f"# {setting.metadata['help']}\n#{variable(setting)}={in_the_image(setting)}"
+        f"# {setting.metadata['help']}\n#{variable(setting)}={in_the_image(setting) or setting.default}"
         for setting in deployed_settings()
         if setting.name not in IN_COMPOSE
     )
@@ -121,12 +128,11 @@ def rules() -> str:
     return indent(text[text.index("groups:") :].rstrip(), "  ")
 
 
-def in_the_image(setting: Field[Any]) -> str:
-    """The default of a setting in a container."""
-    found = re.search(
-        rf"^ +{variable(setting)}=(\S+)", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE
-    )
-    return found[1] if found else str(setting.default)
+def in_the_image(setting: Field[Any]) -> str | None:
+    """The value of a setting's variable in the images; None if they have none."""
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    found = re.search(rf"^ +{variable(setting)}=(\S+)", dockerfile, re.MULTILINE)
+    return found[1] if found else None
 
 
 def default(value: object) -> str:

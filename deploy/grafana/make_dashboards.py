@@ -1,4 +1,4 @@
-"""Writes dashboards/*.json for Grafana from the panels of panels.py: `make dashboards`.
+"""Writes dashboards/*.json for Grafana from the panels of panels.py: `make docs`.
 
     python deploy/grafana/make_dashboards.py [--check]
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         if "--check" not in arguments:
             path.write_text(text)
         elif not path.is_file() or path.read_text() != text:
-            print(f"{path} is stale: run `make dashboards`")
+            print(f"{path} is stale: run `make docs`")
             stale = 1
     return stale
 

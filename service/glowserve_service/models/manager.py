@@ -26,6 +26,9 @@ from glowserve_service.observability.metrics import Metrics
 from glowserve_service.scheduling.workers import Workers
 from glowserve_service.versions import VersionPolicy
 
+# Whoever waits runs in a container, where the error's words are not the whole answer.
+_HOW = " (docker compose: MODELS names the folder, and --profile demo makes a model)"
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -82,7 +85,7 @@ class ModelManager:
         except BundleError as error:
             if self._config.wait_for_models == "off":
                 raise
-            log.error("%s; waiting for a model", error)
+            log.error("%s; waiting for a model%s", error, _HOW)
             self._publish_health()
         own_threads = self._config.instances == 1 or any(model.device != "cpu" for model in self._models)
         self._threads.lower_priority = not own_threads
