@@ -110,7 +110,7 @@ class ChannelFactory:
         """
         options = [*CHANNEL_OPTIONS, *proxy_options(self._target)]
         if self._target.startswith(_BALANCED):
-            options.append(("grpc.service_config", json.dumps(_RETRY | _BALANCING)))
+            options = list((dict(options) | {"grpc.service_config": json.dumps(_RETRY | _BALANCING)}).items())
         if self._encryption is None:
             return channels.insecure_channel(self._target, options)
         return channels.secure_channel(self._target, self._encryption, options)

@@ -1,6 +1,6 @@
 """Prints, inside an image, what must not be there: a line for each finding.
 
-    docker run --user 0 --entrypoint python IMAGE - < contents.py
+docker run --user 0 --entrypoint python IMAGE - < contents.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scores digits from several threads for a while; exit code 1 if a call failed.
 
-    python load.py TARGET SECONDS CALLERS
+python load.py TARGET SECONDS CALLERS
 """
 
 from __future__ import annotations
