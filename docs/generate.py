@@ -104,7 +104,7 @@ def deployed_settings() -> Iterator[Field[Any]]:
 def variables() -> str:
     """The variables of the settings, as docker-compose.yml passes them on.
 
-    Compose 1.29 takes a variable that is nowhere given out of the image's environment, so those of the image have values.
+    Compose 1.29 unsets a variable that is nowhere given, so those that the image sets have values here, too.
     """
     lines = []
     for setting in deployed_settings():

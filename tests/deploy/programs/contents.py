@@ -9,12 +9,14 @@ import importlib.util
 import os
 import shutil
 import stat
+from pathlib import Path
 
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "ld", "make")
 MODULES = ("torch", "lightning", "onnx", "datasets", "sklearn", "pytest")
 SECRETS = (".pem", ".key", ".env", "id_rsa", "tokens", ".netrc", ".pypirc")
 # Authorities that everybody has.
 PUBLIC = ("/etc/ssl/certs", "/usr/share/ca-certificates", "/usr/lib/ssl")
+AUTHORITIES = ("cacert.pem", "roots.pem")
 LIBRARIES = "/opt/glowserve"
 
 
@@ -26,24 +28,24 @@ def main() -> None:
     for name in MODULES:
         if importlib.util.find_spec(name):
             print(f"not needed to serve: {name}")
-    for folder, folders, files in os.walk("/", onerror=None):
-        folders[:] = [name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys", "/dev")]
-        if folder.startswith(LIBRARIES) and os.path.basename(folder) in ("tests", "pip"):
-            print(f"tests, or pip: {folder}")
-        if folder.endswith((".cache", "/wheels")):
-            print(f"a cache: {folder}")
+    for folder, folders, files in os.walk("/"):
+        here = Path(folder)
+        folders[:] = [name for name in folders if str(here / name) not in ("/proc", "/sys", "/dev")]
+        if here.is_relative_to(LIBRARIES) and here.name in ("tests", "pip"):
+            print(f"tests, or pip: {here}")
+        if here.name in (".cache", "wheels"):
+            print(f"a cache: {here}")
         for name in files:
-            look_at(os.path.join(folder, name))
+            look_at(here / name)
 
 
-def look_at(path: str) -> None:
+def look_at(path: Path) -> None:
     """Prints what is wrong with one file."""
-    state = os.lstat(path)
+    state = path.lstat()
     if stat.S_ISREG(state.st_mode) and state.st_mode & (stat.S_ISUID | stat.S_ISGID):
         print(f"setuid or setgid: {path}")
-    if path.endswith(SECRETS) and not path.startswith(PUBLIC) and not path.endswith("cacert.pem"):
-        if not path.endswith("roots.pem"):
-            print(f"perhaps a secret: {path}")
+    if path.name.endswith(SECRETS) and path.name not in AUTHORITIES and not str(path).startswith(PUBLIC):
+        print(f"perhaps a secret: {path}")
 
 
 main()
