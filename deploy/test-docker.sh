@@ -77,7 +77,7 @@ grep -q "$MODELS" "$work/up.txt" || fail "the error does not name $MODELS"
 step "without models the service says what to do, is not ready, and is not restarted"
 mkdir "$MODELS"
 echo "GLOWSERVE_MAX_BATCHSIZE=8" > "$work/env"
-GLOWSERVE_MAX_IMAGES_PER_CALL=2 GLOWSERVE_POLL_SECONDS=1 compose up --detach glowserve prometheus
+GLOWSERVE_MAX_IMAGES_PER_CALL=8 GLOWSERVE_POLL_SECONDS=1 compose up --detach glowserve prometheus
 container=$(containers)
 within 60 logged 'waiting for a model'
 logged 'glowserve export' || fail "the log does not say what to do"
@@ -93,11 +93,11 @@ glowserve score --server "$server" "$work/samples"
 import sys, grpc # our client would split a call that is too large
 from glowserve.v1 import glow_service_pb2 as pb, glow_service_pb2_grpc
 with grpc.insecure_channel(sys.argv[1]) as channel:
-    tensor = {"dtype": 1, "shape": [3, 8, 8, 1], "data": bytes(192)}
+    tensor = {"dtype": 1, "shape": [9, 8, 8, 1], "data": bytes(9 * 64)}
     try:
         glow_service_pb2_grpc.GlowServiceStub(channel).Score(pb.ScoreRequest(images=pb.Images(tensor=tensor)))
     except grpc.RpcError as error:
-        sys.exit(0 if "1 to 2" in error.details() else error.details())
+        sys.exit(0 if "1 to 8" in error.details() else error.details())
 sys.exit("GLOWSERVE_MAX_IMAGES_PER_CALL was not passed on")
 PY
 
@@ -144,8 +144,8 @@ if [[ $(uname -m) == x86_64 ]]; then # the only architecture with a wheel; it ne
       | tee "$work/perf.txt"
     grep -q '^Concurrency: .* throughput: [1-9]' "$work/perf.txt"
   }
-  perf_analyzer -m digits -b 2 --concurrency-range 1:2
-  perf_analyzer -m digits -b 2 --concurrency-range 4 --async --streaming
+  perf_analyzer -m digits -b 8 --concurrency-range 1:2
+  perf_analyzer -m digits -b 8 --concurrency-range 4 --async --streaming
   perf_analyzer -m digits.sample -b 8 --input-data rows.json
 fi
 
@@ -169,7 +169,7 @@ balanced() { # balanced SECONDS: load from a container of the same network
 answered() { # answered CONTAINER
   docker exec "$1" python -c 'import re, urllib.request as u
 page = u.urlopen("http://127.0.0.1:8002/metrics").read().decode()
-print(sum(int(float(n)) for n in re.findall(r"glowserve_requests_total\{.*method=\"Score\".*\} (\S+)", page)))'
+print(sum(int(float(n)) for n in re.findall(r"glowserve_requests_total\{.*method=.Score.*\} (\S+)", page)))'
 }
 balanced 5
 counts=(); for each in $(containers); do counts+=("$(answered "$each")"); done
