@@ -119,6 +119,8 @@ docker run --detach --name glowserve-test-run --cpus 1 --memory 512m --read-only
 within 60 docker exec glowserve-test-run python -m glowserve_service.healthcheck
 [[ $(docker exec glowserve-test-run python -c 'from glowserve.cores import cores; print(cores())') == 1 ]]
 docker exec glowserve-test-run python /programs/load.py localhost:8001 5 32
+address=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' glowserve-test-run)
+docker run --rm --volume "$PWD/tests/deploy/programs:/programs:ro" --entrypoint python glowserve:cpu /programs/large.py "$address:8001"
 [[ $(docker inspect --format '{{.State.OOMKilled}} {{.RestartCount}}' glowserve-test-run) == "false 0" ]]
 docker rm --force glowserve-test-run >/dev/null
 

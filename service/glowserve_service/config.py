@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glowserve.cores import cores
+from glowserve.memory import memory_limit
 from glowserve.runtime.config import DEVICES, Limits, RuntimeConfig, bucket_sizes
 from glowserve_service.versions import VersionPolicy
 
@@ -134,8 +135,8 @@ class ServiceConfig:
     )
     max_received_mib: int = _setting(
         1024,
-        "most bytes of requests that are received and not answered, in MiB; more are refused, but one of the largest "
-        "size is always accepted",
+        "most bytes of requests that are received and not answered, in MiB, and no more than a quarter of a "
+        "container's memory; more are refused, but one of the largest size is always accepted",
     )
     max_connections: int = _setting(
         10_000, "most connections at once to the port of gRPC; further ones are closed at once"
@@ -215,8 +216,12 @@ class ServiceConfig:
 
     @property
     def max_received_bytes(self) -> int:
-        """The size of all requests together that are received and not answered."""
-        return max(self.max_received_mib, self.max_message_mib) * 2**20
+        """The size of all requests together that are received and not answered.
+
+        It takes a quarter of the memory that the process may use at most: parsed, requests take as much again.
+        """
+        received = min(self.max_received_mib * 2**20, memory_limit() / 4)
+        return max(int(received), self.max_message_bytes)
 
     def share_of_a_call(self, images: int, size: int) -> float:
         """The share of a call's limits that a request of a stream takes, with so many images in so many bytes."""
