@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
+import glowserve
 from glowserve.images import UInt8Array
-from tests.client.blocking import Connect
 from tests.servers import ServerProcess, StartServer
 
 CALLS = 200
@@ -31,10 +31,10 @@ def answered(server: ServerProcess) -> float:
 
 
 def test_calls_take_turns_and_none_is_lost_when_a_server_is_killed_and_another_stopped(
-    connect: Connect, three: list[ServerProcess], digits: UInt8Array
+    three: list[ServerProcess], digits: UInt8Array
 ) -> None:
     killed, stopped, last = three
-    with connect(target(three)) as client:
+    with glowserve.Client(target(three)) as client:
         for _ in range(CALLS):
             client.score(digits[:1])
         counts = [answered(server) for server in three]
