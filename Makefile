@@ -105,8 +105,9 @@ protos: $(INSTALLED)  ## make glowserve/v1/ and glowserve/oip/ from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. $(SERVICES)
 
-docs: $(INSTALLED)  ## generate the tables of settings and metrics in docs/operations.md
+docs: $(INSTALLED)  ## generate tables in docs/, lists of settings for docker compose, rules for Kubernetes, and Grafana's dashboards
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/grafana/make_dashboards.py
 
 check-protos: protos  ## fail if glowserve/v1/ or glowserve/oip/ is not what protos/ makes
 	@git diff --exit-code --stat -- glowserve/v1 glowserve/oip \

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from glowserve.control_groups import folders
 
 
 def cores() -> int:
@@ -26,36 +27,7 @@ def quota(root: Path = Path("/")) -> float:
     Args:
         root: the folder that has /proc and the mounted groups.
     """
-    with suppress(OSError, ValueError):
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-        return min((_quota(folder) for folder in _folders(groups, mounts, root)), default=math.inf)
-    return math.inf
-
-
-def _folders(groups: list[str], mounts: list[str], root: Path) -> Iterator[Path]:
-    """The folders of this process's groups that may have a quota, and of all groups around them.
-
-    Args:
-        groups: lines ID:CONTROLLERS:PATH; version 2 has no controllers.
-        mounts: lines ID PARENT DEVICE ROOT FOLDER OPTIONS... - TYPE SOURCE OPTIONS.
-        root: see `quota`.
-    """
-    paths = {}
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            paths["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
-    for line in mounts:
-        mount, _, system = line.partition(" - ")
-        _, _, _, mounted, folder, *_ = mount.split()
-        kind, *_, options = system.split()
-        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
-            continue
-        top = root / folder.lstrip("/")
-        # A container may see its own group alone, as the top one, and still be told the path that the host sees.
-        inner = paths[kind].relative_to(mounted) if paths[kind].is_relative_to(mounted) else PurePosixPath()
-        yield from (top / part for part in (inner, *inner.parents))
+    return min((_quota(folder) for folder in folders("cpu", root)), default=math.inf)
 
 
 def _quota(folder: Path) -> float:

@@ -42,7 +42,7 @@ class Client:
 
     Args:
         target: HOST:PORT of the service; the port is 8001 if left out. Or a target of another kind that gRPC knows,
-            such as unix:PATH.
+            such as unix:PATH. Of dns:///NAME:PORT, calls take turns on all addresses whose services are ready.
         timeout: how many seconds a call may take, retries included; math.inf for no limit. A call of `sample` gets one
             second more per sample.
         tls: encrypt, and trust the authorities that gRPC trusts. `ca` and `cert` imply it.

@@ -117,6 +117,19 @@ def list_repository(repository: Path) -> Listing:
     return listing
 
 
+def without_models(repository: Path) -> str:
+    """What is wrong with a repository in which no model was found, and what to do."""
+    if has_bundle(repository):
+        return (
+            f"repository {repository} is the folder of one model or version; "
+            "give the folder in which MODEL/VERSION/ lies"
+        )
+    return (
+        f"repository {repository} holds no bundle MODEL/VERSION/{MANIFEST}; "
+        "`glowserve export CHECKPOINT REPOSITORY/MODEL` writes one"
+    )
+
+
 def _list_model(model: Path, listing: Listing) -> None:
     name = model.name
     if not MODEL_NAME.fullmatch(name):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glowserve.cores import cores
+from glowserve.memory import memory_limit
 from glowserve.runtime.config import DEVICES, Limits, RuntimeConfig, bucket_sizes
 from glowserve_service.versions import VersionPolicy
 
@@ -84,6 +85,10 @@ class ServiceConfig:
         least=0.1,
         or_zero=True,
     )
+    wait_for_models: str = _setting(
+        "off",
+        "on, or off: whether a service without a model to serve starts, not ready, and serves models as they appear",
+    )
     admin: str = _setting("off", "on, or off: whether calls may load and unload models")
     host: str = _setting(
         "127.0.0.1", "IP address to listen on, or its name; 0.0.0.0 for all, :: for all of IPv6, too"
@@ -130,8 +135,8 @@ class ServiceConfig:
     )
     max_received_mib: int = _setting(
         1024,
-        "most bytes of requests that are received and not answered, in MiB; more are refused, but one of the largest "
-        "size is always accepted",
+        "most bytes of requests that are received and not answered, in MiB, and no more than a quarter of a "
+        "container's memory; more are refused, but one of the largest size is always accepted",
     )
     max_connections: int = _setting(
         10_000, "most connections at once to the port of gRPC; further ones are closed at once"
@@ -196,6 +201,7 @@ class ServiceConfig:
     def _check_words(self) -> None:
         for name, known in (
             ("device", DEVICES),
+            ("wait_for_models", ("off", "on")),
             ("admin", ("off", "on")),
             ("log_format", LOG_FORMATS),
             ("log_level", LOG_LEVELS),
@@ -210,8 +216,12 @@ class ServiceConfig:
 
     @property
     def max_received_bytes(self) -> int:
-        """The size of all requests together that are received and not answered."""
-        return max(self.max_received_mib, self.max_message_mib) * 2**20
+        """The size of all requests together that are received and not answered.
+
+        It takes a quarter of the memory that the process may use at most: parsed, requests take as much again.
+        """
+        received = min(self.max_received_mib * 2**20, memory_limit() / 4)
+        return max(int(received), self.max_message_bytes)
 
     def share_of_a_call(self, images: int, size: int) -> float:
         """The share of a call's limits that a request of a stream takes, with so many images in so many bytes."""

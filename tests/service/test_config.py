@@ -51,6 +51,7 @@ def test_every_setting_has_a_help_text() -> None:
         ("poll_seconds", -1.0),
         ("canary_seconds", float("nan")),
         ("admin", "yes"),
+        ("wait_for_models", "yes"),
         ("versions", "all"),
         ("max_batch_size", 0),
         ("max_batch_size", -1),

@@ -16,7 +16,7 @@ TIMEOUT_SECONDS = 60.0
 """How long one call may take unless a client is given another timeout."""
 
 # Every method is idempotent, so gRPC may retry a call that the server did not begin.
-_RETRY = {
+_RETRY: dict[str, Any] = {
     "methodConfig": [
         {
             "name": [{"service": "glowserve.v1.GlowService"}],
@@ -30,6 +30,14 @@ _RETRY = {
         }
     ]
 }
+
+# Calls take turns on the servers of a name, and leave out those that are not SERVING: they load, drain or fail.
+_BALANCING: dict[str, Any] = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "glowserve.v1.GlowService"},
+}
+_BALANCED = ("dns:", "ipv4:", "ipv6:")
+"""The schemes of targets that name several servers."""
 
 KEEPALIVE_MS = 30_000
 """How often a waiting call checks its connection. The server must permit pings at this interval."""
@@ -101,6 +109,8 @@ class ChannelFactory:
             channels: the module that makes channels, `grpc` or `grpc.aio`.
         """
         options = [*CHANNEL_OPTIONS, *proxy_options(self._target)]
+        if self._target.startswith(_BALANCED):
+            options = list((dict(options) | {"grpc.service_config": json.dumps(_RETRY | _BALANCING)}).items())
         if self._encryption is None:
             return channels.insecure_channel(self._target, options)
         return channels.secure_channel(self._target, self._encryption, options)

@@ -15,6 +15,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME
 
+LIVE = "glowserve.live"
+"""The name that is SERVING for as long as the process answers: what a liveness probe asks for."""
+
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -27,7 +30,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(services)
-        self._ready: dict[str, bool] = dict.fromkeys(self._services, False)
+        self._ready: dict[str, bool] = {**dict.fromkeys(self._services, False), LIVE: True}
         self._changed = asyncio.Event()
         self._open = self._stopping = False
 
@@ -38,7 +41,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
             ready: of the services.
             models: of each model, by its name. A model whose name is a service's is left out.
         """
-        self._ready = {**models, **dict.fromkeys(self._services, ready)}
+        self._ready = {**models, **dict.fromkeys(self._services, ready), LIVE: True}
         self._wake()
 
     def serve(self) -> None:
@@ -53,6 +56,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
 
     def is_serving(self, name: str) -> bool:
         """Whether the status is SERVING."""
+        if name == LIVE:
+            return True
         return self._open and not self._stopping and self._ready.get(name, False)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802

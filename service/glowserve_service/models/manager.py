@@ -13,8 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 from glowserve.runtime.errors import BundleError, DeviceError, ModelNotFoundError
-from glowserve.runtime.manifest import MANIFEST
-from glowserve.runtime.repository import Fingerprint, Listing, fingerprint, list_repository
+from glowserve.runtime.repository import Fingerprint, Listing, fingerprint, list_repository, without_models
 from glowserve.runtime.sessions import Cancellation
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import ForbiddenError, UnavailableError
@@ -26,6 +25,9 @@ from glowserve_service.models.unserved import WHOLE_MODEL, Key, LoadFailure, Uns
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.scheduling.workers import Workers
 from glowserve_service.versions import VersionPolicy
+
+# Whoever waits runs in a container, where the error's words are not the whole answer.
+_HOW = " (docker compose: MODELS names the folder, and --profile demo makes a model)"
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +78,28 @@ class ModelManager:
         """Loads the models, and from then on follows the repository.
 
         Raises:
-            GlowserveError: nothing there can be served, or the device cannot be used.
+            GlowserveError: nothing there can be served and `wait_for_models` is off, or the device cannot be used.
         """
+        try:
+            await self._load_all()
+        except BundleError as error:
+            if self._config.wait_for_models == "off":
+                raise
+            log.error("%s; waiting for a model%s", error, _HOW)
+            self._publish_health()
+        own_threads = self._config.instances == 1 or any(model.device != "cpu" for model in self._models)
+        self._threads.lower_priority = not own_threads
+        if self._config.poll_seconds:
+            self._spawn(self._repeat(self._poll, self._config.poll_seconds))
+        if self._config.canary_seconds:
+            self._spawn(self._repeat(self._try_canaries, self._config.canary_seconds))
+
+    async def _load_all(self) -> None:
         repository = self._config.repository
         listing = await self._read(list_repository, repository)
         self._note(listing)
         if not (listing.versions or listing.unreadable):
-            raise BundleError(
-                f"repository {repository} holds no bundle MODEL/VERSION/{MANIFEST}; "
-                "`glowserve export CHECKPOINT REPOSITORY/MODEL` writes one"
-            )
+            raise BundleError(without_models(repository))
         try:
             for name, versions in listing.versions.items():
                 await self._update(name, versions, final=True)
@@ -100,12 +114,6 @@ class ModelManager:
             raise BundleError(
                 f"versions is {self._config.versions!r}, and repository {repository} has none of them"
             )
-        own_threads = self._config.instances == 1 or any(model.device != "cpu" for model in self._models)
-        self._threads.lower_priority = not own_threads
-        if self._config.poll_seconds:
-            self._spawn(self._repeat(self._poll, self._config.poll_seconds))
-        if self._config.canary_seconds:
-            self._spawn(self._repeat(self._try_canaries, self._config.canary_seconds))
 
     async def close(self) -> None:
         """Ends the polls and canaries, and closes every model. What hangs is left behind, with a line in the log."""

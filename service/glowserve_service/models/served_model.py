@@ -18,6 +18,7 @@ from glowserve.runtime.engine import Float32Array, Forward
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.runner import Float64Array
+from glowserve.runtime.sessions import has_cuda
 from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
 from glowserve_service.models.daemon_threads import call_in_daemon_thread
@@ -80,7 +81,7 @@ class ServedModel:
         detector = None if oddness is None else DriftDetector(oddness)
         self.traffic = Traffic(self.name, self.version, detector)
         """What the images that it has scored look like."""
-        self._metrics = metrics
+        self._metrics, self._device_setting = metrics, config.device
         self._canary: Future[None] | None = None
         self._leases = 0
         self._unleased = asyncio.Event()
@@ -148,8 +149,10 @@ class ServedModel:
 
     def _gauges(self) -> list[tuple[Gauge, tuple[str, ...], float]]:
         kind = self.device, self.placements[0].provider, self.manifest.flow.precision or "fp32"
+        fell_back = self._device_setting == "auto" and self.device == "cpu" and has_cuda()
         return [
             (self._metrics.model_info, (*self._key, *kind), 1),
+            (self._metrics.cpu_fallback, self._key, float(fell_back)),
             *(
                 (self._metrics.graph_nodes, (*self._key, placed.graph, placed.provider), placed.nodes)
                 for placed in self.placements

@@ -153,6 +153,11 @@ class Metrics:
             "1 for every model that is served.",
             ["model", "version", "device", "provider", "precision"],
         )
+        self.cpu_fallback = self._gauge(
+            "cpu_fallback",
+            "1 for a version that runs on the CPU although ONNX Runtime supports CUDA and the device is auto, else 0.",
+            ["model", "version"],
+        )
         self.graph_nodes = self._gauge(
             "graph_nodes",
             "Nodes of a graph, by the ONNX Runtime execution provider that runs them.",

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from glowserve_service.front import health as health_module
-from glowserve_service.front.health import Health
+from glowserve_service.front.health import LIVE, Health
 from glowserve_service.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -74,7 +74,22 @@ async def test_all_statuses_can_be_listed(health: Health, channel: grpc.aio.Chan
     health.serve()
     health.set(True, {"digits": True, "faces": False})
     data: bytes = await channel.unary_unary("/grpc.health.v1.Health/List")(b"")
-    assert listed(data) == {"": SERVING, SERVICE: SERVING, "digits": SERVING, "faces": NOT_SERVING}
+    assert listed(data) == {
+        **{"": SERVING, SERVICE: SERVING, LIVE: SERVING},
+        **{"digits": SERVING, "faces": NOT_SERVING},
+    }
+
+
+async def test_a_process_that_answers_is_live_whatever_it_serves(health: Health, stub: Any) -> None:
+    async def is_live() -> bool:
+        return bool((await stub.Check(request(LIVE))).status == SERVING)
+
+    assert await is_live()
+    health.serve()
+    health.set(False, {"digits": False, LIVE: False})
+    assert await is_live()
+    health.stop()
+    assert await is_live()
 
 
 def listed(data: bytes) -> dict[str, int]:

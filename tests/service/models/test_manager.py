@@ -265,6 +265,10 @@ def copied(repository: Path, path: Path) -> Path:
     return path / "digits" / "1"
 
 
+def folder_of_the_version(repository: Path, path: Path) -> Path:
+    return repository / "digits" / "1"
+
+
 def truncated_graph(repository: Path, path: Path) -> Path:
     graph = copied(repository, path) / "forward.onnx"
     graph.write_bytes(graph.read_bytes()[:1000])
@@ -299,7 +303,11 @@ def missing_manifest(repository: Path, path: Path) -> Path:
         (no_folder, "there is no such folder"),
         (empty_folder, "holds no bundle MODEL/VERSION/manifest.json"),
         (file_in_place_of_a_folder, "there is no such folder"),
-        (folder_of_the_model, "holds no bundle"),
+        (
+            folder_of_the_model,
+            "is the folder of one model or version; give the folder in which MODEL/VERSION/ lies",
+        ),
+        (folder_of_the_version, "is the folder of one model or version"),
         (truncated_graph, "forward.onnx is not the file that was exported"),
         (wrong_graph, "reverse.onnx is not the file that was exported"),
         (missing_graph, "reverse.onnx cannot be read: No such file or directory"),
