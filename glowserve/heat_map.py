@@ -59,7 +59,7 @@ def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
 def _coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
     """The image in light grey under the colours of the deviations, uint8 [H, W, 3]."""
     grey = np.asarray(to_pil(image).convert("L"), np.float64)[:, :, None]
-    return _blended(160 + grey * 3 / 8, deviations)
+    return _blended(160 + grey * 95 / 255, deviations)
 
 
 def _blended(background: npt.NDArray[np.float64], deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
