@@ -57,7 +57,7 @@ class Pages:
         return application
 
     async def _arrive(self, request: web.Request) -> web.Response:
-        return web.HTTPFound(f"/{PAGES[0].path}")
+        raise web.HTTPFound(f"/{PAGES[0].path}")
 
     async def _get(self, page: Page, request: web.Request) -> web.Response:
         """A page without a result, or with that of the fields in the query."""

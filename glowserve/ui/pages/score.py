@@ -10,7 +10,7 @@ from typing import Any
 
 from glowserve.client.async_client import AsyncClient
 from glowserve.client.errors import RequestError
-from glowserve.heat_map import heat_map
+from glowserve.heat_map import coloured, legend
 from glowserve.images import UInt8Array, open_encoded, prepare
 from glowserve.results import Explanations, ImageError
 from glowserve.scores import Part
@@ -23,6 +23,10 @@ from glowserve.ui.pictures import png_url
 
 # Of more than twice as many pictures, so many of the oddest and of the most usual are shown.
 _SHOWN = 8
+# So many parts of each are named.
+_NAMED = 3
+# Pixels of the width of the heat maps' legend.
+_LEGEND = 320
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class _Shown:
     scores: dict[str, Any]
     histogram: Histogram | None
     """None of a model without calibration images."""
-    drawing: str
-    """The picture, and its heat map if there is one, as a data URL."""
-    parts: Sequence[Part] | None
-    """The parts that are farthest from usual; None without a heat map."""
+    picture: str
+    """Its image, as a data URL."""
+    heat_map: str
+    """That of its heat map; "" without one."""
+    parts: Sequence[Part]
+    """The parts that are farthest from usual; none without a heat map."""
 
 
 async def _answer(client: AsyncClient, name: str, form: Form) -> Result:
@@ -69,6 +75,7 @@ async def _answer(client: AsyncClient, name: str, form: Form) -> Result:
         "anomalous": sum(each.scores.get("anomalous", False) for each in scored),
         "rate": rate,
         "note": note,
+        "legend": png_url(legend(_LEGEND)),
     }
 
 
@@ -105,15 +112,15 @@ def _draw(model: Model, scored: Sequence[_Scored], explained: Explanations | Non
     shown = []
     for i, each in enumerate(scored):
         image = _image(model, each.upload.data)
-        drawing = image if explained is None else heat_map(image, explained.deviations[i])
         bits = each.scores["bits_per_dim"]
         shown.append(
             _Shown(
                 each.upload.name,
                 each.scores,
                 histogram(model.calibration, bits) if model.calibration.size else None,
-                png_url(drawing),
-                None if explained is None else explained.parts[i][:3],
+                png_url(image),
+                png_url(coloured(image, explained.deviations[i])) if explained else "",
+                explained.parts[i][:_NAMED] if explained else (),
             )
         )
     return shown

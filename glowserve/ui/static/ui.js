@@ -133,7 +133,8 @@ if (pictures) {
   document.addEventListener("drop", async (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    put(pictures, await dropped(event.dataTransfer.items, Number(form.dataset.mostPictures)));
+    const most = Number(form.dataset.mostPictures);
+    put(pictures, await dropped(event.dataTransfer.items, most).catch(() => []));
     put(document.getElementById("folder"), []);
     show(true);
   });
