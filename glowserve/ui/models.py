@@ -13,6 +13,7 @@ from glowserve.v1.manifest_pb2 import Manifest
 
 # The file of a bundle that p-values need: protos/glowserve/v1/manifest.proto.
 _CALIBRATION = "calibration.npz"
+_NOT_SERVED = ("LOADING", "REFUSED")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ async def serving(client: AsyncClient) -> list[str]:
     Raises:
         RequestError: the service refused or failed.
     """
-    return sorted({model.name for model in await client.models() if model.state == "SERVING"})
+    return sorted({model.name for model in await client.models() if model.state not in _NOT_SERVED})
 
 
 async def describe(client: AsyncClient, name: str) -> Model:
