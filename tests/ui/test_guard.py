@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from glowserve.images import UInt8Array, encode_png
@@ -57,21 +55,3 @@ def test_every_response_says_that_nothing_comes_from_elsewhere(url: str, path: s
 )
 def test_only_the_pages_own_files_are_served(url: str, path: str) -> None:
     assert ask(url, path).status in (403, 404)
-
-
-def test_a_site_that_posts_to_the_pages_from_a_real_browser_is_refused(browser: Any, url: str) -> None:
-    page = browser.new_page()
-    page.route(
-        "http://evil.example/",
-        lambda route: route.fulfill(
-            content_type="text/html",
-            body=f'<form method="post" enctype="multipart/form-data" action="{url}/score"><button>Win</button>'
-            f'</form><img src="{url}/sample?n=64">',
-        ),
-    )
-    with page.expect_response(f"{url}/sample?n=64") as embedded:
-        page.goto("http://evil.example/")
-    with page.expect_response(f"{url}/score") as posted:
-        page.click("button")
-    assert (embedded.value.status, posted.value.status) == (403, 403)
-    page.close()

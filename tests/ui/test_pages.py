@@ -187,3 +187,21 @@ def test_every_page_works_without_scripts(browser: Any, url: str, folder: Path) 
     assert page.locator(".strip img").count() == 8
     assert not page.is_visible(".walk")
     context.close()
+
+
+def test_a_site_that_posts_to_the_pages_from_a_real_browser_is_refused(browser: Any, url: str) -> None:
+    page = browser.new_page()
+    page.route(
+        "http://evil.example/",
+        lambda route: route.fulfill(
+            content_type="text/html",
+            body=f'<form method="post" enctype="multipart/form-data" action="{url}/score"><button>Win</button>'
+            f'</form><img src="{url}/sample?n=64">',
+        ),
+    )
+    with page.expect_response(f"{url}/sample?n=64") as embedded:
+        page.goto("http://evil.example/")
+    with page.expect_response(f"{url}/score") as posted:
+        page.click("button")
+    assert (embedded.value.status, posted.value.status) == (403, 403)
+    page.close()
