@@ -76,9 +76,9 @@ async def read_upload(request: web.Request) -> Form:
         raise FormError(
             f"the upload took longer than {UPLOAD_SECONDS:g} s: choose fewer pictures", 408
         ) from None
-    except (ValueError, AssertionError) as error:  # aiohttp raises both for bytes that are no form
-        if isinstance(error, FormError):
-            raise
+    except FormError:
+        raise
+    except Exception:  # bytes that are no form make aiohttp raise errors of many types
         raise FormError("the request is no form with pictures: send it from the page") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Iterable
+from contextlib import closing
 from html import unescape
 from re import DOTALL, search
 from typing import NamedTuple
@@ -34,13 +35,11 @@ def ask(
     **headers: str,
 ) -> Answer:
     """Sends a request, with `_` for the `-` in the names of headers; a body in pieces is sent in chunks."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     named = {name.replace("_", "-"): text for name, text in headers.items()}
-    connection.request(method, path, body, named, encode_chunked=not isinstance(body, bytes | None))
-    response = connection.getresponse()
-    answer = Answer(response.status, response.headers, response.read().decode())
-    connection.close()
-    return answer
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)) as connection:
+        connection.request(method, path, body, named, encode_chunked=not isinstance(body, bytes | None))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read().decode())
 
 
 def post(url: str, path: str, parts: Iterable[tuple[str, str | None, bytes]], **headers: str) -> Answer:

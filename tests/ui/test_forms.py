@@ -100,13 +100,13 @@ def test_a_picture_of_a_walk_that_cannot_be_read_is_an_error(url: str, png: byte
 
 
 def test_only_the_name_of_a_file_is_shown(url: str, png: bytes) -> None:
-    names = ("C:\\\\Users\\\\me\\\\one.png", "/home/me/two.png", "three\u202egnp.png", "x" * 9999)
+    names = ("C:\\\\Users\\\\me\\\\one.png", "/home/me/two.png", "three\u202egnp.png", "x" * 999)
     answer = post(url, "/score", [("pictures", name, png) for name in names])
     assert answer.status == 200
     assert "Users" not in answer.text
     assert "home" not in answer.text
     assert "three\\u202egnp.png" in answer.text
-    assert "9799 characters are left out" in answer.text
+    assert "799 characters are left out" in answer.text
 
 
 def test_pictures_of_every_format_and_size_are_scored(url: str, tmp_path: Path, digits: UInt8Array) -> None:

@@ -16,7 +16,7 @@ def test_localhost_and_addresses_are_accepted_as_host(url: str, host: str) -> No
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example:8003", "127.0.0.1.evil.example", "", "a b", "[::1", "@"]
+    "host", ["evil.example", "localhost.evil.example:8003", "127.0.0.1.evil.example", "", "a b", "@"]
 )
 def test_a_name_that_was_made_to_lead_here_is_refused(url: str, host: str) -> None:
     assert ask(url, "/sample?n=1", Host=host).status in (400, 421)
