@@ -47,7 +47,7 @@ def sentence(error: Explained, target: str) -> str:
     if not isinstance(error, RequestError):
         return _capitalized(str(error))
     if error.code is grpc.StatusCode.UNAVAILABLE:
-        return f"The service {target} is not available: {error.message}"
+        return f"The service {target} is not available; is `glowserve serve` running there? {error.message}"
     if error.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return f"The service {target} does not permit this to the page's token: {error.message}"
     return f"The service {target} answers {error.code.name}: {error.message}"

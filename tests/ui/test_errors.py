@@ -27,7 +27,9 @@ def test_a_service_that_is_away_is_named_on_every_page() -> None:
     with serve_pages(target) as url:
         answer = ask(url, "/score")
     assert answer.status == 502
-    assert answer.error.startswith(f"The service {target} is not available: ")
+    assert answer.error.startswith(
+        f"The service {target} is not available; is `glowserve serve` running there? "
+    )
 
 
 def test_a_missing_token_is_named(run_server: RunServer, tmp_path: Path) -> None:
