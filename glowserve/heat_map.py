@@ -29,6 +29,29 @@ _TICKS = (-16, -4, -1, 0, 1, 4, 16)
 def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> Image.Image:
     """A picture of the image, enlarged, and beside it one of where the model finds it too unlikely or too likely.
 
+    `coloured` says what the colours mean, and what the arguments are.
+    """
+    height, width = deviations.shape
+    factor = max(1, _SIDE // max(height, width))
+    panels = [_enlarged(each, factor) for each in (to_pil(image), to_pil(coloured(image, deviations)))]
+    panel_width, panel_height = width * factor, height * factor
+    canvas = Image.new(
+        "RGB", (2 * panel_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP), "white"
+    )
+    for i, panel in enumerate(panels):
+        canvas.paste(panel, (_GAP + i * (panel_width + _GAP), _GAP))
+    canvas.paste(legend(panel_width), (panel_width + 2 * _GAP, panel_height + 2 * _GAP))
+    return canvas
+
+
+def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
+    size = picture.width * factor, picture.height * factor
+    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
+    """The image in light grey under the colours of the deviations, uint8 [H, W, 3].
+
     Red is too unlikely, blue too likely, grey as likely as at that place of held-out images; the stronger the colour,
     the farther from their mean, up to `LIMIT` standard deviations. The scale is linear near the mean and logarithmic
     far from it, so that both a blurred patch (+1) and the middle of a foreign one (-20) can be seen. Magenta is not
@@ -38,28 +61,8 @@ def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> Im
         image: uint8 [H, W, C] with C 1 or 3.
         deviations: in standard deviations, negative where too unlikely, [H, W].
     """
-    height, width = deviations.shape
-    factor = max(1, _SIDE // max(height, width))
-    panels = [_enlarged(each, factor) for each in (to_pil(image), to_pil(_coloured(image, deviations)))]
-    panel_width, panel_height = width * factor, height * factor
-    canvas = Image.new(
-        "RGB", (2 * panel_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP), "white"
-    )
-    for i, panel in enumerate(panels):
-        canvas.paste(panel, (_GAP + i * (panel_width + _GAP), _GAP))
-    _draw_legend(canvas, (panel_width + 2 * _GAP, panel_height + 2 * _GAP), panel_width)
-    return canvas
-
-
-def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
-    size = picture.width * factor, picture.height * factor
-    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-
-
-def _coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
-    """The image in light grey under the colours of the deviations, uint8 [H, W, 3]."""
     grey = np.asarray(to_pil(image).convert("L"), np.float64)[:, :, None]
-    return _blended(160 + grey * 3 / 8, deviations)
+    return _blended(160 + grey * 95 / 255, deviations)
 
 
 def _blended(background: npt.NDArray[np.float64], deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
@@ -77,18 +80,19 @@ def _strength(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return strength
 
 
-def _draw_legend(canvas: Image.Image, corner: tuple[int, int], width: int) -> None:
-    """A bar of all colours with their meaning, under the heat map."""
-    left, top = corner
+def legend(width: int) -> Image.Image:
+    """A bar of all colours of heat maps with their meaning, so many pixels wide."""
+    canvas = Image.new("RGB", (width, _BAR + 2 * _TEXT + 2 * _GAP), "white")
     scale = np.sinh(np.linspace(-1, 1, width) * np.arcsinh(LIMIT))
     bar = _blended(np.full((_BAR, width, 1), 224.0), np.broadcast_to(scale, (_BAR, width)))
-    canvas.paste(to_pil(bar), corner)
+    canvas.paste(to_pil(bar))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_TEXT)
-    numbers = top + _BAR + _GAP // 2
+    numbers = _BAR + _GAP // 2
     for tick in _TICKS:
-        x = left + width * (1 + np.arcsinh(tick) / np.arcsinh(LIMIT)) / 2
+        x = width * (1 + np.arcsinh(tick) / np.arcsinh(LIMIT)) / 2
         anchor = {-LIMIT: "la", LIMIT: "ra"}.get(tick, "ma")
         draw.text((x, numbers), f"{tick:+d}" if tick else "0", "black", font, anchor)
     words = numbers + _TEXT + _GAP // 2
-    draw.text((left, words), "too unlikely", _TOO_UNLIKELY, font, "la")
-    draw.text((left + width, words), "too likely", _TOO_LIKELY, font, "ra")
+    draw.text((0, words), "too unlikely", _TOO_UNLIKELY, font, "la")
+    draw.text((width, words), "too likely", _TOO_LIKELY, font, "ra")
+    return canvas

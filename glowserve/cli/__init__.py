@@ -32,10 +32,11 @@ _COMMANDS = {
     "sample": "draw new images",
     "interpolate": "draw images between two images",
     "models": "list models",
+    "ui": "look at a service in a browser: scores, samples, and walks between pictures",
     "demo": "train, export, serve, score and sample handwritten digits",
 }
 # The extras that a command needs; "cpu" for all others.
-_EXTRAS = dict.fromkeys(("train", "export", "calibrate", "evaluate", "demo"), "train,cpu")
+_EXTRAS = dict.fromkeys(("train", "export", "calibrate", "evaluate", "demo"), "train,cpu") | {"ui": "ui"}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -124,12 +123,4 @@ def check_folder(folder: Path, scored: Iterable[Path]) -> None:
 
 def outliers(parts: Sequence[Part]) -> str:
     """The parts that are farthest from usual, and in which direction: "log_det[1] -8.31, bits_per_dim +5.12"."""
-    return ", ".join(f"{_name(part)} {_signed(part.deviation)}" for part in parts[:_NAMED])
-
-
-def _name(part: Part) -> str:
-    return f"{part.name}[{part.level}]" if part.level else part.name
-
-
-def _signed(number: float) -> str:
-    return "nan" if math.isnan(number) else f"{number:+.3g}"
+    return ", ".join(map(str, parts[:_NAMED]))

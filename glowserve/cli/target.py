@@ -1,4 +1,4 @@
-"""The target of `score`, `sample`, `interpolate` and `models`: a service, or a bundle in this process."""
+"""The target of a command: a service, or a bundle in this process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import glowserve
 from glowserve.cli.failure import Failure
@@ -25,12 +26,20 @@ class Target:
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select a target."""
-    parser.add_argument("--server", metavar="HOST:PORT", help="call a running service")
+    add_server_arguments(parser)
     parser.add_argument(
         "--model",
         metavar="MODEL",
         help="without --server: open the bundle REPOSITORY/MODEL; with it: the model's name there, "
         "which may be left out if it has one",
+    )
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, server: str | None = None) -> None:
+    """Adds the flags of a running service, with the service that is called if `--server` is left out."""
+    default = f"; default: {server}" if server else ""
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", default=server, help=f"call a running service{default}"
     )
     parser.add_argument(
         "--tls", action="store_true", help="encrypt, and trust the authorities that gRPC trusts"
@@ -61,7 +70,7 @@ def open_target(args: argparse.Namespace) -> Iterator[Target]:
     """
     try:
         if args.server:
-            with _connect(args) as client:
+            with glowserve.Client(args.server, **server_settings(args)) as client:
                 yield Target(client, args.model or "")
         elif args.model:
             with _open_bundle(args.model) as client:
@@ -76,15 +85,19 @@ def open_target(args: argparse.Namespace) -> Iterator[Target]:
         raise Failure(error, 2) from error
 
 
-def _connect(args: argparse.Namespace) -> glowserve.Client:
-    return glowserve.Client(
-        args.server,
-        tls=args.tls,
-        ca=args.ca or os.environ.get("GLOWSERVE_CA") or None,
-        cert=args.cert or os.environ.get("GLOWSERVE_CERT") or None,
-        key=args.key or os.environ.get("GLOWSERVE_KEY") or None,
-        token=_token(args.token_file),
-    )
+def server_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Client` and `AsyncClient` that the flags and the environment set, beside the target.
+
+    Raises:
+        Failure: the file of the token cannot be read.
+    """
+    return {
+        "tls": args.tls,
+        "ca": args.ca or os.environ.get("GLOWSERVE_CA") or None,
+        "cert": args.cert or os.environ.get("GLOWSERVE_CERT") or None,
+        "key": args.key or os.environ.get("GLOWSERVE_KEY") or None,
+        "token": _token(args.token_file),
+    }
 
 
 def _token(file: Path | None) -> str | None:

@@ -41,6 +41,11 @@ class Part:
     """How far the value lies above (positive) or below (negative) the mean of the calibration images, in units of their
     standard deviation. Infinite, or not a number, if the value is."""
 
+    def __str__(self) -> str:
+        """Its name and its deviation: "log_det[1] -8.31"."""
+        name = f"{self.name}[{self.level}]" if self.level else self.name
+        return f"{name} nan" if math.isnan(self.deviation) else f"{name} {self.deviation:+.3g}"
+
 
 class UsualParts:
     """The mean and the standard deviation of each part.

@@ -47,6 +47,14 @@ def test_red_is_too_unlikely_and_blue_too_likely_and_more_of_it_is_farther() -> 
     assert redness[2:].any() == 0
 
 
+def test_white_stays_white_and_black_is_grey_where_nothing_deviates() -> None:
+    image = np.zeros((2, 2, 1), np.uint8)
+    image[0] = 255
+    _, right = _panels(heat_map(image, np.zeros((2, 2), np.float32)), 2)
+    assert (right[0] == 255).all()
+    assert (right[-1] == 160).all()
+
+
 def test_deviations_beyond_the_limit_have_the_colour_of_the_limit() -> None:
     image = np.full((2, 2, 3), 200, np.uint8)
     deviations = np.array([[-LIMIT, -1e30], [LIMIT, 3e38]], np.float32)

@@ -26,7 +26,7 @@ def _package_room(module: str) -> str:
     package, *rest = module.split(".")
     if package != "glowserve":
         return package.removeprefix("glowserve_")
-    return rest[0] if rest and rest[0] in ("cli", "demo", "client", "runtime") else SHARED
+    return rest[0] if rest and rest[0] in ("cli", "demo", "ui", "client", "runtime") else SHARED
 
 
 def _service_room(module: str) -> str:

@@ -185,6 +185,7 @@ async def _one_stream_async(
         sent.put_nowait(None)
         await _next_async(arrivals, timeout)  # raises the status, if it is an error
     finally:
+        sent.put_nowait(None)  # cancel() does not end gRPC's reader of requests if the call has ended already
         call.cancel()
 
 

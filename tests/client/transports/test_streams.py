@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -243,6 +244,16 @@ def test_a_refused_call_keeps_its_status_however_large_the_first_request(
             with connect(address(server)) as client, pytest.raises(glowserve.RequestError) as caught:
                 next(client.iter_scores(itertools.repeat(bytes(2**22))))
             assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_refused_stream_leaves_no_task_behind(server: Server) -> None:
+    before = asyncio.all_tasks()
+    async with glowserve.AsyncClient(address(server)) as client:
+        for _ in range(8):
+            with pytest.raises(glowserve.RequestError, match="NOT_FOUND"):
+                _ = [part async for part in client.iter_scores(itertools.repeat(BLANK, 9), model="missing")]
+        await asyncio.sleep(0.05)  # for gRPC's own tasks to end
+        assert asyncio.all_tasks() == before
 
 
 class LosingStatus(grpc.aio.AioRpcError):
