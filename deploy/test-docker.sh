@@ -29,15 +29,15 @@ fi
 glowserve() { "$PYTHON" -m glowserve "$@"; }
 
 # Free ports, so that a running service does not conflict.
-read -r PORT METRICS_PORT PROMETHEUS_PORT < <("$PYTHON" - <<'PY'
+read -r PORT METRICS_PORT PROMETHEUS_PORT UI_PORT < <("$PYTHON" - <<'PY'
 import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
 print(*(s.getsockname()[1] for s in sockets))
 PY
 )
 work=$(mktemp -d)
 chmod 755 "$work"
-export PORT METRICS_PORT PROMETHEUS_PORT MODELS=$work/models ENV_FILE=$work/env
+export PORT METRICS_PORT PROMETHEUS_PORT UI_PORT MODELS=$work/models ENV_FILE=$work/env
 server=127.0.0.1:$PORT
 down() {
   code=$?
@@ -100,6 +100,12 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
         sys.exit(0 if "1 to 8" in error.details() else error.details())
 sys.exit("GLOWSERVE_MAX_IMAGES_PER_CALL was not passed on")
 PY
+
+step "the pages, which ask the service"
+compose --profile ui up --detach ui
+page() { curl --silent --fail --max-time 5 "http://localhost:$UI_PORT/sample?model=digits&temperature=0.7&seed=1" | grep -q data:image/png; }
+within 30 page
+compose --profile ui rm --stop --force ui >/dev/null
 
 step "what is in the image, and its size"
 contents() { docker run --rm --interactive --user 0 --entrypoint python "$1" - < tests/deploy/programs/contents.py; }
