@@ -1,4 +1,4 @@
-"""The target of `score`, `sample`, `interpolate` and `models`: a service, or a bundle in this process."""
+"""The target of `score`, `sample`, `interpolate`, `manipulate` and `models`: a service, or a bundle in this process."""
 
 from __future__ import annotations
 

@@ -212,6 +212,21 @@ class AsyncClient:
         request = await asyncio.to_thread(requests.interpolate_request, one, other, steps, model, version)
         return messages.images_array((await self._transport.interpolate(request)).images)
 
+    async def manipulate(
+        self,
+        image: ImageLike | npt.NDArray[np.floating],
+        attributes: str | Iterable[str],
+        strengths: float | Iterable[float],
+        *,
+        model: str = "",
+        version: int = 0,
+    ) -> UInt8Array:
+        """See `Client.manipulate`."""
+        request = await asyncio.to_thread(
+            requests.manipulate_request, image, attributes, strengths, model, version
+        )
+        return messages.images_array((await self._transport.manipulate(request)).images)
+
     async def models(self) -> list[ModelInfo]:
         """See `Client.models`."""
         return messages.model_infos(await self._transport.list_models(pb.ListModelsRequest()))

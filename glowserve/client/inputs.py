@@ -167,15 +167,30 @@ def latent_portions(latents: npt.ArrayLike) -> Iterator[Portion]:
         return split_rows(array.astype(np.float32, copy=False), DEFAULT_LIMITS)
 
 
-def pair(one: ImageLike, other: ImageLike) -> Portion:
-    """Two images as one portion, whatever their sizes.
+def latent_of(image: object) -> npt.NDArray[np.float32] | None:
+    """The latent that was passed in place of an image, float32 [1, D]; None if it is no array of floating-point numbers.
+
+    Raises:
+        ValueError: the array has not the shape [D] or [1, D].
+    """
+    if not hasattr(image, "__array__") or np.asarray(image).dtype.kind != "f":
+        return None
+    array = np.asarray(image)
+    if array.ndim not in (1, 2) or array.size != array.shape[-1] or not array.size:
+        raise ValueError(f"the latent has shape {list(array.shape)}; pass one, [D] or [1, D]")
+    with np.errstate(over="ignore"):  # the service refuses infinity
+        return array.reshape(1, -1).astype(np.float32, copy=False)
+
+
+def together(*images: ImageLike) -> Portion:
+    """A few images as one portion, whatever their sizes.
 
     Raises:
         InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
         OSError: a file cannot be read.
         TypeError: an image has none of the accepted types.
     """
-    items = _items([one, other])
+    items = _items(images)
     return items if isinstance(items, np.ndarray) else [file for file, _ in _files(enumerate(items))]
 
 

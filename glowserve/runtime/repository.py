@@ -31,6 +31,8 @@ REVERSE = "reverse.onnx"
 EXPLAIN = "explain.onnx"
 PLACES = "explain.npy"
 """The mean and the spread of each place: see `glowserve.runtime.explanation`."""
+ATTRIBUTES = "attributes.npz"
+"""Directions in the latent space: see `glowserve.runtime.attributes`."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,8 @@ def fingerprint(path: Path) -> tuple[object, ...]:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    return tuple(
-        state(name) for name in (MANIFEST, CHECKSUM, FLOW, CALIBRATION, FORWARD, REVERSE, EXPLAIN, PLACES)
-    )
+    numbers = (CALIBRATION, PLACES, ATTRIBUTES)
+    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, FORWARD, REVERSE, EXPLAIN, *numbers))
 
 
 def newest_bundle(model: Path) -> Bundle:

@@ -63,6 +63,7 @@ class ServedModel:
         self.fingerprint = loaded.fingerprint
         self.health = EngineHealth(f"{self.name} version {self.version}", on_change)
         scorer = self.scorer = loaded.scorer
+        self.attributes = loaded.attributes
         self.instances = workers.instances
         """Batches that run side by side."""
         engine = self._engine = loaded.engine
