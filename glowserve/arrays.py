@@ -19,7 +19,8 @@ _MOST_HEADERS = 2**16
 def write_arrays(arrays: Mapping[str, npt.ArrayLike]) -> bytes:
     """The content of an archive with these arrays; the same ones always make the same bytes."""
     file = io.BytesIO()
-    np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+    named: dict[str, Any] = dict(arrays)
+    np.savez(file, **named)
     return file.getvalue()
 
 

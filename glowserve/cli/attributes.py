@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
@@ -59,13 +60,17 @@ def run(args: argparse.Namespace) -> int:
     except (TrainingError, GlowserveError, ValueError, OSError) as error:
         raise Failure(error, 2) from error
     if args.json:
-        attributes = [each.json() for each in measured]
-        print(json.dumps({"bundle": str(bundle.path), "version": bundle.manifest.version, "attributes": attributes}))
+        attributes = [asdict(each) for each in measured]
+        print(
+            json.dumps(
+                {"bundle": str(bundle.path), "version": bundle.manifest.version, "attributes": attributes}
+            )
+        )
         return 0
     print(f"{'attribute':<24}{'with':>8}{'without':>9}{'separated':>11}  held-out images with and without")
     for each in measured:
-        held_out = f"{each.held_out_with} and {each.held_out_without}"
-        row = f"{each.name:<24}{each.with_it:>8}{each.without:>9}{each.separated:>10.1%}  {held_out}"
+        held_out = f"{each.held_out_having} and {each.held_out_lacking}"
+        row = f"{each.name:<24}{each.having:>8}{each.lacking:>9}{each.separated:>11.1%}  {held_out}"
         print(printable(row))
     print(printable(f"wrote {bundle.path}"))
     return 0

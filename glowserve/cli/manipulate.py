@@ -79,5 +79,7 @@ def _strengths(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(map(math.isfinite, found)):
-        raise Failure(f"--strengths is {text}; give START:STOP:COUNT, such as -2:2:5, or numbers, such as -1,0,1", 2)
+        raise Failure(
+            f"--strengths is {text}; give START:STOP:COUNT, such as -2:2:5, or numbers, such as -1,0,1", 2
+        )
     return found

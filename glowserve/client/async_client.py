@@ -14,7 +14,7 @@ from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
+from glowserve.client.inputs import ImageLike, ImagesLike, LatentLike, Portion, latent_portions, portions
 from glowserve.client.reading import Reading
 from glowserve.client.set_requests import SetRequests
 from glowserve.client.transports.base import AsyncTransport
@@ -214,7 +214,7 @@ class AsyncClient:
 
     async def manipulate(
         self,
-        image: ImageLike | npt.NDArray[np.floating],
+        image: ImageLike | LatentLike,
         attributes: str | Iterable[str],
         strengths: float | Iterable[float],
         *,

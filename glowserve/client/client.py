@@ -13,7 +13,7 @@ from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
+from glowserve.client.inputs import ImageLike, ImagesLike, LatentLike, Portion, latent_portions, portions
 from glowserve.client.reading import Reading
 from glowserve.client.set_requests import SetRequests
 from glowserve.client.transports.base import Transport
@@ -318,7 +318,7 @@ class Client:
 
     def manipulate(
         self,
-        image: ImageLike | npt.NDArray[np.floating],
+        image: ImageLike | LatentLike,
         attributes: str | Iterable[str],
         strengths: float | Iterable[float],
         *,

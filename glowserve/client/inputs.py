@@ -41,6 +41,9 @@ Open files are read from their start, like Pillow does it, and left at the posit
 `__array__`, such as the tensors of PyTorch on the CPU, are arrays.
 """
 
+LatentLike: TypeAlias = "npt.NDArray[np.floating[Any]]"
+"""One latent: an array of floating-point numbers [D] or [1, D]."""
+
 ImagesLike: TypeAlias = "ImageLike | Iterable[ImageLike]"
 """One image, several images, or a uint8 array [N, H, W, C]."""
 
@@ -167,16 +170,18 @@ def latent_portions(latents: npt.ArrayLike) -> Iterator[Portion]:
         return split_rows(array.astype(np.float32, copy=False), DEFAULT_LIMITS)
 
 
-def latent_of(image: object) -> npt.NDArray[np.float32] | None:
-    """The latent that was passed in place of an image, float32 [1, D]; None if it is no array of floating-point numbers.
+def image_or_latent(image: ImageLike | LatentLike) -> Portion:
+    """One image as a portion, or one latent, float32 [1, D].
 
     Raises:
-        ValueError: the array has not the shape [D] or [1, D].
+        InvalidImageError, OSError, TypeError: see `together`.
+        ValueError: an array of floating-point numbers has not the shape [D] or [1, D].
     """
-    if not hasattr(image, "__array__") or np.asarray(image).dtype.kind != "f":
-        return None
-    array = np.asarray(image)
-    if array.ndim not in (1, 2) or array.size != array.shape[-1] or not array.size:
+    given: Any = image
+    if not hasattr(given, "__array__") or np.asarray(given).dtype.kind != "f":
+        return together(given)
+    array = np.asarray(given)
+    if array.ndim not in (1, 2) or not array.size or array.size != array.shape[-1]:
         raise ValueError(f"the latent has shape {list(array.shape)}; pass one, [D] or [1, D]")
     with np.errstate(over="ignore"):  # the service refuses infinity
         return array.reshape(1, -1).astype(np.float32, copy=False)

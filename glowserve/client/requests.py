@@ -12,11 +12,10 @@ from numbers import Real
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client.errors import RequestError
-from glowserve.client.inputs import ImageLike, Portion, latent_of, together
+from glowserve.client.inputs import ImageLike, LatentLike, Portion, image_or_latent, together
 from glowserve.scores import TABLE, Scores
 from glowserve.scores.asked import all_asked
 from glowserve.v1 import glow_service_pb2 as pb
@@ -147,7 +146,7 @@ def interpolate_request(
 
 
 def manipulate_request(
-    image: ImageLike | npt.NDArray[np.floating],
+    image: ImageLike | LatentLike,
     attributes: str | Iterable[str],
     strengths: float | Iterable[float],
     model: str,
@@ -157,7 +156,7 @@ def manipulate_request(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type or is out of range.
-        InvalidImageError, OSError: see `inputs.together`.
+        InvalidImageError, OSError: see `inputs.image_or_latent`.
     """
     request = pb.ManipulateRequest(
         model=spec(model, version),
@@ -165,10 +164,11 @@ def manipulate_request(
         strengths=_floats("strengths", strengths),
         format=pb.IMAGE_FORMAT_RAW,
     )
-    if (latent := latent_of(image)) is not None:
-        request.latents.CopyFrom(messages.float_tensor(latent))
+    found = image_or_latent(image)
+    if isinstance(found, np.ndarray) and found.dtype == np.float32:
+        request.latents.CopyFrom(messages.float_tensor(found))
     else:
-        request.images.CopyFrom(messages.images_message(together(image)))
+        request.images.CopyFrom(messages.images_message(found))
     return request
 
 

@@ -1,8 +1,8 @@
 """The attributes of a bundle: directions in the latent space along which images are moved.
 
-They are the file attributes.npz beside the manifest: `names`, Unicode [A]; `directions`, float32 [A, D]; and `separated`,
-float32 [A]. An attribute's direction is the mean latent of labelled images that have it minus that of the images that do
-not: Kingma and Dhariwal 2018, "Glow", section 6, "Semantic Manipulation".
+They are the file attributes.npz beside the manifest: `names`, Unicode [A]; `directions`, float32 [A, D]; `separated`,
+float32 [A]. An attribute's direction is the mean latent of labelled images that have it minus that of the images that
+do not: Kingma and Dhariwal 2018, "Glow", section 6, "Semantic Manipulation".
 
 Shapes: A attributes, S strengths, D = H * W * C.
 """
@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from glowserve.arrays import read_arrays, write_arrays
-from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import BundleError, InvalidRequestError, MissingFileError
 from glowserve.runtime.repository import ATTRIBUTES, Bundle
+
+Float32Array = npt.NDArray[np.float32]
 
 MOST_BYTES = 2**26
 """Of the file, and of its arrays."""
@@ -40,8 +42,8 @@ class Attributes:
     """[A, D]; finite."""
 
     separated: Float32Array
-    """The share of held-out images that each direction separates, [A], 0 to 1: the mean of the shares of the images with
-    and without the attribute that lie on their side of the middle between both means. 0.5 is chance."""
+    """The share of held-out images that each direction separates, [A], 0 to 1: of the images with the attribute, and of
+    those without, the shares on their side of the middle between both means, averaged. 0.5 is chance."""
 
     def path(self, latent: Float32Array, names: Sequence[str], strengths: Sequence[float]) -> Float32Array:
         """A latent moved along attributes, float32 [S, D]; infinite where the sum exceeds float32.
@@ -53,7 +55,9 @@ class Attributes:
         """
         direction = sum(self.directions[self.names.index(name)].astype(np.float64) for name in names)
         with np.errstate(over="ignore"):
-            moved = latent.astype(np.float64) + np.multiply.outer(np.asarray(strengths, np.float64), direction)
+            moved = latent.astype(np.float64) + np.multiply.outer(
+                np.asarray(strengths, np.float64), direction
+            )
             path: Float32Array = moved.astype(np.float32)
         return path
 
@@ -124,11 +128,15 @@ def _read(data: bytes, size: int) -> Attributes:
     arrays = read_arrays(data, MOST_BYTES)
     for name, kind in (("names", "U"), ("directions", "f"), ("separated", "f")):
         if name not in arrays or arrays[name].dtype.kind != kind:
-            raise ValueError(f"its array {name!r} is missing, or of another type than the one that belongs there")
+            raise ValueError(
+                f"its array {name!r} is missing, or of another type than the one that belongs there"
+            )
     names, directions, separated = (arrays[name] for name in ("names", "directions", "separated"))
     n = len(names) if names.ndim == 1 else 0
     if not 1 <= n <= MOST_ATTRIBUTES or len(set(names.tolist())) < n:
-        raise ValueError(f"names has shape {list(names.shape)}; it must be 1 to {MOST_ATTRIBUTES} different names")
+        raise ValueError(
+            f"names has shape {list(names.shape)}; it must be 1 to {MOST_ATTRIBUTES} different names"
+        )
     if not all(1 <= len(name) <= LONGEST_NAME for name in names.tolist()):
         raise ValueError(f"a name is empty, or has more than {LONGEST_NAME} characters")
     if directions.shape != (n, size) or directions.dtype != np.float32 or not np.isfinite(directions).all():
@@ -136,5 +144,7 @@ def _read(data: bytes, size: int) -> Attributes:
             f"directions is {directions.dtype} {list(directions.shape)}; it must be float32 {[n, size]}, and finite"
         )
     if separated.shape != (n,) or not ((separated >= 0) & (separated <= 1)).all():
-        raise ValueError(f"separated has shape {list(separated.shape)}; it must have {[n]} values from 0 to 1")
+        raise ValueError(
+            f"separated has shape {list(separated.shape)}; it must have {[n]} values from 0 to 1"
+        )
     return Attributes(tuple(names.tolist()), directions, separated.astype(np.float32))

@@ -211,18 +211,14 @@ async def manipulate(runner: Runner, request: pb.ManipulateRequest) -> pb.Manipu
     )
 
 
-def _image_or_latent(
-    runner: Runner, request: pb.ManipulateRequest
-) -> ImageSource | Pictures | Float32Array:
+def _image_or_latent(runner: Runner, request: pb.ManipulateRequest) -> ImageSource | Pictures | Float32Array:
     """The image that a request has, or its latent, float32 [1, D].
 
     Raises:
         InvalidRequestError: it is malformed, or the request has neither.
     """
     if request.HasField("latents"):
-        latents = inputs.read_latents(
-            request.latents, runner.bundle, max_images=runner.limits.max_images
-        )
+        latents = inputs.read_latents(request.latents, runner.bundle, max_images=runner.limits.max_images)
         if len(latents) != 1:
             raise InvalidRequestError(
                 f"latents.shape[0]: {len(latents)} latents; it takes one", "latents.shape[0]"

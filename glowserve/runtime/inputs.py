@@ -136,13 +136,12 @@ def check_strengths(strengths: Sequence[float], most: int) -> None:
     """
     if not 1 <= len(strengths) <= most:
         raise InvalidRequestError(
-            f"strengths has {len(strengths)} values; it must have 1 to {most}, one for each image", "strengths"
+            f"strengths has {len(strengths)} values; it must have 1 to {most}, one for each image",
+            "strengths",
         )
     for i, strength in enumerate(strengths):
         if not math.isfinite(strength):
-            raise InvalidRequestError(
-                f"strengths[{i}] is {strength}; it must be finite", f"strengths[{i}]"
-            )
+            raise InvalidRequestError(f"strengths[{i}] is {strength}; it must be finite", f"strengths[{i}]")
 
 
 def check_format(form: int) -> None:

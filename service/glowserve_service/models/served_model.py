@@ -77,8 +77,7 @@ class ServedModel:
         """How often a sample was drawn again."""
         self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
         """How many encodings did not decode to their image."""
-        oddness = loaded.scorer.oddness
-        detector = None if oddness is None else DriftDetector(oddness)
+        detector = None if (oddness := scorer.oddness) is None else DriftDetector(oddness)
         self.traffic = Traffic(self.name, self.version, detector)
         """What the images that it has scored look like."""
         self._metrics = metrics
