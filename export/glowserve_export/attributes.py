@@ -57,14 +57,21 @@ class MeasuredAttribute:
     """An attribute, and what it comes from."""
 
     name: str
-    having: int
-    """The images that have it, of those that the direction comes from."""
-    lacking: int
-    """The images that do not."""
-    held_out_having: int
-    held_out_lacking: int
+
     separated: float
     """See `Attributes.separated`."""
+
+    having: int
+    """The images that have it, of those that the direction comes from."""
+
+    lacking: int
+    """The images that do not."""
+
+    held_out_having: int
+    """The held-out images that have it."""
+
+    held_out_lacking: int
+    """The held-out images that do not."""
 
     @property
     def is_chance(self) -> bool:
@@ -185,7 +192,7 @@ def _measure(
             "learning rate. Nothing was written"
         )
     measured = [
-        MeasuredAttribute(labels[i].name, *counts[:, i].tolist(), separated=share)
+        MeasuredAttribute(labels[i].name, share, *counts[:, i].tolist())
         for i, share in zip(kept, separated.tolist(), strict=True)
     ]
     for each in measured:

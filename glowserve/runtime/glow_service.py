@@ -224,6 +224,10 @@ def _image_or_latent(runner: Runner, request: pb.ManipulateRequest) -> ImageSour
                 f"latents.shape[0]: {len(latents)} latents; it takes one", "latents.shape[0]"
             )
         return latents
+    if not request.HasField("images"):
+        raise InvalidRequestError(
+            "images is empty: set images or latents, with one image or its latent", "images"
+        )
     inputs.check_number(request.images, 1, "one")
     return inputs.image_source(request.images, runner.bundle, runner.limits)
 
