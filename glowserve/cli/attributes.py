@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
         held_out = f"{each.held_out_having} and {each.held_out_lacking}"
         row = f"{each.name:<24}{each.having:>8}{each.lacking:>9}{each.separated:>11.1%}  {held_out}"
         print(printable(row))
+    print(
+        "separated: of the images with the attribute and of those without, the shares on their side; 50% is chance"
+    )
     print(printable(f"wrote {bundle.path}"))
     return 0
 

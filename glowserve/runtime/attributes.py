@@ -53,12 +53,14 @@ class Attributes:
             names: of attributes that there are; their directions are added up.
             strengths: the S multiples of that sum.
         """
-        direction = sum(self.directions[self.names.index(name)].astype(np.float64) for name in names)
+        own = [self.names.index(name) for name in names]
+        start, direction = latent.astype(np.float64), self.directions[own].sum(axis=0, dtype=np.float64)
+        path = np.empty((len(strengths), len(latent)), np.float32)
         with np.errstate(over="ignore"):
-            moved = latent.astype(np.float64) + np.multiply.outer(
-                np.asarray(strengths, np.float64), direction
-            )
-            path: Float32Array = moved.astype(np.float32)
+            for row, strength in zip(
+                path, strengths, strict=True
+            ):  # all at once would take four times the memory
+                row[:] = start + strength * direction
         return path
 
 

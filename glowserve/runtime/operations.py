@@ -293,7 +293,10 @@ async def manipulate(
         GlowserveError: the image cannot be decoded, or the runner refuses the rows.
     """
     latents = given if isinstance(given, np.ndarray) else await _encode(runner, await _array(runner, given))
-    path = runner.attributes.path(latents[0], attributes, strengths)
+    size = len(strengths) * latents.nbytes
+    path = await runner.compute(
+        Work(lambda: runner.attributes.path(latents[0], attributes, strengths), len(strengths), size)
+    )
     require_finite_latents(path, _TOO_FAR)
     return await decode(runner, path, what="strengths: image")
 

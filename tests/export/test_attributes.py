@@ -109,7 +109,8 @@ def test_a_folder_of_pictures_with_two_labels_moves_pictures(
     (folder / "labels.csv").write_text("\n".join(rows))
     assert main(["attributes", str(model), "--data", str(folder)]) == 0
     printed = capsys.readouterr()
-    header, bold, chance, written = printed.out.splitlines()
+    header, bold, chance, explained, written = printed.out.splitlines()
+    assert explained.startswith("separated: ")
     assert header.split()[:4] == ["attribute", "with", "without", "separated"]
     assert bold.split()[0] == "bold"
     assert chance.split()[0] == "luck"
