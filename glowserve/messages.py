@@ -191,4 +191,5 @@ def model_info(summary: pb.ModelSummary) -> ModelInfo:
         n_bits=image.n_bits,
         state=pb.ModelState.Name(summary.state).removeprefix("MODEL_STATE_") if known else "UNSPECIFIED",
         reason=summary.reason,
+        attributes=tuple(summary.attributes),
     )

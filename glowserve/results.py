@@ -190,3 +190,6 @@ class ModelInfo:
 
     reason: str = ""
     """The reason if it is not SERVING, in one sentence."""
+
+    attributes: tuple[str, ...] = ()
+    """The names of the attributes that `manipulate` moves images along."""

@@ -118,6 +118,25 @@ def explosive_engine(explosive_repository: Path) -> Engine:
 
 
 @pytest.fixture(scope="session")
+def attributed_repository(
+    repository: Path, engine: Engine, digits: UInt8Array, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A repository with `digits`, version 1, whose attributes are "bright" and "top": more ink than most digits have,
+    and more of it in the upper half than below."""
+    from glowserve.runtime.attributes import Attributes
+    from tests.service.bundles import with_attributes
+
+    latents = engine.forward(digits, np.full(digits.shape, 0.5, np.float32)).latent
+    halves = digits.reshape(-1, 2, 32).sum(axis=2, dtype=np.int64)
+    having = [halves.sum(axis=1) > np.median(halves.sum(axis=1)), halves[:, 0] > halves[:, 1]]
+    directions = np.stack([latents[some].mean(axis=0) - latents[~some].mean(axis=0) for some in having])
+    attributes = Attributes(("bright", "top"), directions, np.array([0.9, 0.8], np.float32))
+    path = tmp_path_factory.mktemp("attributed")
+    with_attributes(repository / "digits" / "1", path / "digits" / "1", attributes)
+    return path
+
+
+@pytest.fixture(scope="session")
 def bundle(repository: Path) -> Bundle:
     """That model's bundle."""
     return newest_bundle(repository / "digits")

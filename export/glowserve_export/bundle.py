@@ -75,7 +75,7 @@ def export(
         _write_graphs(bundle, source.glow, fitting_and_calibration(images).fitting, say)
         with closing(Engine(bundle, RuntimeConfig(device=device))) as engine:
             _measure(source, bundle, engine, images, config.data, verification_images, say)
-        return publish(bundle, model_dir)
+        return publish(bundle)
 
 
 def _measure(

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glowserve.files import publish_directory, staging_directory
+from glowserve.runtime.attributes import bundle_attributes
 from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.repository import Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
@@ -36,18 +37,24 @@ def add_file(bundle: Bundle, name: str, content: bytes) -> manifest_pb2.File:
     return file
 
 
-def publish(bundle: Bundle, model_dir: Path) -> Bundle:
-    """Writes the manifest and renames the folder to the next version."""
-    manifest = bundle.manifest
+def publish(bundle: Bundle) -> Bundle:
+    """Writes the manifest of a bundle in a `staged` folder, and renames the folder to the next version."""
+    manifest, model_dir = bundle.manifest, bundle.path.parent
     while True:
         manifest.version = _next_version(model_dir)
         for name, data in manifest_files(manifest).items():
             (bundle.path / name).write_bytes(data)
-        open_scorer(open_bundle(bundle.path))  # nothing is published that could not be opened
+        _check(open_bundle(bundle.path))
         target = model_dir / str(manifest.version)
         with suppress(FileExistsError):  # another export took the number
             publish_directory(bundle.path, target)
             return open_bundle(target)
+
+
+def _check(bundle: Bundle) -> None:
+    """Nothing is published that could not be opened."""
+    open_scorer(bundle)
+    bundle_attributes(bundle)
 
 
 def _next_version(model_dir: Path) -> int:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
 
 from glowserve.runtime.canary import check_canary, check_n_bits
-from glowserve.runtime.manifest import CALIBRATION, FLOW, VERSION
+from glowserve.runtime.manifest import CALIBRATION
 from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
-from glowserve_export.errors import ExportError
 from glowserve_export.evaluation import EvaluatedBundle
 from glowserve_export.explanation import add_places
 from glowserve_export.held_out import images_to_calibrate
-from glowserve_export.publication import publish, staged
+from glowserve_export.next_version import next_version
+from glowserve_export.publication import publish
 from glowserve_export.score_calibration import add_calibration, scored_images
 
 _BATCH = 32
@@ -41,15 +40,8 @@ def recalibrate(
         glowserve.runtime.errors.GlowserveError: the bundle is damaged, or the device cannot be used.
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
-    folder = bundle.path.absolute()
-    if not VERSION.fullmatch(folder.name):
-        raise ExportError(
-            f"{bundle.path} is no folder REPOSITORY/MODEL/VERSION, beside which the next version could be written; "
-            "move it to MODEL/1"
-        )
-    model_dir = folder.parent
     with (
-        staged(model_dir) as staging,
+        next_version(bundle, replaced=(CALIBRATION, PLACES)) as copy,
         closing(EvaluatedBundle(bundle, device=device)) as evaluated,
         np.errstate(all="ignore"),
     ):
@@ -57,20 +49,10 @@ def recalibrate(
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
         images = images_to_calibrate(bundle, evaluated, data, say)
-        copy = Bundle(staging, type(bundle.manifest)())
-        copy.manifest.CopyFrom(bundle.manifest)
-        del copy.manifest.files[:]
-        for file in bundle.manifest.files:
-            if file.name in (CALIBRATION, FLOW, PLACES):  # they are written anew
-                continue
-            (staging / file.name).write_bytes(bundle.read(file.name))
-            copy.manifest.files.append(file)
-        copy.manifest.created_at.GetCurrentTime()
-        copy.manifest.glowserve_version = importlib.metadata.version("glowserve")
         operations = next(file.operations for file in copy.manifest.files if file.name == FORWARD)
         scored = scored_images(images, operations)
         say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")
         add_calibration(copy, evaluated.engine, scored, _BATCH, data)
         if bundle.has(EXPLAIN):
             add_places(copy, evaluated.engine, images.validation, _BATCH, say)
-        return publish(copy, model_dir), len(images.test)
+        return publish(copy), len(images.test)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "train": "train a model on a folder of images",
     "export": "turn a checkpoint into a verified bundle",
     "calibrate": "compare scores with other images: writes the next version of a bundle",
+    "attributes": "compute directions of attributes from labelled images: writes the next version of a bundle",
     "verify": "check that a bundle is intact and still computes what its verification measured",
     "inspect": "show what a bundle contains, what it costs, and what its verification measured",
     "evaluate": "measure a checkpoint or a bundle on held-out images",
@@ -31,12 +32,15 @@ _COMMANDS = {
     "score": "compute how likely images are under a model",
     "sample": "draw new images",
     "interpolate": "draw images between two images",
+    "manipulate": "move an image along attributes, such as smiling",
     "models": "list models",
     "ui": "look at a service in a browser: scores, samples, and walks between pictures",
     "demo": "train, export, serve, score and sample handwritten digits",
 }
 # The extras that a command needs; "cpu" for all others.
-_EXTRAS = dict.fromkeys(("train", "export", "calibrate", "evaluate", "demo"), "train,cpu") | {"ui": "ui"}
+_EXTRAS = dict.fromkeys(("train", "export", "calibrate", "attributes", "evaluate", "demo"), "train,cpu") | {
+    "ui": "ui"
+}
 
 
 class _Parser(argparse.ArgumentParser):

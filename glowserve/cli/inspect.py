@@ -24,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a bundle's manifest."""
+    from glowserve.runtime.attributes import bundle_attributes
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.repository import newest_bundle
 
     try:
         bundle = newest_bundle(args.bundle)
+        attributes = bundle_attributes(bundle)
     except GlowserveError as error:
         raise Failure(error, 2) from error
     manifest = bundle.manifest
@@ -47,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
     print(verification_table(manifest))
     print()
     print(steps_table(manifest))
+    if attributes.names:
+        print(f"\n{'attribute':<58}{'separated':>10}")
+        for name, separated in zip(attributes.names, attributes.separated, strict=True):
+            print(printable(f"{name:<58}{separated:>10.1%}"))
     return 0
 
 

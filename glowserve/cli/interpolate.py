@@ -6,12 +6,9 @@ import argparse
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
+from glowserve.cli.strip import add_strip_argument, check_strip, save_strip
 from glowserve.cli.target import add_target_arguments, open_target
-from glowserve.images import grid
 from glowserve.output import printable
-
-# Strips are enlarged to about this width in pixels.
-_STRIP_PIXELS = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=8, help="how many images, both ends included; default: 8"
     )
-    parser.add_argument("--out", type=Path, required=True, help="a .png file for the images side by side")
+    add_strip_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,13 +30,9 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.steps < 2:
         raise Failure(f"--steps is {args.steps}; it must be 2 or more", 2)
-    if args.out.suffix.lower() != ".png":
-        raise Failure(f"--out is {args.out}; it must end in .png", 2)
-    if not args.out.parent.is_dir():
-        raise Failure(f"--out is {args.out}; there is no folder {args.out.parent}", 2)
+    check_strip(args.out)
     with open_target(args) as target:
         images = target.client.interpolate(args.one, args.other, steps=args.steps, model=target.model)
-    width = len(images) * (images.shape[2] + 1)
-    grid(images, len(images), scale=max(1, _STRIP_PIXELS // width)).save(args.out)
+    save_strip(images, args.out)
     print(printable(f"wrote {args.out}: {len(images)} images from {args.one} to {args.other}"))
     return 0

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks every file of a bundle against its hash, loads the graphs, and checks the canary."""
+    from glowserve.runtime.attributes import bundle_attributes
     from glowserve.runtime.calibration import bundle_calibration
     from glowserve.runtime.canary import check_canary, check_n_bits
     from glowserve.runtime.engine import Engine
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         check_canary(engine, bundle)
         check_n_bits(engine, bundle)
         bundle_calibration(bundle)
+        bundle_attributes(bundle)
         if bundle.has(PLACES):
             Explainer(bundle, engine).open()
     except GlowserveError as error:

@@ -14,7 +14,7 @@ from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
+from glowserve.client.inputs import ImageLike, ImagesLike, LatentLike, Portion, latent_portions, portions
 from glowserve.client.reading import Reading
 from glowserve.client.set_requests import SetRequests
 from glowserve.client.transports.base import AsyncTransport
@@ -211,6 +211,21 @@ class AsyncClient:
         """See `Client.interpolate`."""
         request = await asyncio.to_thread(requests.interpolate_request, one, other, steps, model, version)
         return messages.images_array((await self._transport.interpolate(request)).images)
+
+    async def manipulate(
+        self,
+        image: ImageLike | LatentLike,
+        attributes: str | Iterable[str],
+        strengths: float | Iterable[float],
+        *,
+        model: str = "",
+        version: int = 0,
+    ) -> UInt8Array:
+        """See `Client.manipulate`."""
+        request = await asyncio.to_thread(
+            requests.manipulate_request, image, attributes, strengths, model, version
+        )
+        return messages.images_array((await self._transport.manipulate(request)).images)
 
     async def models(self) -> list[ModelInfo]:
         """See `Client.models`."""

@@ -13,7 +13,7 @@ from glowserve import messages
 from glowserve.client import requests
 from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
-from glowserve.client.inputs import ImageLike, ImagesLike, Portion, latent_portions, portions
+from glowserve.client.inputs import ImageLike, ImagesLike, LatentLike, Portion, latent_portions, portions
 from glowserve.client.reading import Reading
 from glowserve.client.set_requests import SetRequests
 from glowserve.client.transports.base import Transport
@@ -315,6 +315,32 @@ class Client:
         """
         request = requests.interpolate_request(one, other, steps, model, version)
         return messages.images_array(self._transport.interpolate(request).images)
+
+    def manipulate(
+        self,
+        image: ImageLike | LatentLike,
+        attributes: str | Iterable[str],
+        strengths: float | Iterable[float],
+        *,
+        model: str = "",
+        version: int = 0,
+    ) -> UInt8Array:
+        """Moves an image along attributes in the latent space: uint8 [S, H, W, C], one image for each strength.
+
+        Args:
+            image: an image, see `score` for the types; or its latent, an array of floating-point numbers [D].
+            attributes: the name of an attribute, or several names, whose directions are added up; `models` lists them.
+            strengths: one number, or S of them: 1 is the whole difference between the mean latents of the images with
+                and without the attribute, 0 leaves the image as it is.
+            model: the model's name.
+            version: the model's version.
+
+        Raises:
+            RequestError: the call was refused or failed; `reason` is "MISSING_FILE" if the model has no attributes.
+            InvalidImageError, OSError, TypeError, ValueError: see `score`.
+        """
+        request = requests.manipulate_request(image, attributes, strengths, model, version)
+        return messages.images_array(self._transport.manipulate(request).images)
 
     def models(self) -> list[ModelInfo]:
         """Lists the served model versions, then the versions that are being loaded or were refused.

@@ -41,6 +41,9 @@ Open files are read from their start, like Pillow does it, and left at the posit
 `__array__`, such as the tensors of PyTorch on the CPU, are arrays.
 """
 
+LatentLike: TypeAlias = "npt.NDArray[np.floating[Any]]"
+"""One latent: an array of floating-point numbers [D] or [1, D]."""
+
 ImagesLike: TypeAlias = "ImageLike | Iterable[ImageLike]"
 """One image, several images, or a uint8 array [N, H, W, C]."""
 
@@ -167,15 +170,32 @@ def latent_portions(latents: npt.ArrayLike) -> Iterator[Portion]:
         return split_rows(array.astype(np.float32, copy=False), DEFAULT_LIMITS)
 
 
-def pair(one: ImageLike, other: ImageLike) -> Portion:
-    """Two images as one portion, whatever their sizes.
+def image_or_latent(image: ImageLike | LatentLike) -> Portion:
+    """One image as a portion, or one latent, float32 [1, D].
+
+    Raises:
+        InvalidImageError, OSError, TypeError: see `together`.
+        ValueError: an array of floating-point numbers has not the shape [D] or [1, D].
+    """
+    given: Any = image
+    if not hasattr(given, "__array__") or np.asarray(given).dtype.kind != "f":
+        return together(given)
+    array = np.asarray(given)
+    if array.ndim not in (1, 2) or not array.size or array.size != array.shape[-1]:
+        raise ValueError(f"the latent has shape {list(array.shape)}; pass one, [D] or [1, D]")
+    with np.errstate(over="ignore"):  # the service refuses infinity
+        return array.reshape(1, -1).astype(np.float32, copy=False)
+
+
+def together(*images: ImageLike) -> Portion:
+    """A few images as one portion, whatever their sizes.
 
     Raises:
         InvalidImageError: a file is not a picture, or an array does not have the type or shape of an image.
         OSError: a file cannot be read.
         TypeError: an image has none of the accepted types.
     """
-    items = _items([one, other])
+    items = _items(images)
     return items if isinstance(items, np.ndarray) else [file for file, _ in _files(enumerate(items))]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from glowserve import messages
 from glowserve.client.errors import RequestError
-from glowserve.client.inputs import ImageLike, Portion, pair
+from glowserve.client.inputs import ImageLike, LatentLike, Portion, image_or_latent, together
 from glowserve.scores import TABLE, Scores
 from glowserve.scores.asked import all_asked
 from glowserve.v1 import glow_service_pb2 as pb
@@ -37,7 +37,7 @@ class ScoreArguments:
     importance_samples: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scores", _names(self.scores))  # an iterator can be read once
+        object.__setattr__(self, "scores", _names("scores", self.scores))  # an iterator can be read once
 
     def request(self, portion: Portion) -> pb.ScoreRequest:
         """A ScoreRequest for a portion of images.
@@ -135,14 +135,41 @@ def interpolate_request(
 
     Raises:
         TypeError, ValueError: the model, the version or the number of steps has a wrong type or is out of range.
-        InvalidImageError, OSError, TypeError: see `inputs.pair`.
+        InvalidImageError, OSError, TypeError: see `inputs.together`.
     """
     return pb.InterpolateRequest(
         model=spec(model, version),
-        images=messages.images_message(pair(one, other)),
+        images=messages.images_message(together(one, other)),
         steps=_integer("steps", steps, bits=32),
         format=pb.IMAGE_FORMAT_RAW,
     )
+
+
+def manipulate_request(
+    image: ImageLike | LatentLike,
+    attributes: str | Iterable[str],
+    strengths: float | Iterable[float],
+    model: str,
+    version: int,
+) -> pb.ManipulateRequest:
+    """A ManipulateRequest for images in the form of a tensor.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type or is out of range.
+        InvalidImageError, OSError: see `inputs.image_or_latent`.
+    """
+    request = pb.ManipulateRequest(
+        model=spec(model, version),
+        attributes=[attributes] if isinstance(attributes, str) else _names("attributes", attributes),
+        strengths=_floats("strengths", strengths),
+        format=pb.IMAGE_FORMAT_RAW,
+    )
+    found = image_or_latent(image)
+    if isinstance(found, np.ndarray) and found.dtype == np.float32:
+        request.latents.CopyFrom(messages.float_tensor(found))
+    else:
+        request.images.CopyFrom(messages.images_message(found))
+    return request
 
 
 def model_request(model: str, version: int) -> pb.GetModelRequest:
@@ -165,15 +192,24 @@ def spec(model: str, version: int) -> pb.ModelSpec:
     return pb.ModelSpec(name=model, version=_integer("version", version, bits=64))
 
 
-def _names(scores: Iterable[str]) -> list[str]:
-    """The names of scores, in their order; the service knows which there are."""
-    if isinstance(scores, str):
-        raise TypeError(f"scores is {scores!r}; pass a list of names, such as [{scores!r}]")
-    names = list(scores)
-    for name in names:
+def _names(argument: str, names: Iterable[str]) -> list[str]:
+    """The names in an argument, in their order; the service knows which there are."""
+    if isinstance(names, str):
+        raise TypeError(f"{argument} is {names!r}; pass a list of names, such as [{names!r}]")
+    listed = list(names)
+    for name in listed:
         if not isinstance(name, str):
-            raise TypeError(f"scores has {name!r}; pass names, such as 'anomaly_p_value'")
-    return names
+            raise TypeError(f"{argument} has {name!r}; pass names, which are strings")
+    return listed
+
+
+def _floats(argument: str, numbers: float | Iterable[float]) -> list[float]:
+    """The numbers in an argument, which may be one."""
+    listed = list(numbers) if isinstance(numbers, Iterable) else [numbers]
+    for number in listed:
+        if not isinstance(number, Real):
+            raise TypeError(f"{argument} has {number!r}; pass numbers")
+    return [float(number) for number in listed]
 
 
 def _rate(rate: float | None) -> float | None:

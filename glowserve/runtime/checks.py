@@ -14,16 +14,20 @@ from glowserve.runtime.errors import NotFiniteError
 BoolArray = npt.NDArray[np.bool_]
 
 
-def require_finite_latents(latent: Float32Array) -> None:
+def require_finite_latents(
+    latent: Float32Array,
+    message: str = "images: image {} lies so far from the model's data that its latent is not finite",
+) -> None:
     """Checks that latents [N, D] are finite.
 
+    Args:
+        latent: the latents.
+        message: of the error, with a place for the index of the first that is not.
+
     Raises:
-        NotFiniteError: a latent has NaN or infinity; the message names the first such image.
+        NotFiniteError: a latent has NaN or infinity.
     """
-    _require(
-        _finite_rows(latent),
-        "images: image {} lies so far from the model's data that its latent is not finite",
-    )
+    _require(_finite_rows(latent), message)
 
 
 def finite_images(decoded: Reverse) -> BoolArray:

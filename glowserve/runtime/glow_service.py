@@ -13,12 +13,15 @@ import numpy as np
 
 from glowserve import messages
 from glowserve.images import UInt8Array, encode_png
+from glowserve.pictures import Pictures
 from glowserve.runtime import inputs, operations
 from glowserve.runtime.asked import asked_of
+from glowserve.runtime.attributes import check_attributes
 from glowserve.runtime.checks import BoolArray
-from glowserve.runtime.engine import Placement
-from glowserve.runtime.errors import NotFiniteError
+from glowserve.runtime.engine import Float32Array, Placement
+from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.explanation import check_explainable
+from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
@@ -179,13 +182,54 @@ async def interpolate(runner: Runner, request: pb.InterpolateRequest) -> pb.Inte
     """
     inputs.check_steps(request.steps, runner.limits.max_images)
     inputs.check_format(request.format)
-    inputs.check_pair(request.images)
+    inputs.check_number(request.images, 2, "two, the first and the last")
     pair = inputs.image_source(request.images, runner.bundle, runner.limits)
     runner.expect(pair.count + request.steps)
     images = await operations.interpolate(runner, pair, request.steps)
     return pb.InterpolateResponse(
         model=_version(runner), images=await _images_message(runner, images, request.format)
     )
+
+
+async def manipulate(runner: Runner, request: pb.ManipulateRequest) -> pb.ManipulateResponse:
+    """GlowService.Manipulate.
+
+    Raises:
+        MissingFileError: the bundle has no attributes.
+        NotFiniteError: a latent or an image is not finite.
+        GlowserveError: the request is malformed, or the runner refuses it.
+    """
+    check_attributes(request.attributes, runner.attributes, runner.bundle)
+    inputs.check_strengths(request.strengths, runner.limits.max_images)
+    inputs.check_format(request.format)
+    given = _image_or_latent(runner, request)
+    encoded = 0 if isinstance(given, np.ndarray) else given.count
+    runner.expect(encoded + len(request.strengths))
+    images = await operations.manipulate(runner, given, request.attributes, request.strengths)
+    return pb.ManipulateResponse(
+        model=_version(runner), images=await _images_message(runner, images, request.format)
+    )
+
+
+def _image_or_latent(runner: Runner, request: pb.ManipulateRequest) -> ImageSource | Pictures | Float32Array:
+    """The image that a request has, or its latent, float32 [1, D].
+
+    Raises:
+        InvalidRequestError: it is malformed, or the request has neither.
+    """
+    if request.HasField("latents"):
+        latents = inputs.read_latents(request.latents, runner.bundle, max_images=runner.limits.max_images)
+        if len(latents) != 1:
+            raise InvalidRequestError(
+                f"latents.shape[0]: {len(latents)} latents; it takes one", "latents.shape[0]"
+            )
+        return latents
+    if not request.HasField("images"):
+        raise InvalidRequestError(
+            "images is empty: set images or latents, with one image or its latent", "images"
+        )
+    inputs.check_number(request.images, 1, "one")
+    return inputs.image_source(request.images, runner.bundle, runner.limits)
 
 
 def get_model(manifest: Manifest, placements: Iterable[Placement]) -> pb.GetModelResponse:

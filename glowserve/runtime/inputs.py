@@ -6,7 +6,7 @@ Shapes: N images, H W C, D = H * W * C.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,8 +109,13 @@ def check_steps(steps: int, most: int) -> None:
         raise InvalidRequestError(f"steps is {steps}; it must lie in 2 to {most}", "steps")
 
 
-def check_pair(images: glow_service_pb2.Images) -> None:
-    """Checks that a request has two images, before they are decoded. `image_source` refuses a request without images.
+def check_number(images: glow_service_pb2.Images, number: int, what: str) -> None:
+    """Checks how many images a request has, before they are decoded. `image_source` refuses a request without images.
+
+    Args:
+        images: the field of the request.
+        number: how many it takes.
+        what: the same in words, for the message.
 
     Raises:
         InvalidRequestError: there are more or fewer.
@@ -118,9 +123,25 @@ def check_pair(images: glow_service_pb2.Images) -> None:
     source, shape = images.WhichOneof("source"), images.tensor.shape
     encoded = source == "encoded"
     n = len(images.encoded.data) if encoded else shape[0] if shape else 0
-    if source is not None and n != 2:
+    if source is not None and n != number:
         field = "images.encoded.data" if encoded else "images.tensor.shape[0]"
-        raise InvalidRequestError(f"{field}: {n} images; it takes two, the first and the last", field)
+        raise InvalidRequestError(f"{field}: {n} images; it takes {what}", field)
+
+
+def check_strengths(strengths: Sequence[float], most: int) -> None:
+    """Checks how far an image is to be moved.
+
+    Raises:
+        InvalidRequestError: there are none or more than `most`, or one is not finite.
+    """
+    if not 1 <= len(strengths) <= most:
+        raise InvalidRequestError(
+            f"strengths has {len(strengths)} values; it must have 1 to {most}, one for each image",
+            "strengths",
+        )
+    for i, strength in enumerate(strengths):
+        if not math.isfinite(strength):
+            raise InvalidRequestError(f"strengths[{i}] is {strength}; it must be finite", f"strengths[{i}]")
 
 
 def check_format(form: int) -> None:

@@ -200,6 +200,8 @@ def _senseless_files(files: Collection[manifest_pb2.File]) -> Iterator[str]:
         yield f"files lists {len(files)} files and may list {_MAX_FILES}"
     for file in files:
         name = file.name[:200]
+        if Path(name).name != name:
+            yield f"files: {name!r} is not the name of a file"
         if [other.name for other in files].count(file.name) > 1:
             yield f"files name {name!r} twice"
         if not _SHA256.fullmatch(file.sha256):

@@ -1,4 +1,6 @@
-"""The operations of a model on arrays: score, explain, sample, encode, decode, interpolate. They run on any runner.
+"""The operations of a model on arrays: score, explain, sample, encode, decode, interpolate, manipulate.
+
+They run on any runner.
 
 Shapes: N images, S steps, H W C, D = H * W * C.
 """
@@ -39,6 +41,7 @@ from glowserve.scores.parts import Parts
 
 Float64Array = npt.NDArray[np.float64]
 
+_TOO_FAR = "strengths: image {} has a latent that is not finite; lower the strength"
 # How much longer a value takes to be compressed than to get its noise.
 _CODEC = 16
 
@@ -269,6 +272,33 @@ async def interpolate(runner: Runner, pair: ImageSource | Pictures, steps: int) 
     """
     start, end = await _encode(runner, await _array(runner, pair))
     return await decode(runner, interpolation_path(start, end, steps), what="images: step")
+
+
+async def manipulate(
+    runner: Runner,
+    given: ImageSource | Pictures | Float32Array,
+    attributes: Sequence[str],
+    strengths: Sequence[float],
+) -> UInt8Array:
+    """Moves an image, or a latent, along the sum of attributes' directions, uint8 [S, H, W, C].
+
+    Args:
+        runner: runs the model, whose bundle passes `check_attributes`.
+        given: one image; or one latent, float32 [1, D].
+        attributes: the names of the attributes.
+        strengths: S multiples of the sum; finite.
+
+    Raises:
+        NotFiniteError: a latent or an image is not finite.
+        GlowserveError: the image cannot be decoded, or the runner refuses the rows.
+    """
+    latents = given if isinstance(given, np.ndarray) else await _encode(runner, await _array(runner, given))
+    size = len(strengths) * latents.nbytes
+    path = await runner.compute(
+        Work(lambda: runner.attributes.path(latents[0], attributes, strengths), len(strengths), size)
+    )
+    require_finite_latents(path, _TOO_FAR)
+    return await decode(runner, path, what="strengths: image")
 
 
 async def _later_draws(

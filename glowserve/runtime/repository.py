@@ -32,6 +32,8 @@ REVERSE = "reverse.onnx"
 EXPLAIN = "explain.onnx"
 PLACES = "explain.npy"
 """The mean and the spread of each place: see `glowserve.runtime.explanation`."""
+ATTRIBUTES = "attributes.npz"
+"""Directions in the latent space: see `glowserve.runtime.attributes`."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,8 @@ def fingerprint(path: Path) -> Fingerprint:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    return tuple(
-        state(name) for name in (MANIFEST, CHECKSUM, FLOW, CALIBRATION, FORWARD, REVERSE, EXPLAIN, PLACES)
-    )
+    numbers = (CALIBRATION, PLACES, ATTRIBUTES)
+    return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, FORWARD, REVERSE, EXPLAIN, *numbers))
 
 
 def newest_bundle(model: Path) -> Bundle:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from glowserve.images import UInt8Array
 from glowserve.pictures import Pictures
+from glowserve.runtime.attributes import Attributes, bundle_attributes
 from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
@@ -57,6 +58,10 @@ class Runner(Protocol):
     @property
     def scorer(self) -> Scorer:
         """Computes scores from the output of the forward graph."""
+
+    @property
+    def attributes(self) -> Attributes:
+        """The bundle's."""
 
     @property
     def limits(self) -> Limits:
@@ -106,12 +111,13 @@ class EngineRunner:
         scorer: the bundle's; None to read it.
 
     Raises:
-        BundleError: the bundle's calibration is damaged.
+        BundleError: the bundle's calibration, or its attributes, are damaged.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, scorer: Scorer | None = None) -> None:
         self.bundle = bundle
         self.scorer = scorer or open_scorer(bundle)
+        self.attributes = bundle_attributes(bundle)
         self.limits = limits
         self._engine = engine
         self._explainer = Explainer(bundle, engine)

@@ -8,28 +8,24 @@ Shapes: n images of a kind, L levels, C channels of an image, F numbers of a par
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
-from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from glowserve.arrays import Arrays, read_arrays, write_arrays
 from glowserve.scores.density import STATISTICS, Density, Gaussian
 from glowserve.scores.parts import Parts, widths
 
 Stored = TypeVar("Stored")
-Arrays = Mapping[str, npt.NDArray[Any]]
 Float64Array = npt.NDArray[np.float64]
 
 MOST_BYTES = 2**26
 """Of the file, and of its arrays: the parts of a hundred thousand images."""
 
 _FORMAT = 2
-# Of the archive's headers.
-_MOST_HEADERS = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +55,8 @@ def write_calibration(calibration: Calibration) -> bytes:
         **_named(calibration.fitting, "fitting"),
         **_named(calibration.density, "density"),
     }
-    file = io.BytesIO()
     arrays |= {"complexity": calibration.complexity, "codec": calibration.codec}
-    np.savez(file, format=np.int64(_FORMAT), **arrays)
-    return file.getvalue()
+    return write_arrays({"format": np.int64(_FORMAT), **arrays})
 
 
 def read_calibration(data: bytes, image_channels: int, levels: int) -> Calibration:
@@ -76,7 +70,7 @@ def read_calibration(data: bytes, image_channels: int, levels: int) -> Calibrati
     Raises:
         ValueError: the message says what is wrong with it.
     """
-    arrays = _arrays(data)
+    arrays = read_arrays(data, MOST_BYTES)
     if (version := arrays.get("format")) is None or version.tolist() != _FORMAT:
         shown = None if version is None else version.tolist()
         raise ValueError(f"its format is {shown!r:.100}, and this version of glowserve reads {_FORMAT}")
@@ -121,24 +115,6 @@ def _read(kind: type[Stored], arrays: Arrays, name: str) -> Stored:
         nested = is_dataclass(hint)
         found[each] = _read(hint, arrays, key) if nested else _numbers(arrays, key)
     return kind(**found)
-
-
-def _arrays(data: bytes) -> Arrays:
-    try:
-        with ZipFile(io.BytesIO(data)) as archive:  # a small file may hold large arrays
-            size = sum(info.file_size for info in archive.infolist())
-        if size > MOST_BYTES + _MOST_HEADERS:
-            raise ValueError(f"it has {size} bytes of arrays and may have {MOST_BYTES}")
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = dict(file)
-    except ValueError:
-        raise
-    except Exception as error:  # zip and NumPy raise many kinds of errors for foreign bytes
-        raise ValueError(f"it is no archive of arrays ({type(error).__name__})") from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # a member that is no array is read as bytes
-            raise ValueError(f"its member {name!r:.100} is no array")
-    return arrays
 
 
 def _numbers(arrays: Arrays, name: str) -> npt.NDArray[np.float64]:

@@ -239,6 +239,30 @@ class InterpolateResponse(_message.Message):
     images: Images
     def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
 
+class ManipulateRequest(_message.Message):
+    __slots__ = ("model", "images", "latents", "attributes", "strengths", "format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    STRENGTHS_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSpec
+    images: Images
+    latents: _tensor_pb2.Tensor
+    attributes: _containers.RepeatedScalarFieldContainer[str]
+    strengths: _containers.RepeatedScalarFieldContainer[float]
+    format: ImageFormat
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., attributes: _Optional[_Iterable[str]] = ..., strengths: _Optional[_Iterable[float]] = ..., format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class ManipulateResponse(_message.Message):
+    __slots__ = ("model", "images")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    model: ModelVersion
+    images: Images
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -252,16 +276,18 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ..., not_served: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("model", "image", "state", "reason")
+    __slots__ = ("model", "image", "state", "reason", "attributes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     model: ModelVersion
     image: _manifest_pb2.ImageSpec
     state: ModelState
     reason: str
-    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., image: _Optional[_Union[_manifest_pb2.ImageSpec, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    attributes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., image: _Optional[_Union[_manifest_pb2.ImageSpec, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., attributes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("name",)

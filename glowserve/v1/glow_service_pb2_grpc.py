@@ -108,6 +108,11 @@ class GlowServiceStub(object):
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateRequest.SerializeToString,
                 response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateResponse.FromString,
                 _registered_method=True)
+        self.Manipulate = channel.unary_unary(
+                '/glowserve.v1.GlowService/Manipulate',
+                request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ManipulateRequest.SerializeToString,
+                response_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ManipulateResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/glowserve.v1.GlowService/ListModels',
                 request_serializer=glowserve_dot_v1_dot_glow__service__pb2.ListModelsRequest.SerializeToString,
@@ -278,6 +283,20 @@ class GlowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Manipulate(self, request, context):
+        """Moves one image, or its latent, along attributes, such as "smiling": decodes the latent plus each strength times the
+        sum of the attributes' directions. An attribute's direction is the mean latent of labelled images that have it minus
+        that of those that do not (section 6 of the Glow paper): strength 1 is the whole difference, -1 the opposite one, and
+        0 leaves the image as it is.
+
+        INVALID_ARGUMENT if the version has no such attribute; the message lists those that it has, as ListModels does.
+        FAILED_PRECONDITION, with the command that helps, if it has none at all; and if the latent, or an image, is not
+        finite.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the served model versions, and the versions that were found but are not served.
         """
@@ -354,6 +373,11 @@ def add_GlowServiceServicer_to_server(servicer, server):
                     servicer.Interpolate,
                     request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateRequest.FromString,
                     response_serializer=glowserve_dot_v1_dot_glow__service__pb2.InterpolateResponse.SerializeToString,
+            ),
+            'Manipulate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Manipulate,
+                    request_deserializer=glowserve_dot_v1_dot_glow__service__pb2.ManipulateRequest.FromString,
+                    response_serializer=glowserve_dot_v1_dot_glow__service__pb2.ManipulateResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -626,6 +650,33 @@ class GlowService(object):
             '/glowserve.v1.GlowService/Interpolate',
             glowserve_dot_v1_dot_glow__service__pb2.InterpolateRequest.SerializeToString,
             glowserve_dot_v1_dot_glow__service__pb2.InterpolateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Manipulate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/glowserve.v1.GlowService/Manipulate',
+            glowserve_dot_v1_dot_glow__service__pb2.ManipulateRequest.SerializeToString,
+            glowserve_dot_v1_dot_glow__service__pb2.ManipulateResponse.FromString,
             options,
             channel_credentials,
             insecure,

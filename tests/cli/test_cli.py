@@ -16,8 +16,8 @@ from glowserve.images import UInt8Array, encode_png
 Printed = pytest.CaptureFixture[str]
 
 COMMANDS = [
-    *("train", "export", "verify", "inspect", "evaluate", "serve"),
-    *("score", "sample", "interpolate", "models", "demo"),
+    *("train", "export", "calibrate", "attributes", "verify", "inspect", "evaluate", "serve"),
+    *("score", "sample", "interpolate", "manipulate", "models", "demo"),
 ]
 IMPORTS = Path(__file__).parent / "programs" / "imports_of_a_command.py"
 WITHOUT = Path(__file__).parents[1] / "packaging" / "programs" / "command_line.py"

@@ -21,6 +21,7 @@ DIGITS: dict[str, object] = {
     "n_bits": 4,
     "state": "SERVING",
     "reason": "",
+    "attributes": [],
 }
 
 

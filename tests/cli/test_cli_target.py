@@ -12,7 +12,7 @@ from glowserve.cli import main
 Printed = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(params=["score", "sample", "interpolate", "models"])
+@pytest.fixture(params=["score", "sample", "interpolate", "manipulate", "models"])
 def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     """A command with all of its arguments but the target."""
     picture, out = str(tmp_path / "picture.png"), str(tmp_path / "out.png")
@@ -21,6 +21,7 @@ def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
         "score": ["score", picture],
         "sample": ["sample", "--out", out],
         "interpolate": ["interpolate", picture, picture, "--out", out],
+        "manipulate": ["manipulate", picture, "--attribute", "bright", "--out", out],
         "models": ["models"],
     }[request.param]
 

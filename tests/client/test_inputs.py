@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from glowserve.client.inputs import pair, portions, read_portions
+from glowserve.client.inputs import portions, read_portions, together
 from glowserve.images import InvalidImageError, decode_png, encode_png
 
 MIB = 2**20
@@ -235,10 +235,10 @@ def test_an_object_that_is_no_image_is_refused_when_it_is_read() -> None:
 
 def test_a_pair_is_one_portion_however_large_its_images(tmp_path: Path) -> None:
     large = np.zeros((5000, 5000, 1), np.uint8)
-    joined = pair(large, large[:, :, 0])
+    joined = together(large, large[:, :, 0])
     assert isinstance(joined, np.ndarray)
     assert joined.shape == (2, 5000, 5000, 1)
-    assert pair(blank(8000, 8000), bytes(20 * MIB)) == [blank(8000, 8000), bytes(20 * MIB)]
-    files = pair(np.zeros((4, 4), np.uint8), blank(2, 2))
+    assert together(blank(8000, 8000), bytes(20 * MIB)) == [blank(8000, 8000), bytes(20 * MIB)]
+    files = together(np.zeros((4, 4), np.uint8), blank(2, 2))
     assert isinstance(files, list)
     np.testing.assert_array_equal(decode_png(files[0]), np.zeros((4, 4, 1)))

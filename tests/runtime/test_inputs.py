@@ -181,5 +181,5 @@ def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
 def test_an_interpolation_takes_two_images(digits: UInt8Array, n: int) -> None:
     for images in (images_message(digits[:n]), images_message([encode_png(each) for each in digits[:n]])):
         with pytest.raises(InvalidRequestError, match=f"{n} images; it takes two, the first and the last"):
-            inputs.check_pair(images)
-    inputs.check_pair(images_message(digits[:2]))
+            inputs.check_number(images, 2, "two, the first and the last")
+    inputs.check_number(images_message(digits[:2]), 2, "two")

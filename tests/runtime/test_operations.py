@@ -10,6 +10,7 @@ import pytest
 from glowserve.images import UInt8Array, encode_png
 from glowserve.pictures import Pictures
 from glowserve.runtime import operations
+from glowserve.runtime.attributes import Attributes
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
@@ -110,6 +111,31 @@ def test_interpolated_images_are_the_engines_on_the_path_between_the_latents(
     images = run_now(operations.interpolate(runner, source(pair), 9))
     expected = engine.reverse(interpolation_path(*encode(engine, pair), 9)).image
     np.testing.assert_array_equal(images, expected)
+
+
+@pytest.fixture
+def moving(runner: Runner) -> Runner:
+    """Of a model with the attributes "up" and "down"."""
+    ones = np.ones((2, 64), np.float32) * [[0.5], [-0.25]]
+    runner.attributes = Attributes(("up", "down"), ones.astype(np.float32), np.ones(2, np.float32))
+    return runner
+
+
+def test_manipulated_images_are_the_engines_along_the_directions(
+    moving: Runner, engine: Engine, digits: UInt8Array
+) -> None:
+    latent = encode(engine, digits[:1])
+    for given in (source(digits[:1]), latent):
+        images = run_now(operations.manipulate(moving, given, ["up", "down"], [0, 1, -2]))
+        moved = latent + np.array([[0], [0.25], [-0.5]], np.float32)
+        np.testing.assert_array_equal(images, engine.reverse(moved).image)
+
+
+def test_a_strength_beyond_float32_is_named_by_its_index(moving: Runner) -> None:
+    latent = np.full((1, 64), -3e38, np.float32)
+    with pytest.raises(NotFiniteError, match="strengths: image 1 has a latent that is not finite") as caught:
+        run_now(operations.manipulate(moving, latent, ["down"], [0, 3e38]))
+    assert caught.value.images == 1
 
 
 # Values that are not finite

@@ -16,13 +16,14 @@ import onnx
 from google.protobuf import json_format
 from onnx import numpy_helper
 
+from glowserve.runtime.attributes import Attributes, write_attributes
 from glowserve.runtime.calibration import bundle_calibration
 from glowserve.runtime.canary import draw_canary
 from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.manifest import CALIBRATION, manifest_checksum
 from glowserve.runtime.randomness import latents
-from glowserve.runtime.repository import open_bundle
+from glowserve.runtime.repository import ATTRIBUTES, open_bundle
 from glowserve.scores import Calibration, complexity
 from glowserve.scores.calibration import write_calibration
 
@@ -155,6 +156,15 @@ def without_calibration(source: Path, target: Path) -> None:
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["files"] = [file for file in manifest["files"] if file["name"] != CALIBRATION]
     _write(target, manifest)
+
+
+def with_attributes(source: Path, target: Path, attributes: Attributes) -> None:
+    """Copies a bundle to one with attributes."""
+    shutil.copytree(source, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["files"].append({"name": ATTRIBUTES})
+    _write(target, manifest)
+    write_file(target, ATTRIBUTES, write_attributes(attributes))
 
 
 def change_calibration(source: Path, target: Path, change: Callable[[Calibration], Calibration]) -> None:

@@ -42,6 +42,7 @@ def requests_with(text: str) -> list[tuple[str, Any]]:
         ("Sample", pb.SampleRequest(model=spec, n=1)),
         ("Decode", pb.DecodeRequest(model=spec)),
         ("Interpolate", pb.InterpolateRequest(model=spec, images=images, steps=2)),
+        ("Manipulate", pb.ManipulateRequest(model=spec, images=images, attributes=[text], strengths=[1])),
         ("GetModel", pb.GetModelRequest(model=spec)),
         ("ModelReady", oip.ModelReadyRequest(name=text, version=text)),
         ("ModelMetadata", oip.ModelMetadataRequest(name=text, version=text)),

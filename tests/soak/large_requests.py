@@ -72,6 +72,8 @@ FORMS = {
     "Score: long zeros": Form(f"{_GLOW}/Score", b"\x98\x80\x80\x80\x00\x80\x80\x80\x80\x00"),
     "ScoreStream: empty pictures": Form(f"{_GLOW}/ScoreStream", b"\x0a\x00", (1, 2)),
     "ScoreSet: empty pictures": Form(f"{_GLOW}/ScoreSet", b"\x0a\x00", (1, 2)),
+    "Manipulate: empty attributes": Form(f"{_GLOW}/Manipulate", b"\x22\x00"),
+    "Manipulate: packed strengths": Form(f"{_GLOW}/Manipulate", b"\x00", (5,)),
     "ListModels: unknown fields": Form(f"{_GLOW}/ListModels", b"\x08\x00"),
     "Check: unknown fields": Form(f"{_HEALTH}/Check", b"\x10\x00"),
     "Check: a long name": Form(f"{_HEALTH}/Check", b"x", (1,)),

@@ -52,6 +52,9 @@ class Transport(Protocol):
     def interpolate(self, request: pb.InterpolateRequest) -> pb.InterpolateResponse:
         """Carries GlowService.Interpolate."""
 
+    def manipulate(self, request: pb.ManipulateRequest) -> pb.ManipulateResponse:
+        """Carries GlowService.Manipulate."""
+
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Carries GlowService.ListModels."""
 
@@ -90,6 +93,9 @@ class AsyncTransport(Protocol):
 
     async def interpolate(self, request: pb.InterpolateRequest) -> pb.InterpolateResponse:
         """Carries GlowService.Interpolate."""
+
+    async def manipulate(self, request: pb.ManipulateRequest) -> pb.ManipulateResponse:
+        """Carries GlowService.Manipulate."""
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Carries GlowService.ListModels."""

@@ -106,10 +106,20 @@ class EmbeddedTransport:
         with self._answering(request.model):
             return run_now(glow_service.interpolate(self._runner, request))
 
+    def manipulate(self, request: pb.ManipulateRequest) -> pb.ManipulateResponse:
+        """See Transport."""
+        with self._answering(request.model):
+            return run_now(glow_service.manipulate(self._runner, request))
+
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """See Transport. Lists the open model version."""
         version = pb.ModelVersion(name=self._manifest.model, version=self._manifest.version)
-        summary = pb.ModelSummary(model=version, image=self._manifest.image, state=pb.MODEL_STATE_SERVING)
+        summary = pb.ModelSummary(
+            model=version,
+            image=self._manifest.image,
+            state=pb.MODEL_STATE_SERVING,
+            attributes=self._runner.attributes.names,
+        )
         return pb.ListModelsResponse(models=[summary])
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:

@@ -123,6 +123,11 @@ class AsyncGrpcTransport:
         response: pb.InterpolateResponse = await self._call("Interpolate", request)
         return response
 
+    async def manipulate(self, request: pb.ManipulateRequest) -> pb.ManipulateResponse:
+        """See AsyncTransport."""
+        response: pb.ManipulateResponse = await self._call("Manipulate", request)
+        return response
+
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """See AsyncTransport."""
         response: pb.ListModelsResponse = await self._call("ListModels", request)

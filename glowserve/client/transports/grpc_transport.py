@@ -118,6 +118,11 @@ class GrpcTransport:
         response: pb.InterpolateResponse = self._call("Interpolate", request)
         return response
 
+    def manipulate(self, request: pb.ManipulateRequest) -> pb.ManipulateResponse:
+        """See Transport."""
+        response: pb.ManipulateResponse = self._call("Manipulate", request)
+        return response
+
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """See Transport."""
         response: pb.ListModelsResponse = self._call("ListModels", request)

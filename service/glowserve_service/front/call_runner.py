@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from glowserve.images import UInt8Array
 from glowserve.pictures import Pictures
+from glowserve.runtime.attributes import Attributes
 from glowserve.runtime.config import Limits
 from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.errors import NotFiniteError
@@ -72,6 +73,11 @@ class CallRunner:
     def scorer(self) -> Scorer:
         """See Runner."""
         return self.model.scorer
+
+    @property
+    def attributes(self) -> Attributes:
+        """See Runner."""
+        return self.model.attributes
 
     def expect(self, images: int) -> None:
         """See Runner: adds to the images of the call."""

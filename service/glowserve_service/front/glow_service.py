@@ -145,6 +145,11 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
         async with self._runner(request.model, call, call.ticket) as runner:
             return await glow_service.interpolate(runner, request)
 
+    async def Manipulate(self, request: pb.ManipulateRequest, call: Call) -> pb.ManipulateResponse:  # noqa: N802
+        """See GlowService.Manipulate."""
+        async with self._runner(request.model, call, call.ticket) as runner:
+            return await glow_service.manipulate(runner, request)
+
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # noqa: N802
         """See GlowService.ListModels."""
         return pb.ListModelsResponse(
@@ -216,6 +221,7 @@ def _summary(model: ServedModel) -> pb.ModelSummary:
         image=model.manifest.image,
         state=pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING,
         reason=failure,
+        attributes=model.attributes.names,
     )
 
 

@@ -43,7 +43,8 @@ class RequestLimits:
         request: the type of its requests. Types that contain themselves are not supported.
         max_images: most images of a call.
         max_values: how many values the images of a call have at most; asked only if a request has many. Packed fields
-            other than those of `_ARRAYS`, such as shapes, are short: each of their bytes counts as a field.
+            other than those of `_ARRAYS`, such as shapes, are short: each of their values counts as a field, and each
+            byte of varints.
     """
 
     def __init__(
@@ -144,10 +145,10 @@ class _Count:
                 raise
         if field.is_array:
             self._count_values(position, end - position, field)
-        elif end - position > left:
+        elif (values := (end - position) // (field.value_size or 1)) > left:
             raise _ExcessError(self._limits.too_many_fields, field.name)
         else:
-            left -= end - position
+            left -= values
         return left
 
     def _count_values(self, position: int, size: int, field: _Field) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glowserve.runtime.attributes import Attributes, bundle_attributes
 from glowserve.runtime.calibration import open_scorer
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import bucket_sizes
@@ -31,6 +32,7 @@ class LoadedModel:
     bundle: Bundle
     engine: Engine
     scorer: Scorer
+    attributes: Attributes
     fingerprint: Fingerprint
     """Of the files, before they were read."""
 
@@ -54,7 +56,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     began = time.monotonic()
     state = fingerprint(path)
     bundle = open_bundle(path)
-    scorer = open_scorer(bundle)
+    scorer, attributes = open_scorer(bundle), bundle_attributes(bundle)
     engine = Engine(bundle, config.runtime, cancellation)
     try:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
@@ -73,7 +75,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
             path,
         )
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
-    return LoadedModel(bundle, engine, scorer, state)
+    return LoadedModel(bundle, engine, scorer, attributes, state)
 
 
 def padded_sizes(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class ServedModel:
         self.fingerprint = loaded.fingerprint
         self.health = EngineHealth(f"{self.name} version {self.version}", on_change)
         scorer = self.scorer = loaded.scorer
+        self.attributes = loaded.attributes
         self.instances = workers.instances
         """Batches that run side by side."""
         engine = self._engine = loaded.engine
@@ -78,8 +79,7 @@ class ServedModel:
         """How often a sample was drawn again."""
         self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
         """How many encodings did not decode to their image."""
-        oddness = loaded.scorer.oddness
-        detector = None if oddness is None else DriftDetector(oddness)
+        detector = None if (oddness := scorer.oddness) is None else DriftDetector(oddness)
         self.traffic = Traffic(self.name, self.version, detector)
         """What the images that it has scored look like."""
         self._metrics, self._device_setting = metrics, config.device

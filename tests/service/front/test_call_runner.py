@@ -29,6 +29,7 @@ from PIL import Image
 from glowserve.images import UInt8Array, encode_png
 from glowserve.pictures import Pictures
 from glowserve.runtime import glow_service, operations
+from glowserve.runtime.attributes import Attributes, bundle_attributes
 from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.operations import Draw
@@ -37,7 +38,7 @@ from glowserve.runtime.runner import PREPARATION, SERIALIZATION, Work
 from glowserve.scores import Scorer
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.glowserve.pictures import png_with
-from tests.service.wire import encoded, file_of, raw
+from tests.service.wire import encoded, file_of, latent_tensor, raw
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Model:
 
     def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics) -> None:
         self.name, self.version, self.bundle = "digits", 1, bundle
-        self.scorer = Scorer(bundle.manifest)
+        self.scorer, self.attributes = Scorer(bundle.manifest), bundle_attributes(bundle)
 
         def forward(images: UInt8Array, noise: Float32Array) -> Rows:
             result = engine.forward(images, noise)
@@ -349,6 +350,20 @@ async def test_a_tensor_is_encoded_without_a_trip_and_many_pictures_with_one(
     assert pool.tickets == []
     request = pb.EncodeRequest(images=encoded(*map(encode_png, digits[:5])))
     assert await trips(make_runner(), pool, glow_service.encode, request) == 1
+
+
+async def test_few_small_latents_are_moved_without_a_trip_and_many_with_one(
+    make_runner: MakeRunner, model: Model, pool: Pool
+) -> None:
+    model.attributes = Attributes(("up",), np.ones((1, 64), np.float32), np.ones(1, np.float32))
+    for n, expected in ((3, 0), (256, 1)):
+        request = pb.ManipulateRequest(
+            latents=latent_tensor(np.zeros((1, 64), np.float32)),
+            attributes=["up"],
+            strengths=[0.01] * n,
+            format=pb.IMAGE_FORMAT_RAW,
+        )
+        assert await trips(make_runner(), pool, glow_service.manipulate, request) == expected
 
 
 async def test_writing_many_png_files_is_one_trip(

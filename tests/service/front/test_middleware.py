@@ -324,7 +324,7 @@ NO_MESSAGES = [b"\xff", b"\x0a\x7f", bytes(range(250, 256)) * 100, b"\x0a\x03\x0
 
 @pytest.mark.parametrize("data", NO_MESSAGES, ids=["tag", "length", "noise", "name"])
 @pytest.mark.parametrize(
-    "method", ["Score", "Explain", "Sample", "Encode", "Decode", "Interpolate", "GetModel"]
+    "method", ["Score", "Explain", "Sample", "Encode", "Decode", "Interpolate", "Manipulate", "GetModel"]
 )
 def test_bytes_that_are_no_message_are_an_invalid_request(
     channel: grpc.Channel, stub: GlowServiceStub, method: str, data: bytes

@@ -127,7 +127,10 @@ def size_of(images: pb.Images) -> int:
     return len(images.encoded.data) if images.HasField("encoded") else images.tensor.shape[0]
 
 
-METHODS = ["Score", "Explain", "Encode", "Decode", "Interpolate", "Sample", "GetModel", "ListModels"]
+METHODS = [
+    *("Score", "Explain", "Encode", "Decode", "Interpolate", "Manipulate", "Sample"),
+    *("GetModel", "ListModels"),
+]
 
 
 @many

@@ -56,6 +56,7 @@ def test_reflection_describes_every_method_and_file_of_the_contract(found: dict[
         "Encode",
         "Decode",
         "Interpolate",
+        "Manipulate",
         "ListModels",
         "GetModel",
         "LoadModel",

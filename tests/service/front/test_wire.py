@@ -70,6 +70,19 @@ def test_a_call_may_bring_as_many_pictures_as_it_may_of_any_length() -> None:
         limits(GLOW, "Score").check(request.SerializeToString())
 
 
+def test_a_call_may_bring_as_many_strengths_as_images() -> None:
+    many = RequestLimits(request_type(GLOW, "Manipulate"), max_images=5000)
+    for n in (5000, 6000):
+        request = pb.ManipulateRequest(
+            images={"encoded": {"data": [b"?"]}}, attributes=["a"], strengths=[1] * n
+        )
+        many.check(request.SerializeToString())
+    request.strengths.extend([1] * 25)
+    assert refusal(many, request.SerializeToString()).startswith(
+        "strengths: the request has more than 6024 fields"
+    )
+
+
 def test_bytes_are_stepped_over() -> None:
     """Whatever stands in a picture, in an array or in an unknown field."""
     noise = b"\x0a\x00" * 100_000

@@ -62,6 +62,7 @@ def codes(stubs: Stubs, token: str | None) -> dict[str, StatusCode]:
         "Sample": code(glow.Sample, SAMPLE),
         "Explain": code(glow.Explain, pb.ExplainRequest()),
         "Interpolate": code(glow.Interpolate, pb.InterpolateRequest()),
+        "Manipulate": code(glow.Manipulate, pb.ManipulateRequest()),
         "ModelInfer": code(inference.ModelInfer, oip.ModelInferRequest(model_name="digits")),
         "ModelStreamInfer": code(inference.ModelStreamInfer, iter([oip.ModelInferRequest()])),
         "ModelReady": code(inference.ModelReady, oip.ModelReadyRequest(name="digits")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -50,10 +51,11 @@ def score(methods: list[Method]) -> Method:
 
 
 @pytest.fixture(scope="module")
-def target(serve: Serve) -> Iterator[Service]:
+def target(serve: Serve, attributed_repository: Path) -> Iterator[Service]:
     """A service that logs only errors and allows few samples per call, and that has seen large pictures."""
     flags = ("--log-level", "error", "--log-format", "text", "--max-queue-size", "1024")
-    with serve(*flags, "--max-samples-per-call", "64", "--max-message-mib", "8") as service:
+    flags = (*flags, "--max-samples-per-call", "64", "--max-message-mib", "8")
+    with serve(*flags, models=attributed_repository) as service:
         with grpc.insecure_channel(service.target) as channel:
             for bomb in 2 * bombs():
                 with contextlib.suppress(grpc.RpcError):
@@ -90,7 +92,7 @@ def log_without_grpc(service: Service) -> str:
 
 def known_answers(service: Service, methods: list[Method]) -> list[bytes]:
     """The responses to valid requests with seeds, each sent alone; they are the same to the bit every time."""
-    deterministic = ("Score", "Explain", "Encode", "Decode", "ModelInfer", "Sample")
+    deterministic = ("Score", "Explain", "Encode", "Decode", "Manipulate", "ModelInfer", "Sample")
     responses = list[bytes]()
     with grpc.insecure_channel(service.target) as channel:
         for method in methods:

@@ -119,6 +119,12 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
         pb.InterpolateRequest(model=digits, images=raw(2), steps=5),
         pb.InterpolateRequest(images=files(2), steps=2, format=pb.IMAGE_FORMAT_RAW),
     ]
+    manipulate = [
+        pb.ManipulateRequest(model=digits, images=raw(1), attributes=["bright"], strengths=[-1, 0, 1]),
+        pb.ManipulateRequest(
+            latents=float_tensor(latents[:1]), attributes=["bright", "top"], strengths=[0.5]
+        ),
+    ]
     stream = [pb.ScoreRequest(images=raw(1)), pb.ScoreRequest(images=files(2))]
     image_set = [pb.ScoreSetRequest(model=digits, images=raw(2)), pb.ScoreSetRequest(images=files(3))]
     return {
@@ -130,6 +136,7 @@ def _batched_requests(images: UInt8Array) -> dict[str, tuple[int, list[Any]]]:
         "ScoreStream": (3, stream),
         "ScoreSet": (2, image_set),
         "Interpolate": (3, interpolate),
+        "Manipulate": (3, manipulate),
     }
 
 
