@@ -49,6 +49,10 @@ class FoldedConv:
             self.bias * (factor if self.bias.ndim == 1 else factor[:, None, None]),
         )
 
+    def ordered(self, outputs: npt.NDArray[np.intp]) -> FoldedConv:
+        """The convolution with its output channels in another order, [out]."""
+        return FoldedConv(self.weight[outputs], self.bias[outputs])
+
 
 def per_channel(values: Float64Array) -> Float64Array:
     """Makes values of channels, [C], broadcast over [N, C, H, W]: [C, 1, 1]. Leaves [C, H, W] as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from glowserve_export.builder import GraphBuilder, float_info
 from glowserve_export.convolution import FoldedConv, per_channel
 from glowserve_export.couplings import (
+    AffineSpline,
     Checkerboard,
     DoubleSigmoidScale,
     ExpScale,
@@ -41,6 +43,7 @@ TRANSFORMS: list[type[Transform]] = [
     ExpScale,
     DoubleSigmoidScale,
     TanhScale,
+    AffineSpline,
 ]
 COMBINATIONS = list(product(MASKS, TRANSFORMS))
 
@@ -50,15 +53,22 @@ Array = np.ndarray[Any, Any]
 def _coupling(rng: np.random.Generator, mask: Mask, kind: type[Transform]) -> FoldedCoupling:
     """A coupling of 4 channels and 3 x 3 positions with random weights."""
     channels = CHANNELS // 2 if isinstance(mask, Halves) else CHANNELS
-    transform = TanhScale(rng.uniform(0.25, 4, channels)) if kind is TanhScale else kind()
+    transform = _transform(rng, kind, channels)
 
     def conv(out: int, into: int, kernel: int) -> FoldedConv:
         return FoldedConv(
             0.3 * rng.standard_normal((out, into, kernel, kernel)), 0.3 * rng.standard_normal(out)
         )
 
-    network = FoldedNetwork(conv(6, channels, 3), conv(6, 6, 1), conv(kind.outputs * channels, 6, 3))
+    network = FoldedNetwork(conv(6, channels, 3), conv(6, 6, 1), conv(transform.outputs * channels, 6, 3))
     return FoldedCoupling(mask, network, transform)
+
+
+def _transform(rng: np.random.Generator, kind: type[Transform], channels: int) -> Transform:
+    if kind in (TanhScale, AffineSpline):
+        scale = TanhScale(rng.uniform(0.25, 4, channels))
+        return scale if kind is TanhScale else AffineSpline(scale, bins=5, interval=2.0)
+    return kind()
 
 
 @pytest.fixture(params=COMBINATIONS, ids=lambda each: f"{each[0]}-{each[1].__name__}")
@@ -180,5 +190,10 @@ def test_every_class_of_training_is_folded(base: type, module: str) -> None:
     from glowserve_export.couplings import masks, transforms
 
     fold = {"masks": masks.fold_mask, "transforms": transforms.fold_transform}[module]
-    assert base.__subclasses__()
-    assert set(base.__subclasses__()) <= set(fold.registry)
+    classes = {each for each in _subclasses(base) if not inspect.isabstract(each)}
+    assert classes
+    assert classes <= set(fold.registry)
+
+
+def _subclasses(base: type) -> set[type]:
+    return {each for child in base.__subclasses__() for each in ({child} | _subclasses(child))}
