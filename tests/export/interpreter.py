@@ -210,9 +210,7 @@ def _active(coupling: FoldedCoupling, x: Array) -> npt.NDArray[np.bool_]:
     return np.asarray((channel < len(channel) // 2) == coupling.mask.transforms_first)
 
 
-def _parameters(
-    coupling: FoldedCoupling, x: Array, context: Array | None
-) -> tuple[Array, Array, Array]:
+def _parameters(coupling: FoldedCoupling, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
     """The shift and the log-scale of every value, [N, C, H, W], and what a spline has, [N, C, outputs, H, W].
 
     Those of values that are not transformed mean nothing.

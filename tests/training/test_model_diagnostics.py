@@ -108,7 +108,7 @@ def test_the_coupling_scales_are_those_of_the_couplings(
             scales = []
     # No hook is left.
     couplings = [*model.couplings_of_pixels(), *(step.coupling for step in model.flow_steps())]
-    assert not any(coupling.network._forward_hooks for coupling in couplings)
+    assert not any(coupling.transform._forward_hooks for coupling in couplings)
 
 
 @pytest.mark.parametrize("dequantization", ["uniform", "variational"])

@@ -98,6 +98,8 @@ def test_every_field_can_be_given() -> None:
         "coupling_actnorm": True,
         "dequantization": "variational",
         "pixel_width": 5,
+        "spline_bins": 6,
+        "spline_interval": 1.5,
         "steps": 11,
         "batch_size": 13,
         "learning_rate": 0.25,

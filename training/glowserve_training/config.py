@@ -43,7 +43,9 @@ class GlowConfig:
         "couplings with checkerboard masks, of single pixels, before the first level", 0
     )
     coupling: str = option(
-        "coupling layers; spline: affine, and after it a rational-quadratic spline", "affine", choices=COUPLINGS
+        "coupling layers; spline: affine, and after it a rational-quadratic spline",
+        "affine",
+        choices=COUPLINGS,
     )
     coupling_scale: str = option(
         "of affine couplings; tanh is bounded in both directions, and bounds the priors' too; sigmoid is the paper's",

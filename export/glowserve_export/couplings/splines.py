@@ -88,7 +88,7 @@ class AffineSpline(Transform):
 
 
 class _SplineNodes:
-    """The nodes of a spline. Inside it bins have width 1, and all heights together are K.
+    """The nodes of a spline. They compute in units in which it maps [-K/2, K/2] to itself, so that bins have width 1.
 
     Args:
         g: the graph.
@@ -110,9 +110,11 @@ class _SplineNodes:
         """The mapped values, and minus the logarithms of the slopes."""
         add, one = self._add, self._constant("one", 1.0)
         place, inside = self._in_bins(x)
-        bin_of = add("Floor", "bin", place)
-        at = add("Sub", "at", place, bin_of)
-        left, right, raw_height, raw_start, _ = self._piece(bin_of)
+        bin_of = add(
+            "Floor", "bin", add("Add", "from_first", place, self._constant("half_bins", self._bins / 2))
+        )
+        left, right, raw_height, raw_start, knot = self._piece(bin_of)
+        at = add("Sub", "at", place, knot)
         height, start = (
             add("Div", output, raw, self._unit)
             for output, raw in (("height", raw_height), ("start", raw_start))
@@ -135,7 +137,7 @@ class _SplineNodes:
         add = self._add
         value, inside = self._in_bins(y)
         raw_value = add("Mul", "raw_value", value, self._unit)
-        left, right, raw_height, raw_start, bin_of = self._piece(self._bin_below(raw_value))
+        left, right, raw_height, raw_start, knot = self._piece(self._bin_below(raw_value))
         raw_rise = add("Sub", "raw_rise", raw_value, raw_start)
         share, rise = add("Div", "share", raw_rise, raw_height), add("Div", "rise", raw_rise, self._unit)
         height = add("Div", "height", raw_height, self._unit)
@@ -148,25 +150,26 @@ class _SplineNodes:
         square = add("Add", "discriminant", add("Mul", "b_square", b, b), add("Mul", "a_rise", a, rise))
         root = add("Sqrt", "root", add("Relu", "discriminant_positive", square))
         at = add("Div", "at", rise, add("Add", "divisor", b, root))
-        return self._out_of_bins(add("Add", "place", bin_of, at), inside, y)
+        return self._out_of_bins(add("Add", "place", knot, at), inside, y)
 
     def _in_bins(self, x: str) -> tuple[str, str]:
-        """Values of [-B, B] in [0, K), and whether a value is one of them; 0 for others, also those not finite."""
-        add, bins = self._add, self._bins
-        x = add("Mul", "scaled", x, self._constant("per_value", bins / (2 * self._interval)))
-        x = add("Add", "centred", x, self._constant("half_bins", bins / 2))
-        last = self._constant("last", np.nextafter(np.float32(bins), np.float32(0)))
-        clipped = add("Clip", "clipped", x, self._constant("first", 0.0), last)
+        """Values of [-B, B) in [-K/2, K/2), and whether a value is one of them; 0 for others, also those not finite."""
+        add, half = self._add, np.float32(self._bins / 2)
+        x = add("Mul", "scaled", x, self._constant("per_value", half / self._interval))
+        first, last = (
+            self._constant("first", -half),
+            self._constant("last", np.nextafter(half, np.float32(0))),
+        )
+        clipped = add("Clip", "clipped", x, first, last)
         inside = add("Equal", "inside", x, clipped)
-        return add("Where", "in_interval", inside, clipped, self._constant("first", 0.0)), inside
+        return add("Where", "in_interval", inside, clipped, self._constant("zero", 0.0)), inside
 
     def _out_of_bins(self, x: str, inside: str, outside: str) -> str:
-        x = self._add("Mul", "unscaled", x, self._constant("per_bin", 2 * self._interval / self._bins))
-        x = self._add("Sub", "mapped", x, self._constant("interval", self._interval))
+        x = self._add("Mul", "mapped", x, self._constant("per_bin", 2 * self._interval / self._bins))
         return self._add("Where", "joined", inside, x, outside)
 
     def _bin_below(self, raw_value: str) -> str:
-        """The bin of each value in [0, K) times the unit: how many knots between bins lie below."""
+        """The bin of each value, times the unit: how many of the starts of the bins after the first lie below."""
         add, bins = self._add, self._bins
         knots = self._linear(_starts(bins)[1:], "knots")
         values = self._grouped(raw_value, np.ones((bins - 1, 1)), np.zeros(bins - 1), "values")
@@ -174,9 +177,9 @@ class _SplineNodes:
         return self._grouped(below, np.ones((1, bins - 1)), np.zeros(1), "bin")
 
     def _piece(self, bin_of: str) -> list[str]:
-        """The slopes at both knots of the bin of each value, its height and start in units, and its number."""
+        """Of the bin of each value: the slopes at its ends, height and start times the unit, and its lower end."""
         bins, channels, add = self._bins, self._channels, self._add
-        # Rows of the table: K + 1 slopes, K heights, K starts, K numbers.
+        # Rows of the table: K + 1 slopes, K heights, K starts, K lower ends.
         first = np.array([0, 1, bins + 1, 2 * bins + 1, 3 * bins + 1])
         rows = (first[:, None] + np.arange(channels) * (4 * bins + 1)).reshape(-1, 1, 1)
         index = self._g.add("Concat", [bin_of] * len(first), f"{self._name}.bins", axis=1)
@@ -211,22 +214,21 @@ def _heights(bins: int) -> Float64Array:
 
 
 def _starts(bins: int) -> Float64Array:
-    """The heights before each bin, see `_heights`, [K, 2K]."""
-    return np.concatenate((np.zeros((1, 2 * bins)), _heights(bins)[:-1].cumsum(0)))
+    """What the lower ends of bins are mapped to: half of the heights before, less half of the others; [K, 2K]."""
+    before = np.tri(bins, k=-1)
+    return (before - before.T - np.eye(bins)) @ _heights(bins) / 2
 
 
 def _table(bins: int) -> Float64Array:
-    """The logarithms of the slopes at K + 1 knots, heights, starts and numbers of K bins, as coefficients, [4K + 1, 2K]."""
+    """Log-slopes at K + 1 knots, heights, starts and lower ends of K bins, as coefficients, see `_heights`."""
     slopes = np.zeros((bins + 1, 2 * bins))
     slopes[1:-1, bins:-1] = math.log(trained.KNOT_SLOPE_BOUND) * np.eye(bins - 1)
-    numbers = np.arange(bins)[:, None] * np.eye(1, 2 * bins, 2 * bins - 1)
-    return np.concatenate((slopes, _heights(bins), _starts(bins), numbers))
+    ends = (np.arange(bins)[:, None] - bins / 2) * np.eye(1, 2 * bins, 2 * bins - 1)
+    return np.concatenate((slopes, _heights(bins), _starts(bins), ends))
 
 
 @fold_transform.register
-def _(
-    transform: trained_transforms.AffineSpline, last: FoldedConv
-) -> tuple[Transform, FoldedConv]:
+def _(transform: trained_transforms.AffineSpline, last: FoldedConv) -> tuple[Transform, FoldedConv]:
     spline, bound = transform.spline, as_array(transform.affine.bound()).reshape(-1)
     channels = len(bound)
     of_affine = np.arange(2 * channels)

@@ -21,10 +21,13 @@ KNOT_SLOPE_BOUND = 3.0
 
 
 class _Piece(NamedTuple):
-    """The bin that a value lies in, where all bins have width 1 and all heights together are K. [N, A, H, W] each."""
+    """The bin that a value lies in, in units in which the spline maps [-K/2, K/2] to itself. [N, A, H, W] each."""
+
+    knot: Tensor
+    """Its lower end."""
 
     start: Tensor
-    """The heights of all bins before it."""
+    """What the lower end is mapped to."""
 
     height: Tensor
     """Its height, which is its mean slope, too."""
@@ -35,14 +38,16 @@ class _Piece(NamedTuple):
     right: Tensor
     """The slope at its upper knot."""
 
-    def log_slope(self, at: Tensor) -> Tensor:
-        """The logarithm of the slope at a place in [0, 1] of the bin (Durkan et al. 2019, equation 5)."""
+    def log_slope(self, place: Tensor) -> Tensor:
+        """The logarithm of the slope at a place in the bin (Durkan et al. 2019, equation 5)."""
+        at = place - self.knot
         excess = self._excess(at)
         numerator = self.left + (self.right - self.left) * at - excess
         return (self.height.square() * numerator).log() - 2 * (self.height + excess).log()
 
-    def value(self, at: Tensor) -> Tensor:
-        """The value at a place in [0, 1] of the bin (equation 4)."""
+    def value(self, place: Tensor) -> Tensor:
+        """What a place in the bin is mapped to (equation 4)."""
+        at = place - self.knot
         bend = (self.left - self.height) * at * (1 - at)
         return self.start + self.height * (self.height * at + bend) / (self.height + self._excess(at))
 
@@ -52,7 +57,7 @@ class _Piece(NamedTuple):
         excess = share * self._curvature()
         a, b = self.height - self.left + excess, self.left - excess
         scaled = 2 * self.height * share
-        return scaled / (b + (b.square() + 2 * scaled * a).clamp(min=0).sqrt())
+        return self.knot + scaled / (b + (b.square() + 2 * scaled * a).clamp(min=0).sqrt())
 
     def _excess(self, at: Tensor) -> Tensor:
         return self._curvature() * at * (1 - at)
@@ -78,18 +83,17 @@ class Spline(nn.Module):
         """The mapped values, and the logarithm of the slope at each, [N, A, H, W]."""
         heights, slopes = self._heights_and_slopes(h)
         place = self._in_bins(x)
-        bin_of = place.detach().long().clamp(0, self.bins - 1)
-        piece, place = _piece(heights, slopes, bin_of), place - bin_of
+        piece = _piece(heights, slopes, (place.detach() + self.bins / 2).long().clamp(0, self.bins - 1))
         return self._outside_same(x, piece.value(place), piece.log_slope(place))
 
     def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The values before the map, and the logarithm of the inverse's slope at each, [N, A, H, W]."""
         heights, slopes = self._heights_and_slopes(h)
         value = self._in_bins(y)
-        bin_of = (value[:, None] >= heights.cumsum(1)[:, :-1]).sum(1)
-        piece = _piece(heights, slopes, bin_of)
+        inner_knots = heights.cumsum(1)[:, :-1] - self.bins / 2
+        piece = _piece(heights, slopes, (value[:, None] >= inner_knots).sum(1))
         place = piece.place(value)
-        return self._outside_same(y, bin_of + place, -piece.log_slope(place))
+        return self._outside_same(y, place, -piece.log_slope(place))
 
     def slopes(self) -> tuple[float, float]:
         """Bounds of the slope, whatever the network predicts: by default 1/100 and 9."""
@@ -106,19 +110,20 @@ class Spline(nn.Module):
         return heights, (math.log(KNOT_SLOPE_BOUND) * raw[:, self.bins :]).exp()
 
     def _in_bins(self, x: Tensor) -> Tensor:
-        """Values of [-B, B] in [0, K]; those outside at its ends."""
-        return ((x / self.interval + 1) * (self.bins / 2)).clamp(0, self.bins)
+        """Values of [-B, B] in [-K/2, K/2]; those outside at its ends. Around 0, no digit is lost."""
+        return (x * (self.bins / (2 * self.interval))).clamp(-self.bins / 2, self.bins / 2)
 
     def _outside_same(self, x: Tensor, in_bins: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.abs() < self.interval
-        mapped = (in_bins * (2 / self.bins) - 1) * self.interval
+        mapped = in_bins * (2 * self.interval / self.bins)
         return torch.where(inside, mapped, x), torch.where(inside, log_slope, 0.0)
 
 
 def _piece(heights: Tensor, slopes: Tensor, bin_of: Tensor) -> _Piece:
-    index, last = bin_of[:, None], slopes.shape[1]
+    index, bins = bin_of[:, None], heights.shape[1]
     height = heights.gather(1, index)
-    end = heights.cumsum(1).gather(1, index)
+    start = heights.cumsum(1).gather(1, index) - height - bins / 2
+    # The slope at both ends of the interval is 1.
     left = torch.where(index > 0, slopes.gather(1, (index - 1).clamp(min=0)), 1.0)
-    right = torch.where(index < last, slopes.gather(1, index.clamp(max=last - 1)), 1.0)
-    return _Piece(*(part.squeeze(1) for part in (end - height, height, left, right)))
+    right = torch.where(index < bins - 1, slopes.gather(1, index.clamp(max=bins - 2)), 1.0)
+    return _Piece(bin_of - bins / 2, *(part.squeeze(1) for part in (start, height, left, right)))

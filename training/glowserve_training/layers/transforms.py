@@ -120,7 +120,7 @@ class TanhAffine(Affine):
 
     def log_scale_bound(self) -> float:
         """See `Transform`."""
-        return float(self.bound().max())
+        return float(self.bound().detach().max())
 
 
 class AffineSpline(Transform):
@@ -157,7 +157,9 @@ class AffineSpline(Transform):
 
     def _parts(self, h: Tensor) -> tuple[Tensor, Tensor]:
         channels = h.shape[1] // self.outputs
-        of_affine, of_spline = h.split([channels * part.outputs for part in (self.affine, self.spline)], dim=1)
+        of_affine, of_spline = h.split(
+            [channels * part.outputs for part in (self.affine, self.spline)], dim=1
+        )
         return of_affine, of_spline
 
 
