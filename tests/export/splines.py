@@ -1,7 +1,7 @@
 """Rational-quadratic splines in NumPy and float64, one value and one knot at a time, written from the paper.
 
-Durkan et al. 2019, "Neural Spline Flows", section 3.1 and appendix A.1: bins of equal width, heights and slopes at knots
-of a network's outputs. The inverse is found by bisection.
+Durkan et al. 2019, "Neural Spline Flows", section 3.1 and appendix A.1. Bins are equally wide; heights, and slopes at
+knots, are those of a network's outputs. The inverse is found by bisection.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from glowserve_training.layers import splines as trained
 from glowserve_training.layers import transforms as trained_transforms
 from onnx import TensorProto

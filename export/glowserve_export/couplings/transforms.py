@@ -42,7 +42,7 @@ class Transform(abc.ABC):
     def add_forward(
         self, g: GraphBuilder, x: str, h: str, channels: int, name: str
     ) -> tuple[str, str | None]:
-        """The nodes of `forward` for A = channels: y, and what `add_minus_log_scale` reads; None if that is always 0."""
+        """The nodes of `forward` for A = channels: y, and what `add_minus_log_scale` reads; None without a scale."""
 
     @abc.abstractmethod
     def add_reverse(self, g: GraphBuilder, y: str, h: str, channels: int, name: str) -> str:

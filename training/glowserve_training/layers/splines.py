@@ -1,9 +1,9 @@
 """Monotonic rational-quadratic splines (Gregory and Delbourgo 1982; Durkan et al. 2019, "Neural Spline Flows").
 
-A spline maps [-B, B] to itself, and is the identity outside. Its K bins are equally wide, which the affine map before it
-makes up for; a network predicts their heights, and the slopes at the K - 1 knots between them. The slope at both ends
-is 1. Equal widths need no search in forward direction, and bound slopes: with heights alone they lie within
-`Spline.slopes`, so that float32 keeps enough digits in both directions.
+A spline maps [-B, B] to itself, and is the identity outside. A network predicts the heights of its K bins, and the
+slopes at the K - 1 knots between them; at both ends the slope is 1. Unlike the paper's, bins are equally wide. So no
+search is needed in forward direction, the network has a third fewer outputs, and slopes stay within `Spline.slopes`, so
+that float32 keeps enough digits in both directions.
 
 Shapes: K bins, A active channels; the network's output h is [N, (2K - 1) * A, H, W], heights first.
 """
@@ -97,8 +97,8 @@ class Spline(nn.Module):
 
     def slopes(self) -> tuple[float, float]:
         """Bounds of the slope, whatever the network predicts: by default 1/100 and 9."""
-        # The height of a bin lies between 1/K and (K + 1)/2. The slope is least in the middle of the lowest bin, between
-        # the steepest knots; it is at most twice the height of the bin, or that of a knot.
+        # The height of a bin lies between 1/K and (K + 1)/2. The slope is least in the middle of the lowest bin,
+        # between the steepest knots; it is at most twice the height of the bin, or that of a knot.
         low = 1 / self.bins
         return 2 * low**2 / (low + KNOT_SLOPE_BOUND), max(self.bins + 1.0, KNOT_SLOPE_BOUND)
 
