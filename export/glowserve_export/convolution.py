@@ -49,9 +49,14 @@ class FoldedConv:
             self.bias * (factor if self.bias.ndim == 1 else factor[:, None, None]),
         )
 
-    def ordered(self, outputs: npt.NDArray[np.intp]) -> FoldedConv:
-        """The convolution with its output channels in another order, [out]."""
+    def selected(self, outputs: npt.NDArray[np.intp]) -> FoldedConv:
+        """The convolution with these of its output channels, in their order."""
         return FoldedConv(self.weight[outputs], self.bias[outputs])
+
+    def joined(self, other: FoldedConv) -> FoldedConv:
+        """The convolution with the output channels of another one, of the same input, after its own."""
+        weights, biases = (self.weight, other.weight), (self.bias, other.bias)
+        return FoldedConv(np.concatenate(weights), np.concatenate(biases))
 
 
 def per_channel(values: Float64Array) -> Float64Array:

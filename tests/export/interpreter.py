@@ -244,8 +244,10 @@ def _log_scale(transform: Transform, raw: Array) -> Array:
             return -log_sigmoid
         case DoubleSigmoidScale():
             return log_sigmoid + math.log(2)
-        case TanhScale(bound=bound) | AffineSpline(affine=TanhScale(bound=bound)):
+        case TanhScale(bound=bound):
             return np.asarray(-per_channel(bound) * np.tanh(raw))
+        case AffineSpline(affine=affine):
+            return _log_scale(affine, raw)
     raise AssertionError(transform)
 
 

@@ -50,7 +50,7 @@ CASES: list[dict[str, Any]] = [
     {"channels": 3, "levels": 1, "n_bits": 8, **_SIGMOID, **_QLU, "checkerboards": 3, **_VARIATIONAL},
     {"channels": 1, "levels": 2, "n_bits": 8, **_SIGMOID, **_LU, **_LOGIT},
     {"channels": 3, "levels": 1, "n_bits": 6, **_ADDITIVE, **_QLU, **_LOGIT, "checkerboards": 2},
-    {"channels": 3, "levels": 2, "n_bits": 8, **_SPLINE, **_QLU},
+    {"channels": 3, "levels": 2, "n_bits": 8, **_SPLINE, "coupling_scale": "sigmoid", **_LU},
     {
         "channels": 1,
         "levels": 2,

@@ -27,10 +27,6 @@ from tests.training.runs import TinyRun
         ({"image_size": 12, "levels": 3}, r"image_size is 12.*multiple of 8 \(or use fewer levels\)"),
         ({"image_size": 0}, "image_size is 0.*positive multiple of 4"),
         ({"coupling": "cubic"}, "coupling is 'cubic'; it must be one of affine, additive, spline"),
-        (
-            {"coupling": "spline", "coupling_scale": "sigmoid"},
-            "coupling_scale is 'sigmoid'; .* must be 'tanh'",
-        ),
         ({"spline_bins": 1}, "spline_bins is 1; it must be 2 or more"),
         ({"spline_interval": 0.0}, r"spline_interval is 0\.0; it must be a positive number"),
         ({"parametrization": "qr"}, "parametrization is 'qr'; it must be one of qlu, lu, orthogonal, plain"),

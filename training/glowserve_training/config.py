@@ -48,7 +48,7 @@ class GlowConfig:
         choices=COUPLINGS,
     )
     coupling_scale: str = option(
-        "of affine couplings; tanh is bounded in both directions, and bounds the priors' too; sigmoid is the paper's",
+        "of affine maps; tanh is bounded in both directions, and bounds the priors' too; sigmoid is the paper's",
         "tanh",
         choices=COUPLING_SCALES,
     )
@@ -87,11 +87,6 @@ class GlowConfig:
         require_choice(COUPLING_SCALES, coupling_scale=self.coupling_scale)
         require_choice(DEQUANTIZATIONS, dequantization=self.dequantization)
         require_choice(PARAMETRIZATIONS, parametrization=self.parametrization)
-        if self.coupling == "spline" and self.coupling_scale != "tanh":
-            raise ValueError(
-                f"coupling_scale is {self.coupling_scale!r}; with coupling 'spline' it must be 'tanh', whose bound "
-                "keeps the inverse exact"
-            )
 
     @property
     def dimensions(self) -> int:

@@ -20,8 +20,8 @@ from onnx import TensorProto
 from torch import Tensor
 
 from glowserve_export.builder import GraphBuilder
-from glowserve_export.convolution import Float64Array, FoldedConv, as_array
-from glowserve_export.couplings.transforms import TanhScale, Transform, fold_transform
+from glowserve_export.convolution import Float64Array, FoldedConv
+from glowserve_export.couplings.transforms import Transform, fold_transform
 
 _Add = Callable[..., str]
 """Adds a node of an operator with an output of this name, and inputs."""
@@ -31,7 +31,7 @@ _Add = Callable[..., str]
 class AffineSpline(Transform):
     """First the affine transform, then the spline."""
 
-    affine: TanhScale
+    affine: Transform
     """The affine transform."""
 
     bins: int
@@ -74,10 +74,13 @@ class AffineSpline(Transform):
     ) -> tuple[str, str | None]:
         """See `Transform`."""
         of_affine, of_spline = g.split(h, self._sizes(channels), f"{name}.parts")
-        x, minus_log_scale = self.affine.add_forward(g, x, of_affine, channels, name)
+        x, log_scale = self.affine.add_forward(g, x, of_affine, channels, name)
         nodes = _SplineNodes(g, self, of_spline, channels, f"{name}.spline")
         y, minus_log_slope = nodes.add_forward(x)
-        return y, g.add("Add", [minus_log_scale or "", minus_log_slope], f"{name}.minus_log_derivative")
+        if log_scale is None:
+            return y, minus_log_slope
+        minus_log_scale = self.affine.add_minus_log_scale(g, log_scale, f"{name}.affine")
+        return y, g.add("Add", [minus_log_scale, minus_log_slope], f"{name}.minus_log_derivative")
 
     def add_reverse(self, g: GraphBuilder, y: str, h: str, channels: int, name: str) -> str:
         """See `Transform`."""
@@ -228,11 +231,9 @@ def _table(bins: int) -> Float64Array:
 
 @fold_transform.register
 def _(transform: trained_transforms.AffineSpline, last: FoldedConv) -> tuple[Transform, FoldedConv]:
-    spline, bound = transform.spline, as_array(transform.affine.bound()).reshape(-1)
-    channels = len(bound)
-    of_affine = np.arange(2 * channels)
-    of_spline = np.arange(2 * channels, last.outputs).reshape(-1, channels).T.reshape(-1)
-    last = last.scaled(
-        np.concatenate((np.ones(channels), -1 / bound, np.ones(channels * spline.outputs)))
-    ).ordered(np.concatenate((of_affine, of_spline)))
-    return AffineSpline(TanhScale(bound), spline.bins, spline.interval), last
+    channels = last.outputs // transform.outputs
+    outputs = np.arange(last.outputs).reshape(-1, channels)
+    affine, of_affine = fold_transform(transform.affine, last.selected(outputs[:2].reshape(-1)))
+    of_spline = last.selected(outputs[2:].T.reshape(-1))
+    spline = transform.spline
+    return AffineSpline(affine, spline.bins, spline.interval), of_affine.joined(of_spline)

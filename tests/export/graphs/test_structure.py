@@ -165,6 +165,14 @@ def test_a_step_of_an_affine_flow_is_twelve_nodes_and_fourteen_with_a_bounded_sc
     assert nodes[4] - nodes[3] == expected * levels
 
 
+@both_directions
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_step_with_a_spline_is_fewer_than_sixty_nodes(levels: int, direction: str) -> None:
+    more, fewer = ({"coupling": "spline", "levels": levels, "steps_per_level": steps} for steps in (3, 2))
+    nodes = _nodes_without_pads(more, direction) - _nodes_without_pads(fewer, direction)
+    assert nodes == {"forward": 58, "reverse": 56}[direction] * levels
+
+
 @pytest.mark.parametrize(
     ("option", "forward", "reverse"),
     [

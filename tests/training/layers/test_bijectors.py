@@ -49,7 +49,7 @@ TRANSFORMS: dict[str, Callable[[int], Transform]] = {
     "sigmoid": lambda _: SigmoidAffine(),
     "double sigmoid": lambda _: DoubleSigmoid(),
     "tanh": TanhAffine,
-    "spline": partial(AffineSpline, bins=4, interval=2.0),
+    "spline": lambda channels: AffineSpline(TanhAffine(channels), bins=4, interval=2.0),
 }
 
 
@@ -85,6 +85,7 @@ BIJECTORS: dict[str, tuple[Callable[[int], Bijector], tuple[int, ...]]] = {
     "sigmoid lu step": (partial(step, coupling_scale="sigmoid", parametrization="lu"), (2, 3, 8)),
     "additive plain step": (partial(step, coupling="additive", parametrization="plain"), (2, 3, 8)),
     "spline qlu step": (partial(step, coupling="spline"), (2, 3, 8)),
+    "sigmoid spline step": (partial(step, coupling="spline", coupling_scale="sigmoid"), (2, 3)),
     "tanh orthogonal step": (partial(step, parametrization="orthogonal"), (2, 3, 8)),
 }
 BIJECTORS |= {

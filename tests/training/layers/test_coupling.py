@@ -59,7 +59,9 @@ def test_a_coupling_with_a_spline_is_initialized_as_the_identity(
 ) -> None:
     x = torch.randn(2, channels_of(mask), 4, 4, generator=generator)
 
-    y, log_det = Coupling(mask, AffineSpline(mask.active_channels, bins=8, interval=3.0), width=6)(x)
+    y, log_det = Coupling(
+        mask, AffineSpline(TanhAffine(mask.active_channels), bins=8, interval=3.0), width=6
+    )(x)
 
     torch.testing.assert_close(y, x, rtol=0, atol=1e-6)
     torch.testing.assert_close(log_det, torch.zeros(2), rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from glowserve_training.layers import AffineSpline, Spline
+from glowserve_training.layers import AffineSpline, Spline, TanhAffine
 from torch import Tensor
 
 BINS = [2, 3, 8, 16]
@@ -112,7 +112,7 @@ def test_float32_is_as_exact_as_its_rounding_of_float64(generator: torch.Generat
 
 def test_a_hostile_gradient_keeps_the_bound_and_the_way_back(generator: torch.Generator) -> None:
     """Of the network's outputs themselves, which no network could move further."""
-    transform = AffineSpline(1, bins=8, interval=3.0)
+    transform = AffineSpline(TanhAffine(1), bins=8, interval=3.0)
     x = values(20, 3, generator).float()
     h = torch.zeros(20, transform.outputs, 1, 50, requires_grad=True)
     optimizer = torch.optim.Adam([h, *transform.parameters()], lr=0.5)

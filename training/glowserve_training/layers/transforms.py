@@ -124,17 +124,17 @@ class TanhAffine(Affine):
 
 
 class AffineSpline(Transform):
-    """An affine map with the scale of `TanhAffine`, and after it a spline: see `Spline`; initialized as the identity.
+    """An affine map, and after it a spline: see `Spline`.
 
     Args:
-        channels: A.
+        affine: the affine map.
         bins: of the spline.
         interval: of the spline.
     """
 
-    def __init__(self, channels: int, bins: int, interval: float) -> None:
+    def __init__(self, affine: Affine, bins: int, interval: float) -> None:
         super().__init__()
-        self.affine, self.spline = TanhAffine(channels), Spline(bins, interval)
+        self.affine, self.spline = affine, Spline(bins, interval)
         self.outputs = self.affine.outputs + self.spline.outputs
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,9 +172,10 @@ def transform_of(config: GlowConfig, channels: int) -> Transform:
     """
     if config.coupling == "additive":
         return Additive()
+    affine = TanhAffine(channels) if config.coupling_scale == "tanh" else SigmoidAffine()
     if config.coupling == "spline":
-        return AffineSpline(channels, config.spline_bins, config.spline_interval)
-    return TanhAffine(channels) if config.coupling_scale == "tanh" else SigmoidAffine()
+        return AffineSpline(affine, config.spline_bins, config.spline_interval)
+    return affine
 
 
 def dequantization_transform_of(config: GlowConfig, channels: int) -> Transform:
