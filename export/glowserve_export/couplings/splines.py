@@ -10,7 +10,6 @@ affine transform, then for each active channel its K heights and its K - 1 slope
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +21,6 @@ from torch import Tensor
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings.transforms import Transform, fold_transform
-
-_Add = Callable[..., str]
-"""Adds a node of an operator with an output of this name, and inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +108,13 @@ class _SplineNodes:
         """The mapped values, and minus the logarithms of the slopes."""
         add, one = self._add, self._constant("one", 1.0)
         place, inside = self._in_bins(x)
-        bin_of = add(
-            "Floor", "bin", add("Add", "from_first", place, self._constant("half_bins", self._bins / 2))
-        )
-        left, right, raw_height, raw_start, knot = self._piece(bin_of)
-        at = add("Sub", "at", place, knot)
+        bin_of = add("Floor", "bin", add("Add", "from_first", place, self._half_bins()))
+        left, right, raw_height, raw_start = self._piece(bin_of)
         height, start = (
-            add("Div", output, raw, self._unit)
-            for output, raw in (("height", raw_height), ("start", raw_start))
+            add("Div", "height", raw_height, self._unit),
+            add("Div", "start", raw_start, self._unit),
         )
+        at = add("Sub", "at", place, self._lower_end(bin_of))
         bend = add("Sub", "left_bend", left, height)
         curvature = add("Add", "curvature", bend, add("Sub", "right_bend", right, height))
         peak = add("Sub", "peak", at, add("Mul", "square", at, at))  # at (1 - at)
@@ -139,7 +133,8 @@ class _SplineNodes:
         add = self._add
         value, inside = self._in_bins(y)
         raw_value = add("Mul", "raw_value", value, self._unit)
-        left, right, raw_height, raw_start, knot = self._piece(self._bin_below(raw_value))
+        bin_of = self._bin_below(raw_value)
+        left, right, raw_height, raw_start = self._piece(bin_of)
         raw_rise = add("Sub", "raw_rise", raw_value, raw_start)
         share, rise = add("Div", "share", raw_rise, raw_height), add("Div", "rise", raw_rise, self._unit)
         height = add("Div", "height", raw_height, self._unit)
@@ -152,17 +147,14 @@ class _SplineNodes:
         square = add("Add", "discriminant", add("Mul", "b_square", b, b), add("Mul", "a_rise", a, rise))
         root = add("Sqrt", "root", add("Relu", "discriminant_positive", square))
         at = add("Div", "at", rise, add("Add", "divisor", b, root))
-        return self._out_of_bins(add("Add", "place", knot, at), inside, y)
+        return self._out_of_bins(add("Add", "place", self._lower_end(bin_of), at), inside, y)
 
     def _in_bins(self, x: str) -> tuple[str, str]:
         """Values of [-B, B) in [-K/2, K/2), and whether a value is one of them; 0 for others, also those not finite."""
         add, half = self._add, np.float32(self._bins / 2)
         x = add("Mul", "scaled", x, self._constant("per_value", half / self._interval))
-        first, last = (
-            self._constant("first", -half),
-            self._constant("last", np.nextafter(half, np.float32(0))),
-        )
-        clipped = add("Clip", "clipped", x, first, last)
+        last = self._constant("last", np.nextafter(half, np.float32(0)))
+        clipped = add("Clip", "clipped", x, self._constant("first", -half), last)
         inside = add("Equal", "inside", x, clipped)
         return add("Where", "in_interval", inside, clipped, self._constant("zero", 0.0)), inside
 
@@ -179,17 +171,23 @@ class _SplineNodes:
         return self._grouped(below, np.ones((1, bins - 1)), np.zeros(1), "bin")
 
     def _piece(self, bin_of: str) -> list[str]:
-        """Of the bin of each value: the slopes at its ends, height and start times the unit, and its lower end."""
+        """Of the bin of each value: the slopes at its ends, and height and start times the unit."""
         bins, channels, add = self._bins, self._channels, self._add
-        # Rows of the table: K + 1 slopes, K heights, K starts, K lower ends.
-        first = np.array([0, 1, bins + 1, 2 * bins + 1, 3 * bins + 1])
-        rows = (first[:, None] + np.arange(channels) * (4 * bins + 1)).reshape(-1, 1, 1)
+        # Rows of the table: K + 1 slopes, K heights, K starts.
+        first = np.array([0, 1, bins + 1, 2 * bins + 1])
+        rows = (first[:, None] + np.arange(channels) * (3 * bins + 1)).reshape(-1, 1, 1)
         index = self._g.add("Concat", [bin_of] * len(first), f"{self._name}.bins", axis=1)
         index = add("Add", "rows", index, self._constant(f"rows{channels}", rows.astype(np.float64)))
         index = add("Cast", "index", index, to=TensorProto.INT64)
         piece = add("GatherElements", "piece", self._table, index, axis=1)
         left, right, *rest = self._g.split(piece, [channels] * len(first), f"{self._name}.parts")
         return [add("Exp", "left", left), add("Exp", "right", right), *rest]
+
+    def _lower_end(self, bin_of: str) -> str:
+        return self._add("Sub", "lower_end", bin_of, self._half_bins())
+
+    def _half_bins(self) -> str:
+        return self._constant("half_bins", self._bins / 2)
 
     def _linear(self, coefficients: Float64Array, output: str) -> str:
         """[N, A * rows, H, W] of coefficients [rows, 2K] of the tanh of the network's outputs, the last times 1."""
@@ -222,11 +220,10 @@ def _starts(bins: int) -> Float64Array:
 
 
 def _table(bins: int) -> Float64Array:
-    """Log-slopes at K + 1 knots, heights, starts and lower ends of K bins, as coefficients, see `_heights`."""
+    """Logarithms of slopes at K + 1 knots, heights and starts of K bins, as coefficients, see `_heights`."""
     slopes = np.zeros((bins + 1, 2 * bins))
     slopes[1:-1, bins:-1] = math.log(trained.KNOT_SLOPE_BOUND) * np.eye(bins - 1)
-    ends = (np.arange(bins)[:, None] - bins / 2) * np.eye(1, 2 * bins, 2 * bins - 1)
-    return np.concatenate((slopes, _heights(bins), _starts(bins), ends))
+    return np.concatenate((slopes, _heights(bins), _starts(bins)))
 
 
 @fold_transform.register
