@@ -81,17 +81,17 @@ class Spline(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The mapped values, and the logarithm of the slope at each, [N, A, H, W]."""
-        heights, slopes = self._heights_and_slopes(h)
+        heights, log_slopes = self._heights_and_log_slopes(h)
         place = self._in_bins(x)
-        piece = _piece(heights, slopes, (place.detach() + self.bins / 2).long().clamp(0, self.bins - 1))
+        piece = _piece(heights, log_slopes, (place.detach() + self.bins / 2).long().clamp(0, self.bins - 1))
         return self._outside_same(x, piece.value(place), piece.log_slope(place))
 
     def inverse(self, y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The values before the map, and the logarithm of the inverse's slope at each, [N, A, H, W]."""
-        heights, slopes = self._heights_and_slopes(h)
+        heights, log_slopes = self._heights_and_log_slopes(h)
         value = self._in_bins(y)
         inner_knots = heights.cumsum(1)[:, :-1] - self.bins / 2
-        piece = _piece(heights, slopes, (value[:, None] >= inner_knots).sum(1))
+        piece = _piece(heights, log_slopes, (value[:, None] >= inner_knots).sum(1))
         place = piece.place(value)
         return self._outside_same(y, place, -piece.log_slope(place))
 
@@ -102,12 +102,12 @@ class Spline(nn.Module):
         low = 1 / self.bins
         return 2 * low**2 / (low + KNOT_SLOPE_BOUND), max(self.bins + 1.0, KNOT_SLOPE_BOUND)
 
-    def _heights_and_slopes(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The heights of bins, [N, K, A, H, W], which add up to K, and the slopes at knots, [N, K - 1, A, H, W]."""
+    def _heights_and_log_slopes(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The heights of bins, [N, K, A, H, W], which add up to K; log-slopes at knots, [N, K - 1, A, H, W]."""
         raw = torch.tanh(h.unflatten(1, (self.outputs, -1)))
         shares = raw[:, : self.bins] + (1 + 2 / self.bins)
         heights = shares * (self.bins / shares.sum(1, keepdim=True))
-        return heights, (math.log(KNOT_SLOPE_BOUND) * raw[:, self.bins :]).exp()
+        return heights, math.log(KNOT_SLOPE_BOUND) * raw[:, self.bins :]
 
     def _in_bins(self, x: Tensor) -> Tensor:
         """Values of [-B, B] in [-K/2, K/2]; those outside at its ends. Around 0, no digit is lost."""
@@ -119,11 +119,11 @@ class Spline(nn.Module):
         return torch.where(inside, mapped, x), torch.where(inside, log_slope, 0.0)
 
 
-def _piece(heights: Tensor, slopes: Tensor, bin_of: Tensor) -> _Piece:
+def _piece(heights: Tensor, log_slopes: Tensor, bin_of: Tensor) -> _Piece:
     index, bins = bin_of[:, None], heights.shape[1]
     height = heights.gather(1, index)
     start = heights.cumsum(1).gather(1, index) - height - bins / 2
     # The slope at both ends of the interval is 1.
-    left = torch.where(index > 0, slopes.gather(1, (index - 1).clamp(min=0)), 1.0)
-    right = torch.where(index < bins - 1, slopes.gather(1, index.clamp(max=bins - 2)), 1.0)
+    left = torch.where(index > 0, log_slopes.gather(1, (index - 1).clamp(min=0)), 0.0).exp()
+    right = torch.where(index < bins - 1, log_slopes.gather(1, index.clamp(max=bins - 2)), 0.0).exp()
     return _Piece(bin_of - bins / 2, *(part.squeeze(1) for part in (start, height, left, right)))
