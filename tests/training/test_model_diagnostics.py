@@ -144,7 +144,9 @@ def test_recomputed_activations_give_the_same_loss_and_gradient_bit_for_bit(
         assert torch.equal(one.grad, other.grad), name
 
 
-@pytest.mark.parametrize("choices", [{}, {"coupling_scale": "sigmoid", "parametrization": "lu"}])
+@pytest.mark.parametrize(
+    "choices", [{}, {"coupling_scale": "sigmoid", "parametrization": "lu"}, {"coupling": "spline"}]
+)
 def test_only_the_coupling_networks_run_in_half_precision_under_autocast(
     choices: dict[str, Any], perturb: Perturb, generator: torch.Generator
 ) -> None:
