@@ -49,6 +49,15 @@ class FoldedConv:
             self.bias * (factor if self.bias.ndim == 1 else factor[:, None, None]),
         )
 
+    def selected(self, outputs: npt.NDArray[np.intp]) -> FoldedConv:
+        """The convolution with these of its output channels, in their order."""
+        return FoldedConv(self.weight[outputs], self.bias[outputs])
+
+    def joined(self, other: FoldedConv) -> FoldedConv:
+        """The convolution with the output channels of another one, of the same input, after its own."""
+        weights, biases = (self.weight, other.weight), (self.bias, other.bias)
+        return FoldedConv(np.concatenate(weights), np.concatenate(biases))
+
 
 def per_channel(values: Float64Array) -> Float64Array:
     """Makes values of channels, [C], broadcast over [N, C, H, W]: [C, 1, 1]. Leaves [C, H, W] as it is."""

@@ -90,7 +90,7 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
 
 def _scales(config: GlowConfig) -> bool:
     """Whether any coupling scales: those of variational dequantization always do."""
-    return config.coupling == "affine" or config.dequantization == "variational"
+    return config.coupling != "additive" or config.dequantization == "variational"
 
 
 def load_public_checkpoint(

@@ -24,10 +24,10 @@ MAX_GRAPH_BYTES = 2**31 - 1
 
 # fmt: off
 OPERATORS = frozenset((
-    "Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div", "Exp", "Flatten",
-    "Floor", "Log", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMax", "ReduceSum", "ReduceSumSquare",
-    "Relu", "Reshape", "Round", "Sigmoid", "Softplus", "SpaceToDepth", "Split", "Sub", "Sum", "Tanh",
-    "Transpose", "Where",
+    "Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div", "Equal", "Exp", "Flatten",
+    "Floor", "GatherElements", "GreaterOrEqual", "Log", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMax",
+    "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round", "Sigmoid", "Softplus", "SpaceToDepth", "Split",
+    "Sqrt", "Sub", "Sum", "Tanh", "Transpose", "Where",
 ))
 # fmt: on
 """The operators that the exporter writes, all of ONNX's own domain."""

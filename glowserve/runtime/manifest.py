@@ -42,7 +42,7 @@ _MAX_FILES = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # An empty word means the first: the field is younger than the bundle.
 _WORDS = {
-    "coupling": ("affine", "additive"),
+    "coupling": ("affine", "additive", "spline"),
     "dequantization": ("", "uniform", "variational"),
     "preprocessing": ("", "centre", "logit"),
     "coupling_scale": ("", "sigmoid", "tanh"),

@@ -51,9 +51,10 @@ _TABLES = {
         {
             **{"--levels": "2", "--steps-per-level": "4", "--width": "64", "--batch-size": "32"},
             **{"--learning-rate": "4e-3", "--preprocessing": "logit", "--checkerboards": "4"},
-            **{"--dequantization": "variational"},
+            **{"--dequantization": "variational", "--coupling": "spline"},
         },
         {
+            "affine couplings": {"--coupling": "affine"},
             "centred pixels": {"--preprocessing": "centre"},
             "no checkerboards": {"--checkerboards": "0"},
             "2 checkerboards": {"--checkerboards": "2"},
@@ -71,6 +72,7 @@ _TABLES = {
             "logits of pixels": {"--preprocessing": "logit"},
             "2 checkerboards": {"--checkerboards": "2"},
             "variational dequantization": {"--dequantization": "variational"},
+            "spline couplings": {"--coupling": "spline"},
             **_COMMON,
         },
     ),

@@ -24,7 +24,7 @@ FLAGS = {
     **dict.fromkeys(("compile", "checkpoint-activations", "json"), "NONE"),
     **dict.fromkeys(("coupling-actnorm", "no-coupling-actnorm"), "NONE"),
     "size": ("small", "paper"),
-    "coupling": ("affine", "additive"),
+    "coupling": ("affine", "additive", "spline"),
     "parametrization": ("qlu", "lu", "orthogonal", "plain"),
     "preprocessing": ("centre", "logit"),
     "checkerboards": "INT",

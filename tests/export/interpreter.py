@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from glowserve_export.convolution import FoldedConv, per_channel
 from glowserve_export.couplings import (
+    AffineSpline,
     Checkerboard,
     DoubleSigmoidScale,
     ExpScale,
@@ -25,11 +26,14 @@ from glowserve_export.couplings import (
     Shift,
     SigmoidScale,
     TanhScale,
+    Transform,
 )
 from glowserve_export.dequantization import FoldedDequantization
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.preprocessing import Logit
 from glowserve_export.split import FoldedSplit
+
+from tests.export import splines
 
 Array = npt.NDArray[np.float64]
 
@@ -183,16 +187,18 @@ def _unsqueeze(y: Array) -> Array:
 
 def couple(coupling: FoldedCoupling, x: Array, context: Array | None = None) -> tuple[Array, Array]:
     """The output and the log-determinant, [N]."""
-    active = _active(coupling, x)
-    shift, log_scale = _shift_and_log_scale(coupling, x, context)
-    y = np.where(active, (x + shift) * np.exp(log_scale), x)
-    return y, _sum(np.where(active, log_scale, 0))
+    active, (shift, log_scale, knots) = _active(coupling, x), _parameters(coupling, x, context)
+    y = (x + shift) * np.exp(log_scale)
+    if isinstance(coupling.transform, AffineSpline):
+        y, log_slope = splines.bend(y, knots, coupling.transform)
+        log_scale = log_scale + log_slope
+    return np.where(active, y, x), _sum(np.where(active, log_scale, 0))
 
 
 def _uncouple(coupling: FoldedCoupling, y: Array) -> Array:
-    shift, log_scale = _shift_and_log_scale(coupling, y, None)
-    x: Array = np.where(_active(coupling, y), y / np.exp(log_scale) - shift, y)
-    return x
+    active, (shift, log_scale, knots) = _active(coupling, y), _parameters(coupling, y, None)
+    x = splines.unbend(y, knots, coupling.transform) if isinstance(coupling.transform, AffineSpline) else y
+    return np.asarray(np.where(active, x / np.exp(log_scale) - shift, y))
 
 
 def _active(coupling: FoldedCoupling, x: Array) -> npt.NDArray[np.bool_]:
@@ -204,26 +210,32 @@ def _active(coupling: FoldedCoupling, x: Array) -> npt.NDArray[np.bool_]:
     return np.asarray((channel < len(channel) // 2) == coupling.mask.transforms_first)
 
 
-def _shift_and_log_scale(coupling: FoldedCoupling, x: Array, context: Array | None) -> tuple[Array, Array]:
-    """Of every value, [N, C, H, W]; those of values that are not transformed mean nothing."""
+def _parameters(coupling: FoldedCoupling, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
+    """The shift and the log-scale of every value, [N, C, H, W], and what a spline has, [N, C, outputs, H, W].
+
+    Those of values that are not transformed mean nothing.
+    """
     active, transform = _active(coupling, x), coupling.transform
     halves = isinstance(coupling.mask, Halves)
     inputs = x[:, ~active[:, 0, 0]] if halves else np.where(active, 0, x)
     if context is not None:
         inputs = np.concatenate((inputs, context), axis=1)
     outputs = run_network(inputs, coupling.network)[2]
-    shift, raw = (outputs, None) if isinstance(transform, Shift) else np.split(outputs, 2, axis=1)
-    log_scale = np.zeros_like(shift) if raw is None else _log_scale(coupling, raw)
+    channels = coupling.active_channels
+    shift, raw, rest = np.split(outputs, [channels, 2 * channels], axis=1)
+    log_scale = np.zeros_like(shift) if isinstance(transform, Shift) else _log_scale(transform, raw)
+    knots = rest.reshape(len(x), channels, -1, *x.shape[2:])
     if not halves:
-        return shift, log_scale
-    whole = np.zeros((2, *x.shape))
-    whole[:, :, active[:, 0, 0]] = shift, log_scale
-    return whole[0], whole[1]
+        return shift, log_scale, knots
+    whole = [np.zeros((len(x), x.shape[1], *part.shape[2:])) for part in (shift, log_scale, knots)]
+    for values, part in zip(whole, (shift, log_scale, knots), strict=True):
+        values[:, active[:, 0, 0]] = part
+    return whole[0], whole[1], whole[2]
 
 
-def _log_scale(coupling: FoldedCoupling, raw: Array) -> Array:
+def _log_scale(transform: Transform, raw: Array) -> Array:
     log_sigmoid: Array = -np.logaddexp(0, -raw)
-    match coupling.transform:
+    match transform:
         case ExpScale():
             return raw
         case SigmoidScale():
@@ -234,7 +246,9 @@ def _log_scale(coupling: FoldedCoupling, raw: Array) -> Array:
             return log_sigmoid + math.log(2)
         case TanhScale(bound=bound):
             return np.asarray(-per_channel(bound) * np.tanh(raw))
-    raise AssertionError(coupling.transform)
+        case AffineSpline(affine=affine):
+            return _log_scale(affine, raw)
+    raise AssertionError(transform)
 
 
 def _sum(x: Array) -> Array:

@@ -18,6 +18,7 @@ _ORTHOGONAL = {"parametrization": "orthogonal", "coupling_actnorm": True}
 _VARIATIONAL = {"dequantization": "variational"}
 _SIGMOID = {"coupling": "affine", "coupling_scale": "sigmoid"}
 _TANH = {"coupling": "affine", "coupling_scale": "tanh"}
+_SPLINE = {"coupling": "spline", "coupling_scale": "tanh"}
 _ADDITIVE = {"coupling": "additive", "coupling_scale": "sigmoid"}
 _LU, _PLAIN, _QLU = ({"parametrization": name} for name in ("lu", "plain", "qlu"))
 _LOGIT = {"preprocessing": "logit"}
@@ -49,6 +50,17 @@ CASES: list[dict[str, Any]] = [
     {"channels": 3, "levels": 1, "n_bits": 8, **_SIGMOID, **_QLU, "checkerboards": 3, **_VARIATIONAL},
     {"channels": 1, "levels": 2, "n_bits": 8, **_SIGMOID, **_LU, **_LOGIT},
     {"channels": 3, "levels": 1, "n_bits": 6, **_ADDITIVE, **_QLU, **_LOGIT, "checkerboards": 2},
+    {"channels": 3, "levels": 2, "n_bits": 8, **_SPLINE, "coupling_scale": "sigmoid", **_LU},
+    {
+        "channels": 1,
+        "levels": 2,
+        "n_bits": 8,
+        **_SPLINE,
+        **_QLU,
+        **_LOGIT,
+        "checkerboards": 2,
+        **_VARIATIONAL,
+    },
 ]
 """All that differs between flows, in combinations."""
 

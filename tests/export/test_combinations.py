@@ -21,6 +21,7 @@ SCALES = [
     {"coupling": "additive"},
     {"coupling": "affine", "coupling_scale": "sigmoid"},
     {"coupling": "affine", "coupling_scale": "tanh"},
+    {"coupling": "spline", "coupling_scale": "tanh"},
 ]
 SHAPES = [
     {"channels": 1, "image_size": 8, "levels": 2, "n_bits": 8},
@@ -29,19 +30,19 @@ SHAPES = [
 ]
 COMBINATIONS: list[dict[str, Any]] = [
     {
-        **SCALES[i % 3],
-        "checkerboards": (0, 1, 4)[i // 3 % 3],
+        **SCALES[i % 4],
+        "checkerboards": (0, 1, 4)[i // 4 % 3],
         "preprocessing": preprocessing,
         "dequantization": dequantization,
         "parametrization": parametrization,
-        **SHAPES[(i + i // 3) % 3],
+        **SHAPES[(i + i // 4) % 3],
     }
     for i, (preprocessing, dequantization, parametrization) in enumerate(
         combination
         for combination in product(
             ("centre", "logit"), ("uniform", "variational"), ("qlu", "lu", "orthogonal", "plain")
         )
-        for _ in range(9)
+        for _ in range(12)
     )
 ]
 

@@ -26,7 +26,9 @@ from tests.training.runs import TinyRun
         ({"width": -1}, "width is -1; it must be 1 or more"),
         ({"image_size": 12, "levels": 3}, r"image_size is 12.*multiple of 8 \(or use fewer levels\)"),
         ({"image_size": 0}, "image_size is 0.*positive multiple of 4"),
-        ({"coupling": "spline"}, "coupling is 'spline'; it must be one of affine, additive"),
+        ({"coupling": "cubic"}, "coupling is 'cubic'; it must be one of affine, additive, spline"),
+        ({"spline_bins": 1}, "spline_bins is 1; it must be 2 or more"),
+        ({"spline_interval": 0.0}, r"spline_interval is 0\.0; it must be a positive number"),
         ({"parametrization": "qr"}, "parametrization is 'qr'; it must be one of qlu, lu, orthogonal, plain"),
         ({"preprocessing": "center"}, "preprocessing is 'center'; it must be one of centre, logit"),
         ({"coupling_scale": "exp"}, "coupling_scale is 'exp'; it must be one of tanh, sigmoid"),
@@ -115,6 +117,9 @@ def test_a_configuration_is_read_as_it_was_stored() -> None:
         checkerboards=2,
         pixel_width=9,
         dequantization="variational",
+        coupling="spline",
+        spline_bins=5,
+        spline_interval=2.5,
     )
 
     assert GlowConfig(**stored_model(asdict(written))) == written

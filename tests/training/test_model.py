@@ -23,6 +23,7 @@ COUPLINGS: dict[str, dict[str, Any]] = {
     "additive": {"coupling": "additive"},
     "tanh, 1 checkerboard": {"checkerboards": 1},
     "sigmoid, 2 checkerboards": {"coupling_scale": "sigmoid", "checkerboards": 2},
+    "spline, 1 checkerboard": {"coupling": "spline", "checkerboards": 1},
     "additive, 3 checkerboards": {"coupling": "additive", "checkerboards": 3},
 }
 ARCHITECTURES = [

@@ -108,7 +108,7 @@ def test_the_coupling_scales_are_those_of_the_couplings(
             scales = []
     # No hook is left.
     couplings = [*model.couplings_of_pixels(), *(step.coupling for step in model.flow_steps())]
-    assert not any(coupling.network._forward_hooks for coupling in couplings)
+    assert not any(coupling.transform._forward_hooks for coupling in couplings)
 
 
 @pytest.mark.parametrize("dequantization", ["uniform", "variational"])
@@ -144,7 +144,9 @@ def test_recomputed_activations_give_the_same_loss_and_gradient_bit_for_bit(
         assert torch.equal(one.grad, other.grad), name
 
 
-@pytest.mark.parametrize("choices", [{}, {"coupling_scale": "sigmoid", "parametrization": "lu"}])
+@pytest.mark.parametrize(
+    "choices", [{}, {"coupling_scale": "sigmoid", "parametrization": "lu"}, {"coupling": "spline"}]
+)
 def test_only_the_coupling_networks_run_in_half_precision_under_autocast(
     choices: dict[str, Any], perturb: Perturb, generator: torch.Generator
 ) -> None:

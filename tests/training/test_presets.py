@@ -98,6 +98,8 @@ def test_every_field_can_be_given() -> None:
         "coupling_actnorm": True,
         "dequantization": "variational",
         "pixel_width": 5,
+        "spline_bins": 6,
+        "spline_interval": 1.5,
         "steps": 11,
         "batch_size": 13,
         "learning_rate": 0.25,
@@ -150,6 +152,25 @@ def test_the_recipe_follows_from_the_share_of_values_that_are_black_or_white(
 
     assert {name: getattr(config.model, name) for name in expected} == expected
     assert given.model == replace(config.model, checkerboards=1)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "drawings", "expected"),
+    [
+        *[(size, True, ("spline", 4, 64, 3100)) for size in (20, 28, 32)],
+        *[(size, False, ("affine", 8, 128, 6000)) for size in (28, 32)],
+        (16, True, ("affine", 12, 64, 1500)),
+        (48, True, ("affine", 8, 128, 6000)),
+    ],
+)
+def test_drawings_of_17_to_32_pixels_get_splines_and_fewer_steps_of_flow(
+    image_size: int, drawings: bool, expected: tuple[str, int, int, int]
+) -> None:
+    config = run_config("anywhere", image_size=image_size, channels=1, **(DRAWING if drawings else PLAIN))
+
+    model = config.model
+    assert (model.coupling, model.steps_per_level, model.width, config.steps) == expected
+    assert (model.coupling_scale, model.spline_bins, model.spline_interval) == ("tanh", 8, 3.0)
 
 
 def test_held_out_images_play_no_part_in_the_shape_and_the_recipe(

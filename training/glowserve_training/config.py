@@ -12,7 +12,7 @@ from glowserve.images import Preparation
 from glowserve_training.option import option, require_at_least, require_choice, require_positive
 
 PREPROCESSINGS = ("centre", "logit")
-COUPLINGS = ("affine", "additive")
+COUPLINGS = ("affine", "additive", "spline")
 COUPLING_SCALES = ("tanh", "sigmoid")
 PARAMETRIZATIONS = ("qlu", "lu", "orthogonal", "plain")
 DEQUANTIZATIONS = ("uniform", "variational")
@@ -42,9 +42,13 @@ class GlowConfig:
     checkerboards: int = option(
         "couplings with checkerboard masks, of single pixels, before the first level", 0
     )
-    coupling: str = option("coupling layers", "affine", choices=COUPLINGS)
+    coupling: str = option(
+        "coupling layers; spline: affine, and after it a rational-quadratic spline",
+        "affine",
+        choices=COUPLINGS,
+    )
     coupling_scale: str = option(
-        "of affine couplings; tanh is bounded in both directions, and bounds the priors' too; sigmoid is the paper's",
+        "of affine maps; tanh is bounded in both directions, and bounds the priors' too; sigmoid is the paper's",
         "tanh",
         choices=COUPLING_SCALES,
     )
@@ -58,6 +62,10 @@ class GlowConfig:
     pixel_width: int = 32
     """Hidden channels of the networks of checkerboard couplings and of variational dequantization, which run at the
     resolution of the image or half of it."""
+    spline_bins: int = 8
+    """Bins of the splines of couplings."""
+    spline_interval: float = 3.0
+    """B: the splines of couplings map [-B, B] to itself, and are the identity outside."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -67,6 +75,8 @@ class GlowConfig:
         require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
         require_at_least(1, pixel_width=self.pixel_width)
         require_at_least(0, checkerboards=self.checkerboards)
+        require_at_least(2, spline_bins=self.spline_bins)
+        require_positive(spline_interval=self.spline_interval)
         if self.image_size < 1 or self.image_size % 2**self.levels:
             raise ValueError(
                 f"image_size is {self.image_size}; {self.levels} levels halve it {self.levels} times, so it "

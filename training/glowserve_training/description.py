@@ -28,6 +28,8 @@ def describe_run(
     fields = asdict(config.model)
     for name in ("image_size", "channels"):  # said of the images
         fields.pop(name)
+    if config.model.coupling != "spline":
+        fields = {name: value for name, value in fields.items() if not name.startswith("spline")}
     described = ", ".join(f"{name.replace('_', ' ')} {_word(value)}" for name, value in fields.items())
     yield f"model: {described}; {parameters:,} parameters"
     part, (_, every) = part_of(config, start), intervals(config.steps)

@@ -215,8 +215,8 @@ class Glow(Bijector):
         ranges: list[list[Tensor]] = [[] for _ in self.levels]
 
         def record(level: int, coupling: Coupling) -> RemovableHandle:
-            return coupling.network.register_forward_hook(
-                lambda _module, _input, h: ranges[level].append(coupling.scale_range(h))
+            return coupling.transform.register_forward_hook(
+                lambda _module, _input, output: ranges[level].append(coupling.scale_range(output[1]))
             )
 
         couplings = [(0, coupling) for coupling in self.couplings_of_pixels()]

@@ -6,6 +6,7 @@ Each knows how it is folded from its class in training, its float64 reference in
 from glowserve_export.couplings.coupling import FoldedCoupling, add_log_det, add_minus_log_scales
 from glowserve_export.couplings.masks import HALVES, Checkerboard, Halves, Mask
 from glowserve_export.couplings.networks import FoldedNetwork
+from glowserve_export.couplings.splines import AffineSpline
 from glowserve_export.couplings.transforms import (
     DoubleSigmoidScale,
     ExpScale,
@@ -18,6 +19,7 @@ from glowserve_export.couplings.transforms import (
 
 __all__ = [
     "HALVES",
+    "AffineSpline",
     "Checkerboard",
     "DoubleSigmoidScale",
     "ExpScale",

@@ -23,39 +23,35 @@ from glowserve_export.errors import no_folded_form
 
 
 class Transform(abc.ABC):
-    """y = (x + shift) * exp(log_scale)."""
+    """A monotonic map of each active value."""
 
-    outputs: ClassVar[int]
-    """Outputs of the network for each active channel."""
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> int:
+        """Outputs of the network for each active channel."""
 
     @abc.abstractmethod
-    def shift_and_log_scale(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network's output stands for, [N, A, H, W] each."""
-
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Y and log_scale."""
-        shift, log_scale = self.shift_and_log_scale(h)
-        return (x + shift) * log_scale.exp(), log_scale
+        """The transformed values, and the log-derivative at each, [N, A, H, W]."""
 
+    @abc.abstractmethod
     def inverse(self, y: Tensor, h: Tensor) -> Tensor:
-        """X."""
-        shift, log_scale = self.shift_and_log_scale(h)
-        return y * (-log_scale).exp() - shift
+        """The values before the transform, [N, A, H, W]."""
 
     @abc.abstractmethod
     def add_forward(
         self, g: GraphBuilder, x: str, h: str, channels: int, name: str
     ) -> tuple[str, str | None]:
-        """The nodes of `forward` for A = channels: y, and what `add_minus_log_scale` reads; None if log_scale is 0."""
+        """The nodes of `forward` for A = channels: y, and what `add_minus_log_scale` reads; None without a scale."""
 
     @abc.abstractmethod
     def add_reverse(self, g: GraphBuilder, y: str, h: str, channels: int, name: str) -> str:
         """The nodes of `inverse`."""
 
     def add_minus_log_scale(self, g: GraphBuilder, x: str, name: str) -> str:
-        """Minus the log-scales of several couplings with this kind of transform, from what `add_forward` returned.
+        """Minus the log-derivatives of several couplings with this kind of transform, from what `add_forward` returned.
 
-        That may be minus the log-scales already, as it is here.
+        That may be minus the log-derivatives already, as it is here.
         """
         return x
 
@@ -65,9 +61,13 @@ class Shift(Transform):
 
     outputs = 1
 
-    def shift_and_log_scale(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Transform`."""
-        return h, torch.zeros_like(h)
+        return x + h, torch.zeros_like(h)
+
+    def inverse(self, y: Tensor, h: Tensor) -> Tensor:
+        """See `Transform`."""
+        return y - h
 
     def add_forward(
         self, g: GraphBuilder, x: str, h: str, channels: int, name: str
@@ -81,7 +81,7 @@ class Shift(Transform):
 
 
 class _Affine(Transform):
-    """The common base of transforms with a shift and a scale."""
+    """y = (x + shift) * exp(log_scale)."""
 
     outputs = 2
     scales: ClassVar[str] = "Mul"
@@ -89,10 +89,16 @@ class _Affine(Transform):
     unscales: ClassVar[str] = "Div"
     """The operator that undoes it."""
 
-    def shift_and_log_scale(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """See `Transform`."""
         shift, raw = h.chunk(2, dim=1)
-        return shift, self._log_scale(raw)
+        log_scale = self._log_scale(raw)
+        return (x + shift) * log_scale.exp(), log_scale
+
+    def inverse(self, y: Tensor, h: Tensor) -> Tensor:
+        """See `Transform`."""
+        shift, raw = h.chunk(2, dim=1)
+        return y * (-self._log_scale(raw)).exp() - shift
 
     def add_forward(
         self, g: GraphBuilder, x: str, h: str, channels: int, name: str

@@ -29,6 +29,7 @@ Graphs = dict[str, onnx.ModelProto]
 _BOTH = {
     *("Add", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Exp", "Floor", "Mul", "Relu", "Reshape"),
     *("Sigmoid", "Split", "Sub", "Tanh", "Transpose", "Where"),
+    *("Clip", "Equal", "GatherElements"),  # of splines
 }
 _FORWARD_ONLY = {
     *(
@@ -44,7 +45,7 @@ _FORWARD_ONLY = {
     ),
     "Sum",
 }
-OPERATORS = {"forward": _BOTH | _FORWARD_ONLY, "reverse": _BOTH | {"Clip", "Round"}}
+OPERATORS = {"forward": _BOTH | _FORWARD_ONLY, "reverse": _BOTH | {"GreaterOrEqual", "Round", "Sqrt"}}
 
 # The SHA-256 of both float32 graphs of `_integer_glow`. Change it together with an intended change of the graphs.
 DIGESTS = {
@@ -164,6 +165,14 @@ def test_a_step_of_an_affine_flow_is_twelve_nodes_and_fourteen_with_a_bounded_sc
     assert nodes[4] - nodes[3] == expected * levels
 
 
+@both_directions
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_step_with_a_spline_is_fewer_than_sixty_nodes(levels: int, direction: str) -> None:
+    more, fewer = ({"coupling": "spline", "levels": levels, "steps_per_level": steps} for steps in (3, 2))
+    nodes = _nodes_without_pads(more, direction) - _nodes_without_pads(fewer, direction)
+    assert nodes == {"forward": 59, "reverse": 57}[direction] * levels
+
+
 @pytest.mark.parametrize(
     ("option", "forward", "reverse"),
     [
@@ -208,7 +217,8 @@ def test_actnorm_and_1x1_convolution_are_one_convolution_with_constant_weights(
 ) -> None:
     graph = case_graphs[direction].graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    # Those of splines have groups.
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and not _has_groups(node)]
     weights = [constants[node.input[1]] for node in convolutions]
     biases = [constants[node.input[2]] for node in convolutions]
     assert not constants.keys() & {value.name for value in graph.input}
@@ -223,6 +233,10 @@ def test_actnorm_and_1x1_convolution_are_one_convolution_with_constant_weights(
         expected = matrix.astype(np.float32)[:, :, None, None]
         (i,) = [i for i, weight in enumerate(weights) if np.array_equal(weight, expected)]
         np.testing.assert_array_equal(biases[i], bias.astype(np.float32))
+
+
+def _has_groups(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "group" for attribute in node.attribute)
 
 
 def test_constants_are_stored_as_float32() -> None:

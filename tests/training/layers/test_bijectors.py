@@ -12,6 +12,7 @@ from glowserve_training.config import GlowConfig
 from glowserve_training.layers import (
     ActNorm,
     Additive,
+    AffineSpline,
     Bijector,
     ChannelMask,
     CheckerboardMask,
@@ -48,6 +49,7 @@ TRANSFORMS: dict[str, Callable[[int], Transform]] = {
     "sigmoid": lambda _: SigmoidAffine(),
     "double sigmoid": lambda _: DoubleSigmoid(),
     "tanh": TanhAffine,
+    "spline": lambda channels: AffineSpline(TanhAffine(channels), bins=4, interval=2.0),
 }
 
 
@@ -82,6 +84,8 @@ BIJECTORS: dict[str, tuple[Callable[[int], Bijector], tuple[int, ...]]] = {
     "tanh qlu step": (step, (2, 3, 8)),
     "sigmoid lu step": (partial(step, coupling_scale="sigmoid", parametrization="lu"), (2, 3, 8)),
     "additive plain step": (partial(step, coupling="additive", parametrization="plain"), (2, 3, 8)),
+    "spline qlu step": (partial(step, coupling="spline"), (2, 3, 8)),
+    "sigmoid spline step": (partial(step, coupling="spline", coupling_scale="sigmoid"), (2, 3)),
     "tanh orthogonal step": (partial(step, parametrization="orthogonal"), (2, 3, 8)),
 }
 BIJECTORS |= {
@@ -101,6 +105,7 @@ SQUEEZING: dict[str, tuple[Callable[[int], Bijector], tuple[int, ...]]] = {
         partial(level, top=False, coupling_scale="sigmoid", parametrization="plain"),
         (1, 2, 3),
     ),
+    "spline qlu level": (partial(level, top=False, coupling="spline"), (1, 3)),
     "additive lu top": (partial(level, top=True, coupling="additive", parametrization="lu"), (1, 2, 3)),
 }
 CASES = [

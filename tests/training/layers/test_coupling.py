@@ -6,6 +6,7 @@ import pytest
 import torch
 from glowserve_training.layers import (
     Additive,
+    AffineSpline,
     ChannelMask,
     CheckerboardMask,
     Coupling,
@@ -53,6 +54,20 @@ def test_a_coupling_is_initialized_as_the_identity(
 
 
 @pytest.mark.parametrize("mask", MASKS)
+def test_a_coupling_with_a_spline_is_initialized_as_the_identity(
+    mask: Mask, generator: torch.Generator
+) -> None:
+    x = torch.randn(2, channels_of(mask), 4, 4, generator=generator)
+
+    y, log_det = Coupling(
+        mask, AffineSpline(TanhAffine(mask.active_channels), bins=8, interval=3.0), width=6
+    )(x)
+
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(log_det, torch.zeros(2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
 def test_a_coupling_with_a_context_is_a_bijector_that_depends_on_it(
     mask: Mask, prepared: Prepare, generator: torch.Generator
 ) -> None:
@@ -87,7 +102,8 @@ def test_scale_range_has_the_smallest_and_the_largest_scale_of_active_values(
     # A difference of 1 in an active value is multiplied by its scale.
     change = layer(mask.join(x, active + 1))[0] - layer(x)[0]
     scales = mask.select(mask.split(change)[1]).detach()
-    smallest, largest = layer.scale_range(layer.network(passive)).tolist()
+    _, log_scale = layer.transform(active, layer.network(passive))
+    smallest, largest = layer.scale_range(log_scale).tolist()
 
     assert smallest == pytest.approx(float(scales.min()), rel=1e-6)
     assert largest == pytest.approx(float(scales.max()), rel=1e-6)

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 from glowserve_training.config import GlowConfig
-from glowserve_training.layers import Additive, DoubleSigmoid, SigmoidAffine, TanhAffine, Transform
+from glowserve_training.layers import (
+    Additive,
+    Affine,
+    AffineSpline,
+    DoubleSigmoid,
+    SigmoidAffine,
+    TanhAffine,
+    Transform,
+)
 from glowserve_training.layers.transforms import dequantization_transform_of, transform_of
 from torch import Tensor
 
@@ -17,6 +25,7 @@ TRANSFORMS = {
     "sigmoid": SigmoidAffine(),
     "double sigmoid": DoubleSigmoid(),
     "tanh": TanhAffine(A),
+    "spline": AffineSpline(TanhAffine(A), bins=8, interval=3.0),
 }
 
 
@@ -31,7 +40,7 @@ def random(generator: torch.Generator, transform: Transform, size: float = 1.0) 
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("additive", 1), ("sigmoid", 1 / (1 + math.exp(-2))), ("double sigmoid", 1), ("tanh", 1)],
+    [("additive", 1), ("sigmoid", 1 / (1 + math.exp(-2))), ("double sigmoid", 1), ("tanh", 1), ("spline", 1)],
 )
 def test_the_output_0_of_a_network_means_no_shift_and_this_scale(
     name: str, scale: float, generator: torch.Generator
@@ -69,7 +78,8 @@ def test_the_inverse_inverts(name: str, generator: torch.Generator) -> None:
 
 
 def test_the_shift_is_in_the_first_outputs(generator: torch.Generator) -> None:
-    for transform in (SigmoidAffine(), DoubleSigmoid(), TanhAffine(A)):
+    affine: list[Affine] = [SigmoidAffine(), DoubleSigmoid(), TanhAffine(A)]
+    for transform in affine:
         _, h = random(generator, transform)
         shift, log_scale = transform.shift_and_log_scale(h)
         moved, same = transform.shift_and_log_scale(torch.cat((h[:, :A] + 1, h[:, A:]), dim=1))
@@ -81,21 +91,25 @@ def test_the_shift_is_in_the_first_outputs(generator: torch.Generator) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("parameter", [-1e30, -1e3, 0.0, 1e3, 1e30])
 @pytest.mark.parametrize("output", [-1e30, -1e3, 1e3, 1e30])
-def test_no_output_and_no_parameter_take_a_tanh_scale_beyond_its_bound(
-    output: float, parameter: float, dtype: torch.dtype
+@pytest.mark.parametrize("spline", [False, True])
+def test_no_output_and_no_parameter_take_a_scale_beyond_its_bound(
+    spline: bool, output: float, parameter: float, dtype: torch.dtype
 ) -> None:
-    transform = TanhAffine(A).to(dtype)
-    torch.nn.init.constant_(transform.unbounded_log_f, parameter)
+    affine = TanhAffine(A).to(dtype)
+    transform = AffineSpline(affine, bins=8, interval=3.0) if spline else affine
+    torch.nn.init.constant_(affine.unbounded_log_f, parameter)
     x = torch.ones(2, A, 4, 4, dtype=dtype)
-    h = torch.cat((torch.zeros_like(x), torch.full_like(x, output)), dim=1)
+    rest = torch.full((2, A * (transform.outputs - 1), 4, 4), output, dtype=dtype)
+    h = torch.cat((torch.zeros_like(x), rest), dim=1)
 
     with torch.no_grad():
         y, log_scale = transform(x, h)
         back, _ = transform.inverse(y, h)
-        bound = transform.bound()
+        bound = affine.bound()
 
     assert 0.25 * (1 - 1e-6) <= float(bound.min()) <= float(bound.max()) <= 4 * (1 + 1e-6)
-    assert float(log_scale.abs().max()) <= 4 * (1 + 1e-6)  # a scale of 1/55 to 55
+    assert float(log_scale.abs().max()) <= transform.log_scale_bound() * (1 + 1e-6)
+    assert affine.log_scale_bound() <= 4 * (1 + 1e-6)  # a scale of 1/55 to 55
     torch.testing.assert_close(back, x)
 
 
@@ -120,6 +134,7 @@ def test_tanh_scales_differ_by_channel_and_learn_their_bounds(generator: torch.G
     [
         ("affine", "tanh", TanhAffine, TanhAffine),
         ("affine", "sigmoid", SigmoidAffine, DoubleSigmoid),
+        ("spline", "tanh", AffineSpline, TanhAffine),
         ("additive", "tanh", Additive, TanhAffine),
         ("additive", "sigmoid", Additive, DoubleSigmoid),
     ],

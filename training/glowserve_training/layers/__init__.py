@@ -9,14 +9,25 @@ from glowserve_training.layers.masks import ChannelMask, CheckerboardMask, Mask
 from glowserve_training.layers.networks import CouplingNetwork, HiddenConv2d, ZeroConv2d
 from glowserve_training.layers.prior import Split, TopPrior
 from glowserve_training.layers.qlu import QLUConv1x1
+from glowserve_training.layers.splines import Spline
 from glowserve_training.layers.squeeze import Squeeze
 from glowserve_training.layers.step import CONV1X1_CLASSES, FlowStep
-from glowserve_training.layers.transforms import Additive, DoubleSigmoid, SigmoidAffine, TanhAffine, Transform
+from glowserve_training.layers.transforms import (
+    Additive,
+    Affine,
+    AffineSpline,
+    DoubleSigmoid,
+    SigmoidAffine,
+    TanhAffine,
+    Transform,
+)
 
 __all__ = [
     "CONV1X1_CLASSES",
     "ActNorm",
     "Additive",
+    "Affine",
+    "AffineSpline",
     "Bijector",
     "ChannelMask",
     "CheckerboardMask",
@@ -33,6 +44,7 @@ __all__ = [
     "PlainConv1x1",
     "QLUConv1x1",
     "SigmoidAffine",
+    "Spline",
     "Split",
     "Squeeze",
     "TanhAffine",

@@ -42,9 +42,8 @@ class Coupling(Bijector):
         active, log_scale = self.transform.inverse(transformed, self._outputs(passive, context))
         return self.mask.join(y, active), self.mask.sum(log_scale)
 
-    def scale_range(self, h: Tensor) -> Tensor:
-        """The smallest and the largest scale among those that the network's output h encodes, [2]."""
-        _, log_scale = self.transform.shift_and_log_scale(h)
+    def scale_range(self, log_scale: Tensor) -> Tensor:
+        """The smallest and the largest scale of active values, [2], from the transform's log-derivatives."""
         return torch.stack(self.mask.select(log_scale).float().exp().aminmax())
 
     def _outputs(self, passive: Tensor, context: Tensor | None) -> Tensor:
