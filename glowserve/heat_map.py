@@ -23,6 +23,8 @@ _NOT_FINITE = (255, 0, 255)
 _OPACITY = 0.85
 # Pixels: of the longer side of a small picture once enlarged, between and around panels, of the legend's bar and text.
 _SIDE, _GAP, _BAR, _TEXT = 256, 8, 12, 12
+# The narrowest legend whose numbers do not touch.
+_LEGEND = 192
 _TICKS = (-16, -4, -1, 0, 1, 4, 16)
 
 
@@ -42,12 +44,12 @@ def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> Im
     factor = max(1, _SIDE // max(height, width))
     panels = [_enlarged(each, factor) for each in (to_pil(image), to_pil(_coloured(image, deviations)))]
     panel_width, panel_height = width * factor, height * factor
-    canvas = Image.new(
-        "RGB", (2 * panel_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP), "white"
-    )
+    legend_width = max(panel_width, _LEGEND)
+    size = panel_width + legend_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP
+    canvas = Image.new("RGB", size, "white")
     for i, panel in enumerate(panels):
         canvas.paste(panel, (_GAP + i * (panel_width + _GAP), _GAP))
-    _draw_legend(canvas, (panel_width + 2 * _GAP, panel_height + 2 * _GAP), panel_width)
+    _draw_legend(canvas, (panel_width + 2 * _GAP, panel_height + 2 * _GAP), legend_width)
     return canvas
 
 

@@ -35,7 +35,7 @@ def corruptions(images: UInt8Array) -> Iterator[tuple[str, UInt8Array]]:
     yield "half-contrast", half_contrast(images)
     yield "upside-down", images[:, ::-1]
     yield "mirrored-halves", mirrored_halves(images)
-    yield "shuffled-patches", shuffled_patches(images, max(1, images.shape[1] // 4), rng)
+    yield "shuffled-patches", shuffled_patches(images, max(1, min(images.shape[1:3]) // 4), rng)
     yield "pixelated", pixelated(images)
     yield "jpeg", jpeg(images)
     yield "noisy", noisy(images, rng)

@@ -31,8 +31,8 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
         model=name,
         glowserve_version=importlib.metadata.version("glowserve"),
         image=manifest_pb2.ImageSpec(
-            height=glow.image_size,
-            width=glow.image_size,
+            height=glow.image_size.height,
+            width=glow.image_size.width,
             channels=glow.channels,
             n_bits=glow.n_bits,
             latent_size=glow.dimensions,

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,27 @@ from glowserve_training.hardware import Hardware
 from glowserve_training.presets import DEFAULT_SIZE, DERIVED_DEFAULTS, SIZES
 
 from glowserve.cli.failure import Failure
+from glowserve.image_size import ImageSize
 from glowserve.output import printable
 
 if TYPE_CHECKING:
     from glowserve_training.directory import RunDirectory
 
-_METAVARS = {int: "N", float: "X"}
+
+def _image_size(text: str) -> ImageSize:
+    try:
+        return ImageSize.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    str: (str, "WORD"),
+    int: (int, "N"),
+    float: (float, "X"),
+    ImageSize: (_image_size, "HEIGHTxWIDTH"),
+}
+"""How values of a type are read, and what stands for them in the help."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +137,8 @@ def _add_flags(
         elif choices := field.metadata["choices"]:
             parser.add_argument(flag, choices=choices, help=text)
         else:
-            parser.add_argument(flag, type=kind, metavar=_METAVARS[kind], help=text)
+            read, metavar = _KINDS[kind]
+            parser.add_argument(flag, type=read, metavar=metavar, help=text)
 
 
 def _text(default: object) -> str:

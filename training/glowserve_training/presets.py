@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glowserve.image_size import ImageSize
 from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.schedule import default_patience
 
@@ -37,7 +38,7 @@ _DRAWING: dict[str, Any] = {"preprocessing": "logit", "checkerboards": 4, "dequa
 _PHOTOGRAPH: dict[str, Any] = {"preprocessing": "centre", "checkerboards": 0, "dequantization": "uniform"}
 _LIKE_THE_PAPER: dict[str, Any] = {**_PHOTOGRAPH, "coupling_scale": "sigmoid", "parametrization": "lu"}
 
-# By largest image_size; two CPU cores can train these.
+# By the side of the largest image that is square; two CPU cores can train these.
 _SMALL = {
     16: Preset(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=4e-3),
     32: Preset(levels=3, steps_per_level=8, width=128, steps=6000, batch_size=32, learning_rate=4e-3),
@@ -55,7 +56,7 @@ SIZES = {
 """Names of the sizes, and what each is for."""
 
 DERIVED_DEFAULTS = {
-    "image_size": f"the median of the images' shorter sides, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
+    "image_size": f"a square with the median of the images' shorter sides, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
     "channels": "1 if nine in ten images are grey, else 3",
     "n_bits": f"{GlowConfig.n_bits}; 4 for 'digits'",
     **{
@@ -89,10 +90,11 @@ def run_config(
     data = _absolute(data)
     given = {name: value for name, value in given.items() if value is not None}
     # The shape plays no part in which images are to train on.
-    images = DataConfig(data=data, image_size=1, channels=1, split_seed=split_seed)
+    images = DataConfig(data=data, image_size=ImageSize(1, 1), channels=1, split_seed=split_seed)
     if "image_size" not in given or "channels" not in given:
         given = _native_shape(images) | given
-    images = replace(images, image_size=given["image_size"], channels=given["channels"])
+    size_of_images = ImageSize.of(given["image_size"])
+    images = replace(images, image_size=size_of_images, channels=given["channels"])
     if size == "paper":
         preset, recipe = _PAPER, _LIKE_THE_PAPER
     elif _are_drawings(images, given):
@@ -101,7 +103,7 @@ def run_config(
         preset, recipe = _small(_SMALL, images.image_size), _PHOTOGRAPH
     values = {"n_bits": 4 if data == "digits" else GlowConfig.n_bits} | recipe | asdict(preset) | given
     if "levels" not in given:
-        values["levels"] = min(preset.levels, _halvings(values["image_size"]))
+        values["levels"] = min(preset.levels, max(1, size_of_images.halvings))
     model = GlowConfig(
         **{field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
     )
@@ -140,7 +142,7 @@ def _absolute(data: str) -> str:
     return str(Path(data).absolute()) if data != "digits" and Path(data).exists() else data
 
 
-def _native_shape(images: DataConfig) -> dict[str, int]:
+def _native_shape(images: DataConfig) -> dict[str, Any]:
     from glowserve_training.data import survey_images  # imports PyTorch
 
     found = survey_images(*_training_images(images))
@@ -163,15 +165,11 @@ def _training_images(images: DataConfig) -> Split:
     return choose_splits(open_source(images.data), images)["train"]
 
 
-def _small(presets: Mapping[int, Preset], image_size: int) -> Preset:
-    return next((preset for limit, preset in presets.items() if image_size <= limit), presets[max(presets)])
+def _small(presets: Mapping[int, Preset], size: ImageSize) -> Preset:
+    fitting = (preset for side, preset in presets.items() if size.pixels <= side**2)
+    return next(fitting, presets[max(presets)])
 
 
-def _default_image_size(side: int) -> int:
-    """The side, rounded down to a multiple of 4 and limited."""
-    return min(_LARGEST_DEFAULT_IMAGE_SIZE, max(4, side - side % 4))
-
-
-def _halvings(size: int) -> int:
-    """How often a size can be halved without a remainder, at least 1."""
-    return max(1, (size & -size).bit_length() - 1)
+def _default_image_size(side: int) -> ImageSize:
+    """A square with that side, rounded down to a multiple of 4 and limited."""
+    return ImageSize.of(min(_LARGEST_DEFAULT_IMAGE_SIZE, max(4, side - side % 4)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from glowserve.image_size import ImageSize
 from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig, Part, RunConfig, stored_model
 
@@ -15,9 +17,18 @@ _OLD_RUN = {"size": ""}  # it is not known
 _STORED_KEYS = {"max_rollbacks": "max_returns"}
 
 
-def stored_run(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a RunConfig, from `asdict`, under the keys that are stored."""
-    return {_STORED_KEYS.get(name, name): value for name, value in fields.items()}
+def stored_fields(config: GlowConfig | DataConfig | RunConfig) -> dict[str, Any]:
+    """The fields of a configuration as files hold them."""
+    return asdict(config, dict_factory=_stored_values)
+
+
+def stored_run(config: RunConfig) -> dict[str, Any]:
+    """The fields of a RunConfig under the keys that are stored."""
+    return {_STORED_KEYS.get(name, name): value for name, value in stored_fields(config).items()}
+
+
+def _stored_values(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: ImageSize(**value).stored if name == "image_size" else value for name, value in fields}
 
 
 def data_config(stored: Mapping[str, Any]) -> DataConfig:

@@ -95,7 +95,7 @@ def glow(public: PublicGlow) -> FoldedGlow:
 
 def _inputs(glow: FoldedGlow) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    shape = (3, glow.image_size, glow.image_size, glow.channels)
+    shape = (3, *glow.image_shape)
     return rng.integers(0, 256, shape, dtype=np.uint8), rng.random(shape, dtype=np.float32)
 
 

@@ -109,7 +109,7 @@ def test_a_graph_passes_the_checker_and_has_the_signature_of_the_contract(
 ) -> None:
     model = case_graphs[direction]
     onnx.checker.check_model(model, full_check=True)
-    image = ["N", case_glow.image_size, case_glow.image_size, case_glow.channels]
+    image = ["N", *case_glow.image_shape]
     latent, levels = ["N", case_glow.dimensions], ["N", len(case_glow.levels)]
     uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
     inputs, outputs = {

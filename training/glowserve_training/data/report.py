@@ -24,7 +24,7 @@ def describe_source(source: Source, config: DataConfig) -> Iterator[str]:
     yield f"data: {sum(map(len, source.values()))} images in {printable(config.data)}{left_out}"
     found, size = survey_images(source["train"]), config.image_size
     colour = "grey" if config.channels == 1 else "colour"
-    yield f"images: {found}; the model gets {size} x {size} in {colour}"
+    yield f"images: {found}; the model gets {size} in {colour}"
     yield from (f"warning: {remark}" for remark in found.remarks(size, config.channels))
 
 

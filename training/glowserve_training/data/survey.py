@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from glowserve.cores import cores
+from glowserve.image_size import ImageSize
 from glowserve.images import InvalidImageError
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.splits import spread_evenly
@@ -33,7 +34,7 @@ _GREY_TOLERANCE = 3
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found; sizes are (width, height) in pixels."""
+    """What was found."""
 
     images: int
     """How many were looked at and could be read."""
@@ -41,7 +42,7 @@ class Survey:
     all_images: int
     """How many the source has."""
 
-    sizes: list[tuple[int, int]]
+    sizes: list[ImageSize]
     """Of the images that were looked at, ordered by their shorter side."""
 
     grey: int
@@ -53,7 +54,7 @@ class Survey:
     @property
     def side(self) -> int:
         """The median of the shorter sides."""
-        return min(self.sizes[(len(self.sizes) - 1) // 2])
+        return self.sizes[(len(self.sizes) - 1) // 2].shorter
 
     @property
     def channels(self) -> int:
@@ -61,7 +62,7 @@ class Survey:
         return 1 if self.grey >= _GREY_SHARE * self.images else 3
 
     def __str__(self) -> str:
-        smallest, largest = (" x ".join(map(str, size)) for size in (self.sizes[0], self.sizes[-1]))
+        smallest, largest = str(self.sizes[0]), str(self.sizes[-1])
         sizes = smallest if smallest == largest else f"{smallest} to {largest}"
         some = f"; {self.images} were looked at" if self.all_images > _MOST_LOOKED_AT else ""
         return f"{sizes} pixels, {self._colours()}{some}"
@@ -71,15 +72,17 @@ class Survey:
             return "all grey" if self.grey else "all in colour"
         return f"{self.images - self.grey} in colour and {self.grey} grey"
 
-    def remarks(self, image_size: int, channels: int) -> Iterator[str]:
+    def remarks(self, image_size: ImageSize, channels: int) -> Iterator[str]:
         """What a user might not expect of a model with images of this shape."""
         coloured = self.images - self.grey
         if channels == 1 and coloured and not self.looks_grey:
             yield f"{coloured} of {self.images} images lose their colours; --channels 3 keeps them"
         if channels == 3 and coloured and self.looks_grey:
             yield "the images are stored in colour and show none: --channels 1 makes a smaller, faster and better model"
-        if smaller := sum(min(size) < image_size for size in self.sizes):
-            yield f"{smaller} of {self.images} images are smaller than {image_size} x {image_size} and are enlarged"
+        if smaller := sum(
+            size.height < image_size.height or size.width < image_size.width for size in self.sizes
+        ):
+            yield f"{smaller} of {self.images} images are smaller than {image_size} and are enlarged"
 
 
 def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = None) -> Survey:
@@ -95,15 +98,15 @@ def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = Non
     allowed = np.arange(len(images)) if only is None else only
     indices = spread_evenly((images, allowed), _MOST_LOOKED_AT)
 
-    def look(index: int) -> tuple[tuple[int, int], bool] | InvalidImageError:
+    def look(index: int) -> tuple[ImageSize, bool] | InvalidImageError:
         try:
             with images.open(index) as image:
-                return image.size, _is_stored_grey(image)
+                return ImageSize(image.height, image.width), _is_stored_grey(image)
         except InvalidImageError as error:
             return error
 
     unreadable = UnreadableImages()
-    sizes: list[tuple[int, int]] = []
+    sizes: list[ImageSize] = []
     coloured: list[int] = []
     with ThreadPoolExecutor(cores()) as pool:
         for index, found in zip(indices, pool.map(look, indices), strict=True):
@@ -120,7 +123,7 @@ def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = Non
     return Survey(
         images=len(sizes),
         all_images=len(images),
-        sizes=sorted(sizes, key=lambda size: (min(size), max(size), size)),
+        sizes=sorted(sizes, key=lambda size: (size.shorter, size.longer, size.width)),
         grey=len(sizes) - len(coloured),
         looks_grey=bool(coloured) and all(_looks_grey(images, index) for index in coloured[:_MOST_DECODED]),
     )
