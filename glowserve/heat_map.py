@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from glowserve.images import UInt8Array, to_pil
+from glowserve.images import UInt8Array, on_background, to_pil
 
 LIMIT = 16.0
 """Deviations have full colour from here on."""
@@ -37,12 +37,12 @@ def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> Im
     finite.
 
     Args:
-        image: uint8 [H, W, C] with C 1 or 3.
+        image: uint8 [H, W, C]; alpha shows white.
         deviations: in standard deviations, negative where too unlikely, [H, W].
     """
     height, width = deviations.shape
     factor = max(1, _SIDE // max(height, width))
-    panels = [_enlarged(each, factor) for each in (to_pil(image), to_pil(_coloured(image, deviations)))]
+    panels = [_enlarged(each, factor) for each in (_opaque(image), to_pil(_coloured(image, deviations)))]
     panel_width, panel_height = width * factor, height * factor
     legend_width = max(panel_width, _LEGEND)
     size = panel_width + legend_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP
@@ -58,9 +58,14 @@ def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
+def _opaque(image: UInt8Array) -> Image.Image:
+    picture = to_pil(image)
+    return on_background(picture, 255) if picture.has_transparency_data else picture
+
+
 def _coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
     """The image in light grey under the colours of the deviations, uint8 [H, W, 3]."""
-    grey = np.asarray(to_pil(image).convert("L"), np.float64)[:, :, None]
+    grey = np.asarray(_opaque(image).convert("L"), np.float64)[:, :, None]
     return _blended(160 + grey * 3 / 8, deviations)
 
 

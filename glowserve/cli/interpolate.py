@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
-from glowserve.images import grid
+from glowserve.grid import grid
 from glowserve.output import printable
 
 # Strips are enlarged to about this width in pixels.

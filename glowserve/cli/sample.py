@@ -13,7 +13,8 @@ from tqdm import tqdm
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.folders import FILE_SUFFIXES
-from glowserve.images import UInt8Array, grid, grid_shape, to_pil
+from glowserve.grid import grid, grid_shape
+from glowserve.images import UInt8Array, to_pil
 from glowserve.output import counted, printable
 from glowserve.results import Samples
 

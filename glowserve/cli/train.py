@@ -17,6 +17,7 @@ from glowserve_training.presets import DEFAULT_SIZE, DERIVED_DEFAULTS, SIZES
 
 from glowserve.cli.failure import Failure
 from glowserve.image_size import ImageSize
+from glowserve.images import BITS_USED, FITS, Preparation
 from glowserve.output import printable
 
 if TYPE_CHECKING:
@@ -61,7 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     _add_flags(training, RunConfig, _options(RunConfig), DERIVED_DEFAULTS)
     _add_flags(training, DataConfig, other_data, {})
+    _add_preparation_flags(parser.add_argument_group("pictures"))
     _add_flags(parser.add_argument_group("hardware"), Hardware, _options(Hardware), {})
+
+
+def _add_preparation_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fit",
+        choices=FITS,
+        help="how a picture gets the model's proportions: crop takes its middle, pad keeps all of it on a background "
+        f"(default: {Preparation.fit})",
+    )
+    group.add_argument(
+        "--bits-used",
+        type=int,
+        choices=BITS_USED,
+        help="the bits that 16-bit grey pictures use; white is 2^bits - 1 "
+        f"(default: {Preparation.bits_used}, the full range)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,8 +122,7 @@ def _config(args: argparse.Namespace, directory: RunDirectory) -> RunConfig:
     from glowserve_training.presets import changed_config, run_config
 
     given = {**_given(args, DataConfig), **_given(args, GlowConfig), **_given(args, RunConfig)}
-    if args.size:
-        given["size"] = args.size
+    given |= {"size": args.size, "fit": args.fit, "bits_used": args.bits_used}
     known = directory.config()
     if known is None:
         if not args.data:

@@ -18,14 +18,24 @@ from tests.training.runs import TinyRun
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
+        ({"channels": 5}, r"channels is 5; it must be 1 \(grey\) or 3 \(RGB\), or 2 or 4 with alpha as data"),
         ({"n_bits": 0}, "n_bits is 0; it must lie in 1 to 8"),
         ({"n_bits": 9}, "n_bits is 9; it must lie in 1 to 8"),
         ({"levels": 0}, "levels is 0; it must be 1 or more"),
         ({"steps_per_level": 0}, "steps_per_level is 0; it must be 1 or more"),
         ({"width": -1}, "width is -1; it must be 1 or more"),
-        ({"image_size": 12, "levels": 3}, r"image_size is 12.*multiple of 8 \(or use fewer levels\)"),
-        ({"image_size": 0}, "image_size is 0.*positive multiple of 4"),
+        (
+            {"image_size": 12, "levels": 3},
+            r"size is 12 x 12; .*multiple of 8: 8 x 8 or 16 x 16 .*fewer levels\)",
+        ),
+        (
+            {"image_size": "30x64", "levels": 3},
+            "size is 30 x 64; .* multiple of 8: 24 x 64 or 32 x 64 would do",
+        ),
+        ({"image_size": [14, 2], "levels": 2}, "size is 14 x 2; .* multiple of 4: 12 x 4 or 16 x 4 would do"),
+        ({"image_size": "2x16384", "levels": 1}, "at most 16383 rows, as many columns, and 4194304 values"),
+        ({"image_size": "4096x2048"}, "image_size is 4096 x 2048 with 1 channels; .* and 4194304 values"),
+        ({"image_size": 0}, "image_size is 0 x 0.*positive multiple of 4"),
         ({"coupling": "spline"}, "coupling is 'spline'; it must be one of affine, additive"),
         ({"parametrization": "qr"}, "parametrization is 'qr'; it must be one of qlu, lu, orthogonal, plain"),
         ({"preprocessing": "center"}, "preprocessing is 'center'; it must be one of centre, logit"),
@@ -86,6 +96,7 @@ def test_a_negative_split_seed_is_refused() -> None:
 
 def test_dimensions_are_the_values_of_an_image() -> None:
     assert GlowConfig(image_size=8, channels=3).dimensions == 8 * 8 * 3
+    assert GlowConfig(image_size="8x24", channels=2).dimensions == 8 * 24 * 2
 
 
 def test_the_processes_of_several_nodes_are_counted_together() -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from glowserve.image_size import MAX_SIDE, MAX_VALUES, ImageSize
-from glowserve.images import Preparation
+from glowserve.images import MODES, Preparation
 from glowserve_training.option import option, require_at_least, require_choice, require_positive
 
 PREPROCESSINGS = ("centre", "logit")
@@ -34,7 +34,7 @@ class GlowConfig:
     image_size: ImageSize = option(
         "HEIGHTxWIDTH of the images in pixels, or one number for both; divisible by 2^levels"
     )
-    channels: int = option("1 (grey) or 3 (RGB)")
+    channels: int = option("1 (grey), 3 (RGB), or 2 or 4: the same with alpha as data")
     n_bits: int = option("bits of each pixel value that the model sees, 1 to 8", 8)
     levels: int = option("levels L of the flow; each halves height and width", 3)
     steps_per_level: int = option("steps of flow K in each level", 8)
@@ -64,8 +64,10 @@ class GlowConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", ImageSize.of(self.image_size))
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
+        if self.channels not in MODES:
+            raise ValueError(
+                f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB), or 2 or 4 with alpha as data"
+            )
         if not 1 <= self.n_bits <= 8:
             raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
         require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
@@ -126,7 +128,7 @@ class DataConfig:
     image_size: ImageSize
     """H and W of the prepared images, in pixels."""
     channels: int
-    """1 (grey) or 3 (RGB)."""
+    """A key of `glowserve.images.MODES`."""
     split_seed: int = option("seed that chooses the held-out images", 0)
     split_version: int = SPLIT_VERSION
     """Which rule splits the images, see `choose_splits`; 1 held out no calibration images."""

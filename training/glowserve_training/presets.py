@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glowserve.image_size import ImageSize
+from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.schedule import default_patience
 
@@ -79,7 +80,7 @@ def run_config(
         data: see `DataConfig`.
         size: one of `SIZES`.
         split_seed: see `DataConfig`.
-        **given: fields of `GlowConfig` and `RunConfig`; None for the default.
+        **given: fields of `GlowConfig`, `RunConfig` and `Preparation`; None for the default.
 
     Raises:
         DataError: the source cannot be read.
@@ -90,7 +91,13 @@ def run_config(
     data = _absolute(data)
     given = {name: value for name, value in given.items() if value is not None}
     # The shape plays no part in which images are to train on.
-    images = DataConfig(data=data, image_size=ImageSize(1, 1), channels=1, split_seed=split_seed)
+    images = DataConfig(
+        data=data,
+        image_size=ImageSize(1, 1),
+        channels=1,
+        split_seed=split_seed,
+        preparation=Preparation(**_taken(given, Preparation)),
+    )
     if "image_size" not in given or "channels" not in given:
         given = _native_shape(images) | given
     size_of_images = ImageSize.of(given["image_size"])
@@ -128,13 +135,23 @@ def changed_config(config: RunConfig, **given: Any) -> RunConfig:
     if "data" in given:
         given["data"] = _absolute(given["data"])
 
-    model, data = (_of(part, given) for part in (config.model, config.data))
+    preparation = replace(config.data.preparation, **_taken(given, Preparation))
+    # Both have the shape of the images.
+    model, data = (
+        {name: given[name] for name in _names(part) if name in given} for part in (GlowConfig, DataConfig)
+    )
     rest = {name: value for name, value in given.items() if name not in model | data}
-    return replace(config, model=replace(config.model, **model), data=replace(config.data, **data), **rest)
+    data_config = replace(config.data, preparation=preparation, **data)
+    return replace(config, model=replace(config.model, **model), data=data_config, **rest)
 
 
-def _of(config: GlowConfig | DataConfig, given: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: given[field.name] for field in fields(config) if field.name in given}
+def _names(config: type[GlowConfig | DataConfig | Preparation]) -> list[str]:
+    return [field.name for field in fields(config)]
+
+
+def _taken(given: dict[str, Any], config: type[Preparation]) -> dict[str, Any]:
+    """The fields of a configuration, taken out of those that are given."""
+    return {name: given.pop(name) for name in _names(config) if name in given}
 
 
 def _absolute(data: str) -> str:

@@ -13,6 +13,8 @@ from glowserve_training.config import DataConfig, GlowConfig, Part, RunConfig, s
 # Where a field's default is not what glowserve did before the field existed.
 _OLD_DATA = {"split_version": 1}
 _OLD_RUN = {"size": ""}  # it is not known
+# Fields of Preparation that older versions do not know, and what they did.
+_YOUNGER = {"fit": "crop", "bits_used": 16}
 # Fields of RunConfig that have another key, the one that version 0.1.0 wrote.
 _STORED_KEYS = {"max_rollbacks": "max_returns"}
 
@@ -28,7 +30,12 @@ def stored_run(config: RunConfig) -> dict[str, Any]:
 
 
 def _stored_values(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: ImageSize(**value).stored if name == "image_size" else value for name, value in fields}
+    """Values as of old are left out where older versions do not know the field."""
+    return {
+        name: ImageSize(**value).stored if name == "image_size" else value
+        for name, value in fields
+        if name not in _YOUNGER or value != _YOUNGER[name]
+    }
 
 
 def data_config(stored: Mapping[str, Any]) -> DataConfig:

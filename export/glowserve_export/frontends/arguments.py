@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glowserve.image_size import ImageSize
+from glowserve.images import MODES
 from glowserve_export.errors import ArgumentsError
 
 _KINDS = {
@@ -145,9 +146,9 @@ def _check_spelling(path: Path, name: str, known: Known) -> None:
 
 
 def check_image(path: Path, size: ImageSize, channels: int, levels: int) -> None:
-    """Raises ArgumentsError unless images are grey or RGB and their size can be halved once for each level."""
-    if channels not in (1, 3):
-        raise ArgumentsError(f"{path}: images have {channels} channels; 1 (grey) and 3 (RGB) are supported")
+    """Raises ArgumentsError unless images have 1 to 4 channels and their size can be halved once for each level."""
+    if channels not in MODES:
+        raise ArgumentsError(f"{path}: images have {channels} channels; 1 to 4 are supported")
     if size.longer > _MAX_IMAGE_SIZE:
         raise ArgumentsError(
             f"{path}: images of {size} pixels are too large; a side may have at most {_MAX_IMAGE_SIZE}"

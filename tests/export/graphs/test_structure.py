@@ -20,6 +20,7 @@ from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import FP32
 from onnx import numpy_helper
 
+from glowserve.image_size import ImageSize
 from glowserve.runtime import graphs as checked_graphs
 from tests.export.models import random_glow
 
@@ -74,7 +75,7 @@ def _integer_glow() -> FoldedGlow:
     coupling = FoldedCoupling(Halves(), network, SigmoidScale())
     step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, coupling)
     level = FoldedLevel((step, step), None)
-    return FoldedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
+    return FoldedGlow(ImageSize(4, 4), 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
 
 
 @both_directions

@@ -32,7 +32,7 @@ def photos(tmp_path: Path, rng: np.random.Generator) -> Path:
 def test_the_first_image_does_not_decide_the_shape(photos: Path) -> None:
     model = run_config(str(photos)).model
 
-    assert (model.image_size, model.channels) == (12, 3)
+    assert (model.image_size.stored, model.channels) == (12, 3)
 
 
 def test_a_few_images_in_colour_do_not_decide_that_the_model_has_colour(
@@ -94,7 +94,7 @@ def test_what_was_read_and_how_it_is_split_is_told(photos: Path) -> None:
 
     assert told(photos) == [
         f"data: 120 images in {photos}; left out: 1 .txt, 1 hidden",
-        "images: 4 x 4 to 14 x 12 pixels, 119 in colour and 1 grey; the model gets 12 x 12 in colour",
+        "images: 4 x 4 to 12 x 14 pixels, 119 in colour and 1 grey; the model gets 12 x 12 in colour",
         "warning: 1 of 120 images are smaller than 12 x 12 and are enlarged",
         "split: 96 to train on, 6 for validation, 6 for calibration, 12 for test; validation, calibration and test "
         "drawn at random, not stratified (split seed 0)",
