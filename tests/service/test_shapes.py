@@ -122,9 +122,7 @@ def test_an_explanation_has_the_height_and_the_width(client: glowserve.Client) -
 
 
 def test_an_array_with_height_and_width_exchanged_is_refused(client: glowserve.Client) -> None:
-    with pytest.raises(
-        glowserve.InvalidRequestError, match=r"\[1, 12, 4, 4\]; this model takes \[N, 4, 12, 4\]"
-    ):
+    with pytest.raises(glowserve.RequestError, match=r"\[1, 12, 4, 4\]; this model takes \[N, 4, 12, 4\]"):
         client.score(np.zeros((12, 4, 4), np.uint8))
 
 

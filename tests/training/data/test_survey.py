@@ -228,7 +228,7 @@ def test_upper_bits_that_no_picture_uses_are_told(
         deep = rng.integers(0, 2**bits, (8, 8), dtype=np.uint16)
         deep[0, 0] = 2**bits - 1
         Image.fromarray(deep).save(tmp_path / f"{i}.png")
-    unused = f"the upper bits of the 16-bit images are unused, the largest value found is {2**bits - 1}: --bits-used {bits}"
+    unused = f"upper bits of the 16-bit images are unused, the largest value found is {2**bits - 1}: --bits-used {bits}"
 
     found = survey_images(open_source(str(tmp_path))["train"])
 
