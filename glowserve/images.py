@@ -317,8 +317,11 @@ def _in_mode(image: Image.Image, mode: str, preparation: Preparation) -> Image.I
     if _is_deep_grey(image):
         _check_range(image, preparation.bits_used)
         image = _eight_bits(image, 2**preparation.bits_used - 1)
-    if image.has_transparency_data and image.mode != mode:
-        image = image.convert("RGBA") if mode.endswith("A") else on_background(image, preparation.background)
+    if image.has_transparency_data:
+        if not mode.endswith("A"):
+            image = on_background(image, preparation.background)
+        elif image.mode != mode:
+            image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
 
 

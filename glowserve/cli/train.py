@@ -32,7 +32,6 @@ def _image_size(text: str) -> ImageSize:
 
 
 _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
-    str: (str, "WORD"),
     int: (int, "N"),
     float: (float, "X"),
     ImageSize: (_image_size, "HEIGHTxWIDTH"),
@@ -122,7 +121,9 @@ def _config(args: argparse.Namespace, directory: RunDirectory) -> RunConfig:
     from glowserve_training.presets import changed_config, run_config
 
     given = {**_given(args, DataConfig), **_given(args, GlowConfig), **_given(args, RunConfig)}
-    given |= {"size": args.size, "fit": args.fit, "bits_used": args.bits_used}
+    for name in ("size", "fit", "bits_used"):
+        if (value := getattr(args, name)) is not None:
+            given[name] = value
     known = directory.config()
     if known is None:
         if not args.data:
