@@ -134,7 +134,8 @@ def test_the_command_line_scores_samples_and_draws(
     model, files = str(models / "wide"), [str(tmp_path / f"{i}.png") for i in range(len(EXTREME))]
 
     assert main(["score", *files, "--model", model, "--explain", str(tmp_path / "maps"), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == len(EXTREME)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(EXTREME)
     assert len(list((tmp_path / "maps").iterdir())) == len(EXTREME)
     assert (
         main(["sample", "--model", model, "--n", "6", "--seed", "0", "--out", str(tmp_path / "s.png")]) == 0
