@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from glowserve.images import UInt8Array, to_pil
+from glowserve.images import UInt8Array, on_background, to_pil
 
 LIMIT = 16.0
 """Deviations have full colour from here on."""
@@ -23,6 +23,8 @@ _NOT_FINITE = (255, 0, 255)
 _OPACITY = 0.85
 # Pixels: of the longer side of a small picture once enlarged, between and around panels, of the legend's bar and text.
 _SIDE, _GAP, _BAR, _TEXT = 256, 8, 12, 12
+# The narrowest legend whose numbers do not touch.
+_LEGEND = 192
 _TICKS = (-16, -4, -1, 0, 1, 4, 16)
 
 
@@ -33,20 +35,25 @@ def heat_map(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> Im
     """
     height, width = deviations.shape
     factor = max(1, _SIDE // max(height, width))
-    panels = [_enlarged(each, factor) for each in (to_pil(image), to_pil(coloured(image, deviations)))]
+    panels = [_enlarged(each, factor) for each in (_opaque(image), to_pil(coloured(image, deviations)))]
     panel_width, panel_height = width * factor, height * factor
-    canvas = Image.new(
-        "RGB", (2 * panel_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP), "white"
-    )
+    legend_width = max(panel_width, _LEGEND)
+    size = panel_width + legend_width + 3 * _GAP, panel_height + _BAR + 2 * _TEXT + 5 * _GAP
+    canvas = Image.new("RGB", size, "white")
     for i, panel in enumerate(panels):
         canvas.paste(panel, (_GAP + i * (panel_width + _GAP), _GAP))
-    canvas.paste(legend(panel_width), (panel_width + 2 * _GAP, panel_height + 2 * _GAP))
+    canvas.paste(legend(legend_width), (panel_width + 2 * _GAP, panel_height + 2 * _GAP))
     return canvas
 
 
 def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
     size = picture.width * factor, picture.height * factor
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def _opaque(image: UInt8Array) -> Image.Image:
+    picture = to_pil(image)
+    return on_background(picture, 255) if picture.has_transparency_data else picture
 
 
 def coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UInt8Array:
@@ -58,10 +65,10 @@ def coloured(image: UInt8Array, deviations: npt.NDArray[np.floating[Any]]) -> UI
     finite.
 
     Args:
-        image: uint8 [H, W, C] with C 1 or 3.
+        image: uint8 [H, W, C]; alpha shows white.
         deviations: in standard deviations, negative where too unlikely, [H, W].
     """
-    grey = np.asarray(to_pil(image).convert("L"), np.float64)[:, :, None]
+    grey = np.asarray(_opaque(image).convert("L"), np.float64)[:, :, None]
     return _blended(160 + grey * 95 / 255, deviations)
 
 

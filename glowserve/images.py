@@ -1,7 +1,7 @@
 """Reads, converts and writes pictures, for training, the client and the service.
 
 A picture is a file or a Pillow image, of any size and mode. An image is a uint8 array [H, W, C] of a model's shape,
-with C 1 or 3. The `Preparation` that converts a picture to an image is part of the model's manifest, since likelihoods
+with C 1 to 4. The `Preparation` that converts a picture to an image is part of the model's manifest, since likelihoods
 are comparable only between images that were prepared in the same way.
 """
 
@@ -33,6 +33,18 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535
 """The most pixels of a side, which is also JPEG's limit. Decoders and conversions have a cost for each row."""
 
+FITS = ("crop", "pad")
+"""How a picture of other proportions than the model's becomes an image, see `Preparation.fit`."""
+
+BITS_USED = (16, 12, 10)
+"""The bits of 16 that a data set may use, see `Preparation.bits_used`."""
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""What the channels of an image are, by their number, as Pillow names it: the last of 2 and of 4 is alpha."""
+
+COLOURS = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGB with alpha"}
+"""The same, as people read it."""
+
 # Conversions that take more memory than the picture do so for about this many pixels at a time.
 _STRIP_PIXELS = 2**20
 
@@ -53,7 +65,13 @@ class Preparation:
     """The resampling filter: a name of Pillow's `Image.Resampling`, in lower case."""
 
     background: int = 255
-    """The grey value, 0 to 255, behind transparent pixels."""
+    """The grey value, 0 to 255, behind transparent pixels and around a padded picture."""
+
+    fit: str = "crop"
+    """"crop" takes the middle of the picture; "pad" keeps all of it, and fills what it leaves of the image."""
+
+    bits_used: int = 16
+    """The bits of 16-bit grey values: white is 2^bits_used - 1. Cameras and microscopes store 12 or 10 bits in 16."""
 
     def __post_init__(self) -> None:
         if self.filter.upper() not in Image.Resampling.__members__:
@@ -61,6 +79,12 @@ class Preparation:
             raise ValueError(f"filter is {self.filter!r}; it must be one of {known}")
         if not 0 <= self.background <= 255:
             raise ValueError(f"background is {self.background}; it must lie in 0 to 255")
+        if self.fit not in FITS:
+            raise ValueError(f"fit is {self.fit!r}; it must be one of {', '.join(FITS)}")
+        if self.bits_used not in BITS_USED:
+            raise ValueError(
+                f"bits_used is {self.bits_used}; it must be one of {', '.join(map(str, BITS_USED))}"
+            )
 
 
 def open_encoded(data: bytes, *, formats: tuple[str, ...] = FILE_FORMATS) -> Image.Image:
@@ -118,15 +142,15 @@ def prepare(
 ) -> UInt8Array:
     """Converts a picture to an image of a model's shape.
 
-    Applies the EXIF orientation, draws the picture on the background, converts it to grey or RGB, crops the middle to
-    the proportions of the model, and resizes it.
+    Applies the EXIF orientation, converts the values to 8 bits, and the picture to grey or RGB on the background, or
+    keeps its alpha where that is a channel of the model. Then the picture is resized, as `Preparation.fit` says.
 
     Args:
         image: the picture; of an animation, the first frame.
         height: H.
         width: W.
-        channels: C, 1 (grey) or 3 (red, green, blue).
-        preparation: the filter and the background.
+        channels: C, a key of `MODES`.
+        preparation: the rules.
         max_pixels: the most pixels that the picture may have.
 
     Returns:
@@ -138,9 +162,8 @@ def prepare(
     """
     _check_size(image, max_pixels)
     try:
-        upright = _upright(image)
-        flat = _in_mode(_flatten(upright, preparation.background), "L" if channels == 1 else "RGB")
-        fitted = ImageOps.fit(flat, (width, height), Image.Resampling[preparation.filter.upper()])
+        upright = _upright(image, preparation.bits_used)
+        fitted = _fit(_in_mode(upright, MODES[channels], preparation), (width, height), preparation)
     except (InvalidImageError, MemoryError):
         raise
     except Exception as error:  # see open_encoded
@@ -149,7 +172,7 @@ def prepare(
 
 
 def encode_png(image: UInt8Array) -> bytes:
-    """The PNG file of an image, uint8 [H, W, C] with C 1 or 3."""
+    """The PNG file of an image, uint8 [H, W, C]."""
     buffer = io.BytesIO()
     to_pil(image).save(buffer, "PNG")
     return buffer.getvalue()
@@ -163,27 +186,8 @@ def decode_png(data: bytes) -> UInt8Array:
 
 
 def to_pil(image: UInt8Array) -> Image.Image:
-    """A Pillow image of uint8 [H, W, C] with C 1 or 3."""
+    """A Pillow image of uint8 [H, W, C], in the mode of `MODES`."""
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
-def grid(images: UInt8Array, columns: int | None = None, *, scale: int = 1) -> Image.Image:
-    """Arranges images in a grid, row by row, with a white line of one pixel around each.
-
-    Args:
-        images: uint8 [N, H, W, C], N at least 1.
-        columns: images per row; by default as many as make the grid nearly square.
-        scale: the factor, a whole number, by which the grid is enlarged.
-    """
-    n, height, width, channels = images.shape
-    columns = min(n, columns or int(np.ceil(np.sqrt(n))))
-    rows = -(-n // columns)
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
-        canvas[top : top + height, left : left + width] = image
-    picture = to_pil(canvas)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def read_file(path: Path) -> bytes:
@@ -211,9 +215,9 @@ def encode_pil(image: Image.Image) -> bytes:
     _check_size(image, None)
     buffer = io.BytesIO()
     try:
-        upright = _upright(image)
+        upright = _upright(image, bits_used=None)
         if _is_deep_grey(upright) and upright.mode != "I;16":  # of which PNG has no form
-            upright = _flatten(upright, background=0)
+            upright = _sixteen_bits(upright)
         if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
         upright.save(buffer, "PNG")
@@ -238,13 +242,13 @@ def _check_size(image: Image.Image, max_pixels: int | None) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, bits_used: int | None) -> Image.Image:
     """The picture with its EXIF orientation applied, or as it is if its EXIF cannot be read."""
     # Pillow keeps the upper 8 bits of 16-bit colours. Once the picture is loaded, nothing tells that there were more.
-    has_deep_colours = image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
+    has_deep_colours = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
     image.load()  # an error of damaged pixels must not be taken for one of the EXIF
     if has_deep_colours:
-        _check_brightness(max(int(np.asarray(strip)[..., :3].max()) for _, strip in _strips(image)), 16)
+        _check_deep_colours(image, bits_used)
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
@@ -252,32 +256,46 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _check_deep_colours(image: Image.Image, bits_used: int | None) -> None:
+    """Checks that the upper 8 of 16 bits have the colours."""
+    if bits_used not in (None, 16):
+        raise InvalidImageError(
+            f"it has 16-bit colours or 16-bit alpha, and {bits_used} of 16 bits are read of grey values alone; save it "
+            "with 8 bits per value"
+        )
+    colours = 1 if image.mode == "LA" else 3
+    _check_brightness(max(int(np.asarray(strip)[..., :colours].max()) for _, strip in _strips(image)), 16)
+
+
 def _is_deep_grey(image: Image.Image) -> bool:
     """Whether the picture is grey with more than 8 bits per pixel."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _flatten(image: Image.Image, background: int) -> Image.Image:
-    """The picture with 8 bits per channel, on the background where it is transparent."""
+def _check_range(image: Image.Image, bits_used: int | None) -> None:
+    """Checks that the values of deep grey lie between black and white; None accepts any 16 bits."""
     if image.mode == "F":
         raise InvalidImageError(
             "it holds floating-point values, whose range is unknown; save it with 8 or 16 bits per value"
         )
-    if _is_deep_grey(image):
-        _check_range(image)
-        return _eight_bits(image, background)
-    return _on_background(image, background) if image.has_transparency_data else image
-
-
-def _check_range(image: Image.Image) -> None:
-    """Checks that the values of deep grey use the range of 16 bits."""
-    extrema = [(int(deep.min()), int(deep.max())) for _, deep in _deep_strips(image)]
-    least, most = min(low for low, _ in extrema), max(high for _, high in extrema)
+    least, most = grey_range(image)
     if least < 0 or most > 65535:
         raise InvalidImageError(
             f"its values go from {least} to {most}, and what is white is unknown; save it with 8 or 16 bits per value"
         )
-    _check_brightness(most, 4096)
+    if bits_used == 16:
+        _check_brightness(most, 4096)
+    elif bits_used is not None and most >= 2**bits_used:
+        raise InvalidImageError(
+            f"its 16-bit values go up to {most}, and the data has {bits_used} bits, up to {2**bits_used - 1}; scale "
+            "them, or save it with 8 bits per value"
+        )
+
+
+def grey_range(image: Image.Image) -> tuple[int, int]:
+    """The smallest and the largest value of a grey picture."""
+    extrema = [(int(values.min()), int(values.max())) for _, values in _value_strips(image)]
+    return min(low for low, _ in extrema), max(high for _, high in extrema)
 
 
 def _check_brightness(most: int, enough: int) -> None:
@@ -289,23 +307,64 @@ def _check_brightness(most: int, enough: int) -> None:
     if 0 < most < enough:
         raise InvalidImageError(
             "its 16-bit values are all below 4096, so nearly black: it seems to hold 12 bits or fewer. Scale them so "
-            "that white is 65535; if it is meant to be that dark, save it with 8 bits"
+            "that white is 65535, or train with --bits-used 12 on grey pictures that all hold 12 bits; if it is meant "
+            "to be that dark, save it with 8 bits"
         )
 
 
-def _eight_bits(image: Image.Image, background: int) -> Image.Image:
-    """Deep grey, rounded to 8 bits, on the background where it is transparent."""
+def _in_mode(image: Image.Image, mode: str, preparation: Preparation) -> Image.Image:
+    """The picture in a mode of `MODES`; not a copy if it has that already."""
+    if _is_deep_grey(image):
+        _check_range(image, preparation.bits_used)
+        image = _eight_bits(image, 2**preparation.bits_used - 1)
+    if image.has_transparency_data:
+        if not mode.endswith("A"):
+            image = on_background(image, preparation.background)
+        elif image.mode != mode:
+            image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
+    """Deep grey, rounded to 8 bits; with alpha if a value of it is transparent."""
     grey = Image.new("L", image.size)
     transparent = image.info.get("transparency")
-    for top, deep in _deep_strips(image):
-        rounded = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        if isinstance(transparent, int):
-            rounded[deep == transparent] = background
-        grey.paste(Image.fromarray(rounded), (0, top))
+    alpha = Image.new("L", image.size) if isinstance(transparent, int) else None
+    for top, deep in _value_strips(image):
+        rounded = (deep.astype(np.uint32) * 255 + white // 2) // white
+        grey.paste(Image.fromarray(rounded.astype(np.uint8)), (0, top))
+        if alpha is not None:
+            alpha.paste(Image.fromarray(np.where(deep == transparent, 0, 255).astype(np.uint8)), (0, top))
+    if alpha is not None:
+        grey.putalpha(alpha)
     return grey
 
 
-def _on_background(image: Image.Image, background: int) -> Image.Image:
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """Deep grey in the mode that PNG has a form of."""
+    _check_range(image, None)
+    deep = Image.fromarray(np.concatenate([values.astype(np.uint16) for _, values in _value_strips(image)]))
+    if "transparency" in image.info:
+        deep.info["transparency"] = image.info["transparency"]
+    return deep
+
+
+def _fit(picture: Image.Image, size: tuple[int, int], preparation: Preparation) -> Image.Image:
+    """The picture in a size, width and height."""
+    resampling = Image.Resampling[preparation.filter.upper()]
+    if preparation.fit == "crop":
+        return ImageOps.fit(picture, size, resampling)
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    colours = (preparation.background,) * len(picture.getbands())
+    canvas = Image.new(picture.mode, size, (*colours[:-1], 0) if picture.mode.endswith("A") else colours)
+    canvas.paste(
+        picture.resize((width, height), resampling), ((size[0] - width) // 2, (size[1] - height) // 2)
+    )
+    return canvas
+
+
+def on_background(image: Image.Image, background: int) -> Image.Image:
     """The picture as RGB, on the background where it is transparent."""
     flat = Image.new("RGB", image.size, (background, background, background))
     for top, strip in _strips(image):
@@ -314,7 +373,7 @@ def _on_background(image: Image.Image, background: int) -> Image.Image:
     return flat
 
 
-def _deep_strips(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
+def _value_strips(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
     for top, strip in _strips(image):
         yield top, np.asarray(strip)
 
@@ -324,8 +383,3 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in a mode; not a copy if it has that already."""
-    return image if image.mode == mode else image.convert(mode)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glowserve.images import UInt8Array, decode_png
+from glowserve.images import Preparation, UInt8Array, decode_png
 from glowserve.results import Encodings, Explanations, ModelInfo, Samples, SetScore
 from glowserve.scores import TABLE, Part, Score, Scores
 from glowserve.scores.sets import FeatureDifference
 from glowserve.v1 import glow_service_pb2 as pb
-from glowserve.v1 import tensor_pb2
+from glowserve.v1 import manifest_pb2, tensor_pb2
 
 
 def image_tensor(images: UInt8Array) -> tensor_pb2.Tensor:
@@ -193,3 +193,13 @@ def model_info(summary: pb.ModelSummary) -> ModelInfo:
         reason=summary.reason,
         attributes=tuple(summary.attributes),
     )
+
+
+def preparation_of(message: manifest_pb2.Preparation) -> Preparation:
+    """The preparation of a manifest. What an old one lacks is as it was before.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+    fit, bits_used = message.fit or Preparation.fit, message.bits_used or Preparation.bits_used
+    return Preparation(message.filter, message.background, fit, bits_used)

@@ -179,7 +179,7 @@ class ModelInfo:
     """W of its images."""
 
     channels: int
-    """C of its images, 1 (grey) or 3 (RGB)."""
+    """C of its images: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha)."""
 
     n_bits: int
     """How many bits of each value the model uses."""

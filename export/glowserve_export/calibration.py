@@ -157,7 +157,8 @@ def _batches(
 def _activations_batch(glow: FoldedGlow) -> int:
     """The number of images whose measured activations fit into memory at a time."""
     values = sum(
-        each.size**2 * sum(conv.outputs for conv in each.coupling.network) for each in glow.flow_couplings()
+        each.size.pixels * sum(conv.outputs for conv in each.coupling.network)
+        for each in glow.flow_couplings()
     )
     return max(1, min(workload.batch_size(glow), _ACTIVATION_BYTES // (4 * values)))
 

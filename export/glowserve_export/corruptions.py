@@ -35,7 +35,7 @@ def corruptions(images: UInt8Array) -> Iterator[tuple[str, UInt8Array]]:
     yield "half-contrast", half_contrast(images)
     yield "upside-down", images[:, ::-1]
     yield "mirrored-halves", mirrored_halves(images)
-    yield "shuffled-patches", shuffled_patches(images, max(1, images.shape[1] // 4), rng)
+    yield "shuffled-patches", shuffled_patches(images, max(1, min(images.shape[1:3]) // 4), rng)
     yield "pixelated", pixelated(images)
     yield "jpeg", jpeg(images)
     yield "noisy", noisy(images, rng)
@@ -93,12 +93,15 @@ def pixelated(images: UInt8Array) -> UInt8Array:
 
 
 def jpeg(images: UInt8Array) -> UInt8Array:
-    """Compresses to JPEG at quality 10, and decodes again."""
+    """Compresses to JPEG at quality 10, without alpha, and decodes again."""
 
     def change(picture: Image.Image) -> Image.Image:
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-        return Image.open(buffer)
+        picture.convert(picture.mode.removesuffix("A")).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        changed = Image.open(buffer)
+        if picture.mode.endswith("A"):
+            changed.putalpha(picture.getchannel("A"))
+        return changed
 
     return _each(images, change)
 

@@ -16,6 +16,7 @@ from glowserve_training.layers import Squeeze
 from glowserve_training.names import DEQUANTIZATION, dequantization_coupling_name
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.couplings import FoldedCoupling, add_minus_log_scales
 from glowserve_export.couplings.coupling import LogScales
@@ -56,10 +57,10 @@ class FoldedDequantization:
     """In forward order."""
 
     @classmethod
-    def of(cls, dequantization: VariationalDequantization, image_size: int) -> FoldedDequantization:
+    def of(cls, dequantization: VariationalDequantization, image_size: ImageSize) -> FoldedDequantization:
         """Folds the dequantization of training."""
         couplings = dequantization.flow_couplings()
-        return cls(NOISE_MARGIN, tuple(FoldedCoupling.of(each, image_size // 2) for each in couplings))
+        return cls(NOISE_MARGIN, tuple(FoldedCoupling.of(each, image_size.halved()) for each in couplings))
 
     def forward(self, noise: Tensor, centers: Tensor) -> LearnedNoise:
         """Noise from uniform noise and from the centers of bins, in [-0.5, 0.5), [N, C, H, W] each."""
@@ -78,7 +79,7 @@ class FoldedDequantization:
         return LearnedNoise(torch.sigmoid(z), torch.sigmoid(-z), log_det, layers)
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, *, n_bits: int, image_size: int, channels: int
+        self, g: GraphBuilder, bins: str, *, n_bits: int, image_size: ImageSize, channels: int
     ) -> LearnedNoiseNodes:
         """The nodes of `forward` but those of v, from bins [N, H, W, C] and the graph's input "noise"."""
         name = DEQUANTIZATION
@@ -93,7 +94,7 @@ class FoldedDequantization:
         minus_z = g.add("Neg", [z], f"{name}.minus_z")
         softplus_minus = g.add("Softplus", [minus_z], f"{name}.softplus_minus")
         ends = g.add("Sum", [*log_uniforms, softplus, softplus_minus], f"{name}.minus_log_ends")
-        log_det = self._add_log_det(g, ends, scales, channels, image_size // 2)
+        log_det = self._add_log_det(g, ends, scales, channels, image_size.halved())
         return LearnedNoiseNodes(g, log_det, z, softplus_minus, softplus)
 
     def _add_logit(self, g: GraphBuilder, name: str) -> tuple[str, list[str]]:
@@ -113,8 +114,10 @@ class FoldedDequantization:
             logs.append(g.add("Log", [u], f"{name}.{suffix}.log"))
         return g.add("Sub", logs, f"{name}.logit"), logs
 
-    def _add_log_det(self, g: GraphBuilder, ends: str, scales: LogScales, channels: int, size: int) -> Term:
-        """The log-determinant of logit, couplings and sigmoid, for C = channels and H/2 = W/2 = size.
+    def _add_log_det(
+        self, g: GraphBuilder, ends: str, scales: LogScales, channels: int, size: ImageSize
+    ) -> Term:
+        """The log-determinant of logit, couplings and sigmoid, for C = channels and a squeezed image of that size.
 
         Its terms nearly cancel, and are therefore added value by value before they are summed.
         """
@@ -125,7 +128,7 @@ class FoldedDequantization:
         active = [each.mask.active_channels(each.active_channels) for each in couplings]
         squeezed = np.concatenate([np.arange(4 * channels), *active])
         varying = add_term(g, x, len(squeezed), size, f"{name}.varying")
-        constant = self._constant(4 * channels * size**2)
+        constant = self._constant(4 * channels * size.pixels)
         total = g.add("Add", [varying.total, g.constant(f"{name}.constant", constant)], f"{name}.log_det")
         return replace(varying, total=total, pixels=squeezed // channels, constant=constant)
 

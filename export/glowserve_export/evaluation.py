@@ -15,6 +15,7 @@ import onnx
 from glowserve_training.data import DataConfig
 from glowserve_training.evaluation import Decoded, ImageTerms
 
+from glowserve.image_size import ImageSize
 from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.runtime.calibration import bundle_calibration
@@ -122,7 +123,7 @@ def training_data(bundle: Bundle) -> DataConfig:
     manifest = bundle.manifest
     return DataConfig(
         data=manifest.training.data,
-        image_size=manifest.image.height,
+        image_size=ImageSize(manifest.image.height, manifest.image.width),
         channels=manifest.image.channels,
         split_seed=manifest.training.split_seed,
         preparation=bundle.preparation,

@@ -16,6 +16,7 @@ import numpy as np
 from glowserve_training.names import dequantization_coupling_name, pixel_coupling_name, step_name
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import FoldedCoupling
@@ -95,16 +96,16 @@ class NamedCoupling:
     coupling: FoldedCoupling
     """The coupling."""
 
-    size: int
-    """H = W of its input."""
+    size: ImageSize
+    """H and W of its input."""
 
 
 @dataclass(frozen=True)
 class FoldedGlow:
     """A whole flow."""
 
-    image_size: int
-    """H = W of an image."""
+    image_size: ImageSize
+    """H and W of an image."""
 
     channels: int
     """Channels of an image."""
@@ -135,16 +136,21 @@ class FoldedGlow:
     """Couplings of the preprocessed image, before level 1, in forward order."""
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of an image."""
+        return self.image_size.height, self.image_size.width, self.channels
+
+    @property
     def dimensions(self) -> int:
         """D, the values of an image."""
-        return self.image_size**2 * self.channels
+        return self.image_size.pixels * self.channels
 
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """[C, H, W] of each level's latents, level 1 first."""
         shapes = []
         for i, level in enumerate(self.levels):
-            size, channels = self.image_size >> (i + 1), level.steps[0].channels
-            shapes.append((channels if level.split is None else channels // 2, size, size))
+            size, channels = self.image_size.halved(i + 1), level.steps[0].channels
+            shapes.append((channels if level.split is None else channels // 2, size.height, size.width))
         return shapes
 
     def named_steps(self) -> Iterator[tuple[str, FoldedStep]]:
@@ -160,7 +166,7 @@ class FoldedGlow:
             for k, coupling in enumerate(self.pixel_couplings, 1)
         ]
         for i, level in enumerate(self.levels, 1):
-            size = self.image_size >> i
+            size = self.image_size.halved(i)
             couplings += [
                 NamedCoupling(step_name(i, k), step.coupling, size) for k, step in enumerate(level.steps, 1)
             ]
@@ -171,7 +177,8 @@ class FoldedGlow:
         learned = self.dequantization.couplings if self.dequantization else ()
         names = (dequantization_coupling_name(k) for k, _ in enumerate(learned, 1))
         own = [
-            NamedCoupling(name, each, self.image_size // 2) for name, each in zip(names, learned, strict=True)
+            NamedCoupling(name, each, self.image_size.halved())
+            for name, each in zip(names, learned, strict=True)
         ]
         return own + self.flow_couplings()
 

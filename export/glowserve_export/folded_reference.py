@@ -49,14 +49,14 @@ class FoldedReference:
         """The log-likelihood by place, nats [N, H, W]; see `glowserve_export.graphs.explain`."""
         size = self._glow.image_size
         total = torch.full(
-            (len(images), size, size),
-            self._glow.log_det_constant / size**2,
+            (len(images), size.height, size.width),
+            self._glow.log_det_constant / size.pixels,
             dtype=torch.float64,
             device=self._device,
         )
         for _, _, nats in self._forward(images, noise):
             if nats is not None:
-                block = size // nats.shape[2]
+                block = size.height // nats.shape[2]
                 places = nats.sum(1) / block**2
                 total += places.repeat_interleave(block, 1).repeat_interleave(block, 2)
         return total.numpy(force=True)

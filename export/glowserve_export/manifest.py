@@ -9,7 +9,15 @@ from glowserve_training.data import DataConfig
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from glowserve.runtime.manifest import CHECKSUM, FLOW, FORMAT_2_FIELDS, MANIFEST, manifest_checksum
+from glowserve.images import Preparation
+from glowserve.runtime.manifest import (
+    CHECKSUM,
+    FLOW,
+    FORMAT_2_FIELDS,
+    MANIFEST,
+    format_3_value,
+    manifest_checksum,
+)
 from glowserve.v1 import manifest_pb2
 from glowserve_export.source import Source
 
@@ -27,19 +35,17 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
     """
     glow = source.glow
     manifest = manifest_pb2.Manifest(
-        format_version=2 if _needs_format_2(source.flow) else 1,
+        format_version=1,
         model=name,
         glowserve_version=importlib.metadata.version("glowserve"),
         image=manifest_pb2.ImageSpec(
-            height=glow.image_size,
-            width=glow.image_size,
+            height=glow.image_size.height,
+            width=glow.image_size.width,
             channels=glow.channels,
             n_bits=glow.n_bits,
             latent_size=glow.dimensions,
         ),
-        preparation=manifest_pb2.Preparation(
-            filter=data.preparation.filter, background=data.preparation.background
-        ),
+        preparation=_preparation(data.preparation),
         flow=source.flow,
         log_det_constant=glow.log_det_constant,
         training=source.training,
@@ -47,6 +53,10 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
         tools={tool: version for tool in _TOOLS if (version := _installed_version(tool))},
     )
     manifest.flow.precision = precision
+    if format_3_value(manifest):
+        manifest.format_version = 3
+    elif _needs_format_2(source.flow):
+        manifest.format_version = 2
     if manifest.format_version == 1:
         for field in FORMAT_2_FIELDS:
             manifest.flow.ClearField(field)
@@ -58,11 +68,21 @@ def _needs_format_2(flow: manifest_pb2.Flow) -> bool:
     return flow.preprocessing == "logit" or flow.coupling_scale == "tanh" or flow.checkerboards > 0
 
 
+def _preparation(preparation: Preparation) -> manifest_pb2.Preparation:
+    """Without the values that older formats do not name, if they are as they were then."""
+    message = manifest_pb2.Preparation(filter=preparation.filter, background=preparation.background)
+    if preparation.fit != Preparation.fit:
+        message.fit = preparation.fit
+    if preparation.bits_used != Preparation.bits_used:
+        message.bits_used = preparation.bits_used
+    return message
+
+
 def manifest_files(manifest: manifest_pb2.Manifest) -> dict[str, bytes]:
     """The files that a finished manifest is stored in, by name."""
     files, stored = {}, manifest_pb2.Manifest()
     stored.CopyFrom(manifest)
-    if manifest.format_version == 2:
+    if manifest.format_version >= 2:
         younger = {field: getattr(manifest.flow, field) for field in FORMAT_2_FIELDS}
         for field in younger:
             stored.flow.ClearField(field)

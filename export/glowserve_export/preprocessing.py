@@ -14,6 +14,7 @@ import torch
 from glowserve_training import preprocessing as trained
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.errors import no_folded_form
 from glowserve_export.noise import NoiseNodes
@@ -39,7 +40,14 @@ class Preprocessing(abc.ABC):
 
     @abc.abstractmethod
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, *, image_size: int, channels: int
+        self,
+        g: GraphBuilder,
+        bins: str,
+        noise: NoiseNodes,
+        n_bits: int,
+        *,
+        image_size: ImageSize,
+        channels: int,
     ) -> tuple[str, list[Term]]:
         """The nodes of `forward`: `FLOW_INPUT`, and the log-determinant if it is not 0.
 
@@ -76,7 +84,14 @@ class Centring(Preprocessing):
         return pixels
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, *, image_size: int, channels: int
+        self,
+        g: GraphBuilder,
+        bins: str,
+        noise: NoiseNodes,
+        n_bits: int,
+        *,
+        image_size: ImageSize,
+        channels: int,
     ) -> tuple[str, list[Term]]:
         """See `Preprocessing`."""
         x = g.add("Add", [bins, noise.add()], DEQUANTIZED)
@@ -118,7 +133,14 @@ class Logit(Preprocessing):
         return pixels + (y - y)
 
     def add_forward(
-        self, g: GraphBuilder, bins: str, noise: NoiseNodes, n_bits: int, *, image_size: int, channels: int
+        self,
+        g: GraphBuilder,
+        bins: str,
+        noise: NoiseNodes,
+        n_bits: int,
+        *,
+        image_size: ImageSize,
+        channels: int,
     ) -> tuple[str, list[Term]]:
         """See `Preprocessing`."""
         margin = g.constant("logit.margin", self._margin(n_bits))
@@ -134,7 +156,7 @@ class Logit(Preprocessing):
         y = g.add("Sub", [log_pixels, log_rest], "logit")
         minus_log_range = g.constant("logit.minus_log_range", -math.log(self._range(n_bits)))
         minus_log_scale = g.add("Sum", [log_pixels, log_rest, minus_log_range], "logit.minus_log_scale")
-        log_det = g.minus_sum(minus_log_scale, channels * image_size**2, "logit.log_det")
+        log_det = g.minus_sum(minus_log_scale, channels * image_size.pixels, "logit.log_det")
         planes = g.add("Transpose", [minus_log_scale], f"{minus_log_scale}.planes", perm=[0, 3, 1, 2])
         term = Term(log_det, planes, channels, image_size)
         return g.add("Transpose", [y], FLOW_INPUT, perm=[0, 3, 1, 2]), [term]

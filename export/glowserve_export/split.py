@@ -12,6 +12,7 @@ import torch
 from glowserve_training.layers import Split
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import FoldedConv
 from glowserve_export.terms import Term, add_term
@@ -48,8 +49,8 @@ class FoldedSplit:
         mean, log_scale = self._mean_and_log_scale(continuing)
         return torch.cat((continuing, latent * log_scale.exp() + mean), dim=1)
 
-    def add_forward(self, g: GraphBuilder, x: str, size: int, name: str) -> tuple[str, str, Term]:
-        """The nodes of `forward` for H = W = size: what continues, the latent, the log-determinant."""
+    def add_forward(self, g: GraphBuilder, x: str, size: ImageSize, name: str) -> tuple[str, str, Term]:
+        """The nodes of `forward` for an x of that height and width: what continues, the latent, the log-determinant."""
         half = self.network.outputs // 2
         continuing, z = g.split(x, [half, half], f"{name}.split")
         name = f"{name}.prior"

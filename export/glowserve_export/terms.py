@@ -2,7 +2,7 @@
 
 forward.onnx adds up the sums, explain.onnx the values at each place.
 
-Shapes: N images; C channels, H = W = size of the values.
+Shapes: N images; C channels, H W of the values.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 
 
@@ -28,7 +29,7 @@ class Term:
     channels: int
     """C."""
 
-    size: int
+    size: ImageSize
     """H and W: each position stands for a block of pixels of the image."""
 
     pixels: npt.NDArray[np.intp] | None = None
@@ -39,6 +40,6 @@ class Term:
     """The constant, in nats."""
 
 
-def add_term(g: GraphBuilder, minus: str, channels: int, size: int, name: str) -> Term:
+def add_term(g: GraphBuilder, minus: str, channels: int, size: ImageSize, name: str) -> Term:
     """The nodes of minus the sum of values [N, C, H, W]."""
-    return Term(g.minus_sum(minus, channels * size**2, name), minus, channels, size)
+    return Term(g.minus_sum(minus, channels * size.pixels, name), minus, channels, size)

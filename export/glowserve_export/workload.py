@@ -56,7 +56,7 @@ def int8_loss_images(operations: int, networks: int) -> int:
 
 def batch_size(glow: FoldedGlow, bytes_per_value: int = 4) -> int:
     """The number of images in one run, 1 to 32: large images have large activations."""
-    hidden = max(each.size**2 * each.coupling.network.first.outputs for each in glow.all_couplings())
+    hidden = max(each.size.pixels * each.coupling.network.first.outputs for each in glow.all_couplings())
     image = hidden * bytes_per_value
     return max(1, min(_MAX_BATCH, _BATCH_BYTES // image))
 

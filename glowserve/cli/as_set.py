@@ -17,7 +17,8 @@ from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
 from glowserve.cli.target import open_target
 from glowserve.client.inputs import read_image
-from glowserve.images import Preparation, UInt8Array
+from glowserve.images import UInt8Array
+from glowserve.messages import preparation_of
 from glowserve.output import counted, printable
 from glowserve.pictures import Pictures
 from glowserve.results import ImageError
@@ -115,9 +116,9 @@ class _Images:
 
     def __init__(self, files: Iterable[str], manifest: Manifest, bar: tqdm[object]) -> None:
         self._files, self._bar = files, bar
-        image, preparation = manifest.image, manifest.preparation
+        image = manifest.image
         self._shape = image.height, image.width, image.channels
-        self._preparation = Preparation(preparation.filter, preparation.background)
+        self._preparation = preparation_of(manifest.preparation)
         self.readable = 0
         """How many could be read."""
 

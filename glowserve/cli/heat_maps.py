@@ -11,7 +11,8 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.picture_tables import read_picture
 from glowserve.cli.target import Target
 from glowserve.heat_map import heat_map
-from glowserve.images import Preparation, UInt8Array, open_encoded, prepare
+from glowserve.images import UInt8Array, open_encoded, prepare
+from glowserve.messages import preparation_of
 from glowserve.output import printable
 from glowserve.results import ScoredImages
 from glowserve.scores import Part
@@ -49,7 +50,7 @@ class HeatMaps:
         manifest = self._client.manifest(model=target.model)
         self._model, self.version = manifest.model, manifest.version
         self._shape = manifest.image.height, manifest.image.width, manifest.image.channels
-        self._preparation = Preparation(manifest.preparation.filter, manifest.preparation.background)
+        self._preparation = preparation_of(manifest.preparation)
         self._kept: dict[int, bytes] = {}
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from glowserve.cli.failure import Failure
+from glowserve.images import COLOURS
+from glowserve.messages import preparation_of
 from glowserve.output import counted, printable
-from glowserve.v1.manifest_pb2 import Flow, Manifest
+from glowserve.v1.manifest_pb2 import Flow, Manifest, Preparation
 from glowserve.verification import steps_table, verification_table
 
 
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     image, flow, training = manifest.image, manifest.flow, manifest.training
-    colours = "grey" if image.channels == 1 else "RGB"
+    colours = COLOURS.get(image.channels, f"{image.channels} channels")
     bits = manifest.calibration.bits_per_dim
     trained = f"by {training.implementation or 'glowserve'}"
     if training.steps:
@@ -68,6 +70,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("model", f"{manifest.model}, version {manifest.version}"),
         ("written", f"{manifest.created_at.ToJsonString()} by glowserve {manifest.glowserve_version}"),
         ("image", f"{image.height} x {image.width} {colours}, {counted(image.n_bits, 'bit')}"),
+        ("pictures", _preparation(manifest.preparation)),
         (
             "flow",
             f"L={flow.levels} K={flow.steps_per_level} width={flow.width}, {_couplings(flow)}, "
@@ -83,6 +86,13 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         ("tools", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
     ]
+
+
+def _preparation(message: Preparation) -> str:
+    """How pictures become images: "crop, bicubic, transparent pixels on 255"."""
+    prepared = preparation_of(message)
+    bits = "" if prepared.bits_used == 16 else f", {prepared.bits_used} of 16 bits used"
+    return f"{prepared.fit}, {prepared.filter}, background {prepared.background}{bits}"
 
 
 def _couplings(flow: Flow) -> str:

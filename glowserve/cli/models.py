@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
+from glowserve.images import COLOURS
 from glowserve.output import counted, printable
 
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{'model':<24}{'version':>8}  {'state':<8}  image")
     for model in models:
-        colour = "grey" if model.channels == 1 else "RGB"
+        colour = COLOURS.get(model.channels, f"{model.channels} channels")
         image = (
             f"{model.height} x {model.width} {colour}, {counted(model.n_bits, 'bit')}"
             if model.height

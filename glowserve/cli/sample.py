@@ -13,11 +13,12 @@ from tqdm import tqdm
 from glowserve.cli.failure import Failure
 from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.folders import FILE_SUFFIXES
-from glowserve.images import UInt8Array, grid, to_pil
+from glowserve.grid import grid, grid_shape
+from glowserve.images import UInt8Array, to_pil
 from glowserve.output import counted, printable
 from glowserve.results import Samples
 
-# Grids are enlarged to about this many pixels per side.
+# Grids are enlarged to about this many pixels of their longer side.
 _GRID_PIXELS = 512
 # A message names so many samples.
 _NAMED = 10
@@ -120,8 +121,9 @@ class _Grid:
     def close(self) -> None:
         """Writes the file."""
         images = np.concatenate(self._images)
-        side = int(np.ceil(np.sqrt(len(images)))) * (images.shape[1] + 1)
-        grid(images, scale=max(1, _GRID_PIXELS // side)).save(self._path)
+        rows, columns = grid_shape(images)
+        longer = max(rows * (images.shape[1] + 1), columns * (images.shape[2] + 1))
+        grid(images, scale=max(1, _GRID_PIXELS // longer)).save(self._path)
 
 
 class _Folder:

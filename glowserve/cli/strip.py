@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from glowserve.cli.failure import Failure
-from glowserve.images import UInt8Array, grid
+from glowserve.grid import grid
+from glowserve.images import UInt8Array
 
 # Strips are enlarged to about this width in pixels.
 _STRIP_PIXELS = 1024

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,27 @@ from glowserve_training.hardware import Hardware
 from glowserve_training.presets import DEFAULT_SIZE, DERIVED_DEFAULTS, SIZES
 
 from glowserve.cli.failure import Failure
+from glowserve.image_size import ImageSize
+from glowserve.images import BITS_USED, FITS, Preparation
 from glowserve.output import printable
 
 if TYPE_CHECKING:
     from glowserve_training.directory import RunDirectory
 
-_METAVARS = {int: "N", float: "X"}
+
+def _image_size(text: str) -> ImageSize:
+    try:
+        return ImageSize.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "N"),
+    float: (float, "X"),
+    ImageSize: (_image_size, "HEIGHTxWIDTH"),
+}
+"""How values of a type are read, and what stands for them in the help."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     _add_flags(training, RunConfig, _options(RunConfig), DERIVED_DEFAULTS)
     _add_flags(training, DataConfig, other_data, {})
+    _add_preparation_flags(parser.add_argument_group("pictures"))
     _add_flags(parser.add_argument_group("hardware"), Hardware, _options(Hardware), {})
+
+
+def _add_preparation_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fit",
+        choices=FITS,
+        help="how a picture gets the model's proportions: crop takes its middle, pad keeps all of it on a background "
+        f"(default: {Preparation.fit})",
+    )
+    group.add_argument(
+        "--bits-used",
+        type=int,
+        choices=BITS_USED,
+        help="the bits that 16-bit grey pictures use; white is 2^bits - 1 "
+        f"(default: {Preparation.bits_used}, the full range)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,8 +121,9 @@ def _config(args: argparse.Namespace, directory: RunDirectory) -> RunConfig:
     from glowserve_training.presets import changed_config, run_config
 
     given = {**_given(args, DataConfig), **_given(args, GlowConfig), **_given(args, RunConfig)}
-    if args.size:
-        given["size"] = args.size
+    for name in ("size", "fit", "bits_used"):
+        if (value := getattr(args, name)) is not None:
+            given[name] = value
     known = directory.config()
     if known is None:
         if not args.data:
@@ -122,7 +155,8 @@ def _add_flags(
         elif choices := field.metadata["choices"]:
             parser.add_argument(flag, choices=choices, help=text)
         else:
-            parser.add_argument(flag, type=kind, metavar=_METAVARS[kind], help=text)
+            read, metavar = _KINDS[kind]
+            parser.add_argument(flag, type=read, metavar=metavar, help=text)
 
 
 def _text(default: object) -> str:

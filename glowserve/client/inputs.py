@@ -16,6 +16,7 @@ from PIL import Image
 
 from glowserve.images import (
     ENCODED_FORMATS,
+    MODES,
     InvalidImageError,
     UInt8Array,
     encode_pil,
@@ -357,9 +358,9 @@ def _array(image: npt.NDArray[Any]) -> UInt8Array:
     if image.dtype != np.uint8:
         raise InvalidImageError(f"an array of {image.dtype} is no image; pass uint8, 0 to 255")
     image = image[..., None] if image.ndim == 2 else image
-    if image.ndim not in (3, 4) or image.shape[-1] not in (1, 3) or 0 in image.shape[-3:]:
+    if image.ndim not in (3, 4) or image.shape[-1] not in MODES or 0 in image.shape[-3:]:
         raise InvalidImageError(
-            f"an array of shape {list(image.shape)} is no image; pass [H, W], [H, W, C] or [N, H, W, C] with C 1 or 3"
+            f"an array of shape {list(image.shape)} is no image; pass [H, W], [H, W, C] or [N, H, W, C] with C 1 to 4"
         )
     return image
 

@@ -20,7 +20,8 @@ import glowserve
 from glowserve.demo.out_of_distribution import out_of_distribution_images
 from glowserve.demo.pictures import draw_scores
 from glowserve.demo.service import running_service
-from glowserve.images import UInt8Array, grid
+from glowserve.grid import grid
+from glowserve.images import UInt8Array
 from glowserve.verification import verification_table
 
 Float64Array = npt.NDArray[np.float64]

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from glowserve.images import Preparation
+from glowserve.image_size import MAX_SIDE, MAX_VALUES
+from glowserve.images import MODES
+from glowserve.messages import preparation_of
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.graphs import MAX_GRAPH_BYTES
 from glowserve.runtime.randomness import ATTEMPTS
@@ -25,7 +27,7 @@ MANIFEST = "manifest.json"
 CHECKSUM = "manifest.json.sha256"
 FLOW = "flow.json"
 CALIBRATION = "calibration.npz"
-FORMAT_VERSIONS = (1, 2)
+FORMAT_VERSIONS = (1, 2, 3)
 FORMAT_2_FIELDS = ("preprocessing", "coupling_scale", "checkerboards")
 """The fields of Flow that format 1 does not have; they are in the file FLOW."""
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -35,8 +37,6 @@ VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 # The canary of the largest image, in Base64, and the scores of half a million held-out images.
 _MAX_MANIFEST_BYTES = 2**24
-_MAX_VALUES = 2**22
-"""The most values of an image: 1024 x 1024 in colour, and some."""
 _MAX_TEXT = 4096
 _MAX_FILES = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -68,7 +68,7 @@ def read_manifest(path: Path) -> manifest_pb2.Manifest:
     manifest = _parse(path, MANIFEST, data, manifest_pb2.Manifest())
     _check_format(path, manifest)
     _check_randomness(path, manifest)
-    if manifest.format_version == 2:
+    if manifest.format_version >= 2:
         data = read_listed_file(path, manifest, FLOW, most=_MAX_MANIFEST_BYTES)
         manifest.flow.MergeFrom(_parse(path, FLOW, data, manifest_pb2.Flow()))
     for wrong in _senseless(manifest):
@@ -134,7 +134,7 @@ def _check_format(path: Path, manifest: manifest_pb2.Manifest) -> None:
     if manifest.format_version not in FORMAT_VERSIONS:
         raise BundleError(
             f"bundle {path}: its format is version {manifest.format_version} and this service reads "
-            f"{' and '.join(map(str, FORMAT_VERSIONS))}; export the model with this version of glowserve"
+            f"{FORMAT_VERSIONS[0]} to {FORMAT_VERSIONS[-1]}; export the model with this version of glowserve"
         )
 
 
@@ -158,6 +158,8 @@ def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
         for field in FORMAT_2_FIELDS:
             if value := getattr(manifest.flow, field):
                 yield f"flow.{field} is {value!r:.200}, and format 1 has no such field"
+    if manifest.format_version < 3 and (value := format_3_value(manifest)):
+        yield f"{value} belongs to format 3, and its format is {manifest.format_version}"
     if not math.isfinite(manifest.log_det_constant):
         yield f"log_det_constant is {manifest.log_det_constant} and must be finite"
     yield from _senseless_files(manifest.files)
@@ -166,12 +168,26 @@ def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
     yield from _long_texts(manifest, "")
 
 
+def format_3_value(manifest: manifest_pb2.Manifest) -> str:
+    """A value that an older service would misread, as "FIELD, which is VALUE,"; "" if there is none."""
+    image, preparation = manifest.image, manifest.preparation
+    if image.channels in (2, 4):
+        return f"image.channels, which is {image.channels},"
+    if preparation.fit not in ("", "crop"):
+        return f"preparation.fit, which is {preparation.fit[:200]!r},"
+    if preparation.bits_used not in (0, 16):
+        return f"preparation.bits_used, which is {preparation.bits_used},"
+    return ""
+
+
 def _senseless_image(image: manifest_pb2.ImageSpec) -> Iterator[str]:
     size = image.height * image.width * image.channels
-    if image.channels not in (1, 3):
-        yield f"image.channels is {image.channels} and must be 1 or 3"
-    if not 1 <= size <= _MAX_VALUES:
-        yield f"image has {image.height} x {image.width} x {image.channels} values and may have 1 to {_MAX_VALUES}"
+    if image.channels not in MODES:
+        yield f"image.channels is {image.channels} and must be 1 to 4"
+    if max(image.height, image.width) > MAX_SIDE:
+        yield f"image has {image.height} x {image.width} pixels, and a side may have {MAX_SIDE}"
+    if not 1 <= size <= MAX_VALUES:
+        yield f"image has {image.height} x {image.width} x {image.channels} values and may have 1 to {MAX_VALUES}"
     if not 1 <= image.n_bits <= 8:
         yield f"image.n_bits is {image.n_bits} and must lie in 1 to 8"
     if image.latent_size != size:
@@ -180,7 +196,7 @@ def _senseless_image(image: manifest_pb2.ImageSpec) -> Iterator[str]:
 
 def _senseless_preparation(preparation: manifest_pb2.Preparation) -> Iterator[str]:
     try:
-        Preparation(preparation.filter, preparation.background)
+        preparation_of(preparation)
     except ValueError as error:
         yield f"preparation: {_one_line(error)}"
 

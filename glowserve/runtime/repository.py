@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from glowserve.images import Preparation
+from glowserve.messages import preparation_of
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.graphs import MAX_GRAPH_BYTES
 from glowserve.runtime.manifest import (
@@ -55,7 +56,7 @@ class Bundle:
     @property
     def preparation(self) -> Preparation:
         """How pictures are converted to the model's images."""
-        return Preparation(self.manifest.preparation.filter, self.manifest.preparation.background)
+        return preparation_of(self.manifest.preparation)
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists a file of that name."""

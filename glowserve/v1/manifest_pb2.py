@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bglowserve/v1/manifest.proto\x12\x0cglowserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x05\n\x08Manifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11glowserve_version\x18\x05 \x01(\t\x12&\n\x05image\x18\x06 \x01(\x0b\x32\x17.glowserve.v1.ImageSpec\x12.\n\x0bpreparation\x18\x07 \x01(\x0b\x32\x19.glowserve.v1.Preparation\x12 \n\x04\x66low\x18\x08 \x01(\x0b\x32\x12.glowserve.v1.Flow\x12\x18\n\x10log_det_constant\x18\t \x01(\x01\x12!\n\x05\x66iles\x18\n \x03(\x0b\x32\x12.glowserve.v1.File\x12(\n\x08training\x18\x0b \x01(\x0b\x32\x16.glowserve.v1.Training\x12\x30\n\x0cverification\x18\x0c \x01(\x0b\x32\x1a.glowserve.v1.Verification\x12.\n\x0b\x63\x61libration\x18\r \x01(\x0b\x32\x19.glowserve.v1.Calibration\x12\x33\n\nrandomness\x18\x0e \x01(\x0e\x32\x1f.glowserve.v1.RandomnessVersion\x12\x30\n\x05tools\x18\x0f \x03(\x0b\x32!.glowserve.v1.Manifest.ToolsEntry\x12$\n\x06\x63\x61nary\x18\x10 \x01(\x0b\x32\x14.glowserve.v1.Canary\x1a,\n\nToolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\tImageSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06n_bits\x18\x04 \x01(\r\x12\x13\n\x0blatent_size\x18\x05 \x01(\r\"1\n\x0bPreparation\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x12\n\nbackground\x18\x02 \x01(\r\"\x88\x02\n\x04\x46low\x12\x0e\n\x06levels\x18\x01 \x01(\r\x12\x17\n\x0fsteps_per_level\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63oupling\x18\x04 \x01(\t\x12\x17\n\x0fparametrization\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\x16\n\x0e\x64\x65quantization\x18\x07 \x01(\t\x12\x18\n\x10\x63oupling_actnorm\x18\x08 \x01(\x08\x12\x11\n\tprecision\x18\t \x01(\t\x12\x15\n\rpreprocessing\x18\n \x01(\t\x12\x16\n\x0e\x63oupling_scale\x18\x0b \x01(\t\x12\x15\n\rcheckerboards\x18\x0c \x01(\r\"U\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x12\n\noperations\x18\x05 \x01(\x04\"\xdc\x01\n\x08Training\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x13\n\x0bimages_seen\x18\x03 \x01(\x04\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x12\n\nsplit_seed\x18\x05 \x01(\x04\x12\x34\n\x07metrics\x18\x06 \x03(\x0b\x32#.glowserve.v1.Training.MetricsEntry\x12\x16\n\x0eimplementation\x18\x07 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa6\x01\n\x0cVerification\x12#\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x13.glowserve.v1.Check\x12\x0e\n\x06images\x18\x02 \x01(\r\x12&\n\x05steps\x18\x03 \x03(\x0b\x32\x17.glowserve.v1.StepProof\x12)\n\x06unseen\x18\x04 \x03(\x0b\x32\x19.glowserve.v1.UnseenProof\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"E\n\tStepProof\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x18\n\x10\x63ondition_number\x18\x02 \x01(\x01\x12\x10\n\x08residual\x18\x03 \x01(\x01\"M\n\x0bUnseenProof\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\r\x12\x0e\n\x06\x66inite\x18\x03 \x01(\r\x12\x10\n\x08returned\x18\x04 \x01(\r\"R\n\x06\x43\x61nary\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x16\n\x0elog_likelihood\x18\x04 \x01(\x01\"a\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x12\n\x05\x62ound\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x0e\n\x06images\x18\x05 \x01(\rB\x08\n\x06_bound\"1\n\x0b\x43\x61libration\x12\x14\n\x0c\x62its_per_dim\x18\x01 \x03(\x01\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\t*\x93\x01\n\x11RandomnessVersion\x12\"\n\x1eRANDOMNESS_VERSION_UNSPECIFIED\x10\x00\x12(\n$RANDOMNESS_VERSION_PHILOX_BOX_MULLER\x10\x01\x12\x30\n,RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bglowserve/v1/manifest.proto\x12\x0cglowserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x05\n\x08Manifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11glowserve_version\x18\x05 \x01(\t\x12&\n\x05image\x18\x06 \x01(\x0b\x32\x17.glowserve.v1.ImageSpec\x12.\n\x0bpreparation\x18\x07 \x01(\x0b\x32\x19.glowserve.v1.Preparation\x12 \n\x04\x66low\x18\x08 \x01(\x0b\x32\x12.glowserve.v1.Flow\x12\x18\n\x10log_det_constant\x18\t \x01(\x01\x12!\n\x05\x66iles\x18\n \x03(\x0b\x32\x12.glowserve.v1.File\x12(\n\x08training\x18\x0b \x01(\x0b\x32\x16.glowserve.v1.Training\x12\x30\n\x0cverification\x18\x0c \x01(\x0b\x32\x1a.glowserve.v1.Verification\x12.\n\x0b\x63\x61libration\x18\r \x01(\x0b\x32\x19.glowserve.v1.Calibration\x12\x33\n\nrandomness\x18\x0e \x01(\x0e\x32\x1f.glowserve.v1.RandomnessVersion\x12\x30\n\x05tools\x18\x0f \x03(\x0b\x32!.glowserve.v1.Manifest.ToolsEntry\x12$\n\x06\x63\x61nary\x18\x10 \x01(\x0b\x32\x14.glowserve.v1.Canary\x1a,\n\nToolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\tImageSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06n_bits\x18\x04 \x01(\r\x12\x13\n\x0blatent_size\x18\x05 \x01(\r\"Q\n\x0bPreparation\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x12\n\nbackground\x18\x02 \x01(\r\x12\x0b\n\x03\x66it\x18\x03 \x01(\t\x12\x11\n\tbits_used\x18\x04 \x01(\r\"\x88\x02\n\x04\x46low\x12\x0e\n\x06levels\x18\x01 \x01(\r\x12\x17\n\x0fsteps_per_level\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63oupling\x18\x04 \x01(\t\x12\x17\n\x0fparametrization\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\x16\n\x0e\x64\x65quantization\x18\x07 \x01(\t\x12\x18\n\x10\x63oupling_actnorm\x18\x08 \x01(\x08\x12\x11\n\tprecision\x18\t \x01(\t\x12\x15\n\rpreprocessing\x18\n \x01(\t\x12\x16\n\x0e\x63oupling_scale\x18\x0b \x01(\t\x12\x15\n\rcheckerboards\x18\x0c \x01(\r\"U\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x12\n\noperations\x18\x05 \x01(\x04\"\xdc\x01\n\x08Training\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x13\n\x0bimages_seen\x18\x03 \x01(\x04\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x12\n\nsplit_seed\x18\x05 \x01(\x04\x12\x34\n\x07metrics\x18\x06 \x03(\x0b\x32#.glowserve.v1.Training.MetricsEntry\x12\x16\n\x0eimplementation\x18\x07 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa6\x01\n\x0cVerification\x12#\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x13.glowserve.v1.Check\x12\x0e\n\x06images\x18\x02 \x01(\r\x12&\n\x05steps\x18\x03 \x03(\x0b\x32\x17.glowserve.v1.StepProof\x12)\n\x06unseen\x18\x04 \x03(\x0b\x32\x19.glowserve.v1.UnseenProof\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"E\n\tStepProof\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x18\n\x10\x63ondition_number\x18\x02 \x01(\x01\x12\x10\n\x08residual\x18\x03 \x01(\x01\"M\n\x0bUnseenProof\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\r\x12\x0e\n\x06\x66inite\x18\x03 \x01(\r\x12\x10\n\x08returned\x18\x04 \x01(\r\"R\n\x06\x43\x61nary\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x16\n\x0elog_likelihood\x18\x04 \x01(\x01\"a\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x12\n\x05\x62ound\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x0e\n\x06images\x18\x05 \x01(\rB\x08\n\x06_bound\"1\n\x0b\x43\x61libration\x12\x14\n\x0c\x62its_per_dim\x18\x01 \x03(\x01\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\t*\x93\x01\n\x11RandomnessVersion\x12\"\n\x1eRANDOMNESS_VERSION_UNSPECIFIED\x10\x00\x12(\n$RANDOMNESS_VERSION_PHILOX_BOX_MULLER\x10\x01\x12\x30\n,RANDOMNESS_VERSION_PHILOX_BOX_MULLER_REDRAWN\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST_TOOLSENTRY']._serialized_options = b'8\001'
   _globals['_TRAINING_METRICSENTRY']._loaded_options = None
   _globals['_TRAINING_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RANDOMNESSVERSION']._serialized_start=2013
-  _globals['_RANDOMNESSVERSION']._serialized_end=2160
+  _globals['_RANDOMNESSVERSION']._serialized_start=2045
+  _globals['_RANDOMNESSVERSION']._serialized_end=2192
   _globals['_MANIFEST']._serialized_start=79
   _globals['_MANIFEST']._serialized_end=730
   _globals['_MANIFEST_TOOLSENTRY']._serialized_start=686
@@ -45,25 +45,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESPEC']._serialized_start=732
   _globals['_IMAGESPEC']._serialized_end=829
   _globals['_PREPARATION']._serialized_start=831
-  _globals['_PREPARATION']._serialized_end=880
-  _globals['_FLOW']._serialized_start=883
-  _globals['_FLOW']._serialized_end=1147
-  _globals['_FILE']._serialized_start=1149
-  _globals['_FILE']._serialized_end=1234
-  _globals['_TRAINING']._serialized_start=1237
-  _globals['_TRAINING']._serialized_end=1457
-  _globals['_TRAINING_METRICSENTRY']._serialized_start=1411
-  _globals['_TRAINING_METRICSENTRY']._serialized_end=1457
-  _globals['_VERIFICATION']._serialized_start=1460
-  _globals['_VERIFICATION']._serialized_end=1626
-  _globals['_STEPPROOF']._serialized_start=1628
-  _globals['_STEPPROOF']._serialized_end=1697
-  _globals['_UNSEENPROOF']._serialized_start=1699
-  _globals['_UNSEENPROOF']._serialized_end=1776
-  _globals['_CANARY']._serialized_start=1778
-  _globals['_CANARY']._serialized_end=1860
-  _globals['_CHECK']._serialized_start=1862
-  _globals['_CHECK']._serialized_end=1959
-  _globals['_CALIBRATION']._serialized_start=1961
-  _globals['_CALIBRATION']._serialized_end=2010
+  _globals['_PREPARATION']._serialized_end=912
+  _globals['_FLOW']._serialized_start=915
+  _globals['_FLOW']._serialized_end=1179
+  _globals['_FILE']._serialized_start=1181
+  _globals['_FILE']._serialized_end=1266
+  _globals['_TRAINING']._serialized_start=1269
+  _globals['_TRAINING']._serialized_end=1489
+  _globals['_TRAINING_METRICSENTRY']._serialized_start=1443
+  _globals['_TRAINING_METRICSENTRY']._serialized_end=1489
+  _globals['_VERIFICATION']._serialized_start=1492
+  _globals['_VERIFICATION']._serialized_end=1658
+  _globals['_STEPPROOF']._serialized_start=1660
+  _globals['_STEPPROOF']._serialized_end=1729
+  _globals['_UNSEENPROOF']._serialized_start=1731
+  _globals['_UNSEENPROOF']._serialized_end=1808
+  _globals['_CANARY']._serialized_start=1810
+  _globals['_CANARY']._serialized_end=1892
+  _globals['_CHECK']._serialized_start=1894
+  _globals['_CHECK']._serialized_end=1991
+  _globals['_CALIBRATION']._serialized_start=1993
+  _globals['_CALIBRATION']._serialized_end=2042
 # @@protoc_insertion_point(module_scope)

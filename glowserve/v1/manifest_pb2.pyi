@@ -77,12 +77,16 @@ class ImageSpec(_message.Message):
     def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., n_bits: _Optional[int] = ..., latent_size: _Optional[int] = ...) -> None: ...
 
 class Preparation(_message.Message):
-    __slots__ = ("filter", "background")
+    __slots__ = ("filter", "background", "fit", "bits_used")
     FILTER_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
+    BITS_USED_FIELD_NUMBER: _ClassVar[int]
     filter: str
     background: int
-    def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ...) -> None: ...
+    fit: str
+    bits_used: int
+    def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ..., fit: _Optional[str] = ..., bits_used: _Optional[int] = ...) -> None: ...
 
 class Flow(_message.Message):
     __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm", "precision", "preprocessing", "coupling_scale", "checkerboards")

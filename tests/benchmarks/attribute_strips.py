@@ -14,7 +14,8 @@ from glowserve_export.evaluation import training_data
 from glowserve_training.data import choose_splits, open_source
 
 import glowserve
-from glowserve.images import grid, prepare
+from glowserve.grid import grid
+from glowserve.images import prepare
 from glowserve.runtime.repository import newest_bundle
 
 
@@ -33,9 +34,10 @@ def main() -> None:
     first, last, count = args.range
     bundle = newest_bundle(args.model)
     config = replace(training_data(bundle), data=args.data)
+    size = config.image_size
     source, indices = choose_splits(open_source(args.data), config)["test"]
     images = [
-        prepare(source[int(i)], config.image_size, config.image_size, config.channels, config.preparation)
+        prepare(source[int(i)], *config.image_size, config.channels, config.preparation)
         for i in indices[: args.rows]
     ]
     with glowserve.open(args.model) as client:

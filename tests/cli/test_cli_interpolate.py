@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from glowserve.cli import main
-from glowserve.images import UInt8Array, grid, to_pil
+from glowserve.grid import grid
+from glowserve.images import UInt8Array, to_pil
 
 Printed = pytest.CaptureFixture[str]
 

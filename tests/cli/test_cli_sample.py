@@ -16,7 +16,7 @@ from glowserve_service.server import Server
 from PIL import Image
 
 from glowserve.cli import main
-from glowserve.images import grid
+from glowserve.grid import grid
 from glowserve.runtime.engine import Engine
 from tests.attempts import attempts
 from tests.servers import RunServer

@@ -94,7 +94,7 @@ def test_a_refused_call_raises_its_status(
         (lambda c: c.decode(np.zeros((1, 64), complex)), TypeError, "latents are of type complex128"),
         (lambda c: c.decode([[0.0] * 64, [0.0]]), ValueError, "rows of several lengths"),
         (lambda c: c.score(np.zeros((8, 8))), glowserve.InvalidImageError, "float64"),
-        (lambda c: c.score(np.zeros((8, 8, 2), np.uint8)), glowserve.InvalidImageError, r"\[8, 8, 2\]"),
+        (lambda c: c.score(np.zeros((8, 8, 5), np.uint8)), glowserve.InvalidImageError, r"\[8, 8, 5\]"),
         (lambda c: c.score([np.zeros((2, 8, 8, 1), np.uint8)]), glowserve.InvalidImageError, "in a list"),
         (lambda c: c.score(7), TypeError, "int is no image"),
         (lambda c: c.score([b"", None]), TypeError, "NoneType is no image"),
@@ -126,6 +126,7 @@ def test_a_file_that_is_no_picture_is_named(
 @pytest.mark.parametrize(
     ("call", "field"),
     [
+        (lambda c: c.score(np.zeros((8, 8, 2), np.uint8)), "images.tensor.shape"),
         (lambda c: c.sample(0), "n"),
         (lambda c: c.score([BLANK, b"no picture"]), "images.encoded.data[1]"),
         (lambda c: c.score(BLANK, model="nobody"), ""),

@@ -27,13 +27,21 @@ FORMAT_1_CASES: list[dict[str, Any]] = [
     {"channels": 1, "levels": 2, "n_bits": 2, **_SIGMOID, **_PLAIN},
     {"channels": 1, "levels": 3, "n_bits": 5, **_SIGMOID, **_LU},
     {"channels": 3, "levels": 1, "n_bits": 7, **_SIGMOID, **_PLAIN},
-    {"channels": 3, "levels": 2, "n_bits": 4, **_SIGMOID, **_LU},
+    {"channels": 3, "levels": 2, "n_bits": 4, **_SIGMOID, **_LU, "image_size": "4x12"},
     {"channels": 3, "levels": 3, "n_bits": 8, **_SIGMOID, **_LU},
     {"channels": 1, "levels": 1, "n_bits": 1, **_ADDITIVE, **_PLAIN},
     {"channels": 1, "levels": 2, "n_bits": 3, **_ADDITIVE, **_LU},
     {"channels": 3, "levels": 3, "n_bits": 6, **_ADDITIVE, **_LU},
     {"channels": 3, "levels": 2, "n_bits": 6, **_SIGMOID, **_ORTHOGONAL},
-    {"channels": 1, "levels": 2, "n_bits": 4, **_SIGMOID, **_ORTHOGONAL, **_VARIATIONAL},
+    {
+        "channels": 1,
+        "levels": 2,
+        "n_bits": 4,
+        **_SIGMOID,
+        **_ORTHOGONAL,
+        **_VARIATIONAL,
+        "image_size": "12x4",
+    },
     {"channels": 3, "levels": 1, "n_bits": 5, **_ADDITIVE, **_ORTHOGONAL, **_VARIATIONAL},
     {"channels": 3, "levels": 3, "n_bits": 8, **_SIGMOID, **_LU, **_VARIATIONAL},
     {"channels": 1, "levels": 1, "n_bits": 1, **_SIGMOID, **_PLAIN, **_VARIATIONAL},
@@ -43,7 +51,15 @@ FORMAT_1_CASES: list[dict[str, Any]] = [
 CASES: list[dict[str, Any]] = [
     *FORMAT_1_CASES,
     {"channels": 1, "levels": 1, "n_bits": 8, **_TANH, **_QLU},
-    {"channels": 3, "levels": 3, "n_bits": 5, **_TANH, **_ORTHOGONAL, "checkerboards": 1},
+    {
+        "channels": 3,
+        "levels": 3,
+        "n_bits": 5,
+        **_TANH,
+        **_ORTHOGONAL,
+        "checkerboards": 1,
+        "image_size": "8x16",
+    },
     {"channels": 1, "levels": 2, "n_bits": 8, **_TANH, **_QLU, **_LOGIT, "checkerboards": 4, **_VARIATIONAL},
     {"channels": 3, "levels": 2, "n_bits": 3, **_TANH, **_LU, **_LOGIT, "checkerboards": 2},
     {"channels": 1, "levels": 3, "n_bits": 1, **_TANH, **_PLAIN, **_LOGIT, **_VARIATIONAL},
@@ -61,8 +77,18 @@ CASES: list[dict[str, Any]] = [
         "checkerboards": 2,
         **_VARIATIONAL,
     },
+    {
+        "channels": 1,
+        "levels": 1,
+        "n_bits": 8,
+        **_TANH,
+        **_QLU,
+        **_LOGIT,
+        "checkerboards": 1,
+        "image_size": "2x14",
+    },
 ]
-"""All that differs between flows, in combinations."""
+"""All that differs between flows, in combinations; images are 8 x 8 unless they have a size."""
 
 
 def random_glow(*, seed: int = 0, **config: Any) -> Glow:
@@ -81,7 +107,7 @@ def random_glow(*, seed: int = 0, **config: Any) -> Glow:
 
 def random_images(rng: np.random.Generator, glow: FoldedGlow, n: int) -> npt.NDArray[np.uint8]:
     """uint8 [n, H, W, C]."""
-    return rng.integers(0, 256, (n, glow.image_size, glow.image_size, glow.channels), np.uint8)
+    return rng.integers(0, 256, (n, *glow.image_shape), np.uint8)
 
 
 def random_noise(rng: np.random.Generator, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -53,8 +53,8 @@ def verify_changed(
     """Writes the graphs of a flow, changed, and verifies them."""
     manifest = manifest_pb2.Manifest(
         image=manifest_pb2.ImageSpec(
-            height=glow.image_size,
-            width=glow.image_size,
+            height=glow.image_size.height,
+            width=glow.image_size.width,
             channels=glow.channels,
             n_bits=glow.n_bits,
             latent_size=glow.dimensions,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glowserve.images import InvalidImageError, encode_pil, open_encoded, read_file
+from glowserve.images import InvalidImageError, Preparation, encode_pil, open_encoded, read_file
 from tests.glowserve.pictures import DEEP, deep_png, encoded, png_with_depth, read
 
 TWELVE_BITS = (DEEP.astype(np.uint32) * 4095 // 65535).astype(np.uint16)
@@ -61,11 +61,72 @@ def test_eight_bits_may_be_dark() -> None:
     assert read(encoded(Image.new("RGB", (4, 4), (3, 2, 1)), "PNG"), (4, 4, 3)).max() == 3
 
 
-def test_a_client_refuses_twelve_bits_before_it_converts_them(tmp_path: Path) -> None:
+def test_a_client_sends_sixteen_bits_as_they_are_since_the_model_says_which_it_uses(tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     Image.fromarray(TWELVE_BITS.astype(np.int32)).save(path)
-    with pytest.raises(InvalidImageError, match=r"a\.tiff: its 16-bit values are all below 4096"):
-        read_file(path)
+
+    sent = read_file(path)
+
+    np.testing.assert_array_equal(np.asarray(open_encoded(sent)), TWELVE_BITS)
+    with pytest.raises(InvalidImageError, match="its 16-bit values are all below 4096"):
+        read(sent, (16, 16, 1))
+    twelve = Preparation(bits_used=12)
+    np.testing.assert_array_equal(
+        read(sent, (16, 16, 1), twelve), read(path.read_bytes(), (16, 16, 1), twelve)
+    )
+
+
+# Bits that a data set uses
+
+
+@pytest.mark.parametrize("bits", [12, 10])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_white_is_the_largest_value_of_the_bits_used(bits: int, kind: str) -> None:
+    values = np.rint(np.arange(256) * (2**bits - 1) / 255).astype(np.uint16).reshape(16, 16)
+
+    image = read(encoded(Image.fromarray(values), kind), (16, 16, 1), Preparation(bits_used=bits))
+
+    np.testing.assert_array_equal(image[..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_every_value_of_twelve_bits_is_rounded_to_the_nearest_grey_value() -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+    image = read(encoded(Image.fromarray(values), "PNG"), (64, 64, 1), Preparation(bits_used=12))
+
+    np.testing.assert_array_equal(image[..., 0], np.rint(values / 4095 * 255))
+
+
+def test_a_dark_picture_of_twelve_bits_stays_dark() -> None:
+    """The rule is the data set's: no picture is stretched by its own values."""
+    data = encoded(Image.fromarray(np.full((4, 4), 100, np.uint16)), "PNG")
+
+    assert set(read(data, (4, 4, 1), Preparation(bits_used=12)).flatten()) == {6}
+
+
+def test_values_beyond_the_bits_used_are_refused() -> None:
+    data = encoded(Image.fromarray(np.full((4, 4), 4096, np.uint16)), "PNG")
+
+    with pytest.raises(
+        InvalidImageError, match="go up to 4096, and the data has 12 bits, up to 4095; scale them"
+    ):
+        read(data, (4, 4, 1), Preparation(bits_used=12))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(COLOUR, 3), (GREY_ALPHA, 2), (COLOUR_ALPHA, 4)])
+def test_deep_colours_are_refused_if_some_bits_are_unused(colour_type: int, channels: int) -> None:
+    data = deep_png(opaque(channels, TWELVE_BITS), colour_type=colour_type)
+
+    with pytest.raises(
+        InvalidImageError, match="12 of 16 bits are read of grey values alone; save it with 8 bits"
+    ):
+        read(data, (16, 16, 3), Preparation(bits_used=12))
+
+
+def test_eight_bits_are_read_as_ever_whatever_bits_are_used() -> None:
+    data = encoded(Image.fromarray(DEEP.astype(np.uint8)), "PNG")
+
+    np.testing.assert_array_equal(read(data, (16, 16, 1), Preparation(bits_used=10)), read(data, (16, 16, 1)))
 
 
 @pytest.mark.parametrize("values", [[-5, 0, 65535], [0, 7, 65536], [0, 7, 2**31 - 1]])

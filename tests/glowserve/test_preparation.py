@@ -17,7 +17,7 @@ from glowserve.images import (
     prepare,
     read_file,
 )
-from tests.glowserve.pictures import DEEP, GREYS, encoded, noise, read
+from tests.glowserve.pictures import DEEP, GREYS, encoded, noise, png_with_depth, read
 
 # Kinds of pixels
 
@@ -222,3 +222,73 @@ def test_unknown_values_of_a_preparation_are_refused() -> None:
     for background in (-1, 256):
         with pytest.raises(ValueError, match=f"background is {background}; it must lie in 0 to 255"):
             Preparation(background=background)
+    with pytest.raises(ValueError, match="fit is 'fill'; it must be one of crop, pad"):
+        Preparation(fit="fill")
+    with pytest.raises(ValueError, match="bits_used is 14; it must be one of 16, 12, 10"):
+        Preparation(bits_used=14)
+
+
+# Padding
+
+
+def test_a_padded_picture_is_whole_and_in_the_middle() -> None:
+    pixels = np.full((8, 24, 1), 90, np.uint8)
+    padding = Preparation(fit="pad", background=7)
+
+    wide = read(encode_png(pixels), (8, 8, 1), padding)[..., 0]
+    tall = read(encode_png(pixels.transpose(1, 0, 2)), (8, 8, 1), padding)[..., 0]
+
+    rows = [7, 7, 90, 90, 90, 7, 7, 7]  # 8 * 8 / 24 rows, rounded
+    assert wide.tolist() == [[row] * 8 for row in rows]
+    np.testing.assert_array_equal(tall, wide.T)
+
+
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (1, 1), (3, 5)])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("shape", [(2, 64), (48, 160), (64, 2)])
+def test_a_picture_of_extreme_proportions_fits(
+    size: tuple[int, int], fit: str, shape: tuple[int, int]
+) -> None:
+    image = read(
+        encode_png(np.full((*size, 3), 90, np.uint8)), (*shape, 3), Preparation(fit=fit, background=0)
+    )
+
+    assert set(image.flatten()) <= {0, 90}
+    assert (image == 90).any()
+
+
+# Alpha as data
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("LA", 2), ("RGBA", 4)])
+def test_alpha_is_a_channel_of_a_model_that_has_it(
+    mode: str, channels: int, rng: np.random.Generator
+) -> None:
+    pixels = noise(rng, 6, 5, channels)
+    assert Image.fromarray(pixels).mode == mode
+
+    np.testing.assert_array_equal(read(encode_png(pixels), (6, 5, channels)), pixels)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
+def test_pixels_without_alpha_are_opaque(channels: int, mode: str) -> None:
+    image = read(encoded(Image.new(mode, (4, 4), 1), "PNG"), (4, 4, channels))
+
+    assert set(image[..., -1].flatten()) == {255}
+
+
+def test_the_padding_of_a_model_with_alpha_is_transparent() -> None:
+    image = read(
+        encode_png(np.full((4, 8, 4), 200, np.uint8)), (8, 8, 4), Preparation(fit="pad", background=9)
+    )
+
+    assert image[0, 0].tolist() == [9, 9, 9, 0]
+    assert image[4, 4].tolist() == [200, 200, 200, 200]
+
+
+def test_a_transparent_value_of_deep_grey_has_alpha_0() -> None:
+    image = read(png_with_depth(DEEP, transparent=257), (16, 16, 2))
+
+    assert (image[..., 1] == 0).sum() == 1
+    assert image[0, 1, 1] == 0

@@ -170,10 +170,10 @@ def test_a_file_that_is_not_a_manifest_is_refused(version: Path, content: bytes)
         open_bundle(version)
 
 
-@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("number", [0, 4])
 def test_another_format_is_refused_with_both_versions(version: Path, number: int) -> None:
     _edit(version, lambda manifest: manifest.update(format_version=number))
-    with pytest.raises(BundleError, match=f"its format is version {number} and this service reads 1 and 2"):
+    with pytest.raises(BundleError, match=f"its format is version {number} and this service reads 1 to 3"):
         open_bundle(version)
 
 
@@ -182,7 +182,8 @@ def test_another_format_is_refused_with_both_versions(version: Path, number: int
     [
         {"height": 0},
         {"width": 16},
-        {"channels": 2, "latent_size": 128},
+        {"channels": 5, "latent_size": 320},
+        {"height": 1, "width": 16_384, "latent_size": 16_384},
         {"n_bits": 0},
         {"n_bits": 9},
         {"latent_size": 63},

@@ -30,7 +30,7 @@ def in_double(make: Callable[..., T], *args: object, **kwargs: object) -> T:
 
 def random_images(config: GlowConfig, n: int, generator: torch.Generator) -> Tensor:
     """Uniformly random images, uint8 [N, H, W, C]."""
-    shape = (n, config.image_size, config.image_size, config.channels)
+    shape = (n, *config.image_shape)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,21 +11,33 @@ from glowserve_training import config
 from glowserve_training.config import DataConfig, GlowConfig, stored_model
 from glowserve_training.hardware import Hardware
 from glowserve_training.layers import CONV1X1_CLASSES
+from glowserve_training.stored import data_config, stored_fields
 
+from glowserve.images import Preparation
 from tests.training.runs import TinyRun
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
+        ({"channels": 5}, r"channels is 5; it must be 1 \(grey\) or 3 \(RGB\), or 2 or 4 with alpha as data"),
         ({"n_bits": 0}, "n_bits is 0; it must lie in 1 to 8"),
         ({"n_bits": 9}, "n_bits is 9; it must lie in 1 to 8"),
         ({"levels": 0}, "levels is 0; it must be 1 or more"),
         ({"steps_per_level": 0}, "steps_per_level is 0; it must be 1 or more"),
         ({"width": -1}, "width is -1; it must be 1 or more"),
-        ({"image_size": 12, "levels": 3}, r"image_size is 12.*multiple of 8 \(or use fewer levels\)"),
-        ({"image_size": 0}, "image_size is 0.*positive multiple of 4"),
+        (
+            {"image_size": 12, "levels": 3},
+            r"size is 12 x 12; .*multiple of 8: 8 x 8 or 16 x 16 .*fewer levels\)",
+        ),
+        (
+            {"image_size": "30x64", "levels": 3},
+            "size is 30 x 64; .* multiple of 8: 24 x 64 or 32 x 64 would do",
+        ),
+        ({"image_size": [14, 2], "levels": 2}, "size is 14 x 2; .* multiple of 4: 12 x 4 or 16 x 4 would do"),
+        ({"image_size": "2x16384", "levels": 1}, "at most 16383 rows, as many columns, and 4194304 values"),
+        ({"image_size": "4096x2048"}, "image_size is 4096 x 2048 with 1 channels; .* and 4194304 values"),
+        ({"image_size": 0}, "image_size is 0 x 0.*positive multiple of 4"),
         ({"coupling": "cubic"}, "coupling is 'cubic'; it must be one of affine, additive, spline"),
         ({"spline_bins": 1}, "spline_bins is 1; it must be 2 or more"),
         ({"spline_interval": 0.0}, r"spline_interval is 0\.0; it must be a positive number"),
@@ -88,6 +100,7 @@ def test_a_negative_split_seed_is_refused() -> None:
 
 def test_dimensions_are_the_values_of_an_image() -> None:
     assert GlowConfig(image_size=8, channels=3).dimensions == 8 * 8 * 3
+    assert GlowConfig(image_size="8x24", channels=2).dimensions == 8 * 24 * 2
 
 
 def test_the_processes_of_several_nodes_are_counted_together() -> None:
@@ -108,9 +121,10 @@ def test_fields_that_a_stored_configuration_lacks_mean_what_was_fixed_before_the
     )
 
 
-def test_a_configuration_is_read_as_it_was_stored() -> None:
+@pytest.mark.parametrize(("image_size", "stored"), [(8, 8), ("8x24", [8, 24])])
+def test_a_configuration_is_read_as_it_was_stored(image_size: int | str, stored: int | list[int]) -> None:
     written = GlowConfig(
-        image_size=8,
+        image_size=image_size,
         channels=3,
         levels=1,
         preprocessing="logit",
@@ -122,7 +136,17 @@ def test_a_configuration_is_read_as_it_was_stored() -> None:
         spline_interval=2.5,
     )
 
-    assert GlowConfig(**stored_model(asdict(written))) == written
+    fields = stored_fields(written)
+    assert fields["image_size"] == stored
+    assert GlowConfig(**stored_model(fields)) == written
+
+
+def test_older_versions_read_the_data_of_a_run_that_uses_nothing_younger() -> None:
+    plain = DataConfig(data="digits", image_size=8, channels=1)
+    padded = replace(plain, preparation=Preparation(fit="pad", bits_used=12))
+
+    assert stored_fields(plain)["preparation"] == {"filter": "bicubic", "background": 255}
+    assert data_config(stored_fields(padded)) == padded
 
 
 def test_every_parametrization_has_a_class() -> None:

@@ -73,7 +73,7 @@ def test_a_damaged_record_is_refused(content: str, tiny_run: TinyRun, tmp_path: 
     [
         *[
             ("model", {}),
-            ("model", {"image_size": "8", "channels": 1}),
+            ("model", {"image_size": "wide", "channels": 1}),
             ("model", 3),
             ("data", {}),
             ("data", None),

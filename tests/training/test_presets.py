@@ -15,6 +15,7 @@ from glowserve_training.errors import DataError
 from glowserve_training.presets import run_config
 from PIL import Image
 
+from glowserve.image_size import ImageSize
 from tests.training.runs import PLAIN
 
 
@@ -28,7 +29,7 @@ def test_digits_need_only_their_name() -> None:
     config = run_config("digits")
 
     assert config.data == DataConfig(data="digits", image_size=8, channels=1)
-    assert (config.model.image_size, config.model.channels) == (8, 1)
+    assert (config.model.image_size.stored, config.model.channels) == (8, 1)
     assert config.model.n_bits == 4
     assert config.model.levels == 2
 
@@ -49,7 +50,7 @@ def test_the_image_size_follows_the_images_and_the_levels_follow_the_image_size(
 ) -> None:
     config = run_config(source(tmp_path, side, side + 3))
 
-    assert config.model.image_size == config.data.image_size == image_size
+    assert config.model.image_size == config.data.image_size == ImageSize.of(image_size)
     assert config.model.levels == levels
     assert image_size % 2**levels == 0
 
@@ -79,7 +80,7 @@ def test_a_folder_of_photographs_gives_a_model_with_3_channels(tmp_path: Path) -
 
     config = run_config(str(tmp_path))
 
-    assert (config.model.image_size, config.model.channels) == (40, 3)
+    assert (config.model.image_size.stored, config.model.channels) == (40, 3)
 
 
 def test_every_field_can_be_given() -> None:
@@ -205,7 +206,7 @@ def test_image_size_and_channels_can_be_given_one_without_the_other(
 ) -> None:
     config = run_config("digits", **{given: {"image_size": image_size, "channels": channels}[given]})
 
-    assert (config.model.image_size, config.model.channels) == (image_size, channels)
+    assert (config.model.image_size.stored, config.model.channels) == (image_size, channels)
 
 
 def test_a_source_is_not_opened_if_nothing_follows_from_its_images() -> None:
@@ -222,8 +223,8 @@ def test_a_missing_source_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"image_size": 9}, "image_size is 9; .* multiple of 2"),
-        ({"levels": 4}, "image_size is 8; 4 levels halve it 4 times"),
+        ({"image_size": 9}, "image_size is 9 x 9; .* multiple of 2"),
+        ({"levels": 4}, "image_size is 8 x 8; 4 levels halve height and width 4 times"),
         ({"steps": 0}, "steps is 0; it must be 1 or more"),
         ({"batch_size": -1}, "batch_size is -1; it must be 1 or more"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0; it must be a positive number"),

@@ -16,7 +16,7 @@ from glowserve_training.data import HeldOutRecord, KnownImage
 from glowserve_training.errors import CheckpointError
 from glowserve_training.model import Glow
 from glowserve_training.saving import save
-from glowserve_training.stored import data_config
+from glowserve_training.stored import data_config, stored_fields
 
 _FORMAT = "glowserve.checkpoint"
 _FORMAT_VERSION = 1
@@ -78,8 +78,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "glowserve_version": checkpoint.glowserve_version,
-        "config": asdict(checkpoint.model.config),
-        "data": asdict(checkpoint.data),
+        "config": stored_fields(checkpoint.model.config),
+        "data": stored_fields(checkpoint.data),
         "training": asdict(checkpoint.training),
         "state_dict": {name: tensor.cpu() for name, tensor in checkpoint.model.state_dict().items()},
     }

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from glowserve.images import Preparation
+from glowserve.image_size import MAX_SIDE, MAX_VALUES, ImageSize
+from glowserve.images import MODES, Preparation
 from glowserve_training.option import option, require_at_least, require_choice, require_positive
 
 PREPROCESSINGS = ("centre", "logit")
@@ -30,8 +31,10 @@ class GlowConfig:
         ValueError: a value is out of range; the message names the field and the allowed values.
     """
 
-    image_size: int = option("height and width of the images in pixels; divisible by 2^levels")
-    channels: int = option("1 (grey) or 3 (RGB)")
+    image_size: ImageSize = option(
+        "HEIGHTxWIDTH of the images in pixels, or one number for both; divisible by 2^levels"
+    )
+    channels: int = option("1 (grey), 3 (RGB), or 2 or 4: the same with alpha as data")
     n_bits: int = option("bits of each pixel value that the model sees, 1 to 8", 8)
     levels: int = option("levels L of the flow; each halves height and width", 3)
     steps_per_level: int = option("steps of flow K in each level", 8)
@@ -68,8 +71,11 @@ class GlowConfig:
     """B: the splines of couplings map [-B, B] to itself, and are the identity outside."""
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
+        object.__setattr__(self, "image_size", ImageSize.of(self.image_size))
+        if self.channels not in MODES:
+            raise ValueError(
+                f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB), or 2 or 4 with alpha as data"
+            )
         if not 1 <= self.n_bits <= 8:
             raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
         require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
@@ -77,11 +83,7 @@ class GlowConfig:
         require_at_least(0, checkerboards=self.checkerboards)
         require_at_least(2, spline_bins=self.spline_bins)
         require_positive(spline_interval=self.spline_interval)
-        if self.image_size < 1 or self.image_size % 2**self.levels:
-            raise ValueError(
-                f"image_size is {self.image_size}; {self.levels} levels halve it {self.levels} times, so it "
-                f"must be a positive multiple of {2**self.levels} (or use fewer levels)"
-            )
+        self._check_size()
         require_choice(PREPROCESSINGS, preprocessing=self.preprocessing)
         require_choice(COUPLINGS, coupling=self.coupling)
         require_choice(COUPLING_SCALES, coupling_scale=self.coupling_scale)
@@ -89,9 +91,28 @@ class GlowConfig:
         require_choice(PARAMETRIZATIONS, parametrization=self.parametrization)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of an image."""
+        return self.image_size.height, self.image_size.width, self.channels
+
+    @property
     def dimensions(self) -> int:
         """Values of an image, D = H * W * C."""
-        return self.image_size**2 * self.channels
+        return self.image_size.pixels * self.channels
+
+    def _check_size(self) -> None:
+        size, multiple = self.image_size, 2**self.levels
+        if size.shorter < 1 or size.halvings < self.levels:
+            nearest = " or ".join(map(str, size.nearest(multiple)))
+            raise ValueError(
+                f"image_size is {size}; {self.levels} levels halve height and width {self.levels} times, so each must "
+                f"be a positive multiple of {multiple}: {nearest} would do (or use fewer levels)"
+            )
+        if size.longer > MAX_SIDE or self.dimensions > MAX_VALUES:
+            raise ValueError(
+                f"image_size is {size} with {self.channels} channels; an image may have at most {MAX_SIDE} rows, as "
+                f"many columns, and {MAX_VALUES} values"
+            )
 
 
 def stored_model(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +135,10 @@ class DataConfig:
     data: str = option(
         "'digits', a folder of images, a .parquet or .npz file, or a dataset's name on the Hugging Face hub"
     )
-    image_size: int
-    """H = W of the prepared images, in pixels."""
+    image_size: ImageSize
+    """H and W of the prepared images, in pixels."""
     channels: int
-    """1 (grey) or 3 (RGB)."""
+    """A key of `glowserve.images.MODES`."""
     split_seed: int = option("seed that chooses the held-out images", 0)
     split_version: int = SPLIT_VERSION
     """Which rule splits the images, see `choose_splits`; 1 held out no calibration images."""
@@ -125,9 +146,15 @@ class DataConfig:
     """How a source image is converted to `image_size` and `channels`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", ImageSize.of(self.image_size))
         require_at_least(0, split_seed=self.split_seed)
         if self.split_version not in (1, SPLIT_VERSION):
             raise ValueError(f"split_version is {self.split_version}; it must be 1 or {SPLIT_VERSION}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of the prepared images."""
+        return self.image_size.height, self.image_size.width, self.channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +175,13 @@ class RunDirectory:
             self._refuse_differences(
                 "a run with other images, its data has changed", current, {_IMAGES: record.get(_IMAGES)}
             )
-            if extensions := asdict(config)["extensions"]:
+            if extensions := stored.stored_fields(config)["extensions"]:
                 self._write(record | {"extensions": extensions})
             return
         if images.files is not None:
             with atomic_write(self._files) as file:
                 file.write(json.dumps(images.files, indent=0).encode() + b"\n")
-        self._write(stored.stored_run(asdict(config)) | current | {_FINISHED: None})
+        self._write(stored.stored_run(config) | current | {_FINISHED: None})
 
     def _write(self, record: dict[str, Any]) -> None:
         with atomic_write(self._record) as file:
@@ -222,7 +222,7 @@ def _load(path: Path) -> Any:
 
 def _fields(config: RunConfig) -> dict[str, Any]:
     """The values as JSON yields them."""
-    return dict(json.loads(json.dumps(asdict(config))))
+    return dict(json.loads(json.dumps(stored.stored_fields(config))))
 
 
 def _differences(current: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,7 +1,7 @@
 """Glow (Kingma and Dhariwal 2018): L levels of K steps of flow.
 
-Shapes: N images, C channels, H = W pixels a side, D = H * W * C. Images are uint8 [N, H, W, C], as everywhere
-outside PyTorch; inside the flow they are [N, C, H, W].
+Shapes: N images, C channels, H rows, W columns, D = H * W * C. Images are uint8 [N, H, W, C], as everywhere outside
+PyTorch; inside the flow they are [N, C, H, W].
 """
 
 from __future__ import annotations
@@ -264,9 +264,11 @@ class Glow(Bijector):
 
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """[C, H, W] of each level's latents, level 1 first."""
-        size, channels, last = self.config.image_size, self.config.channels, self.config.levels - 1
-        shapes = [(channels * 2 ** (i + 1), size >> (i + 1), size >> (i + 1)) for i in range(last)]
-        return [*shapes, (channels * 2 ** (last + 2), size >> (last + 1), size >> (last + 1))]
+        shapes = []
+        for i in range(1, self.config.levels + 1):
+            size, top = self.config.image_size.halved(i), i == self.config.levels
+            shapes.append((self.config.channels * 2 ** (i + top), size.height, size.width))
+        return shapes
 
     def _log_bin_volume(self) -> float:
         return -self.config.dimensions * self.config.n_bits * math.log(2)

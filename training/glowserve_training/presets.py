@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glowserve.image_size import ImageSize
+from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig, RunConfig
 from glowserve_training.schedule import default_patience
 
@@ -38,7 +40,7 @@ _DRAWING: dict[str, Any] = {"preprocessing": "logit", "checkerboards": 4, "dequa
 _PHOTOGRAPH: dict[str, Any] = {"preprocessing": "centre", "checkerboards": 0, "dequantization": "uniform"}
 _LIKE_THE_PAPER: dict[str, Any] = {**_PHOTOGRAPH, "coupling_scale": "sigmoid", "parametrization": "lu"}
 
-# By largest image_size; two CPU cores can train these.
+# By the side of the largest image that is square; two CPU cores can train these.
 _SMALL = {
     16: Preset(levels=2, steps_per_level=12, width=64, steps=1500, batch_size=32, learning_rate=4e-3),
     32: Preset(levels=3, steps_per_level=8, width=128, steps=6000, batch_size=32, learning_rate=4e-3),
@@ -58,7 +60,7 @@ SIZES = {
 """Names of the sizes, and what each is for."""
 
 DERIVED_DEFAULTS = {
-    "image_size": f"the median of the images' shorter sides, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
+    "image_size": f"a square with the median of the images' shorter sides, at most {_LARGEST_DEFAULT_IMAGE_SIZE}",
     "channels": "1 if nine in ten images are grey, else 3",
     "n_bits": f"{GlowConfig.n_bits}; 4 for 'digits'",
     **{
@@ -84,7 +86,7 @@ def run_config(
         data: see `DataConfig`.
         size: one of `SIZES`.
         split_seed: see `DataConfig`.
-        **given: fields of `GlowConfig` and `RunConfig`; None for the default.
+        **given: fields of `GlowConfig`, `RunConfig` and `Preparation`; None for the default.
 
     Raises:
         DataError: the source cannot be read.
@@ -95,10 +97,17 @@ def run_config(
     data = _absolute(data)
     given = {name: value for name, value in given.items() if value is not None}
     # The shape plays no part in which images are to train on.
-    images = DataConfig(data=data, image_size=1, channels=1, split_seed=split_seed)
+    images = DataConfig(
+        data=data,
+        image_size=ImageSize(1, 1),
+        channels=1,
+        split_seed=split_seed,
+        preparation=Preparation(**_taken(given, Preparation)),
+    )
     if "image_size" not in given or "channels" not in given:
         given = _native_shape(images) | given
-    images = replace(images, image_size=given["image_size"], channels=given["channels"])
+    size_of_images = ImageSize.of(given["image_size"])
+    images = replace(images, image_size=size_of_images, channels=given["channels"])
     if size == "paper":
         preset, recipe = _PAPER, _LIKE_THE_PAPER
     elif _are_drawings(images, given):
@@ -107,7 +116,7 @@ def run_config(
         preset, recipe = _small(_SMALL, images.image_size), _PHOTOGRAPH
     values = {"n_bits": 4 if data == "digits" else GlowConfig.n_bits} | recipe | asdict(preset) | given
     if "levels" not in given:
-        values["levels"] = min(preset.levels, _halvings(values["image_size"]))
+        values["levels"] = min(preset.levels, max(1, size_of_images.halvings))
     model = GlowConfig(
         **{field.name: values.pop(field.name) for field in fields(GlowConfig) if field.name in values}
     )
@@ -132,13 +141,23 @@ def changed_config(config: RunConfig, **given: Any) -> RunConfig:
     if "data" in given:
         given["data"] = _absolute(given["data"])
 
-    model, data = (_of(part, given) for part in (config.model, config.data))
+    preparation = replace(config.data.preparation, **_taken(given, Preparation))
+    # Both have the shape of the images.
+    model, data = (
+        {name: given[name] for name in _names(part) if name in given} for part in (GlowConfig, DataConfig)
+    )
     rest = {name: value for name, value in given.items() if name not in model | data}
-    return replace(config, model=replace(config.model, **model), data=replace(config.data, **data), **rest)
+    data_config = replace(config.data, preparation=preparation, **data)
+    return replace(config, model=replace(config.model, **model), data=data_config, **rest)
 
 
-def _of(config: GlowConfig | DataConfig, given: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: given[field.name] for field in fields(config) if field.name in given}
+def _names(config: type[GlowConfig | DataConfig | Preparation]) -> list[str]:
+    return [field.name for field in fields(config)]
+
+
+def _taken(given: dict[str, Any], config: type[Preparation]) -> dict[str, Any]:
+    """The fields of a configuration, taken out of those that are given."""
+    return {name: given.pop(name) for name in _names(config) if name in given}
 
 
 def _absolute(data: str) -> str:
@@ -146,7 +165,7 @@ def _absolute(data: str) -> str:
     return str(Path(data).absolute()) if data != "digits" and Path(data).exists() else data
 
 
-def _native_shape(images: DataConfig) -> dict[str, int]:
+def _native_shape(images: DataConfig) -> dict[str, Any]:
     from glowserve_training.data import survey_images  # imports PyTorch
 
     found = survey_images(*_training_images(images))
@@ -169,15 +188,11 @@ def _training_images(images: DataConfig) -> Split:
     return choose_splits(open_source(images.data), images)["train"]
 
 
-def _small(presets: Mapping[int, Preset], image_size: int) -> Preset:
-    return next((preset for limit, preset in presets.items() if image_size <= limit), presets[max(presets)])
+def _small(presets: Mapping[int, Preset], size: ImageSize) -> Preset:
+    fitting = (preset for side, preset in presets.items() if size.pixels <= side**2)
+    return next(fitting, presets[max(presets)])
 
 
-def _default_image_size(side: int) -> int:
-    """The side, rounded down to a multiple of 4 and limited."""
-    return min(_LARGEST_DEFAULT_IMAGE_SIZE, max(4, side - side % 4))
-
-
-def _halvings(size: int) -> int:
-    """How often a size can be halved without a remainder, at least 1."""
-    return max(1, (size & -size).bit_length() - 1)
+def _default_image_size(side: int) -> ImageSize:
+    """A square with that side, rounded down to a multiple of 4 and limited."""
+    return ImageSize.of(min(_LARGEST_DEFAULT_IMAGE_SIZE, max(4, side - side % 4)))

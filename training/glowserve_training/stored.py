@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from glowserve.image_size import ImageSize
 from glowserve.images import Preparation
 from glowserve_training.config import DataConfig, GlowConfig, Part, RunConfig, stored_model
 
 # Where a field's default is not what glowserve did before the field existed.
 _OLD_DATA = {"split_version": 1}
 _OLD_RUN = {"size": ""}  # it is not known
+# Fields of Preparation that older versions do not know, and what they did.
+_YOUNGER = {"fit": "crop", "bits_used": 16}
 # Fields of RunConfig that have another key, the one that version 0.1.0 wrote.
 _STORED_KEYS = {"max_rollbacks": "max_returns"}
 
 
-def stored_run(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a RunConfig, from `asdict`, under the keys that are stored."""
-    return {_STORED_KEYS.get(name, name): value for name, value in fields.items()}
+def stored_fields(config: GlowConfig | DataConfig | RunConfig) -> dict[str, Any]:
+    """The fields of a configuration as files hold them."""
+    return asdict(config, dict_factory=_stored_values)
+
+
+def stored_run(config: RunConfig) -> dict[str, Any]:
+    """The fields of a RunConfig under the keys that are stored."""
+    return {_STORED_KEYS.get(name, name): value for name, value in stored_fields(config).items()}
+
+
+def _stored_values(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Values as of old are left out where older versions do not know the field."""
+    return {
+        name: ImageSize(**value).stored if name == "image_size" else value
+        for name, value in fields
+        if name not in _YOUNGER or value != _YOUNGER[name]
+    }
 
 
 def data_config(stored: Mapping[str, Any]) -> DataConfig:

@@ -133,6 +133,8 @@ class Validation(Callback):
         # A matrix that cannot be inverted is the guard's business.
         with self._ema_of(module) as model, suppress(RuntimeError):
             samples = model.decode(self._latents.to(next(model.parameters())))
+            if samples.shape[3] in (2, 4):  # TensorBoard knows no alpha
+                samples = _on_white(samples)
             logger.experiment.add_images("samples", samples, step, dataformats="NHWC")
 
     @contextmanager
@@ -167,3 +169,9 @@ def _bits_per_dim(model: Glow, batches: list[Batch]) -> float:
     device = next(model.parameters()).device
     nats = [model.log_prob(*(tensor.to(device) for tensor in batch)).double() for batch in batches]
     return float(bits_per_dim(torch.cat(nats), model.config.dimensions).mean())
+
+
+def _on_white(images: Tensor) -> Tensor:
+    """Images with alpha, uint8 [N, H, W, C], on white, uint8 [N, H, W, C - 1]."""
+    alpha = images[..., -1:].float() / 255
+    return (images[..., :-1] * alpha + 255 * (1 - alpha)).round().byte()

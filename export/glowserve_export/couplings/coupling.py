@@ -12,6 +12,7 @@ import torch
 from glowserve_training import layers as trained
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.couplings.masks import Mask, fold_mask
 from glowserve_export.couplings.networks import FoldedNetwork, fold_network
@@ -34,8 +35,8 @@ class FoldedCoupling:
     """What happens to the active values."""
 
     @classmethod
-    def of(cls, coupling: trained.Coupling, size: int) -> FoldedCoupling:
-        """Folds a coupling of training whose input has H = W = size."""
+    def of(cls, coupling: trained.Coupling, size: ImageSize) -> FoldedCoupling:
+        """Folds a coupling of training whose input has that size."""
         network = fold_network(coupling.network)
         transform, last = fold_transform(coupling.transform, network.last)
         return cls(fold_mask(coupling.mask, size), network._replace(last=last), transform)
@@ -99,8 +100,8 @@ LogScales = Sequence[tuple[FoldedCoupling, str]]
 """Couplings of the same height and width, each with what its log-scales are computed from."""
 
 
-def add_log_det(g: GraphBuilder, scales: LogScales, size: int, name: str) -> list[Term]:
-    """The log-determinant of couplings with H = W = size; none if no coupling scales."""
+def add_log_det(g: GraphBuilder, scales: LogScales, size: ImageSize, name: str) -> list[Term]:
+    """The log-determinant of couplings of that size; none if no coupling scales."""
     if not scales:
         return []
     parts = [tensor for tensor, _ in add_minus_log_scales(g, scales, name)]

@@ -16,6 +16,7 @@ import torch
 from glowserve_training.layers import masks as trained
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.errors import no_folded_form
 
@@ -112,8 +113,8 @@ class Checkerboard(Mask):
     parity: int
     """A pixel is passive if row + column is even (0) or odd (1)."""
 
-    size: int
-    """H = W."""
+    size: ImageSize
+    """H and W."""
 
     @property
     def positions(self) -> Hashable:
@@ -150,8 +151,8 @@ class Checkerboard(Mask):
 
     def _passive(self) -> npt.NDArray[np.bool_]:
         """Whether a pixel is passive, [H, W]."""
-        positions = np.arange(self.size)
-        passive: npt.NDArray[np.bool_] = (positions[:, None] + positions) % 2 == self.parity
+        rows, columns = np.arange(self.size.height), np.arange(self.size.width)
+        passive: npt.NDArray[np.bool_] = (rows[:, None] + columns) % 2 == self.parity
         return passive
 
     def _passive_tensor(self, like: Tensor) -> Tensor:
@@ -166,16 +167,16 @@ def _zero(g: GraphBuilder) -> str:
 
 
 @singledispatch
-def fold_mask(mask: trained.Mask, size: int) -> Mask:  # noqa: ARG001  # registered functions use it
-    """Folds a mask of training, for an input with H = W = size."""
+def fold_mask(mask: trained.Mask, size: ImageSize) -> Mask:  # noqa: ARG001  # registered functions use it
+    """Folds a mask of training, for an input of that size."""
     raise no_folded_form(mask)
 
 
 @fold_mask.register
-def _(mask: trained.ChannelMask, _: int) -> Mask:
+def _(mask: trained.ChannelMask, _: ImageSize) -> Mask:
     return Halves(mask.transforms_first)
 
 
 @fold_mask.register
-def _(mask: trained.CheckerboardMask, size: int) -> Mask:
+def _(mask: trained.CheckerboardMask, size: ImageSize) -> Mask:
     return Checkerboard(mask.parity, size)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glowserve.image_size import ImageSize
+from glowserve.images import MODES
 from glowserve_export.errors import ArgumentsError
 
 _KINDS = {
@@ -143,19 +145,19 @@ def _check_spelling(path: Path, name: str, known: Known) -> None:
         )
 
 
-def check_image(path: Path, image_size: int, channels: int, levels: int) -> None:
-    """Raises ArgumentsError unless images are grey or RGB and their size can be halved once for each level."""
-    if channels not in (1, 3):
-        raise ArgumentsError(f"{path}: images have {channels} channels; 1 (grey) and 3 (RGB) are supported")
-    if image_size > _MAX_IMAGE_SIZE:
+def check_image(path: Path, size: ImageSize, channels: int, levels: int) -> None:
+    """Raises ArgumentsError unless images have 1 to 4 channels and their size can be halved once for each level."""
+    if channels not in MODES:
+        raise ArgumentsError(f"{path}: images have {channels} channels; 1 to 4 are supported")
+    if size.longer > _MAX_IMAGE_SIZE:
         raise ArgumentsError(
-            f"{path}: images of {image_size} x {image_size} pixels are too large; at most {_MAX_IMAGE_SIZE} are "
-            "supported"
+            f"{path}: images of {size} pixels are too large; a side may have at most {_MAX_IMAGE_SIZE}"
         )
-    if levels > _MAX_LEVELS or image_size % 2**levels:
+    if levels > _MAX_LEVELS or size.halvings < levels:
         raise ArgumentsError(
-            f"{path}: images of {image_size} x {image_size} pixels cannot be halved {levels} times, once for each "
-            f"level; the size must be a multiple of {2 ** min(levels, _MAX_LEVELS)}: check image size and levels"
+            f"{path}: images of {size} pixels cannot be halved {levels} times, once for each "
+            f"level; height and width must each be a multiple of {2 ** min(levels, _MAX_LEVELS)}: check image size and "
+            "levels"
         )
 
 

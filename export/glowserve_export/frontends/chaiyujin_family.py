@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import FoldedNetwork, Shift, SigmoidScale
 from glowserve_export.couplings.transforms import shift_and_logit
@@ -114,11 +115,11 @@ def import_model(
         )
     shapes = implied(_shapes(given, found, names), found)
     weights = match(found, shapes, checkpoint, contradictions(given, inferred))
-    height, _, channels = given["image_shape"]
+    height, width, channels = given["image_shape"]
     affine = given["flow_coupling"] == "affine"
     glow = fold_public(
         [_level(weights, given, names, i) for i in range(given["L"])],
-        image_size=height,
+        image_size=ImageSize(height, width),
         channels=channels,
         n_bits=given["n_bits"],
         transform=SigmoidScale() if affine else Shift(),
@@ -164,11 +165,7 @@ def _inferred(found: Mapping[str, Tensor], names: Implementation) -> dict[str, A
 
 def _check(given: Mapping[str, Any], path: Path) -> None:
     height, width, channels = given["image_shape"]
-    if height != width:
-        raise ArgumentsError(
-            f"{path}: image_shape is {given['image_shape']}; only square images are supported"
-        )
-    check_image(path, height, channels, given["L"])
+    check_image(path, ImageSize(height, width), channels, given["L"])
     if given["y_condition"]:
         raise ArgumentsError(
             f"{path}: y_condition is true, and class-conditional models are not supported; train one with y_condition "
@@ -199,11 +196,11 @@ def _shapes(
     given: Mapping[str, Any], found: Mapping[str, Tensor], names: Implementation
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Keys and shapes that the arguments imply, in the model's order."""
-    height, _, image_channels = given["image_shape"]
-    levels, width = given["L"], given["hidden_channels"]
-    top, size = image_channels * 2 ** (levels + 1), height >> levels
+    height, width, image_channels = given["image_shape"]
+    levels, hidden = given["L"], given["hidden_channels"]
+    top = image_channels * 2 ** (levels + 1)
     # One row, or a row for each image of a training batch.
-    yield "prior_h", (length(found, "prior_h", 0) or 1, 2 * top, size, size)
+    yield "prior_h", (length(found, "prior_h", 0) or 1, 2 * top, height >> levels, width >> levels)
     for i in range(levels):
         channels = image_channels * 2 ** (i + 2)
         half = channels // 2
@@ -212,12 +209,12 @@ def _shapes(
             yield from _actnorm_shapes(f"{step}.actnorm", channels)
             yield from _mixing_shapes(f"{step}.invconv", channels, _parametrization(given), names)
             block = f"{step}.{names.block}"
-            yield f"{block}.0{names.conv}.weight", (width, half, 3, 3)
-            yield from _actnorm_shapes(f"{block}.0.actnorm", width)
-            yield f"{block}.2{names.conv}.weight", (width, width, 1, 1)
-            yield from _actnorm_shapes(f"{block}.2.actnorm", width)
+            yield f"{block}.0{names.conv}.weight", (hidden, half, 3, 3)
+            yield from _actnorm_shapes(f"{block}.0.actnorm", hidden)
+            yield f"{block}.2{names.conv}.weight", (hidden, hidden, 1, 1)
+            yield from _actnorm_shapes(f"{block}.2.actnorm", hidden)
             outputs = channels if given["flow_coupling"] == "affine" else half
-            yield from _zero_conv_shapes(f"{block}.4", outputs, width, names)
+            yield from _zero_conv_shapes(f"{block}.4", outputs, hidden, names)
         if i < levels - 1:
             yield from _zero_conv_shapes(_split_key(given, i), channels, half, names)
     if given["learn_top"]:

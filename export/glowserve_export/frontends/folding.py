@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from glowserve_training.names import step_name
 
+from glowserve.image_size import ImageSize
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import HALVES, FoldedCoupling, FoldedNetwork, Mask, Transform
 from glowserve_export.folded import FoldedGlow, FoldedLevel, FoldedStep
@@ -102,7 +103,7 @@ class PublicLevel:
 def fold_public(
     levels: Sequence[PublicLevel],
     *,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     n_bits: int,
     transform: Transform,
@@ -113,7 +114,7 @@ def fold_public(
 
     Args:
         levels: in forward order.
-        image_size: H = W of an image.
+        image_size: of an image.
         channels: of an image.
         n_bits: bits of each value of an image.
         transform: of every coupling.
@@ -125,8 +126,8 @@ def fold_public(
         NotInvertibleError: an actnorm or a 1x1 convolution is singular or nearly so.
     """
     mean, log_scale = np.split(top, 2)
-    positions = (image_size >> len(levels)) ** 2
-    constant = -(image_size**2) * channels * n_bits * math.log(2)
+    positions = image_size.halved(len(levels)).pixels
+    constant = -image_size.pixels * channels * n_bits * math.log(2)
     constant -= float(log_scale.sum()) * (positions if top.ndim == 1 else 1)
     folded = []
     for i, level in enumerate(levels, 1):
@@ -135,7 +136,7 @@ def fold_public(
             unfolded[0] = _after_pixels(unfolded[0], pixels)
         steps = [_fold_step(step, step_name(i, k), transform) for k, step in enumerate(unfolded, 1)]
         steps[0] = _after_space_to_depth(steps[0])
-        constant += (image_size >> i) ** 2 * sum(step.log_det() for step in unfolded)
+        constant += image_size.halved(i).pixels * sum(step.log_det() for step in unfolded)
         folded.append(FoldedLevel(tuple(steps), FoldedSplit(level.prior) if level.prior else None))
     return FoldedGlow(
         image_size=image_size,

@@ -11,6 +11,7 @@ from glowserve_training.layers import FlowStep, Split, TopPrior
 from glowserve_training.model import Glow
 from glowserve_training.names import step_name
 
+from glowserve.image_size import ImageSize
 from glowserve_export.convolution import as_array
 from glowserve_export.couplings import FoldedCoupling
 from glowserve_export.dequantization import FoldedDequantization
@@ -34,8 +35,10 @@ def fold_glow(model: Glow) -> FoldedGlow:
     size, dequantization = config.image_size, double.dequantization
     levels, constant = [], -config.dimensions * config.n_bits * math.log(2)
     for i, level in enumerate(double.flow_levels(), 1):
-        steps = [_fold_step(step, size >> i, step_name(i, k)) for k, step in enumerate(level.flow_steps(), 1)]
-        constant += (size >> i) ** 2 * float(level.constant_log_det())
+        steps = [
+            _fold_step(step, size.halved(i), step_name(i, k)) for k, step in enumerate(level.flow_steps(), 1)
+        ]
+        constant += size.halved(i).pixels * float(level.constant_log_det())
         split = FoldedSplit.of(level.prior) if isinstance(level.prior, Split) else None
         levels.append(FoldedLevel(tuple(steps), split))
     top = cast("TopPrior", double.flow_levels()[-1].prior)
@@ -53,7 +56,7 @@ def fold_glow(model: Glow) -> FoldedGlow:
     )
 
 
-def _fold_step(step: FlowStep, size: int, name: str) -> FoldedStep:
+def _fold_step(step: FlowStep, size: ImageSize, name: str) -> FoldedStep:
     scale = as_array(step.actnorm.effective_log_scale().exp()).reshape(-1)
     actnorm_bias = as_array(step.actnorm.bias).reshape(-1)
     weight = as_array(step.conv1x1.weight())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import (
     ExpScale,
@@ -107,11 +108,11 @@ def import_normflows(found: Mapping[str, Tensor], checkpoint: Path, arguments: P
                 f"checkpoint {checkpoint}: {key} is 0, so that this actnorm is not initialized; give the checkpoint "
                 "of a model that was trained"
             )
-    channels, height, _ = given["input_shape"]
+    channels, height, width = given["input_shape"]
     levels = [_level(weights, given, i) for i in range(given["L"])]
     glow = fold_public(
         levels,
-        image_size=height,
+        image_size=ImageSize(height, width),
         channels=channels,
         n_bits=given["n_bits"],
         transform=_SCALE_MAPS[given["scale_map"]] if given["scale"] else Shift(),
@@ -161,11 +162,7 @@ def _inferred(found: Mapping[str, Tensor], bases: Mapping[str, str]) -> dict[str
 
 def _check(given: Mapping[str, Any], path: Path) -> None:
     channels, height, width = given["input_shape"]
-    if height != width:
-        raise ArgumentsError(
-            f"{path}: input_shape is {given['input_shape']}, [C, H, W]; only square images are supported"
-        )
-    check_image(path, height, channels, given["L"])
+    check_image(path, ImageSize(height, width), channels, given["L"])
     if "checkerboard" in given["split_mode"]:
         raise ArgumentsError(
             f"{path}: split_mode is {given['split_mode']!r}, and couplings of a checkerboard are not supported; train "

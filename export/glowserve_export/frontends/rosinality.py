@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glowserve.image_size import ImageSize
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import FoldedNetwork, Shift, SigmoidScale
 from glowserve_export.couplings.transforms import shift_and_logit
@@ -59,7 +60,8 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     check_recognized(found, r"blocks\.(\d+)\.flows\.", _KNOWN.implementation, checkpoint)
     inferred = _inferred(found)
     given = read_arguments(arguments, _KNOWN, inferred)
-    check_image(arguments, given["image_size"], given["in_channel"], given["n_block"])
+    size = ImageSize.of(given["image_size"])
+    check_image(arguments, size, given["in_channel"], given["n_block"])
     shapes = implied(_shapes(given, found), found)
     weights = match(found, shapes, checkpoint, contradictions(given, inferred))
     for key, value in weights.items():
@@ -72,7 +74,7 @@ def import_rosinality(found: Mapping[str, Tensor], checkpoint: Path, arguments: 
     top = _zero_conv(weights, f"blocks.{given['n_block'] - 1}.prior", _size(given, given["n_block"] - 1))
     glow = fold_public(
         blocks,
-        image_size=given["image_size"],
+        image_size=size,
         channels=given["in_channel"],
         n_bits=given["n_bits"],
         transform=SigmoidScale() if given["affine"] else Shift(),

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder, float_info
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.folded import FoldedGlow
@@ -42,28 +43,27 @@ class _Part:
 def explain_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelProto:
     """The graph image, noise -> terms [N, H, W]: nats, whose sum is the log_likelihood of `forward_graph`."""
     g = GraphBuilder()
-    parts: defaultdict[int, list[_Part]] = defaultdict(list)  # by the size of a level, or of the image
+    parts: defaultdict[ImageSize, list[_Part]] = defaultdict(list)  # by the size of a level, or of the image
     constant = (
         glow.log_det_constant
         + glow.preprocessing.constant(glow.n_bits, glow.dimensions)
         - 0.5 * math.log(2 * math.pi) * glow.dimensions
     )
     levels = add_levels(g, glow, precision)
-    for level, (channels, size, _) in zip(levels, glow.latent_shapes(), strict=True):
+    for level, (channels, *sides) in zip(levels, glow.latent_shapes(), strict=True):
         square = g.add("Mul", [level.latent, level.latent], f"{level.latent}.square")
-        parts[size].append(_Part(square, _evenly(-0.5, channels, 4)))
+        parts[ImageSize(*sides)].append(_Part(square, _evenly(-0.5, channels, 4)))
         for term in level.terms:
             parts[term.size].append(_Part(term.minus, _weights(term, glow)))
             constant += term.constant
     x = ""
     for i in range(len(glow.levels), 0, -1):
-        x = _distributed(g, x, parts[glow.image_size >> i], f"terms.level{i}")
-    _pixels(g, x, parts[glow.image_size], constant / glow.image_size**2)
-    x = g.constant("terms.shape", np.array([0, glow.image_size, glow.image_size]))
+        x = _distributed(g, x, parts[glow.image_size.halved(i)], f"terms.level{i}")
+    _pixels(g, x, parts[glow.image_size], constant / glow.image_size.pixels)
+    height, width, _ = glow.image_shape
+    x = g.constant("terms.shape", np.array([0, height, width]))
     g.add("Reshape", ["terms.pixels", x], "terms")
-    return g.model(
-        "glow_explain", image_and_noise(glow), [float_info("terms", "N", glow.image_size, glow.image_size)]
-    )
+    return g.model("glow_explain", image_and_noise(glow), [float_info("terms", "N", height, width)])
 
 
 def _weights(term: Term, glow: FoldedGlow) -> Float64Array:

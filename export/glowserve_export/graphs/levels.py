@@ -34,7 +34,7 @@ class LevelNodes:
 
 def image_and_noise(glow: FoldedGlow) -> list[onnx.ValueInfoProto]:
     """The inputs of a graph that `add_levels` begins."""
-    shape = ("N", glow.image_size, glow.image_size, glow.channels)
+    shape = ("N", *glow.image_shape)
     return [image_info("image", *shape), float_info("noise", *shape)]
 
 
@@ -53,11 +53,14 @@ def _flow_input(g: GraphBuilder, glow: FoldedGlow) -> tuple[str, list[Term]]:
     if glow.n_bits < 8:
         x = g.add("Mul", [x, g.constant("bin.per_grey", 2.0 ** (glow.n_bits - 8))], "image.scaled")
         x = g.add("Floor", [x], "image.bin")
-    shape = {"image_size": glow.image_size, "channels": glow.channels}
     noise: NoiseNodes = UniformNoiseNodes(g)
     if glow.dequantization:
-        noise = glow.dequantization.add_forward(g, x, n_bits=glow.n_bits, **shape)
-    x, log_dets = glow.preprocessing.add_forward(g, x, noise, glow.n_bits, **shape)
+        noise = glow.dequantization.add_forward(
+            g, x, n_bits=glow.n_bits, image_size=glow.image_size, channels=glow.channels
+        )
+    x, log_dets = glow.preprocessing.add_forward(
+        g, x, noise, glow.n_bits, image_size=glow.image_size, channels=glow.channels
+    )
     return x, [*noise.log_dets, *log_dets]
 
 
@@ -81,7 +84,7 @@ def _level(
     for k, step in enumerate(level.steps, 1):
         x, log_scale = step.add_forward(g, x, step_name(i, k), precision)
         scales += [(step.coupling, log_scale)] if log_scale else []
-    size = glow.image_size >> i
+    size = glow.image_size.halved(i)
     terms = add_log_det(g, scales, size, f"level{i}")
     if level.split is None:
         return x, standardized_top(g, x, glow), terms

@@ -35,7 +35,7 @@ def reverse_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
         name = pixel_coupling_name(k)
         x = coupling.add_reverse(g, x, name, output=name, precision=precision)
     _quantized(g, glow.preprocessing.add_reverse(g, x, glow.n_bits), glow)
-    image = ("N", glow.image_size, glow.image_size, glow.channels)
+    image = ("N", *glow.image_shape)
     return g.model(
         "glow_reverse",
         [float_info("latent", "N", glow.dimensions)],

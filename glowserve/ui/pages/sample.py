@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glowserve.client.async_client import AsyncClient
-from glowserve.images import grid
+from glowserve.grid import grid
 from glowserve.ui.forms import Form
 from glowserve.ui.page import Page, Result
 from glowserve.ui.pictures import png_url

@@ -31,11 +31,18 @@ from glowserve_export.precision import FP16, FP32, Precision, Ranges
 from glowserve_training.layers.masks import Mask as TrainedMask
 from glowserve_training.layers.transforms import Transform as TrainedTransform
 
+from glowserve.image_size import ImageSize
 from tests.export import interpreter
 from tests.export.models import run_graph
 
 CHANNELS, SIZE = 4, 3
-MASKS: list[Mask] = [Halves(), Halves(transforms_first=True), Checkerboard(0, SIZE), Checkerboard(1, SIZE)]
+SQUARE = ImageSize.of(SIZE)
+MASKS: list[Mask] = [
+    Halves(),
+    Halves(transforms_first=True),
+    Checkerboard(0, SQUARE),
+    Checkerboard(1, SQUARE),
+]
 TRANSFORMS: list[type[Transform]] = [
     Shift,
     SigmoidScale,
@@ -123,7 +130,7 @@ def _run(couplings: list[FoldedCoupling], x: Array, precision: Precision) -> dic
     for k, coupling in enumerate(couplings):
         y, log_scale = coupling.add_forward(g, y, f"c{k}", precision=precision)
         scales += [(coupling, log_scale)] if log_scale else []
-    log_det = [term.total for term in add_log_det(g, scales, SIZE, "all")]
+    log_det = [term.total for term in add_log_det(g, scales, SQUARE, "all")]
     shape = ("N", CHANNELS, SIZE, SIZE)
     outputs = [float_info(y, *shape), *(float_info(name, "N", 1) for name in log_det)]
     found = run_graph(g.model("forward", [float_info("x", *shape)], outputs), x=x)
@@ -180,7 +187,7 @@ def test_any_couplings_of_one_size_have_one_log_determinant(rng: np.random.Gener
 
 def test_positions_that_a_mask_discards_may_be_infinite(rng: np.random.Generator) -> None:
     """A scale of 0 makes the inverse infinite, at passive positions too, whose values come from elsewhere."""
-    coupling = _coupling(rng, Checkerboard(0, SIZE), SigmoidScale)
+    coupling = _coupling(rng, Checkerboard(0, SQUARE), SigmoidScale)
     last = coupling.network.last
     bias = np.zeros((last.outputs, SIZE, SIZE))
     bias[CHANNELS:, ::2, ::2] = bias[CHANNELS:, 1, 1] = -200.0  # passive positions

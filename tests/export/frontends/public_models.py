@@ -75,7 +75,7 @@ def change_weights(checkpoint: Path, **weights: torch.Tensor) -> None:
 def assert_same_likelihood(glow: FoldedGlow, model: PublicModel, rtol: float = 1e-11) -> None:
     """The folded model computes the likelihood of the model."""
     rng = np.random.default_rng(0)
-    shape = (2, glow.image_size, glow.image_size, glow.channels)
+    shape = (2, *glow.image_shape)
     images, noise = rng.integers(0, 256, shape, dtype=np.uint8), rng.random(shape, dtype=np.float32)
     ours = FoldedReference(glow).log_likelihood(images, noise)
     np.testing.assert_allclose(ours, model.flowed(images, noise, glow.n_bits).log_density.numpy(), rtol=rtol)

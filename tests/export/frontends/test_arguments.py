@@ -118,7 +118,11 @@ def test_the_flags_of_rosinalitys_training_script_are_understood(tmp_path: Path)
     arguments = tmp_path / "public.json"
     arguments.write_text(json.dumps(flags))
     imported = IMPORTS["rosinality"](weights_of(model), tmp_path / "public.pt", arguments)
-    assert (imported.glow.image_size, imported.glow.n_bits, imported.parametrization) == (8, 5, "plain")
+    assert (imported.glow.image_size.stored, imported.glow.n_bits, imported.parametrization) == (
+        8,
+        5,
+        "plain",
+    )
     assert_same_likelihood(imported.glow, model)
     for twice, name in (({"image_size": 16}, "image_size"), ({"conv_lu": True}, "conv_lu")):
         arguments.write_text(json.dumps(flags | twice))

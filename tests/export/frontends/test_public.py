@@ -37,19 +37,19 @@ Y0AST = [
     {"flow_coupling": "additive", "learn_top": False, "L": 1, "image_shape": (8, 8, 1)},
     {"flow_permutation": "reverse", "L": 3, "K": 1, "n_bits": 2},
     {"flow_permutation": "reverse", "flow_coupling": "additive", "LU_decomposed": False},
-    {"learn_top": False, "image_shape": (12, 12, 1)},
+    {"learn_top": False, "image_shape": (12, 8, 1)},
 ]
 CHAIYUJIN = [
     {},
     {"LU_decomposed": False, "flow_coupling": "additive", "learn_top": False, "L": 3},
-    {"flow_permutation": "reverse", "L": 1, "image_shape": (6, 6, 1), "K": 3},
+    {"flow_permutation": "reverse", "L": 1, "image_shape": (6, 10, 1), "K": 3},
     {"image_shape": (16, 16, 1), "L": 4, "K": 1, "hidden_channels": 5},
 ]
 NORMFLOWS = [
     {},
     {"scale_map": "exp", "use_lu": False, "bases": ("GlowBase",), "n_bits": 5, "K": 3},
     {"scale_map": "sigmoid_inv", "net_actnorm": True, "L": 3, "bases": ("AffineGaussian", "GlowBase")},
-    {"scale": False, "L": 1, "input_shape": (1, 6, 6), "bases": ("GlowBase",), "logscale_factor": 1.0},
+    {"scale": False, "L": 1, "input_shape": (1, 6, 10), "bases": ("GlowBase",), "logscale_factor": 1.0},
     {"scale": False, "split_mode": "channel_inv", "transform": "Shift", "n_bits": 2},
     {"split_mode": "channel_inv", "scale_map": "exp", "L": 4, "K": 1, "input_shape": (1, 16, 16)},
 ]
@@ -95,7 +95,7 @@ def glow(public: PublicGlow) -> FoldedGlow:
 
 def _inputs(glow: FoldedGlow) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    shape = (3, glow.image_size, glow.image_size, glow.channels)
+    shape = (3, *glow.image_shape)
     return rng.integers(0, 256, shape, dtype=np.uint8), rng.random(shape, dtype=np.float32)
 
 

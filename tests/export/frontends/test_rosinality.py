@@ -106,7 +106,7 @@ def test_a_matrix_that_overflows_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"in_channel": 2}, "images have 2 channels; 1 (grey) and 3 (RGB) are supported"),
+        ({"in_channel": 5}, "images have 5 channels; 1 to 4 are supported"),
         ({"image_size": 10}, "images of 10 x 10 pixels cannot be halved 2 times, once for each level; "),
     ],
     ids=str,

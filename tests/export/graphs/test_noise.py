@@ -33,7 +33,7 @@ def _variational(**config: Any) -> Glow:
 def _inputs(rng: np.random.Generator, model: Glow, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Images, and noise that includes both ends of its range."""
     config = model.config
-    shape = (n, config.image_size, config.image_size, config.channels)
+    shape = (n, *config.image_shape)
     noise = (rng.integers(0, 2**24, shape) * 2.0**-24).astype(np.float32)
     noise[0, 0, :2, 0] = 0, LAST
     return rng.integers(0, 256, shape, np.uint8), noise

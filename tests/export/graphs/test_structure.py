@@ -20,6 +20,7 @@ from glowserve_export.graphs import forward_graph, reverse_graph
 from glowserve_export.precision import FP32
 from onnx import numpy_helper
 
+from glowserve.image_size import ImageSize
 from glowserve.runtime import graphs as checked_graphs
 from tests.export.models import random_glow
 
@@ -75,7 +76,7 @@ def _integer_glow() -> FoldedGlow:
     coupling = FoldedCoupling(Halves(), network, SigmoidScale())
     step = FoldedStep(2 * eye, numbers(4), eye / 2, -numbers(4) / 2, coupling)
     level = FoldedLevel((step, step), None)
-    return FoldedGlow(4, 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
+    return FoldedGlow(ImageSize(4, 4), 1, 8, (level,), np.zeros(4), np.zeros(4), 1.0)
 
 
 @both_directions
@@ -110,7 +111,7 @@ def test_a_graph_passes_the_checker_and_has_the_signature_of_the_contract(
 ) -> None:
     model = case_graphs[direction]
     onnx.checker.check_model(model, full_check=True)
-    image = ["N", case_glow.image_size, case_glow.image_size, case_glow.channels]
+    image = ["N", *case_glow.image_shape]
     latent, levels = ["N", case_glow.dimensions], ["N", len(case_glow.levels)]
     uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
     inputs, outputs = {

@@ -18,6 +18,7 @@ from glowserve_export.preprocessing import Logit
 from glowserve_export.split import FoldedSplit
 from glowserve_training.model import Glow
 
+from glowserve.image_size import ImageSize
 from tests.export import interpreter
 from tests.export.models import random_glow, random_images, random_noise, run_graph
 
@@ -44,7 +45,7 @@ def _identity(*, image_size: int, channels: int, levels: int, n_bits: int) -> Fo
         folded.append(FoldedLevel((step,), None if i == levels - 1 else FoldedSplit(conv(c, c // 2, 3))))
     top = channels * 2 ** (levels + 1)
     return FoldedGlow(
-        image_size=image_size,
+        image_size=ImageSize.of(image_size),
         channels=channels,
         n_bits=n_bits,
         levels=tuple(folded),

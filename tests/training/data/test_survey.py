@@ -32,7 +32,7 @@ def photos(tmp_path: Path, rng: np.random.Generator) -> Path:
 def test_the_first_image_does_not_decide_the_shape(photos: Path) -> None:
     model = run_config(str(photos)).model
 
-    assert (model.image_size, model.channels) == (12, 3)
+    assert (model.image_size.stored, model.channels) == (12, 3)
 
 
 def test_a_few_images_in_colour_do_not_decide_that_the_model_has_colour(
@@ -81,7 +81,7 @@ def test_of_large_files_only_the_headers_are_read(
 # What is told
 
 
-def told(data: Path, **changes: int) -> list[str]:
+def told(data: Path, **changes: int | str) -> list[str]:
     lines: list[str] = []
     given = run_config(str(data), **changes).data
     load_images(given, say=lines.append)
@@ -94,7 +94,7 @@ def test_what_was_read_and_how_it_is_split_is_told(photos: Path) -> None:
 
     assert told(photos) == [
         f"data: 120 images in {photos}; left out: 1 .txt, 1 hidden",
-        "images: 4 x 4 to 14 x 12 pixels, 119 in colour and 1 grey; the model gets 12 x 12 in colour",
+        "images: 4 x 4 to 12 x 14 pixels, 119 in colour and 1 grey; the model gets 12 x 12 in colour",
         "warning: 1 of 120 images are smaller than 12 x 12 and are enlarged",
         "split: 96 to train on, 6 for validation, 6 for calibration, 12 for test; validation, calibration and test "
         "drawn at random, not stratified (split seed 0)",
@@ -206,3 +206,38 @@ def test_an_archive_is_refused_with_the_command_that_unpacks_it(name: str, tmp_p
         DataError, match=r"it is an archive: unpack it into a folder of its own \(`(unzip|tar xf) a\."
     ):
         open_source(str(tmp_path / name))
+
+
+def test_pictures_of_which_the_crop_leaves_less_than_half_are_told(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    for i in range(60):
+        save(tmp_path / f"{i}.png", rng, 8, 24 if i < 20 else 8)
+    cut = "20 of 60 images lose more than half of their pixels, since 8 x 8 is cropped out of their middle"
+
+    assert any(cut in line for line in told(tmp_path))
+    assert not any("warning" in line for line in told(tmp_path, fit="pad"))
+    assert any("40 of 60 images lose more" in line for line in told(tmp_path, image_size="4x12"))
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_upper_bits_that_no_picture_uses_are_told(
+    bits: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    for i in range(60):
+        deep = rng.integers(0, 2**bits, (8, 8), dtype=np.uint16)
+        deep[0, 0] = 2**bits - 1
+        Image.fromarray(deep).save(tmp_path / f"{i}.png")
+    unused = f"upper bits of the 16-bit images are unused, the largest value found is {2**bits - 1}: --bits-used {bits}"
+
+    found = survey_images(open_source(str(tmp_path))["train"])
+
+    assert any(unused in remark for remark in found.remarks(config(tmp_path)))
+    assert not any("warning" in line for line in told(tmp_path, bits_used=bits))
+
+
+def test_sixteen_bits_that_are_used_are_not_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 2**16, (8, 8), dtype=np.uint16)).save(tmp_path / f"{i}.png")
+
+    assert not any("warning" in line for line in told(tmp_path))

@@ -108,8 +108,9 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
                         break
             if len(missing) < len(found):
                 break
-    shape = (config.image_size, config.image_size, config.channels)
-    parts: dict[str, Any] = {part: _stack(getattr(record, part), found, shape) for part in _PARTS}
+    parts: dict[str, Any] = {
+        part: _stack(getattr(record, part), found, config.image_shape) for part in _PARTS
+    }
     return HeldOutImages(**parts), [image for image in known if image.sha256 in missing]
 
 
@@ -166,9 +167,9 @@ def write_held_out(images: HeldOutImages, path: Path) -> None:
 
 def _kept(config: DataConfig) -> HeldOutImages | None:
     """The images of the .npz file that a run kept; None if the data is no such file, or of images of another shape."""
-    path, shape = Path(config.data), (config.image_size, config.image_size, config.channels)
+    path = Path(config.data)
     kept = read_held_out(path) if path.suffix == ".npz" else None
-    return kept if kept is not None and kept.validation.shape[1:] == shape else None
+    return kept if kept is not None and kept.validation.shape[1:] == config.image_shape else None
 
 
 def _candidates(

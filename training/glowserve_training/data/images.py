@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from glowserve_training.data.sources import open_source
 from glowserve_training.data.splits import Split, choose_splits, split_unseen
 from glowserve_training.data.unreadable import UnreadableImages
 from glowserve_training.errors import DataError, TooFewImagesError
+from glowserve_training.stored import stored_fields
 
 _READ_ORDER = ("validation", "test", "calibration", "train")
 # Training images of more bytes than this are written to a file and memory-mapped.
@@ -194,7 +195,7 @@ class _Reader:
     ) -> None:
         self._config, self._splits, self._total = config, splits, total
         self._pool, self._unreadable, self._progress = pool, unreadable, progress
-        self._shape = (config.image_size, config.image_size, config.channels)
+        self._shape = config.image_shape
         self._keys: dict[str, list[str]] = {name: [] for name in splits}
 
     def held_out(self) -> HeldOutImages:
@@ -208,7 +209,7 @@ class _Reader:
         """In memory, or beyond the limit memory-mapped from a file whose key includes the held-out images."""
         if len(self._splits["train"][1]) * math.prod(self._shape) <= memory_limit:
             return self._in_memory("train")
-        key = asdict(self._config) | {"pictures": self._total, "held_out_sha256": held_out.digest}
+        key = stored_fields(self._config) | {"pictures": self._total, "held_out_sha256": held_out.digest}
         key.pop("split_version")  # the held-out images tell it
         if cache is not None:
             return self._in_file("train", ImageFile(cache, key))

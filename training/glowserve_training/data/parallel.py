@@ -28,9 +28,7 @@ def prepare_in_parallel(
 
     def prepare_one(images: SourceImages, index: int) -> UInt8Array | InvalidImageError:
         try:
-            return prepare(
-                images[index], config.image_size, config.image_size, config.channels, config.preparation
-            )
+            return prepare(images[index], *config.image_shape, config.preparation)
         except InvalidImageError as error:
             return error
 

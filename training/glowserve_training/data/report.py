@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from glowserve_training.data.images import HeldOutImages
 
 
+_COLOURS = {1: "grey", 2: "grey with alpha", 3: "colour", 4: "colour with alpha"}
+
+
 def describe_source(source: Source, config: DataConfig) -> Iterator[str]:
     """Lines of text about a source, and about the images of a model that is trained on it.
 
@@ -23,9 +26,8 @@ def describe_source(source: Source, config: DataConfig) -> Iterator[str]:
     left_out = f"; left out: {source.left_out}" if source.left_out else ""
     yield f"data: {sum(map(len, source.values()))} images in {printable(config.data)}{left_out}"
     found, size = survey_images(source["train"]), config.image_size
-    colour = "grey" if config.channels == 1 else "colour"
-    yield f"images: {found}; the model gets {size} x {size} in {colour}"
-    yield from (f"warning: {remark}" for remark in found.remarks(size, config.channels))
+    yield f"images: {found}; the model gets {size} in {_COLOURS[config.channels]}"
+    yield from (f"warning: {remark}" for remark in found.remarks(config))
 
 
 def describe_splits(source: Source, config: DataConfig, train: int, held_out: HeldOutImages) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from glowserve.folders import FILE_SUFFIXES, find_pictures, unpacking
-from glowserve.images import UInt8Array
+from glowserve.images import MODES, UInt8Array
 from glowserve.output import printable
 from glowserve_training.data.source_images import ImageFiles, SourceImages
 from glowserve_training.errors import DataError
@@ -115,10 +115,10 @@ def _arrays(path: Path) -> dict[str, SourceImages]:
     splits = {}
     for name, array in arrays.items():
         images = array[..., None] if array.ndim == 3 else array
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in MODES:
             raise DataError(
                 f"{path}: array {name!r} is {array.dtype} {list(array.shape)}; it must be uint8 [N, H, W] or "
-                "[N, H, W, C] with C 1 or 3"
+                "[N, H, W, C] with C 1 to 4"
             )
         split = name.removesuffix("images").rstrip("_") or "train"
         splits[split] = SourceImages(images, split=split)

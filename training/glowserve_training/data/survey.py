@@ -5,16 +5,18 @@ The defaults of a model's shape follow from it, and training says what it found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from glowserve.cores import cores
-from glowserve.images import InvalidImageError
+from glowserve.image_size import ImageSize
+from glowserve.images import BITS_USED, InvalidImageError, grey_range
+from glowserve_training.config import DataConfig
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.splits import spread_evenly
 from glowserve_training.data.unreadable import UnreadableImages
@@ -27,13 +29,15 @@ _MOST_DECODED = 32
 _MOST_PIXELS = 2**24
 # A grey image takes a third of the values, but makes colours grey for good: a model is grey if so many images are.
 _GREY_SHARE = 0.9
+# Less of a picture's pixels left than this is worth a word.
+_MUCH = 0.5
 # JPEG shifts the channels of a grey image by this much at most.
 _GREY_TOLERANCE = 3
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found; sizes are (width, height) in pixels."""
+    """What was found."""
 
     images: int
     """How many were looked at and could be read."""
@@ -41,7 +45,7 @@ class Survey:
     all_images: int
     """How many the source has."""
 
-    sizes: list[tuple[int, int]]
+    sizes: list[ImageSize]
     """Of the images that were looked at, ordered by their shorter side."""
 
     grey: int
@@ -50,10 +54,13 @@ class Survey:
     looks_grey: bool
     """Whether the others are stored in colour, but show none."""
 
+    brightest: int | None
+    """The largest value of those with 16 bits of grey, of which some are decoded; None if there are none."""
+
     @property
     def side(self) -> int:
         """The median of the shorter sides."""
-        return min(self.sizes[(len(self.sizes) - 1) // 2])
+        return self.sizes[(len(self.sizes) - 1) // 2].shorter
 
     @property
     def channels(self) -> int:
@@ -61,7 +68,7 @@ class Survey:
         return 1 if self.grey >= _GREY_SHARE * self.images else 3
 
     def __str__(self) -> str:
-        smallest, largest = (" x ".join(map(str, size)) for size in (self.sizes[0], self.sizes[-1]))
+        smallest, largest = str(self.sizes[0]), str(self.sizes[-1])
         sizes = smallest if smallest == largest else f"{smallest} to {largest}"
         some = f"; {self.images} were looked at" if self.all_images > _MOST_LOOKED_AT else ""
         return f"{sizes} pixels, {self._colours()}{some}"
@@ -71,15 +78,45 @@ class Survey:
             return "all grey" if self.grey else "all in colour"
         return f"{self.images - self.grey} in colour and {self.grey} grey"
 
-    def remarks(self, image_size: int, channels: int) -> Iterator[str]:
-        """What a user might not expect of a model with images of this shape."""
-        coloured = self.images - self.grey
-        if channels == 1 and coloured and not self.looks_grey:
-            yield f"{coloured} of {self.images} images lose their colours; --channels 3 keeps them"
-        if channels == 3 and coloured and self.looks_grey:
-            yield "the images are stored in colour and show none: --channels 1 makes a smaller, faster and better model"
-        if smaller := sum(min(size) < image_size for size in self.sizes):
-            yield f"{smaller} of {self.images} images are smaller than {image_size} x {image_size} and are enlarged"
+    def remarks(self, config: DataConfig) -> Iterator[str]:
+        """What a user might not expect of a model with these images."""
+        coloured, channels = self.images - self.grey, config.channels
+        if channels <= 2 and coloured and not self.looks_grey:
+            yield f"{coloured} of {self.images} images lose their colours; --channels {channels + 2} keeps them"
+        if channels >= 3 and coloured and self.looks_grey:
+            yield (
+                f"the images are stored in colour and show none: --channels {channels - 2} makes a smaller, faster and "
+                "better model"
+            )
+        size = config.image_size
+        if smaller := sum(_is_enlarged(each, config) for each in self.sizes):
+            yield f"{smaller} of {self.images} images are smaller than {size} and are enlarged"
+        if config.preparation.fit == "crop" and (
+            cut := sum(_kept(each, size) < _MUCH for each in self.sizes)
+        ):
+            yield (
+                f"{cut} of {self.images} images lose more than half of their pixels, since {size} is cropped out of "
+                "their middle: --fit pad keeps all of a picture, --image-size gives other proportions"
+            )
+        if self.brightest is not None:
+            used = min(bits for bits in BITS_USED if self.brightest < 2**bits)
+            if used < config.preparation.bits_used:
+                yield (
+                    f"the upper bits of the 16-bit images are unused, the largest value found is {self.brightest}: "
+                    f"--bits-used {used} makes them as bright as they are meant, if all of them have {used} bits"
+                )
+
+
+def _is_enlarged(image: ImageSize, config: DataConfig) -> bool:
+    wanted = config.image_size
+    smaller = (image.height < wanted.height, image.width < wanted.width)
+    return all(smaller) if config.preparation.fit == "pad" else any(smaller)
+
+
+def _kept(image: ImageSize, wanted: ImageSize) -> float:
+    """The share of its pixels that a picture keeps when it is cropped."""
+    one, other = image.height * wanted.width, image.width * wanted.height
+    return min(one, other) / max(one, other)
 
 
 def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = None) -> Survey:
@@ -95,24 +132,25 @@ def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = Non
     allowed = np.arange(len(images)) if only is None else only
     indices = spread_evenly((images, allowed), _MOST_LOOKED_AT)
 
-    def look(index: int) -> tuple[tuple[int, int], bool] | InvalidImageError:
+    def look(index: int) -> tuple[ImageSize, str] | InvalidImageError:
         try:
             with images.open(index) as image:
-                return image.size, _is_stored_grey(image)
+                return ImageSize(image.height, image.width), image.mode
         except InvalidImageError as error:
             return error
 
     unreadable = UnreadableImages()
-    sizes: list[tuple[int, int]] = []
-    coloured: list[int] = []
+    sizes: list[ImageSize] = []
+    coloured, deep = list[int](), list[int]()
     with ThreadPoolExecutor(cores()) as pool:
         for index, found in zip(indices, pool.map(look, indices), strict=True):
             if isinstance(found, InvalidImageError):
                 unreadable.add(images.name(index), found)
                 continue
-            size, grey = found
+            size, mode = found
             sizes.append(size)
-            coloured += [] if grey else [index]
+            coloured += [] if _is_stored_grey(mode) else [index]
+            deep += [index] if _is_deep(mode) else []
     if not sizes:
         raise DataError(
             f"none of {len(indices)} images can be read: {unreadable}; repair them, or remove them"
@@ -120,14 +158,30 @@ def survey_images(images: SourceImages, only: npt.NDArray[np.int64] | None = Non
     return Survey(
         images=len(sizes),
         all_images=len(images),
-        sizes=sorted(sizes, key=lambda size: (min(size), max(size), size)),
+        sizes=sorted(sizes, key=lambda size: (size.shorter, size.longer, size.width)),
         grey=len(sizes) - len(coloured),
+        brightest=_brightest(images, deep[:_MOST_DECODED]),
         looks_grey=bool(coloured) and all(_looks_grey(images, index) for index in coloured[:_MOST_DECODED]),
     )
 
 
-def _is_stored_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+def _is_stored_grey(mode: str) -> bool:
+    return mode in ("1", "L", "LA", "La", "F") or _is_deep(mode)
+
+
+def _is_deep(mode: str) -> bool:
+    """Whether grey values have 16 bits."""
+    return mode == "I" or mode.startswith("I;16")
+
+
+def _brightest(images: SourceImages, deep: Sequence[int]) -> int | None:
+    """The largest value of images with 16 bits of grey; None if none can be read, or one has more bits."""
+    most: list[int] = []
+    for index in deep:
+        with suppress(Exception), images.open(index) as image:  # see glowserve.images.open_encoded
+            if image.width * image.height <= _MOST_PIXELS:
+                most.append(grey_range(image)[1])
+    return max(most) if most and max(most) < 2**16 else None
 
 
 def _looks_grey(images: SourceImages, index: int) -> bool:
