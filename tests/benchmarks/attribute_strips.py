@@ -37,7 +37,7 @@ def main() -> None:
     size = config.image_size
     source, indices = choose_splits(open_source(args.data), config)["test"]
     images = [
-        prepare(source[int(i)], *config.image_size, config.channels, config.preparation)
+        prepare(source[int(i)], size.height, size.width, config.channels, config.preparation)
         for i in indices[: args.rows]
     ]
     with glowserve.open(args.model) as client:
