@@ -10,7 +10,8 @@ from PIL import Image
 
 import glowserve
 from glowserve.cli import main
-from glowserve.images import UInt8Array, grid, to_pil
+from glowserve.grid import grid
+from glowserve.images import UInt8Array, to_pil
 
 Printed = pytest.CaptureFixture[str]
 
