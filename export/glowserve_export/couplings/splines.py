@@ -151,9 +151,10 @@ class _SplineNodes:
 
     def _in_bins(self, x: str) -> tuple[str, str]:
         """Values of [-B, B) in [-K/2, K/2), and whether a value is one of them; 0 for others, also those not finite."""
-        add, half = self._add, np.float32(self._bins / 2)
+        add, half, bins = self._add, np.float32(self._bins / 2), np.float32(self._bins)
         x = add("Mul", "scaled", x, self._constant("per_value", half / self._interval))
-        last = self._constant("last", np.nextafter(half, np.float32(0)))
+        # The largest value to which K/2 can be added without reaching K: there is no bin K to look up.
+        last = self._constant("last", np.nextafter(bins, np.float32(0)) - half)
         clipped = add("Clip", "clipped", x, self._constant("first", -half), last)
         inside = add("Equal", "inside", x, clipped)
         return add("Where", "in_interval", inside, clipped, self._constant("zero", 0.0)), inside

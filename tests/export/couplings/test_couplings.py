@@ -208,3 +208,28 @@ def test_every_class_of_training_is_folded(base: type, module: str) -> None:
 
 def _subclasses(base: type) -> set[type]:
     return {each for child in base.__subclasses__() for each in ({child} | _subclasses(child))}
+
+
+@pytest.mark.parametrize("bins", [2, 3, 5, 7, 8, 12])
+def test_every_value_near_a_knot_has_a_bin(bins: int, rng: np.random.Generator) -> None:
+    spline = AffineSpline(Shift(), bins=bins, interval=3.0)
+    knots = np.linspace(-3, 3, bins + 1, dtype=np.float32)
+    x = np.concatenate([_neighbours(knots, 8), np.array([np.inf, -np.inf, np.nan, 3e38, -3e38], np.float32)])
+    h = np.zeros((spline.outputs, len(x)), np.float32)
+    h[1:] = 2 * rng.standard_normal(h[1:].shape)
+    g = GraphBuilder()
+    y, _ = spline.add_forward(g, "x", "h", 1, "s")
+    back = spline.add_reverse(g, y, "h", 1, "r")
+    infos = [float_info("x", 1, 1, "N", 1), float_info("h", 1, spline.outputs, "N", 1)]
+    model = g.model("forward", infos, [float_info(name, 1, 1, "N", 1) for name in (y, back)])
+    found = run_graph(model, x=x.reshape(1, 1, -1, 1), h=h.reshape(1, spline.outputs, -1, 1))
+    np.testing.assert_allclose(found[back].ravel(), x, rtol=1e-5, atol=1e-4)
+
+
+def _neighbours(values: Array, n: int) -> Array:
+    """The float32 numbers next to each, n on both sides."""
+    below, above, found = values, values, [values]
+    for _ in range(n):
+        below, above = np.nextafter(below, np.float32(-9)), np.nextafter(above, np.float32(9))
+        found += [below, above]
+    return np.concatenate(found)
