@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glowserve.client.inputs import pair, portions, read_portions
+from glowserve.client.inputs import portions, read_portions, together
 from glowserve.images import InvalidImageError, UInt8Array, encode_png
 
 PNG = encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
@@ -67,7 +67,7 @@ def test_an_open_file_keeps_its_position(position: int) -> None:
     for _ in range(2):
         assert list(portions([file, file])) == [[PNG, PNG]]
         assert list(read_portions(file)) == [[PNG]]
-        assert pair(file, PNG) == [PNG, PNG]
+        assert together(file, PNG) == [PNG, PNG]
         assert file.tell() == position
 
 
@@ -112,7 +112,7 @@ def test_errors_name_the_index_and_the_type(tmp_path: Path) -> None:
         ([PNG], TypeError, "list is no image"),
         ({"image": PNG}, TypeError, "dict is no image"),
         (np.zeros((8, 8)), InvalidImageError, "an array of float64 is no image; pass uint8, 0 to 255"),
-        (np.zeros((8, 8, 4), np.uint8), InvalidImageError, r"an array of shape \[8, 8, 4\] is no image"),
+        (np.zeros((8, 8, 5), np.uint8), InvalidImageError, r"an array of shape \[8, 8, 5\] is no image"),
         (damaged, InvalidImageError, "it holds floating-point values"),
     ):
         images: list[Any] = [*good, wrong]

@@ -42,8 +42,8 @@ def test_a_session_has_no_more_threads_than_cores_that_may_be_used(
 def test_a_session_does_not_keep_the_content_of_its_file(bundle: Bundle) -> None:
     data = bundle.read(FORWARD)
     references = sys.getrefcount(data)
-    _, [session] = open_sessions([Graph(data, {})], RuntimeConfig(device="cpu"))
-    assert session.get_inputs()
+    _, [sessions] = open_sessions([Graph(data, {})], RuntimeConfig(device="cpu", threads=1, wide_threads=2))
+    assert sessions.narrow is not sessions.wide
     assert sys.getrefcount(data) == references
 
 

@@ -66,13 +66,13 @@ def ends_within(seconds: float) -> Iterator[None]:
 def test_a_load_that_hangs_is_refused_and_later_versions_are_served(
     start_server: StartServer, models: Path
 ) -> None:
-    flags = ("--repository", str(models), "--poll-seconds", "0.1", "--load-timeout-seconds", "1")
+    flags = ("--repository", str(models), "--poll-seconds", "0.1", "--load-timeout-seconds", "2")
     with (
         start_server(*flags, *AT_ONCE, program=[HANGING_LOADS]) as server,
         connect(server.target) as stubs,
     ):
         add_version(models, 2, hangs=True)
-        too_long = "bundle digits/2: it has taken longer than load_timeout_seconds, 1 s"
+        too_long = "bundle digits/2: it has taken longer than load_timeout_seconds, 2 s"
         wait_for(lambda: reasons(stubs) == {2: too_long})
         assert server.metric("glowserve_hanging_loads") == 1
         add_version(models, 3)
@@ -88,7 +88,7 @@ def test_a_load_that_hangs_is_refused_and_later_versions_are_served(
 def test_no_more_than_three_loads_hang_and_the_service_still_stops(
     start_server: StartServer, models: Path
 ) -> None:
-    flags = ("--repository", str(models), "--poll-seconds", "0.1", "--load-timeout-seconds", "1")
+    flags = ("--repository", str(models), "--poll-seconds", "0.1", "--load-timeout-seconds", "2")
     with (
         start_server(*flags, *AT_ONCE, program=[HANGING_LOADS]) as server,
         connect(server.target) as stubs,

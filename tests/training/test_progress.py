@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,16 @@ def test_before_the_first_step_data_model_training_and_device_are_told(
     assert told[5] == "device: cpu, 1 thread, precision 32-true"
 
 
-def test_every_field_of_the_model_is_told(tiny_run: TinyRun, uninterrupted: Uninterrupted) -> None:
-    model = load_checkpoint(uninterrupted.result).model
-    (told, *_) = describe_run(tiny_run(), model, 0, torch.device("cpu"), 2)
+@pytest.mark.parametrize("coupling", ["affine", "spline"])
+def test_every_field_of_the_model_is_told(
+    coupling: str, tiny_run: TinyRun, uninterrupted: Uninterrupted
+) -> None:
+    model, config = load_checkpoint(uninterrupted.result).model, tiny_run()
+    config = replace(config, model=replace(config.model, coupling=coupling))
+    (told, *_) = describe_run(config, model, 0, torch.device("cpu"), 2)
 
     for name in set(vars(model.config)) - {"image_size", "channels"}:
-        assert name.replace("_", " ") in told
+        assert (name.replace("_", " ") in told) == (coupling == "spline" or not name.startswith("spline"))
 
 
 def test_the_expected_time_is_told_after_the_first_steps(

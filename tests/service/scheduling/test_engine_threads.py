@@ -57,7 +57,7 @@ async def test_the_cost_of_a_run_is_the_processor_time_of_its_thread() -> None:
 
 
 async def test_an_error_is_raised_and_the_thread_runs_on() -> None:
-    threads = EngineThreads()
+    before, threads = set(threading.enumerate()), EngineThreads()
 
     def fail(_: Array) -> Rows:
         raise ArithmeticError
@@ -66,7 +66,7 @@ async def test_an_error_is_raised_and_the_thread_runs_on() -> None:
         with pytest.raises(ArithmeticError):
             await threads.run(fail, ROWS)
     assert (await threads.run(lambda rows: (rows,), ROWS)).rows == ROWS
-    assert len([each for each in threading.enumerate() if each.name.startswith("engine")]) == 1
+    assert [each.name for each in set(threading.enumerate()) - before] == ["engine_0"]
     threads.close(wait=True)
 
 

@@ -60,7 +60,7 @@ def test_an_npz_file_of_images_is_read_unchanged(
     [
         (np.zeros((60, 6, 6), np.float32), r"float32 \[60, 6, 6\]"),
         (np.zeros((60, 6, 6), np.int64), r"int64 \[60, 6, 6\]"),
-        (np.zeros((60, 6, 6, 4), np.uint8), r"uint8 \[60, 6, 6, 4\]"),
+        (np.zeros((60, 6, 6, 5), np.uint8), r"uint8 \[60, 6, 6, 5\]"),
         (np.zeros((60, 36), np.uint8), r"uint8 \[60, 36\]"),
     ],
 )
