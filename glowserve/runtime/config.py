@@ -24,6 +24,9 @@ class RuntimeConfig:
     threads: int = 0
     """CPU threads inside one run; 0 for one per core that this process may use."""
 
+    wide_threads: int = 0
+    """CPU threads inside a run that is wide; 0: no run is. Each graph takes its memory a second time for such runs."""
+
     gpu_memory_mib: int = 0
     """The GPU memory that each graph may use, in MiB; 0 for no limit."""
 

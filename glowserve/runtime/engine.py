@@ -21,7 +21,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.errors import BundleError, DeviceError, MissingFileError
 from glowserve.runtime.graphs import check_graph
 from glowserve.runtime.repository import EXPLAIN, FORWARD, REVERSE, Bundle
-from glowserve.runtime.sessions import Cancellation, Graph, has_cuda, open_sessions
+from glowserve.runtime.sessions import Cancellation, Graph, Widths, has_cuda, open_sessions
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -89,6 +89,9 @@ class Engine:
         DeviceError: the device cannot be used.
     """
 
+    widens: bool
+    """Whether it has sessions of their own for wide runs; else these are as others."""
+
     device: str
     """"cpu", "cuda" or "tensorrt"."""
 
@@ -105,44 +108,46 @@ class Engine:
         cancellation = cancellation or Cancellation()
         config = _for_precision(bundle, config)
         self.device, sessions = _open(bundle, (FORWARD, REVERSE), config, cancellation)
-        forward, reverse = sessions
+        self.widens = self.device == "cpu" and config.wide_threads > 0
+        (forward, _), (reverse, _) = sessions
         self.placements = [*_placements(FORWARD, forward), *_placements(REVERSE, reverse)]
         self._bundle, self._config = bundle, config
-        self._explain: Any = None
+        self._explain: Widths | None = None
         self._opening, self._end_opening = threading.Lock(), Cancellation()
         self._bound: list[BoundSession] = []
         self._options = [cancellation.run_options] if self.device == "cpu" else []
         if self.device != "cpu":
             try:
-                forward, reverse = (self._bind(session, config.batch_sizes) for session in sessions)
+                sessions = [self._bind(session, config.batch_sizes) for session, _ in sessions]
             except BundleError:
                 self.close()
                 raise
-        self._forward, self._reverse = forward, reverse
+        self._forward, self._reverse = sessions
 
-    def _bind(self, session: Any, sizes: Sequence[int]) -> BoundSession:
+    def _bind(self, session: Any, sizes: Sequence[int]) -> Widths:
         try:
             bound = BoundSession(session, "cuda", sizes, capture=self.device == "cuda")
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             raise BundleError(f"bundle {self._bundle.path}: its first run failed: {error}") from error
         self._bound.append(bound)
-        return bound
+        return Widths(bound, bound)
 
-    def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
+    def forward(self, images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Forward:
         """Computes log-likelihoods and latents of images.
 
         Args:
             images: uint8 [N, H, W, C].
             noise: the dequantization noise in [0, 1), float32 [N, H, W, C].
+            wide: whether the run has the machine to itself, and may use all cores.
         """
         names = ["log_likelihood", "latent", "log_prior", "log_det"]
-        return Forward(*self._forward.run(names, {"image": images, "noise": noise}, *self._options))
+        return Forward(*self._forward[wide].run(names, {"image": images, "noise": noise}, *self._options))
 
-    def reverse(self, latent: Float32Array) -> Reverse:
-        """Decodes latents, float32 [N, D], to images."""
-        return Reverse(*self._reverse.run(["image", "pixels"], {"latent": latent}, *self._options))
+    def reverse(self, latent: Float32Array, *, wide: bool = False) -> Reverse:
+        """Decodes latents, float32 [N, D], to images; `wide` as in `forward`."""
+        return Reverse(*self._reverse[wide].run(["image", "pixels"], {"latent": latent}, *self._options))
 
-    def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+    def explain(self, images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Float32Array:
         """Computes the log-likelihoods of images by place, in nats, float32 [N, H, W]: their sum is the log-likelihood.
 
         The first call opens the graph, which takes as long as the forward graph took, and as much memory.
@@ -150,6 +155,7 @@ class Engine:
         Args:
             images: uint8 [N, H, W, C].
             noise: the dequantization noise in [0, 1), float32 [N, H, W, C].
+            wide: as in `forward`.
 
         Raises:
             MissingFileError: the bundle has no such graph.
@@ -157,10 +163,10 @@ class Engine:
             DeviceError: the device can no longer be used.
         """
         feeds = {"image": images, "noise": noise}
-        terms: Float32Array = self._explain_session().run(["terms"], feeds, *self._options)[0]
+        terms: Float32Array = self._explain_sessions()[wide].run(["terms"], feeds, *self._options)[0]
         return terms
 
-    def _explain_session(self) -> Any:
+    def _explain_sessions(self) -> Widths:
         with self._opening:
             if self._explain is None:
                 if not self._bundle.has(EXPLAIN):
@@ -169,8 +175,8 @@ class Engine:
                 # for a graph.
                 device = "cpu" if self.device == "cpu" else "cuda"
                 config = replace(self._config, device=device, batch_sizes=())
-                _, (session,) = _open(self._bundle, (EXPLAIN,), config, self._end_opening)
-                self._explain = session if device == "cpu" else self._bind(session, ())
+                _, (sessions,) = _open(self._bundle, (EXPLAIN,), config, self._end_opening)
+                self._explain = sessions if device == "cpu" else self._bind(sessions.narrow, ())
             return self._explain
 
     def close(self) -> None:
@@ -191,8 +197,8 @@ def missing_file(bundle: Bundle, name: str) -> MissingFileError:
 
 def _open(
     bundle: Bundle, names: Sequence[str], config: RuntimeConfig, cancellation: Cancellation
-) -> tuple[str, list[Any]]:
-    """The device, and a session for each of the named graphs.
+) -> tuple[str, list[Widths]]:
+    """The device, and the sessions of each of the named graphs.
 
     Raises:
         BundleError: see `Engine`.
@@ -211,7 +217,7 @@ def _open(
         raise
     except Exception as error:  # ONNX Runtime has no public base class of its errors
         raise BundleError(f"bundle {bundle.path}: ONNX Runtime cannot load it: {error}") from error
-    for name, session in zip(names, sessions, strict=True):
+    for name, (session, _) in zip(names, sessions, strict=True):
         _check_tensors(bundle, session, name)
     return device, sessions
 

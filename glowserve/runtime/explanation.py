@@ -147,7 +147,7 @@ class Explainer:
         self._places: Places | None = None
         self._opening = threading.Lock()
 
-    def explain(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
+    def explain(self, images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Float32Array:
         """Where images are too unlikely (negative) and too likely (positive), float32 [N, H, W].
 
         A value is a place's deviation from the mean of held-out images in units of their standard deviation there. It
@@ -156,13 +156,14 @@ class Explainer:
         Args:
             images: uint8 [N, H, W, C], of the model's shape.
             noise: that of the default seed, like that of the held-out images; float32 [N, H, W, C].
+            wide: see `Engine.forward`.
 
         Raises:
             MissingFileError: the bundle was exported without the files that this needs.
             BundleError: one of them is damaged, or this device does not compute what was exported.
             DeviceError: the device can no longer be used.
         """
-        return self.open().deviations(self._engine.explain(images, noise))
+        return self.open().deviations(self._engine.explain(images, noise, wide=wide))
 
     def open(self) -> Places:
         """Reads both files, and compares the log-likelihood of the canary with the sum over its places.

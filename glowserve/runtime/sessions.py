@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glowserve.cores import cores
 from glowserve.runtime.config import Limits, RuntimeConfig
@@ -37,6 +37,16 @@ class Graph:
 
     inputs: Mapping[str, Sequence[int]]
     """The shape of each input by name, without the axis N."""
+
+
+class Widths(NamedTuple):
+    """The sessions of a graph, by whether a run is wide; one and the same where wide runs have none of their own."""
+
+    narrow: Any
+    """For runs beside other runs."""
+
+    wide: Any
+    """For a run that has the machine to itself."""
 
 
 class Cancellation:
@@ -69,8 +79,8 @@ def has_cuda() -> bool:
 
 def open_sessions(
     graphs: Sequence[Graph], config: RuntimeConfig, cancellation: Cancellation | None = None
-) -> tuple[str, list[Any]]:
-    """Opens a session for each graph, all on one device.
+) -> tuple[str, list[Widths]]:
+    """Opens the sessions of each graph, all on one device.
 
     Args:
         graphs: the graphs.
@@ -85,12 +95,12 @@ def open_sessions(
     """
     cancellation = cancellation or Cancellation()
     if config.device == "cpu" or (config.device == "auto" and not has_cuda()):
-        options = cancellation.watch(_options(config.threads))
-        return "cpu", [onnxruntime.InferenceSession(g.data, options, providers=[CPU]) for g in graphs]
+        return "cpu", [_cpu_sessions(graph, config, cancellation) for graph in graphs]
     gpu = "cuda" if config.device == "auto" else config.device
     try:
         with TURNS.use():
-            return gpu, [_gpu_session(graph, gpu, config, cancellation) for graph in graphs]
+            sessions = [_gpu_session(graph, gpu, config, cancellation) for graph in graphs]
+            return gpu, [Widths(session, session) for session in sessions]
     except DeviceError as error:
         if config.device != "auto":
             raise
@@ -139,6 +149,15 @@ def provider_options(
 def _shapes(graph: Graph, rows: int) -> str:
     """The shapes of a batch as TensorRT's options have them: NAME:AxBxC,..."""
     return ",".join(f"{name}:{'x'.join(map(str, (rows, *row)))}" for name, row in graph.inputs.items())
+
+
+def _cpu_sessions(graph: Graph, config: RuntimeConfig, cancellation: Cancellation) -> Widths:
+    def opened(threads: int) -> Any:
+        options = cancellation.watch(_options(threads))
+        return onnxruntime.InferenceSession(graph.data, options, providers=[CPU])
+
+    narrow = opened(config.threads)
+    return Widths(narrow, opened(config.wide_threads) if config.wide_threads else narrow)
 
 
 def _gpu_session(graph: Graph, device: str, config: RuntimeConfig, cancellation: Cancellation) -> Any:
@@ -195,6 +214,9 @@ def _options(threads: int) -> Any:
     few = cores()
     options.intra_op_num_threads = threads or (0 if few == os.cpu_count() else few)
     options.inter_op_num_threads = 1
+    # Threads that have nothing to do wait actively so long, and then sleep: longer gains nothing, and takes cores from
+    # other work.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     # ONNX Runtime also raises its errors, and its log lines would break the format of the service's log.
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

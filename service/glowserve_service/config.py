@@ -108,6 +108,13 @@ class ServiceConfig:
     instances: int = _setting(
         0, "batches that run side by side; 0 for one a core on the CPU, one on a GPU", least=0, most=1024
     )
+    threads: int = _setting(
+        0,
+        "CPU threads of a batch that runs while no other runs or waits; 0 for one a core; 1 for one, which takes less "
+        "memory",
+        least=0,
+        most=1024,
+    )
     max_batch_size: int = _setting(Limits.max_batch_size, "most images in a batch", most=16_384)
     max_queue_delay_ms: float = _setting(
         0.0, "how long an image may wait for more images although a batch could run"
@@ -220,9 +227,11 @@ class ServiceConfig:
     @property
     def runtime(self) -> RuntimeConfig:
         """How each model is run: side by side, runs of one thread beat one run with many threads."""
+        all_cores = self.threads or cores()
         return RuntimeConfig(
             device=self.device,
-            threads=1 if self.instances != 1 else 0,
+            threads=1 if self.instances != 1 else self.threads,
+            wide_threads=all_cores if all_cores > 1 and self.instances != 1 else 0,
             gpu_memory_mib=self.gpu_memory_mib,
             batch_sizes=bucket_sizes(self.max_batch_size),
         )

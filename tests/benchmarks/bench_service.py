@@ -37,6 +37,7 @@ from stages import print_stages
 
 from glowserve.scores import TABLE, Needs
 
+_MODELS = ("tiny", "medium")
 _CALLERS = (64, 8, 1)
 _TRIAL_SECONDS = 2.0
 _PARTS = ("ours", "quiet", "scores", "graph", "empty", "stages")
@@ -58,7 +59,7 @@ def main() -> None:
     for name, python in args.compare.items():
         print(f"{name} is {package_folder(python)}")
     print(f"Medians of {args.rounds} rounds of {args.seconds:g} s, and of the ratios in each round.")
-    bundles = {name: bundle(name) for name in ([args.model] if args.model else MODELS)}
+    bundles = {name: bundle(name) for name in ([args.model] if args.model else _MODELS)}
     for name, version in bundles.items():
         print(f"\n## {describe(name)}\n", flush=True)
         asyncio.run(Benchmark(version, args).run())

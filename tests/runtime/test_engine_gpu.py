@@ -169,7 +169,7 @@ def test_a_replayed_cuda_graph_computes_what_a_plain_run_does(
 ) -> None:
     images, noise = digits[:4], dequantization_noise(0, digits[:4])
     replayed = gpu.forward(images, noise)
-    bound = gpu._forward
+    bound = gpu._forward.narrow
     assert isinstance(bound, BoundSession)
     monkeypatch.setattr(bound, "_buffers", {})
     plain = gpu.forward(images, noise)

@@ -23,7 +23,7 @@ GRAPH = Graph(b"", {"image": (32, 32, 3), "noise": (32, 32, 3)})
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_a_session_on_the_cpu_has_the_threads_of_the_settings(bundle: Bundle, threads: int) -> None:
     graph = Graph(bundle.read(FORWARD), {"image": bundle.shape, "noise": bundle.shape})
-    device, (session,) = open_sessions([graph], RuntimeConfig(device="cpu", threads=threads))
+    device, ((session, _),) = open_sessions([graph], RuntimeConfig(device="cpu", threads=threads))
     assert device == "cpu"
     assert session.get_providers() == ["CPUExecutionProvider"]
     assert session.get_session_options().intra_op_num_threads == threads
@@ -34,7 +34,7 @@ def test_a_session_has_no_more_threads_than_cores_that_may_be_used(
 ) -> None:
     monkeypatch.setattr(sessions, "cores", lambda: 1)
     graph = Graph(bundle.read(FORWARD), {})
-    _, [session] = open_sessions([graph], RuntimeConfig(device="cpu"))
+    _, [(session, _)] = open_sessions([graph], RuntimeConfig(device="cpu"))
     assert session.get_session_options().intra_op_num_threads == 1
 
 

@@ -16,9 +16,9 @@ def held(direction: str = "forward") -> Iterator[threading.Event]:
     """Runs that begin inside the block end once the event is set, or with the block."""
     go_on, run = threading.Event(), getattr(Engine, direction)
 
-    def wait_and_run(engine: Engine, *rows: Any) -> Any:
+    def wait_and_run(engine: Engine, *rows: Any, **options: Any) -> Any:
         assert go_on.wait(60)
-        return run(engine, *rows)
+        return run(engine, *rows, **options)
 
     with mock.patch.object(Engine, direction, wait_and_run):
         try:

@@ -18,8 +18,8 @@ from glowserve_service.front.call import Call
 from glowserve_service.models.lane import Lane
 from glowserve_service.models.served_model import Lease, ServedModel
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.engine_threads import Array, Rows
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Array, Rows
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from glowserve_service.scheduling.workers import Rows
+from glowserve_service.scheduling.engine_threads import Rows
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ class EngineHealth:
         """The function, which runs the engine in a thread; an exception that it raises is a failure of the engine."""
         timed = self.timed(function)
 
-        def watched(*rows: Any) -> Rows:
+        def watched(*rows: Any, **options: bool) -> Rows:
             try:
-                return timed(*rows)
+                return timed(*rows, **options)
             except Exception:
                 self._loop.call_soon_threadsafe(
                     self.set, "its engine failed in a batch; the error is in the server's log"
@@ -47,11 +47,11 @@ class EngineHealth:
     def timed(self, function: Callable[..., Rows]) -> Callable[..., Rows]:
         """The function, which runs the engine in a thread; `batch_seconds` knows for how long."""
 
-        def timed(*rows: Any) -> Rows:
+        def timed(*rows: Any, **options: bool) -> Rows:
             batch = object()
             self._began[batch] = time.monotonic()
             try:
-                return function(*rows)
+                return function(*rows, **options)
             finally:
                 del self._began[batch]
 

@@ -9,9 +9,10 @@ from glowserve_service.observability.batch_metrics import BatchMetrics
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.statistics import InferenceStatistics
 from glowserve_service.scheduling.batcher import Batcher
+from glowserve_service.scheduling.engine_threads import Array, Rows
+from glowserve_service.scheduling.share import Share
 from glowserve_service.scheduling.submission import Answer
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Array, Rows, Workers
 
 DIRECTIONS = FORWARD, REVERSE, EXPLAIN = "forward", "reverse", "explain"
 """The directions, as metrics name them: from images, to images, and from images by the third graph."""
@@ -24,7 +25,8 @@ class Lane:
         function: runs a batch, in a thread.
         model: the model's name.
         direction: FORWARD, REVERSE or EXPLAIN.
-        workers: where batches run.
+        share: the model's, of the workers.
+        widens: see `Batcher`.
         config: the service's.
         metrics: the service's.
         buckets: the sizes that batches are padded to; none: no padding.
@@ -36,7 +38,8 @@ class Lane:
         model: str,
         direction: str,
         *,
-        workers: Workers,
+        share: Share,
+        widens: bool,
         config: ServiceConfig,
         metrics: Metrics,
         buckets: Sequence[int],
@@ -46,7 +49,8 @@ class Lane:
         self._metrics = BatchMetrics(metrics, model, direction, self.statistics)
         self._batcher = Batcher(
             function,
-            workers,
+            share,
+            widens=widens,
             max_batch_size=config.max_batch_size,
             max_queue_size=config.max_queue_size,
             max_delay_seconds=config.max_queue_delay_ms / 1000,

@@ -27,8 +27,9 @@ from glowserve_service.models.loading import LoadedModel, padded_sizes, public_s
 from glowserve_service.models.opening import Opening
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traffic import Traffic
+from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.joint_work import JointWork
-from glowserve_service.scheduling.workers import Rows, Workers
+from glowserve_service.scheduling.workers import Workers
 
 # A canary takes milliseconds. An engine that has not answered by then hangs.
 _CANARY_SECONDS = 30.0
@@ -85,8 +86,8 @@ class ServedModel:
         self._leases = 0
         self._unleased = asyncio.Event()
 
-        def forward(images: UInt8Array, noise: Float32Array) -> Rows:
-            result = engine.forward(images, noise)
+        def forward(images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Rows:
+            result = engine.forward(images, noise, wide=wide)
             return (
                 result.log_likelihood,
                 result.latent,
@@ -95,19 +96,24 @@ class ServedModel:
                 *scorer.likelihoods(result.log_likelihood),
             )
 
-        def reverse(latent: Float32Array) -> Rows:
-            result = engine.reverse(latent)
+        def reverse(latent: Float32Array, *, wide: bool = False) -> Rows:
+            result = engine.reverse(latent, wide=wide)
             return result.image, result.pixels
 
         explainer = Explainer(self.bundle, engine)
         self.opening = Opening(explainer, self.bundle, config.load_timeout_seconds)
         """Opens what `explain` runs, at the first call for it."""
 
-        def explain(images: UInt8Array, noise: Float32Array) -> Rows:
-            return (explainer.explain(images, noise),)
+        def explain(images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Rows:
+            return (explainer.explain(images, noise, wide=wide),)
 
         lane = partial(
-            Lane, workers=workers, config=config, metrics=metrics, buckets=padded_sizes(engine, config)
+            Lane,
+            share=workers.share(),
+            widens=engine.widens,
+            config=config,
+            metrics=metrics,
+            buckets=padded_sizes(engine, config),
         )
         self.forward = lane(self.health.watched(forward), self.name, FORWARD)
         """From images [N, H, W, C] and noise to the arrays of `Forward` and of `Likelihoods`, in their order."""

@@ -13,11 +13,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from glowserve_service.errors import QueueFullError, UnavailableError, WaitTooLongError
 from glowserve_service.scheduling.deadlines import deadline_passed, is_late
+from glowserve_service.scheduling.engine_threads import Array, Rows
 from glowserve_service.scheduling.pace import Pace
 from glowserve_service.scheduling.queue import RowQueue
+from glowserve_service.scheduling.share import Share, Worker
 from glowserve_service.scheduling.submission import (
     EXECUTION,
     QUEUE,
@@ -28,7 +31,6 @@ from glowserve_service.scheduling.submission import (
     joined,
 )
 from glowserve_service.scheduling.ticket import DEFAULT_TICKET, Ticket
-from glowserve_service.scheduling.workers import Array, Rows, Workers
 
 CANCELLED, DEADLINE = "cancelled", "deadline"
 """Why rows were dropped."""
@@ -40,8 +42,17 @@ _LEAST_PAUSE_SECONDS = 0.05
 # A call takes a few turns of the event loop from its arrival to the queue. A batch is formed after so many turns that
 # bring no row: one of a single row takes as much processor time as one of many, and an idle turn next to none.
 _IDLE_TURNS, _MOST_TURNS = 4, 16
-# Rows that take longer are better shared among the workers at once.
+# Rows that take one core longer are better shared among the workers at once.
 _SHORT_ROW_SECONDS = 0.001
+
+# A batch that takes one core less gains too little from other cores to wake them up.
+_WIDE_SECONDS = 0.002
+
+# A batch may take this part of the time that its first rows have left. Rows that arrive while it runs have to wait for
+# it, and often have as much time as those had.
+_PART_OF_TIME_LEFT = 0.5
+# And a batch may take so long while other models are in use, who have to wait for it.
+_MOST_SHARED_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,9 @@ class Batcher:
 
     Args:
         function: from arrays of N rows to arrays of N rows; row i of the results depends on row i alone.
-        workers: where it runs.
+        share: of the workers on which it runs.
+        widens: whether the function takes `wide=True`, and then uses all cores. A batch runs so if nothing else runs or
+            waits, and one core would take long.
         max_batch_size: most rows in a batch.
         max_queue_size: most rows that wait; a call that would exceed it is refused.
         max_delay_seconds: how long rows may wait for more although a worker is free.
@@ -82,8 +95,9 @@ class Batcher:
     def __init__(
         self,
         function: Callable[..., Rows],
-        workers: Workers,
+        share: Share,
         *,
+        widens: bool = False,
         max_batch_size: int,
         max_queue_size: int,
         max_delay_seconds: float = 0.0,
@@ -93,7 +107,8 @@ class Batcher:
         on_drop: Callable[[str, int], None] = lambda _cause, _rows: None,
     ) -> None:
         self._function = function
-        self._workers = workers
+        self._share, self._workers = share, share.workers
+        self._wide_function = partial(function, wide=True) if widens else None
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._max_delay_seconds = max_delay_seconds
@@ -109,6 +124,7 @@ class Batcher:
         self._unanswered = 0
         self._answered = asyncio.Event()
         self._closing = False
+        share.backlogs.append(self._backlog)
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     @property
@@ -164,6 +180,8 @@ class Batcher:
         self._dispatcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._dispatcher
+        if self._backlog in self._share.backlogs:
+            self._share.backlogs.remove(self._backlog)
 
     def _admit(self, size: int, ticket: Ticket, now: float) -> None:
         """Raises an error unless rows may enter the queue."""
@@ -176,9 +194,9 @@ class Batcher:
         if ticket.first:
             waiting = self._queue.waiting_rows
             self._require_room(size, waiting)
-            # If even all waiting rows take less time than is left, their order does not matter.
-            if self._seconds(waiting) > left:
-                self._require_time(self._queue.rows_ahead(size, ticket), left)
+            # If it is in time even behind all waiting rows, their order does not matter.
+            if left < math.inf and self._seconds_until(waiting, size, left) > left:
+                self._require_time(self._queue.rows_ahead(size, ticket), size, left)
 
     def _require_room(self, size: int, waiting: int) -> None:
         excess = waiting + size - self._max_queue_size
@@ -188,45 +206,57 @@ class Batcher:
             f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
             "try again later, with increasing pauses"
         )
-        if pause := self._seconds(excess):
+        if pause := self._pace.seconds(excess, self._max_batch_size) / self._workers.instances:
             raise QueueFullError(message, max(pause, _LEAST_PAUSE_SECONDS))
         raise QueueFullError(message)
 
-    def _require_time(self, ahead: int, left: float) -> None:
-        wait = self._seconds(ahead)
-        if wait > left:
+    def _require_time(self, ahead: int, size: int, left: float) -> None:
+        seconds = self._seconds_until(ahead, size, left)
+        if seconds > left:
             raise WaitTooLongError(
-                f"{ahead} images run first, which takes {wait:.3g} s, and the deadline is in {left:.3g} s; try again "
-                "later, or allow more time",
-                max(wait - left, _LEAST_PAUSE_SECONDS),
+                f"{ahead} images run first, and with other models' work the answer takes {seconds:.3g} s, but the "
+                f"deadline is in {left:.3g} s; try again later, or allow more time",
+                max(seconds - left, _LEAST_PAUSE_SECONDS),
             )
 
-    def _seconds(self, rows: int) -> float:
-        """The least time that rows take; 0 if nothing was measured."""
-        return self._pace.seconds(rows, self._max_batch_size) / self._workers.instances
+    def _seconds_until(self, ahead: int, size: int, left: float) -> float:
+        """The least time until `size` new rows have run behind `ahead` others, in batches that their deadline can bear.
+
+        0 if a worker is free for them: an estimate is renewed only if something runs.
+        """
+        if not ahead and self._workers.idle:
+            return 0.0
+        most = self._pace.rows_within(_PART_OF_TIME_LEFT * left, self._max_batch_size)
+        last = min(size, most)
+        first = self._pace.seconds(ahead + size - last, most)
+        return self._share.seconds_until(first, self._backlog) + self._pace.seconds(last, most)
+
+    def _backlog(self) -> float:
+        """The least time that the rows that wait take one worker."""
+        return self._pace.seconds(self._queue.waiting_rows, self._max_batch_size)
 
     async def _dispatch(self) -> None:
         while True:
             await self._arrival.wait()
             await self._wait_for_more()
-            await self._workers.free.acquire()
+            worker = await self._share.acquire()
             try:
                 await self._gather()
-            except asyncio.CancelledError:  # the batcher is closed: the permit belongs to all of them
-                self._workers.free.release()
+            except asyncio.CancelledError:  # the batcher is closed
+                self._share.release(worker, ran=False)
                 raise
-            batch = self._queue.take()
+            batch = self._queue.take(self._most_rows())
             if self._queue.is_empty:
                 self._arrival.clear()
             else:
                 self._arrival.set()
             if batch:
-                task = asyncio.create_task(self._execute(batch, self._reason(batch)))
+                task = asyncio.create_task(self._execute(batch, self._reason(batch), worker))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
                 del batch  # would keep the callers' requests in memory until the next batch
             else:
-                self._workers.free.release()
+                self._share.release(worker, ran=False)
 
     async def _wait_for_more(self) -> None:
         """Returns when a batch is full, or its oldest row has waited long enough.
@@ -238,7 +268,7 @@ class Batcher:
             if left <= 0:
                 return
             if math.isinf(left):  # no row waits
-                self._queue.take()  # removes the submissions that are cancelled
+                self._queue.head()  # removes the submissions that are cancelled
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if math.isinf(left) else left):
@@ -249,7 +279,7 @@ class Batcher:
 
         It returns at once if rows take long, and if a row is alone as the last one was: a lone caller waits for nobody.
         """
-        if self._pace.row_seconds > _SHORT_ROW_SECONDS or self._last_size == self._queue.length == 1:
+        if self._pace.own_row_seconds > _SHORT_ROW_SECONDS or self._last_size == self._queue.length == 1:
             return
         idle = 0
         for _ in range(_MOST_TURNS):
@@ -259,14 +289,23 @@ class Batcher:
             await asyncio.sleep(0)
             idle = 0 if self._queue.length > before else idle + 1
 
+    def _most_rows(self) -> int:
+        """How many rows the next batch may have, so that its head is in time, and other models have their turns."""
+        if (head := self._queue.head()) is None:
+            return self._max_batch_size
+        seconds = _PART_OF_TIME_LEFT * (head.ticket.deadline - time.monotonic())
+        if self._workers.others(self._share):
+            seconds = min(seconds, _MOST_SHARED_SECONDS)
+        return self._pace.rows_within(seconds, self._max_batch_size)
+
     def _reason(self, batch: Sequence[Part]) -> str:
         """Why a batch that was just taken is dispatched."""
         if not self._queue.is_empty or sum(part.size for part in batch) == self._max_batch_size:
             return "full"
         return "delay" if self._max_delay_seconds else "worker_free"
 
-    async def _execute(self, batch: Sequence[Part], reason: str) -> None:
-        """Runs a batch, and releases its worker's permit."""
+    async def _execute(self, batch: Sequence[Part], reason: str, worker: Worker) -> None:
+        """Runs a batch, and releases its worker."""
         began = time.monotonic()
         size = sum(part.size for part in batch)
         self._last_size = size
@@ -274,20 +313,30 @@ class Batcher:
             rows = joined([part.rows for part in batch], self._padded(size))
             ready = time.monotonic()
             self._on_batch(size, reason)
-            results = await self._workers.run(self._function, rows)
+            worker.expected_seconds = self._pace.seconds(size, self._max_batch_size)
+            function = self._function_for(size)
+            run = await self._workers.run(function, rows)
         except Exception as error:
             for part in batch:
                 part.submission.fail(error)
                 self._queue.leave(part.submission)
             return
         finally:
-            self._workers.free.release()
+            self._share.release(worker)
         ran = time.monotonic()
-        self._pace.add(size, ran - ready)
-        _split(results, batch, began, StageTime(EXECUTION, ready, ran))
+        if function is self._function:
+            self._pace.add(size, ran - ready, run.own_seconds)
+        _split(run.rows, batch, began, StageTime(EXECUTION, ready, ran))
         waited = tuple(began - part.submission.arrived for part in batch)
         padding = len(rows[0]) - size
         self._on_run(BatchRun(size, waited, ready - began, ran - ready, time.monotonic() - ran, padding))
+
+    def _function_for(self, size: int) -> Callable[..., Rows]:
+        """What runs a batch of so many rows, which has its worker."""
+        worth_it = self._pace.own_row_seconds * size >= _WIDE_SECONDS
+        if self._wide_function and worth_it and self._queue.is_empty and self._workers.is_alone(self._share):
+            return self._wide_function
+        return self._function
 
     def _padded(self, size: int) -> int:
         """The size of the smallest bucket that has room."""

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.engine_threads import Array, Rows
 from glowserve_service.scheduling.submission import joined
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Array, Rows
 
 # The callers have waited for a batch: what was done would be lost if the pool refused the rest.
 _TICKET = Ticket(first=False)

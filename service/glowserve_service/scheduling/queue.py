@@ -70,13 +70,23 @@ class RowQueue:
         """When the oldest row that waits arrived; infinity if none waits."""
         return min((each.arrived for each in (*self._short, *self._long) if each.waiting), default=math.inf)
 
-    def take(self) -> list[Part]:
-        """The next batch; empty if no row waits. Removes the cancelled and late submissions that it comes across."""
+    def head(self) -> Submission | None:
+        """The submission that goes first; None if no row waits. Removes the cancelled and late ones before it."""
+        return self._head(self._short) or self._head(self._long)
+
+    def take(self, most: int) -> list[Part]:
+        """The next batch; empty if no row waits. Removes the cancelled and late submissions that it comes across.
+
+        Args:
+            most: rows in the batch; a head that cannot be split is taken even if it has more.
+        """
         batch: list[Part] = []
         kept = 0
         if self._head(self._long) and self._long_was_left_out:
-            kept = math.ceil(self._max_batch_size / 2)
-        room = self._take_short(batch, self._max_batch_size - kept) + kept
+            kept = math.ceil(most / 2)
+        elif head := self._head(self._short):
+            most = max(most, head.size)
+        room = self._take_short(batch, most - kept) + kept
         self._long_was_left_out = bool(self._long) and not room
         while room and (submission := self._head(self._long)):
             batch.append(self._part(submission, room))

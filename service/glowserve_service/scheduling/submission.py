@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Rows
 
 QUEUE, EXECUTION = "queue", "execution"
 """Stages of a call: waiting for a batch, and running in it."""

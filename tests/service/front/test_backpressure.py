@@ -236,7 +236,7 @@ def test_a_stream_of_samples_that_fails_drops_the_batches_that_were_drawn_ahead(
 ) -> None:
     """The first batch of four fails at once. The other two samples would wait for ever."""
 
-    def fail(_engine: Engine, _latents: Float32Array) -> Reverse:
+    def fail(_engine: Engine, _latents: Float32Array, **_: bool) -> Reverse:
         raise RuntimeError("the device has failed")
 
     with (

@@ -21,9 +21,9 @@ from glowserve_service.models.served_model import Lease
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE, Answer, StageTime
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
-from glowserve_service.scheduling.workers import Rows
 from PIL import Image
 
 from glowserve.images import UInt8Array, encode_png

@@ -72,9 +72,9 @@ def test_a_small_call_is_in_the_next_batch_although_large_ones_wait(
 ) -> None:
     batches, reverse = threading.Semaphore(0), Engine.reverse
 
-    def run_if_allowed(engine: Engine, latent: Any) -> Reverse:
+    def run_if_allowed(engine: Engine, latent: Any, **options: Any) -> Reverse:
         assert batches.acquire(timeout=PATIENCE)
-        return reverse(engine, latent)
+        return reverse(engine, latent, **options)
 
     def call(stub: GlowServiceStub) -> int:
         sample = isinstance(request_, pb.SampleRequest)

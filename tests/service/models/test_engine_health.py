@@ -131,10 +131,10 @@ def test_a_batch_that_does_not_end_makes_its_model_unready_until_it_has_ended(
     """The canary, in another thread, passes meanwhile."""
     go_on, forward = threading.Event(), Engine.forward
 
-    def wait_and_run(engine: Engine, *rows: Any) -> Any:
+    def wait_and_run(engine: Engine, *rows: Any, **options: Any) -> Any:
         if threading.current_thread().name.startswith("engine"):
             assert go_on.wait(60)
-        return forward(engine, *rows)
+        return forward(engine, *rows, **options)
 
     with run_service(repository=repository, **CANARIES) as service:
         monkeypatch.setattr(Engine, "forward", wait_and_run)

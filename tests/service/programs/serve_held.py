@@ -19,10 +19,10 @@ def hold(direction: str, file: Path) -> None:
     """Lets a method of the engine wait for the file. The runs at the start, in other threads, do not wait."""
     run = getattr(Engine, direction)
 
-    def wait_and_run(engine: Engine, *rows: Any) -> Any:
+    def wait_and_run(engine: Engine, *rows: Any, **options: Any) -> Any:
         while threading.current_thread().name.startswith("engine") and not file.exists():
             time.sleep(0.01)
-        return run(engine, *rows)
+        return run(engine, *rows, **options)
 
     setattr(Engine, direction, wait_and_run)
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from glowserve_service.scheduling.batcher import Batcher
+from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.submission import Answer
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Rows, Workers
+from glowserve_service.scheduling.workers import Workers
 
 Array = npt.NDArray[np.int64]
 
@@ -65,7 +66,7 @@ async def batching(
     """A batcher that is closed at the end, when no task and no thread of it may be left."""
     tasks, threads = asyncio.all_tasks(), threading.enumerate()
     own = workers or Workers(instances)
-    batcher = Batcher(function, own, **{"max_batch_size": 8, "max_queue_size": 10_000} | settings)
+    batcher = Batcher(function, own.share(), **{"max_batch_size": 8, "max_queue_size": 10_000} | settings)
     try:
         yield batcher
     finally:

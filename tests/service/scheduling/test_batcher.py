@@ -17,9 +17,9 @@ import pytest
 from glowserve_service.errors import UnavailableError
 from glowserve_service.scheduling import batcher as batcher_module
 from glowserve_service.scheduling.batcher import Batcher, BatchRun
+from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Rows
 
 from glowserve.runtime.config import bucket_sizes
 from tests.service.scheduling.batching import (

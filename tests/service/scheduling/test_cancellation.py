@@ -115,7 +115,7 @@ async def test_a_batcher_that_closes_while_it_forms_a_batch_of_cancelled_callers
             await asyncio.sleep(0)
         task.cancel()
         await batcher.close()
-    assert not workers.free.locked()
+    assert workers.idle == 1
     workers.close()
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.decoders import Decoders
+from glowserve_service.scheduling.engine_threads import Array
 from glowserve_service.scheduling.joint_work import JointWork
-from glowserve_service.scheduling.workers import Array
 
 MOST = 8
 LARGE = 1 << 20

@@ -34,7 +34,7 @@ class Queue(RowQueue):
         self.leave(submission)
 
     def next_batch(self) -> list[int]:
-        return [number for part in self.take() for number in part.rows[0].tolist()]
+        return [number for part in self.take(self._max_batch_size) for number in part.rows[0].tolist()]
 
     def batches(self) -> list[list[int]]:
         """All batches, until no row waits."""

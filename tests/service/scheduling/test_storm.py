@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from glowserve_service.errors import QueueFullError
 from glowserve_service.scheduling.batcher import Batcher
-from glowserve_service.scheduling.workers import Rows
+from glowserve_service.scheduling.engine_threads import Rows
 
 from tests.service.scheduling.batching import PATIENCE, Array, ask, batching, settle, until
 

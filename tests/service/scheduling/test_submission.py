@@ -6,9 +6,9 @@ import asyncio
 
 import numpy as np
 import pytest
+from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE, StageTime, Submission, joined
 from glowserve_service.scheduling.ticket import Ticket
-from glowserve_service.scheduling.workers import Rows
 
 TIMES = [(StageTime(QUEUE, 0, i), StageTime(EXECUTION, i, i + 1)) for i in range(2)]
 

@@ -11,14 +11,15 @@ from contextlib import AsyncExitStack
 
 import numpy as np
 import pytest
-from glowserve_service.scheduling.workers import Rows, Workers
+from glowserve_service.scheduling.engine_threads import Rows
+from glowserve_service.scheduling.workers import Workers
 
 from tests.service.scheduling.batching import PATIENCE, Array, answers_of, ask, batching, until
 
 
 async def test_a_function_runs_in_a_thread_and_its_error_is_raised() -> None:
     workers = Workers(1)
-    thread, numbers = await workers.run(
+    (thread, numbers), _ = await workers.run(
         lambda rows: (np.array([threading.get_ident()]), rows), (np.arange(3),)
     )
     assert thread.item() != threading.get_ident()

@@ -15,7 +15,7 @@ import numpy as np
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.runtime.errors import InvalidRequestError
 from glowserve_service.errors import UnsupportedError
-from glowserve_service.scheduling.workers import Array
+from glowserve_service.scheduling.engine_threads import Array
 
 _DTYPES = {"UINT8": "u1", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
 # The field of InferTensorContents that holds them; bytes go as 32 bits there.

@@ -23,7 +23,7 @@ from glowserve_service.front.open_inference.tensors import Inputs, Tensor
 from glowserve_service.models.lane import Lane
 from glowserve_service.models.registry import ModelRegistry
 from glowserve_service.models.served_model import ServedModel
-from glowserve_service.scheduling.workers import Array
+from glowserve_service.scheduling.engine_threads import Array
 
 _SAMPLE = ".sample"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
