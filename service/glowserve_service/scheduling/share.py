@@ -28,10 +28,6 @@ class Worker:
         self.expected_seconds = 0.0
         """How long its batch will take, as far as is known."""
 
-    def left(self, now: float) -> float:
-        """How long its batch still takes, at least."""
-        return max(0.0, self.began + self.expected_seconds - now)
-
 
 class Share:
     """A model's share; made by `Workers.share`. For the event loop's thread alone.
@@ -101,22 +97,22 @@ class Share:
         self.workers.idle += 1
         self.workers.grant()
 
-    def backlog(self, most: float = math.inf, without: Callable[[], float] | None = None) -> float:
-        """How long what it runs and what waits takes one worker, in seconds.
-
-        Args:
-            most: of each queue, no more than that counts: queues take turns.
-            without: the queue that does not count.
-        """
-        now = time.monotonic()
-        waiting = sum(min(most, seconds()) for seconds in self.backlogs if seconds != without)
-        return waiting + sum(worker.left(now) for worker in self._running)
-
     def seconds_until(self, seconds: float, queue: Callable[[], float]) -> float:
         """How soon the workers have done so many seconds of the work in one of its queues, beside all other work.
 
         Each other model, and each other queue of this one, gets as much time in the meantime, if it has so much work.
         """
-        own = seconds + self.backlog(seconds, queue)
-        others = sum(min(own, share.backlog()) for share in self.workers.others(self))
-        return (own + others) / self.workers.instances
+        others = self.workers.others(self)
+        own = seconds + self._waiting_seconds(seconds, queue)
+        running = sum(share._running_seconds() for share in (self, *others))
+        waiting = sum(min(own, share._waiting_seconds(own)) for share in others)
+        return (running + own + waiting) / self.workers.instances
+
+    def _running_seconds(self) -> float:
+        """How long its batches that run still take, at least."""
+        now = time.monotonic()
+        return sum(max(0.0, each.began + each.expected_seconds - now) for each in self._running)
+
+    def _waiting_seconds(self, most: float, without: Callable[[], float] | None = None) -> float:
+        """How long the rows in its queues take one worker, `most` of each queue, without one of the queues."""
+        return sum(min(most, queue()) for queue in self.backlogs if queue != without)

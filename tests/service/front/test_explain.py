@@ -115,7 +115,7 @@ def test_a_third_graph_that_hangs_is_noticed_and_one_that_fails_leaves_the_model
         wait_for(lambda: model.health.batch_seconds > 0.05)
     assert call.result(60) == expected
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:

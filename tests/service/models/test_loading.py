@@ -43,7 +43,7 @@ def test_every_batch_size_is_run_before_the_model_is_served(
     )
     config = ServiceConfig(repository=repository, device="cpu", max_batch_size=5, threads=2)
     load_model(repository / "digits" / "1", config)
-    narrow = [1, 2, 4, 5], [1, 1, 1]  # the last are the canary and its bins
+    narrow = [1, 2, 4, 5], [1, 1, 1, 1]  # the last are the canary and its bins
     assert runs == [*((size, False) for size in narrow[0]), (1, True), *((size, False) for size in narrow[1])]
 
 
@@ -56,7 +56,7 @@ def test_an_engine_that_fails_in_its_first_run_is_closed_and_named(
 ) -> None:
     closed: list[Engine] = []
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: out of memory")
 
     def close(engine: Engine) -> None:

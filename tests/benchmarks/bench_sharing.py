@@ -1,0 +1,157 @@
+"""A fast model beside a slow one, and how many answers of the slow one are in time under deadlines.
+
+    python tests/benchmarks/bench_sharing.py                 # a minute for each service
+    python tests/benchmarks/bench_sharing.py --compare old=../old/.venv/bin/python
+
+The slow model has the paper's size. First one caller of the fast model has the service to itself, then 60 callers of
+the slow one call at the same time: once the fast model's caller calls without a pause, and once with pauses. Then 40
+callers of the slow model alone have deadlines; a call that fails is repeated after 50 ms. All call Score with one raw
+image. For quiet machines; Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import numpy as np
+from bench_service import checkout
+from graph_alone import CORES
+from models import bundle, describe, random_images
+from running import Server, running
+from services import glowserve_serve, package_folder
+
+from glowserve.messages import images_message
+from glowserve.v1 import glow_service_pb2 as pb
+from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
+
+_SLOW, _SLOW_CALLERS, _DEADLINE_CALLERS = "paper", 60, 40
+_PAUSE_SECONDS, _RETRY_SECONDS = 0.2, 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--fast", choices=("tiny", "medium"), default="tiny")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement")
+    parser.add_argument("--deadline", type=float, default=1.0, help="of the slow model's callers, in seconds")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[1, 2, 4], help="fixed largest batches to compare with"
+    )
+    parser.add_argument("--compare", action="append", default=[], type=checkout, metavar="NAME=PYTHON")
+    args = parser.parse_args()
+    print(
+        f"{CORES} cores; {args.seconds:g} s a measurement; slow is {describe(_SLOW)}, fast {describe(args.fast)}\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (args.fast, _SLOW):
+            (Path(folder) / name).symlink_to(bundle(name).parent, target_is_directory=True)
+        pythons = {"glowserve serve": sys.executable} | dict(args.compare)
+        print(
+            "| fast model, one caller | alone p50 ms | beside, p50 | p99 | with pauses, p50 | p99 | slow answers/s |"
+        )
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        for name, python in pythons.items():
+            asyncio.run(_beside(_server(folder, name, python), args))
+        print(
+            f"\n| slow model, deadline {args.deadline:g} s | answers in {args.seconds:g} s | failed calls |"
+        )
+        print("|---|---:|---:|")
+        for name, python in pythons.items():
+            asyncio.run(_in_time(_server(folder, name, python), args))
+        for size in args.sizes:
+            fixed = _server(folder, "glowserve serve", sys.executable, "--max-batch-size", str(size))
+            asyncio.run(_in_time(fixed, args))
+    for name, python in args.compare:
+        print(f"\n{name} is {package_folder(python)}")
+
+
+def _server(folder: str, name: str, python: str, *flags: str) -> Server:
+    return glowserve_serve(Path(folder) / _SLOW / "1", 1, *flags, python=python, name=name)
+
+
+@dataclass
+class _Calls:
+    """What the callers of a model have seen."""
+
+    durations: list[float] = field(default_factory=list)
+    """Of answers, in seconds."""
+    failed: int = 0
+
+    def __str__(self) -> str:
+        return " | ".join(f"{1000 * np.quantile(self.durations, q):.1f}" for q in (0.5, 0.99))
+
+
+async def _beside(server: Server, args: argparse.Namespace) -> None:
+    async with running(server) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = _caller(channel)
+        alone = await _during(args.seconds / 2, lambda calls: [call(calls, args.fast)])
+        slow = _Calls()
+        others = [asyncio.create_task(call(slow, _SLOW)) for _ in range(_SLOW_CALLERS)]
+        await asyncio.sleep(2)
+        before = len(slow.durations)
+        beside = await _during(args.seconds, lambda calls: [call(calls, args.fast)])
+        answers = (len(slow.durations) - before) / args.seconds
+        paused = await _during(args.seconds, lambda calls: [call(calls, args.fast, pause=_PAUSE_SECONDS)])
+        await _cancel(others)
+    p50 = str(alone).partition(" | ")[0]
+    print(f"| {server.name} | {p50} | {beside} | {paused} | {answers:.1f} |", flush=True)
+
+
+async def _in_time(server: Server, args: argparse.Namespace) -> None:
+    async with running(server) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = _caller(channel)
+        await _during(2.0, lambda calls: [call(calls, _SLOW)])
+        calls = await _during(
+            args.seconds,
+            lambda calls: [call(calls, _SLOW, deadline=args.deadline) for _ in range(_DEADLINE_CALLERS)],
+        )
+    print(f"| {server.name} | {len(calls.durations)} | {calls.failed} |", flush=True)
+
+
+def _caller(channel: grpc.aio.Channel) -> Callable[..., Coroutine[object, object, None]]:
+    stub = GlowServiceStub(channel)
+
+    async def call(calls: _Calls, model: str, *, pause: float = 0.0, deadline: float | None = None) -> None:
+        request = pb.ScoreRequest(
+            images=images_message(random_images(model, 1)), model=pb.ModelSpec(name=model)
+        )
+        while True:
+            began = time.perf_counter()
+            try:
+                await stub.Score(request, timeout=deadline)
+                calls.durations.append(time.perf_counter() - began)
+                await asyncio.sleep(pause)
+            except grpc.aio.AioRpcError:
+                calls.failed += 1
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    return call
+
+
+async def _during(
+    seconds: float, callers: Callable[[_Calls], list[Coroutine[object, object, None]]]
+) -> _Calls:
+    calls = _Calls()
+    tasks = [asyncio.create_task(caller) for caller in callers(calls)]
+    await asyncio.sleep(seconds)
+    await _cancel(tasks)
+    return calls
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    main()
