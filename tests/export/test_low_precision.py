@@ -22,6 +22,7 @@ from glowserve.runtime.config import RuntimeConfig
 from glowserve.runtime.engine import Engine
 from glowserve.runtime.repository import Bundle
 from tests.export.unpublished import add_to_constant
+from tests.runtime.wide import assert_wide_runs_are_the_same
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -40,6 +41,7 @@ def test_a_low_precision_bundle_states_its_loss_and_can_be_served(
     assert low.manifest.files[0].operations >= bundle.manifest.files[0].operations
 
     check_canary(Engine(low, RuntimeConfig(device="cpu")), low)
+    assert_wide_runs_are_the_same(Engine(low, RuntimeConfig(device="cpu", threads=1, wide_threads=2)), digits)
     ours, theirs = (glowserve.open(one.path).score(digits).bits_per_dim for one in (low, bundle))
     assert 0 < np.abs(ours - theirs).max() < 0.5
     # Percentiles are computed from its own scores.

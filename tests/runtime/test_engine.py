@@ -19,6 +19,7 @@ from glowserve.runtime.errors import BundleError, DeviceError
 from glowserve.runtime.ort import onnxruntime
 from glowserve.runtime.randomness import dequantization_noise, latents
 from glowserve.runtime.repository import Bundle, newest_bundle
+from tests.runtime.wide import assert_wide_runs_are_the_same
 
 without_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="onnxruntime has CUDA"
@@ -129,6 +130,20 @@ def test_results_do_not_depend_on_the_number_of_threads(
         rtol=1e-6,
     )
     np.testing.assert_allclose(other.reverse(drawn).pixels, engine.reverse(drawn).pixels, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_wide_runs_compute_the_same_bits(bundle: Bundle, digits: UInt8Array, threads: int) -> None:
+    engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1, wide_threads=threads))
+    assert engine.widens
+    assert_wide_runs_are_the_same(engine, digits)
+
+
+def test_without_threads_for_wide_runs_they_are_as_others(bundle: Bundle, digits: UInt8Array) -> None:
+    engine = Engine(bundle, RuntimeConfig(device="cpu", threads=1))
+    assert not engine.widens
+    assert engine._forward.wide is engine._forward.narrow
+    assert_wide_runs_are_the_same(engine, digits)
 
 
 # Devices
