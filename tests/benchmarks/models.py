@@ -53,6 +53,6 @@ def _export(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = folder / "images.npz"
     np.savez(images, images=random_images(name, 400))
-    config = run_config(str(images), **MODELS[name], steps=2, batch_size=16, learning_rate=1e-4)
+    config = run_config(str(images), **MODELS[name], steps=2, batch_size=16, learning_rate=1e-6)
     checkpoint = train(config, folder / "run", hardware=Hardware(device="cpu"))
     export(load_glowserve_checkpoint(checkpoint), folder / name)

@@ -51,6 +51,8 @@ _WIDE_SECONDS = 0.002
 # A batch may take this part of the time that its first rows have left. Rows that arrive while it runs have to wait for
 # it, and often have as much time as those had.
 _PART_OF_TIME_LEFT = 0.5
+# But always so long: smaller batches of short rows would make the queue longer, and all calls late.
+_LEAST_SECONDS = 0.05
 # And a batch may take so long while other models are in use, who have to wait for it.
 _MOST_SHARED_SECONDS = 0.25
 
@@ -226,7 +228,7 @@ class Batcher:
         """
         if not ahead and self._workers.idle:
             return 0.0
-        most = self._pace.rows_within(_PART_OF_TIME_LEFT * left, self._max_batch_size)
+        most = self._rows_within(left)
         last = min(size, most)
         first = self._pace.seconds(ahead + size - last, most)
         return self._share.seconds_until(first, self._backlog) + self._pace.seconds(last, most)
@@ -293,7 +295,11 @@ class Batcher:
         """How many rows the next batch may have, so that its head is in time, and other models have their turns."""
         if (head := self._queue.head()) is None:
             return self._max_batch_size
-        seconds = _PART_OF_TIME_LEFT * (head.ticket.deadline - time.monotonic())
+        return self._rows_within(head.ticket.deadline - time.monotonic())
+
+    def _rows_within(self, left: float) -> int:
+        """How many rows a batch may have whose head has so much time left."""
+        seconds = max(_PART_OF_TIME_LEFT * left, _LEAST_SECONDS)
         if self._workers.others(self._share):
             seconds = min(seconds, _MOST_SHARED_SECONDS)
         return self._pace.rows_within(seconds, self._max_batch_size)
