@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from glowserve_service.errors import QueueFullError, UnavailableError, WaitTooLongError
+from glowserve_service.errors import UnavailableError
+from glowserve_service.scheduling.admission import Admission
 from glowserve_service.scheduling.deadlines import deadline_passed, is_late
 from glowserve_service.scheduling.engine_threads import Array, Rows
 from glowserve_service.scheduling.pace import Pace
@@ -35,10 +36,6 @@ from glowserve_service.scheduling.ticket import DEFAULT_TICKET, Ticket
 CANCELLED, DEADLINE = "cancelled", "deadline"
 """Why rows were dropped."""
 
-# A refused caller that retried sooner would only be refused again.
-_LEAST_PAUSE_SECONDS = 0.05
-
-
 # A call takes a few turns of the event loop from its arrival to the queue. A batch is formed after so many turns that
 # bring no row: one of a single row takes as much processor time as one of many, and an idle turn next to none.
 _IDLE_TURNS, _MOST_TURNS = 4, 16
@@ -47,14 +44,6 @@ _SHORT_ROW_SECONDS = 0.001
 
 # A batch that takes one core less gains too little from other cores to wake them up.
 _WIDE_SECONDS = 0.002
-
-# A batch may take this part of the time that its first rows have left. Rows that arrive while it runs have to wait for
-# it, and often have as much time as those had.
-_PART_OF_TIME_LEFT = 0.5
-# But always so long: smaller batches of short rows would make the queue longer, and all calls late.
-_LEAST_SECONDS = 0.05
-# And a batch may take so long while other models are in use, who have to wait for it.
-_MOST_SHARED_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,6 @@ class Batcher:
         self._share, self._workers = share, share.workers
         self._wide_function = partial(function, wide=True) if widens else None
         self._max_batch_size = max_batch_size
-        self._max_queue_size = max_queue_size
         self._max_delay_seconds = max_delay_seconds
         self._buckets = buckets
         self._on_batch = on_batch
@@ -120,13 +108,16 @@ class Batcher:
         self._on_drop = on_drop
         self._pace = Pace()
         self._queue = RowQueue(max_batch_size, lambda rows: on_drop(DEADLINE, rows))
+        self._admission = Admission(
+            self._queue, self._pace, share, max_batch_size=max_batch_size, max_queue_size=max_queue_size
+        )
         self._arrival = asyncio.Event()
         self._last_size = 0
         self._running: set[asyncio.Task[None]] = set()
         self._unanswered = 0
         self._answered = asyncio.Event()
         self._closing = False
-        share.backlogs.append(self._backlog)
+        share.backlogs.append(self._admission.backlog)
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     @property
@@ -182,8 +173,8 @@ class Batcher:
         self._dispatcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._dispatcher
-        if self._backlog in self._share.backlogs:
-            self._share.backlogs.remove(self._backlog)
+        if self._admission.backlog in self._share.backlogs:
+            self._share.backlogs.remove(self._admission.backlog)
 
     def _admit(self, size: int, ticket: Ticket, now: float) -> None:
         """Raises an error unless rows may enter the queue."""
@@ -194,48 +185,7 @@ class Batcher:
             self._on_drop(DEADLINE, size)
             raise deadline_passed(size)
         if ticket.first:
-            waiting = self._queue.waiting_rows
-            self._require_room(size, waiting)
-            # If it is in time even behind all waiting rows, their order does not matter.
-            if left < math.inf and self._seconds_until(waiting, size, left) > left:
-                self._require_time(self._queue.rows_ahead(size, ticket), size, left)
-
-    def _require_room(self, size: int, waiting: int) -> None:
-        excess = waiting + size - self._max_queue_size
-        if excess <= 0:
-            return
-        message = (
-            f"{waiting} images wait already and {size} more exceed the queue's {self._max_queue_size}; "
-            "try again later, with increasing pauses"
-        )
-        if pause := self._pace.seconds(excess, self._max_batch_size) / self._workers.instances:
-            raise QueueFullError(message, max(pause, _LEAST_PAUSE_SECONDS))
-        raise QueueFullError(message)
-
-    def _require_time(self, ahead: int, size: int, left: float) -> None:
-        seconds = self._seconds_until(ahead, size, left)
-        if seconds > left:
-            raise WaitTooLongError(
-                f"{ahead} images run first, and with other models' work the answer takes {seconds:.3g} s, but the "
-                f"deadline is in {left:.3g} s; try again later, or allow more time",
-                max(seconds - left, _LEAST_PAUSE_SECONDS),
-            )
-
-    def _seconds_until(self, ahead: int, size: int, left: float) -> float:
-        """The least time until `size` new rows have run behind `ahead` others, in batches that their deadline can bear.
-
-        0 if a worker is free for them: an estimate is renewed only if something runs.
-        """
-        if not ahead and self._workers.idle:
-            return 0.0
-        most = self._rows_within(left)
-        last = min(size, most)
-        first = self._pace.seconds(ahead + size - last, most)
-        return self._share.seconds_until(first, self._backlog) + self._pace.seconds(last, most)
-
-    def _backlog(self) -> float:
-        """The least time that the rows that wait take one worker."""
-        return self._pace.seconds(self._queue.waiting_rows, self._max_batch_size)
+            self._admission.check(size, ticket, left)
 
     async def _dispatch(self) -> None:
         while True:
@@ -295,14 +245,7 @@ class Batcher:
         """How many rows the next batch may have, so that its head is in time, and other models have their turns."""
         if (head := self._queue.head()) is None:
             return self._max_batch_size
-        return self._rows_within(head.ticket.deadline - time.monotonic())
-
-    def _rows_within(self, left: float) -> int:
-        """How many rows a batch may have whose head has so much time left."""
-        seconds = max(_PART_OF_TIME_LEFT * left, _LEAST_SECONDS)
-        if self._workers.others(self._share):
-            seconds = min(seconds, _MOST_SHARED_SECONDS)
-        return self._pace.rows_within(seconds, self._max_batch_size)
+        return self._admission.rows_within(head.ticket.deadline - time.monotonic())
 
     def _reason(self, batch: Sequence[Part]) -> str:
         """Why a batch that was just taken is dispatched."""

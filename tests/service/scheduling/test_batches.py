@@ -125,7 +125,7 @@ async def test_a_batch_of_short_rows_is_not_limited_by_a_deadline() -> None:
     async with batching(function) as batcher:
         sizes = await _sizes(batcher, function, 0.005, {"deadline": soon(20), "first": False})
         assert sizes == [8]
-        assert [batcher._rows_within(left) for left in (0.0, 0.01, 1.0)] == [8, 8, 8]
+        assert [batcher._admission.rows_within(left) for left in (0.0, 0.01, 1.0)] == [8, 8, 8]
 
 
 async def test_a_submission_that_cannot_be_split_runs_whatever_its_deadline_bears() -> None:
