@@ -109,7 +109,7 @@ def test_a_third_graph_that_hangs_is_noticed_and_one_that_fails_leaves_the_model
     server, stubs = fresh
     request = pb.ExplainRequest(images=raw(digits[:3]))
     expected = stubs.glow.Explain(request)
-    (model,) = server._manager._models
+    (model,) = server.manager._models
     with held("explain"):
         call = stubs.glow.Explain.future(request)
         wait_for(lambda: model.health.batch_seconds > 0.05)
@@ -132,7 +132,7 @@ def test_a_malformed_call_opens_no_graph(fresh: tuple[Server, Stubs], digits: UI
         code, message = refusal(lambda images=images: stubs.glow.Explain(pb.ExplainRequest(images=images)))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert message.startswith("images")
-    (model,) = server._manager._models
+    (model,) = server.manager._models
     assert model.opening._thread is None
 
 

@@ -231,7 +231,7 @@ def test_cancelling_a_stream_drops_all_its_images(run_server: RunServer, digits:
         assert ended(server, "ScoreStream", "CANCELLED") == 1
         dropped = {"model": "digits", "direction": "forward", "cause": "cancelled"}
         wait_for(lambda: value(server, "dropped_images_total", **dropped) == 100)
-        assert server._manager._models.find("digits", 0)._leases == 0
+        assert server.manager._models.find("digits", 0)._leases == 0
 
 
 def test_a_stream_ends_at_its_deadline(run_server: RunServer, digits: UInt8Array) -> None:

@@ -106,7 +106,7 @@ def test_a_model_is_leased_for_a_request_and_not_for_the_stream(
 
         call = stubs.glow.ScoreStream(requests())
         next(call)
-        model = server._manager._models.find("digits", 0)
+        model = server.manager._models.find("digits", 0)
         wait_for(lambda: model._leases == 0)
         stubs.glow.UnloadModel(pb.UnloadModelRequest(name="digits"), timeout=60)
         turns.release()

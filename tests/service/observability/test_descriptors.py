@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from glowserve_service import server as server_module
+from glowserve_service.front import front
 from glowserve_service.observability import descriptors
 
 from glowserve.v1 import glow_service_pb2 as pb
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers in this process admit 32 connections, and close silent and idle ones after a second."""
     monkeypatch.setattr(descriptors, "limit", lambda: 64)
-    monkeypatch.setattr(server_module, "_HANDSHAKE_MS", 1000)
-    monkeypatch.setattr(server_module, "_IDLE_MS", 1000)
+    monkeypatch.setattr(front, "_HANDSHAKE_MS", 1000)
+    monkeypatch.setattr(front, "_IDLE_MS", 1000)
 
 
 def open_descriptors(server: ServerProcess) -> int:

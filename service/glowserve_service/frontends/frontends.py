@@ -1,0 +1,243 @@
+"""The front-ends of a service, in the engine process: starts, replaces and stops them. It stands in for a `Front`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from glowserve.runtime.errors import GlowserveError
+from glowserve_service.config import ServiceConfig
+from glowserve_service.errors import PortError
+from glowserve_service.front.control import Control
+from glowserve_service.front.front import cannot_listen, try_to_bind
+from glowserve_service.frontends import arena, main
+from glowserve_service.frontends.arena import SharedMemory
+from glowserve_service.frontends.descriptions import packed_config
+from glowserve_service.frontends.frontend_link import FrontendLink
+from glowserve_service.frontends.protocol import Kind
+from glowserve_service.models.registry import ServedModels
+from glowserve_service.observability.metrics import Metrics
+
+_MOST_SECONDS_TO_START = 120.0
+# Beyond `drain_seconds`: what a front waits for before and after it drains, its decoders, its log.
+_MOST_SECONDS_TO_STOP = 5.0
+# A call that loads a model is answered when every front-end knows it. One that is stopped is not waited for.
+_CHANGE_SECONDS = 5.0
+# A front-end that ends again and again is started less and less often.
+_LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 10.0
+# One that has lived so long ends for another reason than its predecessor.
+_LONG_LIFE_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class Frontends:
+    """N processes that accept calls: `bind`, `start`, `ready`, `accept`, and later `stop`, as a `Front` has them.
+
+    Args:
+        config: the service's settings.
+        metrics: the service's, to which the front-ends add.
+    """
+
+    def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
+        self._config, self._metrics = config, metrics
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._links: dict[int, FrontendLink] = {}
+        self._lives: list[asyncio.Task[None]] = []
+        self._processes: set[asyncio.subprocess.Process] = set()
+        self._health: tuple[bool, Mapping[str, bool]] = (False, {})
+        self._accepts = self._stopping = False
+        metrics.ready.set_function(lambda: float(self._accepts and not self._stopping))
+        metrics.requests_in_flight.set_function(lambda: sum(self._gauges("requests_in_flight")))
+        metrics.received_bytes.set_function(lambda: sum(self._gauges("received_bytes")))
+        metrics.descriptors_short.set_function(lambda: max(self._gauges("descriptors_short"), default=0.0))
+        metrics.before_scrapes(self._refresh)
+
+    def bind(self) -> int:
+        """Reserves the port, which the front-ends listen on; returns its number.
+
+        Raises:
+            PortError: it cannot be listened on.
+        """
+        config = self._config
+        try:
+            try_to_bind(config.host, config.port)  # without SO_REUSEPORT: another service may have the port
+            family, kind, _, _, address = socket.getaddrinfo(
+                config.host, config.port, type=socket.SOCK_STREAM
+            )[0]
+            self._reserved = socket.socket(family, kind)
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._reserved.bind(address)
+        except OSError as error:
+            raise PortError(cannot_listen("port", config.port, config.host, error)) from error
+        port: int = self._reserved.getsockname()[1]
+        self._port = port
+        return port
+
+    async def start(self, models: ServedModels, control: Control) -> None:
+        """Starts the processes, which answer UNAVAILABLE.
+
+        Args:
+            models: what is served.
+            control: answers the calls about that.
+        """
+        self._models, self._control = models, control
+        models.on_change = self._serve
+        self._lives = [asyncio.create_task(self._live(place)) for place in range(self._config.frontends)]
+
+    async def ready(self) -> None:
+        """Returns when every front-end listens.
+
+        Raises:
+            GlowserveError: one does not start.
+        """
+        started = [asyncio.create_task(self._started(place)) for place in range(self._config.frontends)]
+        try:
+            async with asyncio.timeout(_MOST_SECONDS_TO_START):
+                await asyncio.gather(*started)
+        except TimeoutError:
+            raise GlowserveError(f"a front-end has not started in {_MOST_SECONDS_TO_START:g} s") from None
+        finally:
+            for task in started:
+                task.cancel()
+
+    async def accept(self) -> None:
+        """Has them accept calls."""
+        self._accepts = True
+        for link in self._links.values():
+            link.tell(Kind.ACCEPT)
+        await self._applied(_MOST_SECONDS_TO_START)
+
+    def set_health(self, ready: bool, models: Mapping[str, bool]) -> None:
+        """See `Health.set`."""
+        self._health = ready, models
+        for link in self._links.values():
+            link.tell(Kind.HEALTH, self._health)
+
+    async def stop(self) -> None:
+        """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends."""
+        self._stopping = True
+        for link in self._links.values():
+            link.tell(Kind.STOP)
+        await self._end(self._config.drain_seconds + _MOST_SECONDS_TO_STOP)
+
+    async def abandon(self) -> None:
+        """Ends front-ends that have not accepted calls."""
+        self._stopping = True
+        await self._end(0.0)
+
+    async def close(self) -> None:
+        """Frees the port."""
+        self._metrics.before_scrapes(lambda: None)
+        self._reserved.close()
+
+    async def sync(self) -> None:
+        """Takes over what the front-ends have counted."""
+        await asyncio.gather(*(link.sync() for link in self._links.values()), return_exceptions=True)
+
+    async def _applied(self, seconds: float = _CHANGE_SECONDS) -> None:
+        """Returns when every front-end knows what is served, and how healthy it is; or after so many seconds."""
+        waits = (link.applied(seconds) for link in self._links.values())
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    def _refresh(self) -> None:
+        """`sync`, for a thread that scrapes."""
+        if threading.get_ident() != self._thread and not self._loop.is_closed():
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self.sync(), self._loop).result(1.0)
+
+    def _gauges(self, name: str) -> Iterable[float]:
+        return [link.gauges.get(name, 0.0) for link in list(self._links.values())]
+
+    def _serve(self) -> None:
+        for link in self._links.values():
+            link.serve(self._models)
+
+    async def _started(self, place: int) -> None:
+        while place not in self._links:
+            await asyncio.sleep(0.005)
+        await asyncio.shield(self._links[place].started)
+
+    async def _live(self, place: int) -> None:
+        """Keeps one front-end alive."""
+        pause = _LEAST_PAUSE_SECONDS
+        while not self._stopping:
+            began = time.monotonic()
+            code = await self._run(place)
+            if self._stopping:
+                return
+            if time.monotonic() - began > _LONG_LIFE_SECONDS:
+                pause = _LEAST_PAUSE_SECONDS
+            log.error(
+                "front-end %d ended with exit code %d, and its calls with it; another starts in %g s",
+                place + 1,
+                code,
+                pause,
+            )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE_SECONDS)
+
+    async def _run(self, place: int) -> int:
+        """Runs a front-end until it ends; returns its exit code."""
+        memory = arena.create()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await self._spawn(theirs.fileno(), memory)
+            settings = packed_config(self._config.of_frontend(self._port))
+            ours.sendall(len(settings).to_bytes(4, "little") + settings)
+            link = FrontendLink(ours, SharedMemory(memory), self._control, self._metrics, self._applied)
+        finally:
+            os.close(memory)
+        self._links[place] = link
+        self._processes.add(process)
+        try:
+            self._inform(link)
+            return await process.wait()
+        finally:
+            self._processes.discard(process)
+            if not link.started.done():
+                link.started.set_exception(GlowserveError("a front-end ended before it listened"))
+            link.started.exception()  # it is logged elsewhere
+            link.close()
+            self._links.pop(place, None)
+
+    def _inform(self, link: FrontendLink) -> None:
+        link.serve(self._models)
+        link.tell(Kind.HEALTH, self._health)
+        if self._accepts:
+            link.tell(Kind.ACCEPT)
+
+    async def _spawn(self, connection: int, memory: int) -> asyncio.subprocess.Process:
+        path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+        arguments = (str(connection), str(memory), str(os.getpid()))
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", main.__name__, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(connection, memory),
+            start_new_session=True,  # Ctrl-C in a terminal is sent to the whole group of the service's process
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    async def _end(self, seconds: float) -> None:
+        """Waits for the ends of the processes, and kills those that take longer."""
+        waits = {asyncio.create_task(process.wait()) for process in self._processes}
+        late = (await asyncio.wait(waits, timeout=seconds))[1] if waits else set()
+        if late and seconds:
+            log.error("%d front-ends have not ended in %g s: they are killed", len(late), seconds)
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+        for life in self._lives:
+            life.cancel()
+        await asyncio.gather(*self._lives, return_exceptions=True)

@@ -1,0 +1,93 @@
+"""A model of the engine process, and the calls about models, as the front of a front-end uses them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import Message
+
+from glowserve.runtime.runner import Float64Array
+from glowserve_service.front.control import REQUESTS
+from glowserve_service.frontends.descriptions import Described
+from glowserve_service.frontends.engine_link import EngineLink
+from glowserve_service.frontends.protocol import NUMBER, TWO_NUMBERS, Kind, Layout, layouts
+from glowserve_service.models.lane import EXPLAIN, FORWARD, REVERSE
+from glowserve_service.models.model import Model
+from glowserve_service.observability.metrics import Metrics
+from glowserve_service.scheduling.engine_threads import Array
+from glowserve_service.scheduling.submission import Answer
+from glowserve_service.scheduling.ticket import Ticket
+
+R = TypeVar("R", bound=Message)
+
+
+class RemoteModel(Model):
+    """A model whose rows the engine process runs.
+
+    Args:
+        described: the model.
+        link: to the engine process.
+        max_batch_size: see Model.
+        metrics: of this process.
+    """
+
+    def __init__(self, described: Described, link: EngineLink, max_batch_size: int, metrics: Metrics) -> None:
+        super().__init__(
+            described.bundle,
+            described.scorer,
+            described.placements,
+            instances=described.instances,
+            max_batch_size=max_batch_size,
+            metrics=metrics,
+        )
+        self.number = number = described.number
+        forward, reverse, explain = layouts(described.bundle)
+        self.forward = _RemoteLane(link, number, FORWARD, forward)
+        self.reverse = _RemoteLane(link, number, REVERSE, reverse)
+        self.explain = _RemoteLane(link, number, EXPLAIN, explain)
+        self.opening = _RemoteOpening(link, number)
+        self.traffic = _RemoteTraffic(link, number)
+
+
+class RemoteControl:
+    """Has the engine process answer the calls about models.
+
+    Args:
+        link: to the engine process.
+    """
+
+    def __init__(self, link: EngineLink) -> None:
+        self._link = link
+
+    async def answer(self, request: Message, kind: type[R]) -> R:
+        """See Control."""
+        place = REQUESTS.index(type(request))
+        answer = await self._link.ask(Kind.CONTROL, bytes([place]) + request.SerializeToString())
+        return kind.FromString(answer)
+
+
+class _RemoteLane:
+    def __init__(self, link: EngineLink, model: int, direction: str, layout: Layout) -> None:
+        self._link, self._model, self._direction, self._layout = link, model, direction, layout
+
+    async def run(self, *rows: Array, ticket: Ticket) -> Answer:
+        return await self._link.run(self._model, self._direction, self._layout, rows, ticket)
+
+
+class _RemoteOpening:
+    def __init__(self, link: EngineLink, model: int) -> None:
+        self._link, self._model = link, model
+
+    async def wait(self) -> None:
+        await self._link.ask(Kind.OPEN, NUMBER.pack(self._model))
+
+
+class _RemoteTraffic:
+    def __init__(self, link: EngineLink, model: int) -> None:
+        self._link, self._model = link, model
+
+    def add(self, bits_per_dim: Float64Array, p_values: Float64Array | None = None) -> None:
+        scores = [bits_per_dim] if p_values is None else [bits_per_dim, p_values]
+        fields = TWO_NUMBERS.pack(self._model, len(bits_per_dim))
+        self._link.send(Kind.SCORED, fields, *(np.asarray(each, np.float64).tobytes() for each in scores))
