@@ -30,6 +30,7 @@ from glowserve_service.observability.metrics import Metrics
 _MOST_SECONDS_TO_START = 120.0
 # Beyond `drain_seconds`: what a front waits for before and after it drains, its decoders, its log.
 _MOST_SECONDS_TO_STOP = 5.0
+_MOST_SECONDS_TO_DIE = 2.0
 # A call that loads a model is answered when every front-end knows it. One that is stopped is not waited for.
 _CHANGE_SECONDS = 5.0
 # A front-end that ends again and again is started less and less often.
@@ -55,8 +56,9 @@ class Frontends:
         self._lives: list[asyncio.Task[None]] = []
         self._processes: set[asyncio.subprocess.Process] = set()
         self._health: tuple[bool, Mapping[str, bool]] = (False, {})
-        self._accepts = self._stopping = False
-        metrics.ready.set_function(lambda: float(self._accepts and not self._stopping))
+        self._accepts = False
+        self._stopped = asyncio.Event()
+        metrics.ready.set_function(lambda: float(self._accepts))
         metrics.requests_in_flight.set_function(lambda: sum(self._gauges("requests_in_flight")))
         metrics.received_bytes.set_function(lambda: sum(self._gauges("received_bytes")))
         metrics.descriptors_short.set_function(lambda: max(self._gauges("descriptors_short"), default=0.0))
@@ -125,14 +127,13 @@ class Frontends:
 
     async def stop(self) -> None:
         """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends."""
-        self._stopping = True
+        self._accepts = False
         for link in self._links.values():
             link.tell(Kind.STOP)
         await self._end(self._config.drain_seconds + _MOST_SECONDS_TO_STOP)
 
     async def abandon(self) -> None:
         """Ends front-ends that have not accepted calls."""
-        self._stopping = True
         await self._end(0.0)
 
     async def close(self) -> None:
@@ -170,10 +171,10 @@ class Frontends:
     async def _live(self, place: int) -> None:
         """Keeps one front-end alive."""
         pause = _LEAST_PAUSE_SECONDS
-        while not self._stopping:
+        while not self._stopped.is_set():
             began = time.monotonic()
             code = await self._run(place)
-            if self._stopping:
+            if self._stopped.is_set():
                 return
             if time.monotonic() - began > _LONG_LIFE_SECONDS:
                 pause = _LEAST_PAUSE_SECONDS
@@ -183,7 +184,8 @@ class Frontends:
                 code,
                 pause,
             )
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), pause)
             pause = min(2 * pause, _MOST_PAUSE_SECONDS)
 
     async def _run(self, place: int) -> int:
@@ -202,6 +204,8 @@ class Frontends:
         self._processes.add(process)
         try:
             self._inform(link)
+            if self._stopped.is_set():  # while it was started
+                _kill(process)
             return await process.wait()
         finally:
             self._processes.discard(process)
@@ -231,13 +235,17 @@ class Frontends:
 
     async def _end(self, seconds: float) -> None:
         """Waits for the ends of the processes, and kills those that take longer."""
-        waits = {asyncio.create_task(process.wait()) for process in self._processes}
-        late = (await asyncio.wait(waits, timeout=seconds))[1] if waits else set()
+        self._stopped.set()
+        if not self._lives:
+            return
+        late = (await asyncio.wait(self._lives, timeout=seconds))[1]
         if late and seconds:
             log.error("%d front-ends have not ended in %g s: they are killed", len(late), seconds)
         for process in self._processes:
-            with suppress(ProcessLookupError):
-                process.kill()
-        for life in self._lives:
-            life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
+            _kill(process)
+        await asyncio.wait(self._lives, timeout=_MOST_SECONDS_TO_DIE)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
