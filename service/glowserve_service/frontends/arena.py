@@ -12,6 +12,7 @@ import os
 import weakref
 from bisect import insort
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ import numpy as np
 from glowserve.images import UInt8Array
 from glowserve_service.errors import BytesExhaustedError
 from glowserve_service.front.received import ReceivedBytes
+from glowserve_service.scheduling.engine_threads import Array
 
 # Addresses, not memory: the budget of received bytes limits that.
 _SIZE = 2**36
 _PAGE = mmap.PAGESIZE
-# Blocks from this size on are given back to the system at once; smaller ones are used again.
+# Blocks from this size on are copied in a thread, and given back to the system at once; smaller ones are used again.
 _LARGE = 2**20
 
 
@@ -32,6 +34,19 @@ def create() -> int:
     descriptor = os.memfd_create("glowserve", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, _SIZE)
     return descriptor
+
+
+async def copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
+    """Copies arrays into or out of blocks; large ones in a thread."""
+    if sum(array.nbytes for array in arrays) < _LARGE:
+        _copy(arrays, places)
+    else:
+        await asyncio.to_thread(_copy, arrays, places)
+
+
+def _copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
+    for array, place in zip(arrays, places, strict=True):
+        place[:] = array
 
 
 class SharedMemory:

@@ -53,26 +53,18 @@ class Frontend:
             connection: to the engine process.
             memory: the descriptor of the memory that both share.
         """
-        config, closers = self._config, Closers()
-        tokens = None if config.tokens is None else Tokens(config.tokens)
-        certificates = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
-        self._front = Front(config, self._metrics, closers, certificates, tokens, shares_port=True)
-        arena = Arena(SharedMemory(memory), self._front.middleware.received)
+        closers = Closers()
         self._link = EngineLink(
             connection,
-            arena,
             self._metrics,
             lambda kind, content: self._commands.put_nowait((kind, content)),
             lambda: os._exit(1),  # without the engine process there is nothing to wait for
         )
         try:
-            self._front.bind()
-            await self._front.start(self._models, RemoteControl(self._link))
-            await self._front.ready()
-        except GlowserveError as error:
-            self._link.send(Kind.NOT_STARTED, protocol.packed_error(error))
+            await self._start(closers, memory)
+        except (GlowserveError, ValueError) as error:
+            known = error if isinstance(error, GlowserveError) else GlowserveError(str(error))
+            self._link.send(Kind.NOT_STARTED, protocol.packed_error(known))
             await self._link.drained()
             return 2
         self._link.send(Kind.STARTED)
@@ -84,6 +76,18 @@ class Frontend:
         await self._link.drained()
         await closers.close()
         return 0
+
+    async def _start(self, closers: Closers, memory: int) -> None:
+        """Listens, and answers UNAVAILABLE."""
+        config, certificates = self._config, None
+        tokens = None if config.tokens is None else Tokens(config.tokens)
+        if config.tls_cert is not None and config.tls_key is not None:
+            certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+        front = self._front = Front(config, self._metrics, closers, certificates, tokens, shares_port=True)
+        self._arena = Arena(SharedMemory(memory), front.middleware.received)
+        front.bind()
+        await front.start(self._models, RemoteControl(self._link))
+        await front.ready()
 
     async def _obey(self) -> None:
         """Carries out the commands of the engine process, the last of which is STOP."""
@@ -103,7 +107,7 @@ class Frontend:
     async def _add(self, content: bytes) -> None:
         described = await asyncio.to_thread(unpacked_model, content)
         self._by_number[described.number] = RemoteModel(
-            described, self._link, self._config.max_batch_size, self._metrics
+            described, self._link, self._arena, self._config.max_batch_size, self._metrics
         )
 
     async def _serve(self, content: bytes) -> None:

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from glowserve_service.errors import UnavailableError
 from glowserve_service.front.control import CHANGES, REQUESTS, Control
 from glowserve_service.frontends import protocol
-from glowserve_service.frontends.arena import SharedMemory
+from glowserve_service.frontends.arena import SharedMemory, copy
 from glowserve_service.frontends.channel import Channel
 from glowserve_service.frontends.descriptions import packed_model
 from glowserve_service.frontends.protocol import (
@@ -35,11 +35,8 @@ from glowserve_service.models.served_model import ServedModel
 from glowserve_service.observability import deltas
 from glowserve_service.observability.deltas import Delta
 from glowserve_service.observability.metrics import Metrics
-from glowserve_service.scheduling.engine_threads import Array
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 
-# Results of so many bytes are copied in a thread.
-_LARGE = 2**20
 # A front-end answers in a millisecond. One that does not is stopped, or starved of processor time.
 _SYNC_SECONDS = 0.5
 
@@ -76,7 +73,8 @@ class FrontendLink:
         self._syncs: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count()
         self._commands: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
-        self._sent = self._applied = 0
+        self._told = self._applied = 0
+        self._is_closed = False
         self._change = asyncio.Event()
         self._channel = Channel(connection, self._take, self.close)
         self._commander = asyncio.create_task(self._command())
@@ -94,25 +92,26 @@ class FrontendLink:
 
         async def tell() -> None:
             for number, model in new:
-                self._send_command(Kind.MODEL, await asyncio.to_thread(packed_model, number, model))
-            self._send_command(Kind.SERVED, json.dumps(numbers).encode())
+                self._channel.send(Kind.MODEL, await asyncio.to_thread(packed_model, number, model))
+            self._channel.send(Kind.SERVED, json.dumps(numbers).encode())
 
+        self._told += len(new) + 1
         self._commands.put_nowait(tell)
 
     def tell(self, kind: Kind, content: Any = None) -> None:
         """Sends a command, after those before it."""
 
         async def tell() -> None:
-            self._send_command(kind, json.dumps(content).encode())
+            self._channel.send(kind, json.dumps(content).encode())
 
+        self._told += 1
         self._commands.put_nowait(tell)
 
     async def applied(self, seconds: float) -> None:
         """Returns when all commands so far are carried out, or the front-end has ended; TimeoutError if neither."""
+        told = self._told
         async with asyncio.timeout(seconds):
-            await self._commands.join()
-            sent = self._sent
-            while self._applied < sent and not self._commander.done():
+            while self._applied < told and not self._is_closed:
                 self._change.clear()
                 await self._change.wait()
 
@@ -126,6 +125,7 @@ class FrontendLink:
 
     def close(self) -> None:
         """Drops what its callers wait for, and releases its models."""
+        self._is_closed = True
         self._channel.close()
         self._commander.cancel()
         for task in self._requests.values():
@@ -139,15 +139,7 @@ class FrontendLink:
 
     async def _command(self) -> None:
         while True:
-            command = await self._commands.get()
-            try:
-                await command()
-            finally:
-                self._commands.task_done()
-
-    def _send_command(self, kind: Kind, content: bytes) -> None:
-        self._sent += 1
-        self._channel.send(kind, content)
+            await (await self._commands.get())()
 
     def _take(self, kind: int, content: bytes) -> None:
         self._HANDLERS[kind](self, content)
@@ -163,13 +155,14 @@ class FrontendLink:
     ) -> bytes:
         held = self._held(model)
         layout = held.layouts[place]
-        size = layout.size(count)
-        rows, results = layout.views(self._memory.block(offset, size), count)
+        rows, results = layout.views(self._memory.block(offset, layout.size(count)), count)
         answer = await held.model.lanes[DIRECTIONS[place]].run(*rows, ticket=ticket)
-        if size < _LARGE:
-            _copy(answer.rows, results)
-        else:
-            await asyncio.to_thread(_copy, answer.rows, results)
+        copying = asyncio.ensure_future(copy(answer.rows, results))
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:  # once the request is answered, the block is another one's
+            await copying
+            raise
         return b"".join(STAGE_TIME.pack(STAGES.index(t.stage), t.began, t.ended) for t in answer.times)
 
     def _cancel(self, content: bytes) -> None:
@@ -283,8 +276,3 @@ class _RemoteGate(AdmissionGate):
     def open(self) -> None:
         """See AdmissionGate."""
         self._channel.send(Kind.ADMITTED, NUMBER.pack(self._number))
-
-
-def _copy(results: tuple[Array, ...], places: list[Array]) -> None:
-    for array, place in zip(results, places, strict=True):
-        place[:] = array

@@ -9,16 +9,19 @@ import json
 import math
 import struct
 import traceback
+from collections.abc import Sequence
 from enum import IntEnum, auto
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from glowserve.images import UInt8Array
 from glowserve.runtime import errors as runtime_errors
 from glowserve.runtime.errors import GlowserveError
 from glowserve.runtime.repository import Bundle
 from glowserve.scores import Likelihoods
 from glowserve_service import errors as service_errors
+from glowserve_service.scheduling.engine_threads import Array
 from glowserve_service.scheduling.submission import EXECUTION, QUEUE
 
 
@@ -92,30 +95,34 @@ class Column(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+
+class Layout:
+    """The arrays that rows of one direction of a model are, and those of their results behind them.
+
+    Args:
+        rows: the arrays of the rows.
+        results: those of the results.
+    """
+
+    def __init__(self, rows: Sequence[Column], results: Sequence[Column]) -> None:
+        self._rows, self._columns = len(rows), (*rows, *results)
+        self._bytes = [math.prod(shape) * dtype.itemsize for dtype, shape in self._columns]
+
     def size(self, rows: int) -> int:
-        """The bytes of so many rows, and the gap before the next array."""
-        size = rows * math.prod(self.shape) * self.dtype.itemsize
-        return -(-size // _ALIGNMENT) * _ALIGNMENT
+        """The bytes of a block for so many rows."""
+        return sum(_aligned(rows * each) for each in self._bytes)
 
-
-class Layout(NamedTuple):
-    """The arrays that rows of one direction of a model are, and those of their results behind them."""
-
-    rows: tuple[Column, ...]
-    results: tuple[Column, ...]
-
-    def size(self, rows: int) -> int:
-        """The bytes of a block."""
-        return sum(column.size(rows) for column in (*self.rows, *self.results))
-
-    def views(self, block: np.ndarray[Any, Any], rows: int) -> tuple[list[Any], list[Any]]:
+    def views(self, block: UInt8Array, rows: int) -> tuple[list[Array], list[Array]]:
         """The arrays of the rows and those of the results in a block, uint8 [size]."""
         found, first = [], 0
-        for dtype, shape in (*self.rows, *self.results):
-            end = first + rows * math.prod(shape) * dtype.itemsize
-            found.append(block[first:end].view(dtype).reshape(rows, *shape))
-            first += Column(dtype, shape).size(rows)
-        return found[: len(self.rows)], found[len(self.rows) :]
+        for (dtype, shape), each in zip(self._columns, self._bytes, strict=True):
+            found.append(np.ndarray((rows, *shape), dtype, block, first))
+            first += _aligned(rows * each)
+        return found[: self._rows], found[self._rows :]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def layouts(bundle: Bundle) -> tuple[Layout, ...]:

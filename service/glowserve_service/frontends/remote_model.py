@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from google.protobuf.message import Message
 
 from glowserve.runtime.runner import Float64Array
 from glowserve_service.front.control import REQUESTS
+from glowserve_service.frontends.arena import Arena, copy
 from glowserve_service.frontends.descriptions import Described
 from glowserve_service.frontends.engine_link import EngineLink
 from glowserve_service.frontends.protocol import NUMBER, TWO_NUMBERS, Kind, Layout, layouts
@@ -28,11 +30,14 @@ class RemoteModel(Model):
     Args:
         described: the model.
         link: to the engine process.
+        arena: where rows are put, which the engine process maps, too.
         max_batch_size: see Model.
         metrics: of this process.
     """
 
-    def __init__(self, described: Described, link: EngineLink, max_batch_size: int, metrics: Metrics) -> None:
+    def __init__(
+        self, described: Described, link: EngineLink, arena: Arena, max_batch_size: int, metrics: Metrics
+    ) -> None:
         super().__init__(
             described.bundle,
             described.scorer,
@@ -43,9 +48,12 @@ class RemoteModel(Model):
         )
         self.number = number = described.number
         forward, reverse, explain = layouts(described.bundle)
-        self.forward = _RemoteLane(link, number, FORWARD, forward)
-        self.reverse = _RemoteLane(link, number, REVERSE, reverse)
-        self.explain = _RemoteLane(link, number, EXPLAIN, explain)
+        lane = partial(_RemoteLane, link, arena, number)
+        self.forward, self.reverse, self.explain = (
+            lane(FORWARD, forward),
+            lane(REVERSE, reverse),
+            lane(EXPLAIN, explain),
+        )
         self.opening = _RemoteOpening(link, number)
         self.traffic = _RemoteTraffic(link, number)
 
@@ -68,11 +76,19 @@ class RemoteControl:
 
 
 class _RemoteLane:
-    def __init__(self, link: EngineLink, model: int, direction: str, layout: Layout) -> None:
-        self._link, self._model, self._direction, self._layout = link, model, direction, layout
+    def __init__(self, link: EngineLink, arena: Arena, model: int, direction: str, layout: Layout) -> None:
+        self._link, self._arena, self._layout = link, arena, layout
+        self._model, self._direction = model, direction
 
     async def run(self, *rows: Array, ticket: Ticket) -> Answer:
-        return await self._link.run(self._model, self._direction, self._layout, rows, ticket)
+        if ticket.gate and not ticket.first:
+            await ticket.gate.wait()
+        count = len(rows[0])
+        offset, block = self._arena.allocate(self._layout.size(count), may_refuse=ticket.first)
+        places, results = self._layout.views(block, count)
+        await copy(rows, places)
+        times = await self._link.run(self._model, count, offset, block, self._direction, ticket)
+        return Answer(tuple(results), times)
 
 
 class _RemoteOpening:

@@ -21,7 +21,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer, StartServer
 from tests.service.engines import held
-from tests.service.metrics import ended, in_flight, queue_length, value
+from tests.service.metrics import ended, in_flight, leases, queue_length, value
 from tests.service.stubs import connect
 from tests.service.wire import encoded, raw, refusal, wait_for
 
@@ -205,7 +205,7 @@ def test_a_set_has_no_more_images_under_way_than_a_call_may_bring(
         call.cancel()
         endless.last.set()
         wait_for(lambda: queue_length(server) == 0)
-        wait_for(lambda: server.manager._models.find("digits", 0)._leases == 0)
+        wait_for(lambda: leases(server) == 0)
 
 
 def test_the_bytes_of_a_set_are_given_back_as_its_images_are_scored(
@@ -253,7 +253,7 @@ def test_a_model_is_leased_for_a_request_and_a_set_that_outlives_it_is_to_be_sen
 
         call = stubs.glow.ScoreSet.future(requests())
         wait_for(lambda: value(server, "anomaly_p_value_count", model="digits", version="1") == 2)
-        wait_for(lambda: server.manager._models.find("digits", 0)._leases == 0)
+        wait_for(lambda: leases(server) == 0)
         stubs.glow.UnloadModel(pb.UnloadModelRequest(name="digits"), timeout=60)
         turns.release()
         code, message = refusal(lambda: call.result(60))

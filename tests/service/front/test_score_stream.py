@@ -20,7 +20,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
 from tests.service.engines import held
-from tests.service.metrics import ended, in_flight, queue_length, value
+from tests.service.metrics import ended, in_flight, leases, queue_length, value
 from tests.service.stubs import SERVING, connect
 from tests.service.wire import encoded, raw, wait_for
 
@@ -231,7 +231,7 @@ def test_cancelling_a_stream_drops_all_its_images(run_server: RunServer, digits:
         assert ended(server, "ScoreStream", "CANCELLED") == 1
         dropped = {"model": "digits", "direction": "forward", "cause": "cancelled"}
         wait_for(lambda: value(server, "dropped_images_total", **dropped) == 100)
-        assert server.manager._models.find("digits", 0)._leases == 0
+        assert leases(server) == 0
 
 
 def test_a_stream_ends_at_its_deadline(run_server: RunServer, digits: UInt8Array) -> None:
