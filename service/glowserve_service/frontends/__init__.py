@@ -18,7 +18,7 @@ block in a frame. The engine process joins batches from there, and copies the re
 when the answer is written.
 
 A front-end holds each model that it was told of. When the model is replaced, it tells the engine process after the
-last call that used it. Counters go to the engine process four times a second and before each scrape
+last call that used it. Counts go to the engine process twice a second and before each scrape
 (`observability/deltas.py`). Log lines go straight to the common standard error.
 
 If a front-end ends, its own calls end with it, and another takes its place. If the engine process ends, the front-ends

@@ -37,6 +37,7 @@ class EngineLink:
         connection: to it.
         metrics: of this process.
         on_command: called with the kind and the content of each command, in their order.
+        on_count: called before what has been counted is sent.
         on_end: called when the engine process has ended.
     """
 
@@ -45,11 +46,12 @@ class EngineLink:
         connection: socket.socket,
         metrics: Metrics,
         on_command: Callable[[Kind, bytes], None],
+        on_count: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self._metrics = metrics
         self._deltas = Deltas(metrics)
-        self._on_command = on_command
+        self._on_command, self._on_count = on_command, on_count
         self._numbers = itertools.count()
         self._requests: dict[int, _Request] = {}
         self._channel = Channel(connection, self._take, on_end)
@@ -93,6 +95,7 @@ class EngineLink:
 
     def count(self) -> None:
         """Sends what has been counted."""
+        self._on_count()
         if found := self._deltas.take():
             self.send(Kind.COUNTED, json.dumps(found).encode())
 

@@ -26,7 +26,7 @@ from glowserve_service.security.certificates import Certificates
 from glowserve_service.security.tokens import Tokens
 
 # If this process is killed, what it has counted since is lost.
-_COUNT_SECONDS = 0.25
+_COUNT_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Frontend:
             connection,
             self._metrics,
             lambda kind, content: self._commands.put_nowait((kind, content)),
+            self._send_traffic,
             lambda: os._exit(1),  # without the engine process there is nothing to wait for
         )
         try:
@@ -125,6 +126,7 @@ class Frontend:
 
     async def _release(self, model: RemoteModel) -> None:
         await model.unleased()
+        model.send_traffic()
         self._link.send(Kind.RELEASED, NUMBER.pack(model.number))
 
     async def _set_health(self, content: bytes) -> None:
@@ -135,6 +137,10 @@ class Frontend:
 
     async def _stop(self, _: bytes) -> None:
         await self._front.stop()
+
+    def _send_traffic(self) -> None:
+        for model in self._by_number.values():
+            model.send_traffic()
 
     async def _count(self) -> None:
         while True:

@@ -23,6 +23,9 @@ from glowserve_service.scheduling.ticket import Ticket
 
 R = TypeVar("R", bound=Message)
 
+# Calls whose scores wait, at most.
+_MOST_WAITING = 256
+
 
 class RemoteModel(Model):
     """A model whose rows the engine process runs.
@@ -55,7 +58,11 @@ class RemoteModel(Model):
             lane(EXPLAIN, explain),
         )
         self.opening = _RemoteOpening(link, number)
-        self.traffic = _RemoteTraffic(link, number)
+        self.traffic: _RemoteTraffic = _RemoteTraffic(link, number)
+
+    def send_traffic(self) -> None:
+        """Sends the scores that have been gathered."""
+        self.traffic.send()
 
 
 class RemoteControl:
@@ -100,10 +107,23 @@ class _RemoteOpening:
 
 
 class _RemoteTraffic:
+    """Gathers scores: a frame for each call would cost the engine process more than they are worth."""
+
     def __init__(self, link: EngineLink, model: int) -> None:
         self._link, self._model = link, model
+        self._waiting: list[tuple[Float64Array, Float64Array | None]] = []
 
     def add(self, bits_per_dim: Float64Array, p_values: Float64Array | None = None) -> None:
-        scores = [bits_per_dim] if p_values is None else [bits_per_dim, p_values]
-        fields = TWO_NUMBERS.pack(self._model, len(bits_per_dim))
-        self._link.send(Kind.SCORED, fields, *(np.asarray(each, np.float64).tobytes() for each in scores))
+        self._waiting.append((bits_per_dim, p_values))
+        if len(self._waiting) >= _MOST_WAITING:
+            self.send()
+
+    def send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        bare = [bits for bits, p_values in waiting if p_values is None]
+        whole = [(bits, p_values) for bits, p_values in waiting if p_values is not None]
+        for columns in ([bare] if bare else []), list(zip(*whole, strict=True)):
+            if columns:
+                scores = [np.concatenate(column).astype(np.float64) for column in columns]
+                fields = TWO_NUMBERS.pack(self._model, len(scores[0]))
+                self._link.send(Kind.SCORED, fields, *(each.tobytes() for each in scores))
