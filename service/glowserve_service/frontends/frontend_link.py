@@ -79,6 +79,11 @@ class FrontendLink:
         self._channel = Channel(connection, self._take, self.close)
         self._commander = asyncio.create_task(self._command())
 
+    @property
+    def listens(self) -> bool:
+        """Whether it has started."""
+        return self.started.done() and not self.started.exception()
+
     def serve(self, models: Iterable[ServedModel]) -> None:
         """Has it serve these models, and no others."""
         known = {id(held.model): number for number, held in self._models.items()}

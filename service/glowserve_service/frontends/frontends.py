@@ -25,6 +25,8 @@ from glowserve_service.frontends.descriptions import packed_config
 from glowserve_service.frontends.frontend_link import FrontendLink
 from glowserve_service.frontends.protocol import Kind
 from glowserve_service.models.registry import ServedModels
+from glowserve_service.observability import logs
+from glowserve_service.observability.deltas import DROPPED_LINES
 from glowserve_service.observability.metrics import Metrics
 
 _MOST_SECONDS_TO_START = 120.0
@@ -58,10 +60,16 @@ class Frontends:
         self._health: tuple[bool, Mapping[str, bool]] = (False, {})
         self._accepts = False
         self._stopped = asyncio.Event()
+        self._all_start: asyncio.Future[None] = self._loop.create_future()
         metrics.ready.set_function(lambda: float(self._accepts))
         metrics.requests_in_flight.set_function(lambda: sum(self._gauges("requests_in_flight")))
         metrics.received_bytes.set_function(lambda: sum(self._gauges("received_bytes")))
         metrics.descriptors_short.set_function(lambda: max(self._gauges("descriptors_short"), default=0.0))
+        # Lines that front-ends have dropped that have ended since.
+        self._dropped_lines = 0.0
+        metrics.count_dropped_lines(
+            lambda: logs.dropped_lines() + self._dropped_lines + sum(self._gauges(DROPPED_LINES))
+        )
         metrics.before_scrapes(self._refresh)
 
     def bind(self) -> int:
@@ -102,15 +110,10 @@ class Frontends:
         Raises:
             GlowserveError: one does not start.
         """
-        started = [asyncio.create_task(self._started(place)) for place in range(self._config.frontends)]
-        try:
-            async with asyncio.timeout(_MOST_SECONDS_TO_START):
-                await asyncio.gather(*started)
-        except TimeoutError:
-            raise GlowserveError(f"a front-end has not started in {_MOST_SECONDS_TO_START:g} s") from None
-        finally:
-            for task in started:
-                task.cancel()
+        await asyncio.wait({self._all_start}, timeout=_MOST_SECONDS_TO_START)
+        if not self._all_start.done():
+            raise GlowserveError(f"a front-end has not started in {_MOST_SECONDS_TO_START:g} s")
+        self._all_start.result()
 
     async def accept(self) -> None:
         """Has them accept calls."""
@@ -163,27 +166,34 @@ class Frontends:
         for link in self._links.values():
             link.serve(self._models)
 
-    async def _started(self, place: int) -> None:
-        while place not in self._links:
-            await asyncio.sleep(0.005)
-        await asyncio.shield(self._links[place].started)
+    def _start_one(self, started: asyncio.Future[None]) -> None:
+        """Called when a front-end listens, or does not and says why."""
+        if error := started.exception():
+            self._fail_to_start(error)
+            return
+        listening = sum(link.listens for link in self._links.values())
+        if listening == self._config.frontends and not self._all_start.done():
+            self._all_start.set_result(None)
+
+    def _fail_to_start(self, error: BaseException) -> None:
+        if not self._all_start.done():
+            self._all_start.set_exception(error)
 
     async def _live(self, place: int) -> None:
         """Keeps one front-end alive."""
         pause = _LEAST_PAUSE_SECONDS
         while not self._stopped.is_set():
             began = time.monotonic()
-            code = await self._run(place)
+            try:
+                end = f"ended with exit code {await self._run(place)}, and its calls with it"
+            except OSError as error:  # too many processes, or too little memory
+                end = f"cannot be started: {error}"
+                self._fail_to_start(GlowserveError(f"a front-end {end}"))
             if self._stopped.is_set():
                 return
             if time.monotonic() - began > _LONG_LIFE_SECONDS:
                 pause = _LEAST_PAUSE_SECONDS
-            log.error(
-                "front-end %d ended with exit code %d, and its calls with it; another starts in %g s",
-                place + 1,
-                code,
-                pause,
-            )
+            log.error("front-end %d %s; another one starts in %g s", place + 1, end, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), pause)
             pause = min(2 * pause, _MOST_PAUSE_SECONDS)
@@ -201,6 +211,7 @@ class Frontends:
         finally:
             os.close(memory)
         self._links[place] = link
+        link.started.add_done_callback(self._start_one)
         self._processes.add(process)
         try:
             self._inform(link)
@@ -211,9 +222,9 @@ class Frontends:
             self._processes.discard(process)
             if not link.started.done():
                 link.started.set_exception(GlowserveError("a front-end ended before it listened"))
-            link.started.exception()  # it is logged elsewhere
             link.close()
-            self._links.pop(place, None)
+            del self._links[place]
+            self._dropped_lines += link.gauges.get(DROPPED_LINES, 0.0)
 
     def _inform(self, link: FrontendLink) -> None:
         link.serve(self._models)
@@ -236,6 +247,8 @@ class Frontends:
     async def _end(self, seconds: float) -> None:
         """Waits for the ends of the processes, and kills those that take longer."""
         self._stopped.set()
+        if not self._all_start.cancel() and not self._all_start.cancelled():
+            self._all_start.exception()  # else asyncio logs that nobody has asked for it
         if not self._lives:
             return
         late = (await asyncio.wait(self._lives, timeout=seconds))[1]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from prometheus_client import Counter
 
+from glowserve_service.observability import logs
 from glowserve_service.observability.histograms import Histogram
 from glowserve_service.observability.metrics import Metrics
 
@@ -14,6 +15,9 @@ from glowserve_service.observability.metrics import Metrics
 _COUNTERS = ("requests", "not_finite", "redrawn_samples", "failed_decodes", "inexact_encodings")
 _HISTOGRAMS = ("request_seconds", "preparation_seconds", "serialization_seconds")
 _GAUGES = ("requests_in_flight", "received_bytes", "descriptors_short")
+
+DROPPED_LINES = "dropped_lines"
+"""How many lines of its log a process has dropped since its start."""
 
 
 class Delta(NamedTuple):
@@ -72,5 +76,6 @@ def add(metrics: Metrics, deltas: Iterable[Delta]) -> None:
 
 
 def gauges(metrics: Metrics) -> dict[str, float]:
-    """The gauges of calls of a process, by the attribute of `Metrics`."""
-    return {name: next(iter(getattr(metrics, name).collect())).samples[0].value for name in _GAUGES}
+    """The gauges of calls of this process, by the attribute of `Metrics`, and DROPPED_LINES."""
+    found = {name: next(iter(getattr(metrics, name).collect())).samples[0].value for name in _GAUGES}
+    return found | {DROPPED_LINES: logs.dropped_lines()}

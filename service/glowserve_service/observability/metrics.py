@@ -65,7 +65,7 @@ class Metrics:
         """Has each scrape call a function first, in its thread."""
         self.registry.refresh = refresh
 
-    def count_dropped_lines(self, count: Callable[[], int]) -> None:
+    def count_dropped_lines(self, count: Callable[[], float]) -> None:
         """Has each scrape ask a function, and not this process's log, how many lines were dropped."""
         self._dropped_lines.count = count
 
@@ -233,7 +233,7 @@ class _DroppedLogLines(Collector):
 
     def __init__(self, name: str, text: str) -> None:
         self._name, self._text = name, text
-        self.count = logs.dropped_lines
+        self.count: Callable[[], float] = logs.dropped_lines
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         yield CounterMetricFamily(self._name, self._text, value=self.count())

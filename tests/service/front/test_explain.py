@@ -25,6 +25,7 @@ from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
 from tests.service.bundles import scale
 from tests.service.engines import held
+from tests.service.marks import reads_call_lines
 from tests.service.metrics import ended, has_series, queue_length, value
 from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import raw, refusal, wait_for
@@ -64,6 +65,7 @@ def test_the_answer_does_not_depend_on_the_batch(stub: GlowServiceStub, digits: 
     assert first.deviation == pytest.approx(second.deviation, rel=1e-3)
 
 
+@reads_call_lines
 def test_a_call_is_counted_like_a_score(
     fresh: tuple[Server, Stubs], digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer, StartServer
 from tests.service.engines import held
+from tests.service.marks import patches_the_front, reads_call_lines
 from tests.service.metrics import ended, in_flight, leases, queue_length, value
 from tests.service.stubs import connect
 from tests.service.wire import encoded, raw, refusal, wait_for
@@ -74,6 +75,7 @@ def test_a_set_that_does_not_belong_is_found(stub: GlowServiceStub, digits: UInt
     assert found.p_value == found.resolution == 1e-4
 
 
+@reads_call_lines
 def test_a_set_is_counted_and_logged_as_one_call_and_its_images_as_traffic(
     run_server: RunServer, digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_set_is_counted_and_logged_as_one_call_and_its_images_as_traffic(
     assert "ScoreSet of digits: OK, 14 images in " in line
 
 
+@patches_the_front
 def test_other_calls_are_answered_while_a_set_is_compared(
     run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +315,7 @@ def test_a_server_that_stops_answers_a_set_that_is_complete(
         assert call.result(60).n == 50
 
 
+@patches_the_front
 def test_a_caller_that_never_ends_its_set_is_refused_at_the_most(
     run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,9 @@
+"""Marks of tests that look into the process of the front: `make test-frontends`, where it is another one, skips them."""
+
+from __future__ import annotations
+
+import pytest
+
+reads_call_lines = pytest.mark.one_frontend("a front-end writes the log lines of its calls")
+patches_the_front = pytest.mark.one_frontend("a front-end does not have what a test patches")
+has_whole_limits = pytest.mark.one_frontend("a front-end has its share of a limit")
