@@ -1,4 +1,4 @@
-"""Marks of tests that look into the process of the front: `make test-frontends`, where it is another one, skips them."""
+"""Marks of tests that look into the process of the front. `make test-frontends` skips them: there it is another one."""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ class Frontends:
         self._all_start.result()
 
     async def accept(self) -> None:
-        """Has them accept calls."""
+        """Has them accept calls, all at the same moment: a client that was answered once must not be refused then."""
+        await self._applied(_MOST_SECONDS_TO_START)
         self._accepts = True
         for link in self._links.values():
             link.tell(Kind.ACCEPT)
