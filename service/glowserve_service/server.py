@@ -62,9 +62,13 @@ class Server:
         if config.frontends == 1:
             self.front = Front(config, self.metrics, self._closers, certificates, tokens)
         else:
-            self.front = Frontends(config, self.metrics)
-        self.port = self.front.bind()
-        self._bind_metrics(certificates, tokens)
+            self.front = Frontends(config, self.metrics, self._closers)
+        try:
+            self.port = self.front.bind()
+            self._bind_metrics(certificates, tokens)
+        except PortError:
+            await self._closers.close()
+            raise
         models = ServedModels(self.metrics)
         self.manager = ModelManager(config, models, self.metrics, self.front.set_health)
         await self.front.start(models, ModelControl(models, self.manager))

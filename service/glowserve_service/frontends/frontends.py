@@ -17,6 +17,7 @@ from pathlib import Path
 from glowserve.runtime.errors import GlowserveError
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
+from glowserve_service.front.closers import Closers
 from glowserve_service.front.control import Control
 from glowserve_service.front.front import cannot_listen, try_to_bind
 from glowserve_service.frontends import arena, main
@@ -49,10 +50,11 @@ class Frontends:
     Args:
         config: the service's settings.
         metrics: the service's, to which the front-ends add.
+        closers: to which the reserved port is added.
     """
 
-    def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
-        self._config, self._metrics = config, metrics
+    def __init__(self, config: ServiceConfig, metrics: Metrics, closers: Closers) -> None:
+        self._config, self._metrics, self._closers = config, metrics, closers
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._links: dict[int, FrontendLink] = {}
         self._lives: list[asyncio.Task[None]] = []
@@ -78,20 +80,18 @@ class Frontends:
         Raises:
             PortError: it cannot be listened on.
         """
-        config = self._config
+        host, port = self._config.host, self._config.port
         try:
-            try_to_bind(config.host, config.port)  # without SO_REUSEPORT: another service may have the port
-            family, kind, _, _, address = socket.getaddrinfo(
-                config.host, config.port, type=socket.SOCK_STREAM
-            )[0]
+            try_to_bind(host, port)  # without SO_REUSEPORT: another service may have the port
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self._reserved = socket.socket(family, kind)
+            self._closers.add(self._reserved.close)
             self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._reserved.bind(address)
         except OSError as error:
-            raise PortError(cannot_listen("port", config.port, config.host, error)) from error
-        port: int = self._reserved.getsockname()[1]
-        self._port = port
-        return port
+            raise PortError(cannot_listen("port", port, host, error)) from error
+        self._port = int(self._reserved.getsockname()[1])
+        return self._port
 
     async def start(self, models: ServedModels, control: Control) -> None:
         """Starts the processes, which answer UNAVAILABLE.
@@ -141,9 +141,8 @@ class Frontends:
         await self._end(0.0)
 
     async def close(self) -> None:
-        """Frees the port."""
+        """Leaves the metrics as they are."""
         self._metrics.before_scrapes(lambda: None)
-        self._reserved.close()
 
     async def sync(self) -> None:
         """Takes over what the front-ends have counted."""

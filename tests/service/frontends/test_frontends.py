@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +23,7 @@ from tests.service.engines import held
 from tests.service.frontends.front_ends import CONNECTIONS, connections, kill, processes
 from tests.service.metrics import ended, in_flight, value
 from tests.service.stubs import SERVING, Stubs
-from tests.service.wire import nats, raw, wait_for
+from tests.service.wire import images_of, nats, raw, wait_for
 
 UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK
 
@@ -28,7 +31,8 @@ UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK
 @pytest.fixture(scope="module")
 def two(run_server: RunServer) -> Iterator[Server]:
     """A server with two front-ends that each test leaves as it was."""
-    with run_server(frontends=2, admin="on", poll_seconds=0, canary_seconds=0) as server:
+    settings = {"admin": "on", "poll_seconds": 0, "canary_seconds": 0}
+    with run_server(frontends=2, max_images_per_call=4096, max_queue_size=8192, **settings) as server:
         yield server
 
 
@@ -53,6 +57,18 @@ def test_every_connection_gets_the_same_answers(
         answers = list(pool.map(lambda stubs: score(stubs, digits[:40]), many))
     for answer in answers:
         np.testing.assert_allclose(answer, expected, rtol=1e-6)
+
+
+def test_thousands_of_images_in_a_call_are_encoded_and_decoded(
+    two: Server, many: list[Stubs], digits: UInt8Array
+) -> None:
+    """Their rows take megabytes, which are copied in threads and given back to the system."""
+    images = np.concatenate([digits] * 20)
+    encoded = many[0].glow.Encode(pb.EncodeRequest(images=raw(images)))
+    decoded = many[1].glow.Decode(pb.DecodeRequest(latents=encoded.latents))
+    assert not any(encoded.mismatched_values)
+    np.testing.assert_array_equal(images_of(decoded.images), images)
+    assert value(two, "received_bytes") == 0
 
 
 def test_every_call_is_counted_once_and_a_scrape_knows_the_last_one(
@@ -153,6 +169,20 @@ def test_a_front_end_that_is_killed_loses_its_own_calls_alone_and_is_replaced(
             assert len(score(each, digits[:1])) == 1
         assert ended(server, "Score", "OK") == before + 2 * CONNECTIONS - len(lost)
         assert value(server, "received_bytes") == 0
+
+
+def test_a_front_end_that_hangs_does_not_hold_up_scrapes_or_the_stop(
+    run_server: RunServer, digits: UInt8Array
+) -> None:
+    with run_server(frontends=2, drain_seconds=0) as server, connections(server) as many:
+        for each in many:
+            assert len(score(each, digits[:1])) == 1
+        assert ended(server, "Score", "OK") == CONNECTIONS
+        os.kill(processes(server)[0], signal.SIGSTOP)
+        began = time.monotonic()
+        assert ended(server, "Score", "OK") == CONNECTIONS
+        assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_port_that_another_service_has_cannot_be_shared(two: Server, run_server: RunServer) -> None:
