@@ -144,7 +144,11 @@ class FrontendLink:
 
     async def _command(self) -> None:
         while True:
-            await (await self._commands.get())()
+            command = await self._commands.get()
+            try:
+                await command()
+            except Exception:
+                log.exception("a front-end could not be told of a change")
 
     def _take(self, kind: int, content: bytes) -> None:
         self._HANDLERS[kind](self, content)

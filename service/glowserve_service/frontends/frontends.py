@@ -33,7 +33,7 @@ from glowserve_service.observability.metrics import Metrics
 _MOST_SECONDS_TO_START = 120.0
 # Beyond `drain_seconds`: what a front waits for before and after it drains, its decoders, its log.
 _MOST_SECONDS_TO_STOP = 5.0
-_MOST_SECONDS_TO_DIE = 2.0
+_MOST_SECONDS_TO_DIE = 1.0
 # A call that loads a model is answered when every front-end knows it. One that is stopped is not waited for.
 _CHANGE_SECONDS = 5.0
 # A front-end that ends again and again is started less and less often.
