@@ -56,6 +56,7 @@ bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the 
 	$(BIN)/python tests/benchmarks/bench_service.py
 	$(BIN)/python tests/benchmarks/bench_threads.py
 	$(BIN)/python tests/benchmarks/bench_sharing.py
+	$(BIN)/python tests/benchmarks/bench_frontends.py
 	$(BIN)/python tests/benchmarks/bench_start.py --repository out/demo/models
 
 ablate: $(INSTALLED)  ## which choices of the recipe pay, three minutes a row: out/ablation/ (TABLE=photographs, DATA=...)
