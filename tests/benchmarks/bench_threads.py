@@ -57,7 +57,8 @@ def _measure(version: Path, seconds: float, rounds: int) -> None:
             times.setdefault(server.name, []).append(measured.p50)
     print("| one caller | p50 ms | peak memory MiB |\n|---|---:|---:|")
     for row, found in times.items():
-        print(f"| {row} | {np.median(found):.2f} | {memory.get(row, np.nan):.0f} |")
+        mib = f"{memory[row]:.0f}" if row in memory else ""
+        print(f"| {row} | {np.median(found):.2f} | {mib} |")
     *alone_rows, _, _, ours = times
     best = np.min([times[row] for row in alone_rows], axis=0)
     most = np.median(_GOAL_RATIO * best + _GOAL_MS)

@@ -58,8 +58,9 @@ async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> d
 
 
 def server_process() -> int:
-    """The number of the process that `running` has started: the oldest one that this one has."""
-    return min(process for process, (parent, _) in _processes().items() if parent == os.getpid())
+    """The number of the process that `running` has started: the newest one that this one has. Pools of processes, which
+    measure other things in turns with servers, leave an older one behind."""
+    return max(process for process, (parent, _) in _processes().items() if parent == os.getpid())
 
 
 def processor_seconds(process: int) -> float:

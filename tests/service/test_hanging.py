@@ -88,7 +88,7 @@ def test_a_load_that_hangs_is_refused_and_later_versions_are_served(
 def test_no_more_than_three_loads_hang_and_the_service_still_stops(
     start_server: StartServer, models: Path
 ) -> None:
-    flags = ("--repository", str(models), "--poll-seconds", "0.1", "--load-timeout-seconds", "0.5")
+    flags = ("--repository", str(models), "--poll-seconds", "0.1", "--load-timeout-seconds", "1")
     with (
         start_server(*flags, *AT_ONCE, program=[HANGING_LOADS]) as server,
         connect(server.target) as stubs,

@@ -58,8 +58,6 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     try:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
             _warm_up(engine, bundle, size)
-        if engine.widens:
-            _warm_up(engine, bundle, 1, wide=True)
         check_canary(engine, bundle)
         check_n_bits(engine, bundle)
     except BaseException:
@@ -86,10 +84,10 @@ def public_sentence(sentence: str, path: Path) -> str:
     return " ".join(sentence.replace(str(path), f"{path.parent.name}/{path.name}").split())
 
 
-def _warm_up(engine: Engine, bundle: Bundle, size: int, *, wide: bool = False) -> None:
+def _warm_up(engine: Engine, bundle: Bundle, size: int) -> None:
     images = np.zeros((size, *bundle.shape), np.uint8)
     noise = np.full(images.shape, ENCODING_NOISE, np.float32)
     try:
-        engine.reverse(engine.forward(images, noise, wide=wide).latent, wide=wide)
+        engine.reverse(engine.forward(images, noise).latent)
     except Exception as error:  # ONNX Runtime has no public base class of its errors
         raise BundleError(f"bundle {bundle.path}: its first run failed: {error}") from error

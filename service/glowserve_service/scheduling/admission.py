@@ -14,8 +14,8 @@ from glowserve_service.scheduling.ticket import Ticket
 _LEAST_PAUSE_SECONDS = 0.05
 
 # A batch may take this part of the time that its first rows have left. Rows that arrive while it runs have to wait for
-# it, and often have as much time as those had.
-_PART_OF_TIME_LEFT = 0.5
+# it, then run in a batch of their own, and often have no more time than those had: half would leave them none to spare.
+_PART_OF_TIME_LEFT = 0.25
 # But always so long: smaller batches of short rows would make the queue longer, and all calls late.
 _LEAST_SECONDS = 0.05
 # And a batch may take so long while other models are in use, whose callers have to wait for it.

@@ -30,21 +30,21 @@ def test_a_loaded_model_knows_the_state_of_its_files(repository: Path) -> None:
 def test_every_batch_size_is_run_before_the_model_is_served(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs: list[tuple[int, bool]] = []
+    sizes: list[int] = []
     forward = Engine.forward
 
-    def counted(engine: Engine, images: object, noise: object, *, wide: bool = False) -> object:
-        runs.append((len(images), wide))  # type: ignore[arg-type]
-        return forward(engine, images, noise, wide=wide)  # type: ignore[arg-type]
+    def counted(engine: Engine, images: object, noise: object) -> object:
+        sizes.append(len(images))  # type: ignore[arg-type]
+        return forward(engine, images, noise)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Engine, "forward", counted)
     monkeypatch.setattr(
         "glowserve_service.models.loading.padded_sizes", lambda _engine, _config: (1, 2, 4, 5)
     )
-    config = ServiceConfig(repository=repository, device="cpu", max_batch_size=5, threads=2)
-    load_model(repository / "digits" / "1", config)
-    narrow = [1, 2, 4, 5], [1, 1, 1, 1]  # the last are the canary and its bins
-    assert runs == [*((size, False) for size in narrow[0]), (1, True), *((size, False) for size in narrow[1])]
+    load_model(
+        repository / "digits" / "1", ServiceConfig(repository=repository, device="cpu", max_batch_size=5)
+    )
+    assert sizes == [1, 2, 4, 5, 1, 1, 1, 1]  # the last are the canary and its bins
 
 
 def test_batches_on_a_cpu_are_not_padded(engine: Engine, repository: Path) -> None:
@@ -56,7 +56,7 @@ def test_an_engine_that_fails_in_its_first_run_is_closed_and_named(
 ) -> None:
     closed: list[Engine] = []
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: out of memory")
 
     def close(engine: Engine) -> None:

@@ -110,9 +110,9 @@ async def _sizes(
 
 @pytest.mark.parametrize(
     ("seconds", "first"),
-    [(60.0, 8), (10.5, 5), (3.0, 1), (0.9, 1)],
+    [(60.0, 8), (21.0, 5), (6.0, 1), (0.9, 1)],
 )
-async def test_a_batch_takes_half_the_time_that_its_head_has_left(seconds: float, first: int) -> None:
+async def test_a_batch_takes_a_quarter_of_the_time_that_its_head_has_left(seconds: float, first: int) -> None:
     function = Doubling(shut=True)
     async with batching(function) as batcher:
         sizes = await _sizes(batcher, function, 1.0, {"deadline": soon(seconds), "first": False})
