@@ -45,6 +45,7 @@ class Frontend:
         self._by_number: dict[int, RemoteModel] = {}
         self._commands: asyncio.Queue[tuple[Kind, bytes]] = asyncio.Queue()
         self._releasing: set[asyncio.Task[None]] = set()
+        self._files: list[Callable[[], object]] = []  # each reads files again if they have changed
 
     async def run(self, connection: socket.socket, memory: int) -> int:
         """Accepts calls until the engine process ends them; returns the exit code.
@@ -81,9 +82,13 @@ class Frontend:
     async def _start(self, closers: Closers, memory: int) -> None:
         """Listens, and answers UNAVAILABLE."""
         config, certificates = self._config, None
-        tokens = None if config.tokens is None else Tokens(config.tokens)
+        tokens = None
+        if config.tokens is not None:
+            tokens = Tokens(config.tokens)
+            self._files.append(lambda: tokens.has("infer"))
         if config.tls_cert is not None and config.tls_key is not None:
             certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+            self._files.append(certificates.validity)
         front = self._front = Front(config, self._metrics, closers, certificates, tokens, shares_port=True)
         self._arena = Arena(SharedMemory(memory), front.middleware.received)
         front.bind()
@@ -146,3 +151,6 @@ class Frontend:
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
             self._link.count()
+            # If it waited for a call, it could miss a change that the other front-ends have seen.
+            for read in self._files:
+                read()

@@ -19,6 +19,7 @@ import glowserve
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer
+from tests.service.credentials import INFER
 from tests.service.engines import held
 from tests.service.frontends.front_ends import CONNECTIONS, connections, kill, processes
 from tests.service.metrics import ended, in_flight, value
@@ -183,6 +184,20 @@ def test_a_front_end_that_hangs_does_not_hold_up_scrapes_or_the_stop(
         assert ended(server, "Score", "OK") == CONNECTIONS
         assert time.monotonic() - began < 5
     assert time.monotonic() - began < 30
+
+
+def test_a_front_end_without_calls_reads_changed_tokens_too(run_server: RunServer, tokens: Path) -> None:
+    """Else one that missed a change would go on with older tokens when the next one is damaged."""
+    new = "another-0123456789-0123456789"
+    with run_server(frontends=2, tokens=tokens) as server, connections(server) as many:
+        tokens.write_text(f"app {new}\n")
+        time.sleep(2.0)
+        tokens.write_text("app short\n")
+        for stubs in many:
+            request, metadata = pb.ListModelsRequest(), (("authorization", f"Bearer {INFER}"),)
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                stubs.glow.ListModels(request, metadata=metadata)
+            stubs.glow.ListModels(request, metadata=(("authorization", f"Bearer {new}"),))
 
 
 def test_a_port_that_another_service_has_cannot_be_shared(two: Server, run_server: RunServer) -> None:
