@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,8 @@ from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 
 # A front-end answers in a millisecond. One that does not is stopped, or starved of processor time.
 _SYNC_SECONDS = 0.5
+# Telling one of a large model takes longer.
+_CHANGE_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +189,9 @@ class FrontendLink:
             response = await self._control.answer(request, Message)
             if isinstance(request, CHANGES):
                 await self._on_change()
+            else:  # a model that is listed can be called
+                with suppress(TimeoutError):
+                    await self.applied(_CHANGE_SECONDS)
             return response.SerializeToString()
 
         self._begin(number, answer())

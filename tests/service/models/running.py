@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
+from glowserve_service.frontends.frontends import Frontends
 from glowserve_service.models.served_model import ServedModel
 from glowserve_service.server import Server
 
@@ -87,6 +88,8 @@ class RunningService(Stubs):
     def poll(self) -> None:
         """Looks at the repository, as the service does at each interval."""
         self.run(self.server.manager._poll())
+        if isinstance(self.server.front, Frontends):
+            self.run(self.server.front._applied())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine in the server's event loop."""
