@@ -77,7 +77,8 @@ class FrontendLink:
         self._numbers = itertools.count()
         self._commands: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self._told = self._applied = 0
-        self._is_closed = False
+        self.ended = asyncio.Event()
+        """Set when its last frame has been read."""
         self._change = asyncio.Event()
         self._channel = Channel(connection, self._take, self.close)
         self._commander = asyncio.create_task(self._command())
@@ -119,7 +120,7 @@ class FrontendLink:
         """Returns when all commands so far are carried out, or the front-end has ended; TimeoutError if neither."""
         told = self._told
         async with asyncio.timeout(seconds):
-            while self._applied < told and not self._is_closed:
+            while self._applied < told and not self.ended.is_set():
                 self._change.clear()
                 await self._change.wait()
 
@@ -133,7 +134,7 @@ class FrontendLink:
 
     def close(self) -> None:
         """Drops what its callers wait for, and releases its models."""
-        self._is_closed = True
+        self.ended.set()
         self._channel.close()
         self._commander.cancel()
         for task in self._requests.values():

@@ -217,7 +217,10 @@ class Frontends:
             self._inform(link)
             if self._stopped.is_set():  # while it was started
                 _kill(process)
-            return await process.wait()
+            code = await process.wait()
+            with suppress(TimeoutError):  # what it has counted may still be in the socket
+                await asyncio.wait_for(link.ended.wait(), _MOST_SECONDS_TO_DIE)
+            return code
         finally:
             self._processes.discard(process)
             if not link.started.done():
