@@ -83,7 +83,8 @@ test: $(INSTALLED)  ## run every test but those that need Docker
 
 test-frontends: $(INSTALLED)  ## the tests of the service and of the clients, with two front-ends in each service
 	TEST_FRONTENDS=2 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/client \
-		tests/service/front tests/service/models tests/service/observability tests/service/security tests/service/test_*.py
+		tests/service/front tests/service/models tests/service/observability tests/service/security \
+		tests/service/test_server_start.py tests/service/test_server_stop.py tests/service/test_last_answers.py
 
 test-ray: $(INSTALLED)  ## scores of a folder from a cluster of Ray on this machine: 250 MB more in .venv/
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[ray]'

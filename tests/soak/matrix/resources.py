@@ -64,7 +64,7 @@ class Internals:
         self.models: list[Any] = list(server.manager._models)
         self.workers: Any = server.manager._workers
         self.loop: asyncio.AbstractEventLoop = self.models[0].health._loop
-        owners = [getattr(close, "__self__", None) for close in server._closers]
+        owners = [getattr(close, "__self__", None) for close in server._closers._functions]
         self.cpu_pool: Any = next(owner for owner in owners if isinstance(owner, CpuPool))
         lanes = [lane for model in self.models for lane in (model.forward, model.reverse)]
         self.batchers: list[Any] = [lane._batcher for lane in lanes]
