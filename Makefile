@@ -56,6 +56,7 @@ bench: $(INSTALLED) out/demo/models  ## speed of training, of graphs and of the 
 	$(BIN)/python tests/benchmarks/bench_service.py
 	$(BIN)/python tests/benchmarks/bench_threads.py
 	$(BIN)/python tests/benchmarks/bench_sharing.py
+	$(BIN)/python tests/benchmarks/bench_frontends.py
 	$(BIN)/python tests/benchmarks/bench_growth.py
 	$(BIN)/python tests/benchmarks/bench_start.py --repository out/demo/models
 
@@ -80,6 +81,11 @@ soak: $(INSTALLED)  ## what only minutes of load show: out/soak.txt (SOAK_CALLS=
 # Four on two cores, too: much of the time, tests wait for servers.
 test: $(INSTALLED)  ## run every test but those that need Docker
 	$(BIN)/pytest --numprocesses 4 --dist loadfile
+
+test-frontends: $(INSTALLED)  ## the tests of the service and of the clients, with two front-ends in each service
+	TEST_FRONTENDS=2 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/client \
+		tests/service/front tests/service/models tests/service/observability tests/service/security \
+		tests/service/test_server_start.py tests/service/test_server_stop.py tests/service/test_last_answers.py
 
 test-ray: $(INSTALLED)  ## scores of a folder from a cluster of Ray on this machine: 250 MB more in .venv/
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[ray]'
@@ -130,4 +136,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-ray test-gpu-wheel lint protos check-protos release-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-frontends test-ray test-gpu-wheel lint protos check-protos release-protos test-docker clean

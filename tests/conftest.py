@@ -22,6 +22,14 @@ from tests.servers import RunServer, StartServer
 _SHARED = Path(os.environ.get("GLOWSERVE_SHARED", "../shared"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests of what is in the process of the front, where that is another one."""
+    if servers.FRONTENDS > 1:
+        for item in items:
+            if marker := item.get_closest_marker("one_frontend"):
+                item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_variable_of_the_tests() -> None:
     """A service that a test starts would take it for a misspelled one of its own."""

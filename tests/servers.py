@@ -25,6 +25,8 @@ from glowserve_service.server import Server
 GLOWSERVE = ("-m", "glowserve")
 SECONDS = 120.0
 """How long a start or a stop may take on a slow machine."""
+FRONTENDS = int(os.environ.get("TEST_FRONTENDS", "1"))
+"""How many front-ends servers have, unless a test says otherwise. `make test-frontends` sets it."""
 
 
 class RunServer(Protocol):
@@ -88,7 +90,13 @@ def run_server(repository: Path, /, **settings: Any) -> Iterator[Server]:
         GlowserveError: the server cannot start.
         ValueError: certificates, tokens or settings cannot be used.
     """
-    defaults: dict[str, Any] = {"repository": repository, "port": 0, "metrics_port": 0, "device": "cpu"}
+    defaults: dict[str, Any] = {
+        "repository": repository,
+        "port": 0,
+        "metrics_port": 0,
+        "device": "cpu",
+        "frontends": FRONTENDS,
+    }
     config = ServiceConfig(**defaults | settings)
     started: Future[tuple[Server, Callable[[], object]]] = Future()
 
@@ -187,4 +195,5 @@ def listens(target: str) -> bool:
 
 
 def _command(program: Sequence[str], *flags: str) -> list[str]:
-    return [sys.executable, *program, "serve", "--device", "cpu", *flags]
+    more = () if FRONTENDS == 1 else ("--frontends", str(FRONTENDS))
+    return [sys.executable, *program, "serve", "--device", "cpu", *more, *flags]

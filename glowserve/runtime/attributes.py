@@ -75,6 +75,12 @@ def write_attributes(attributes: Attributes) -> bytes:
     )
 
 
+def read_attributes(data: bytes) -> Attributes:
+    """What `write_attributes` wrote in this process or its parent; there may be none."""
+    arrays = read_arrays(data, MOST_BYTES)
+    return Attributes(tuple(arrays["names"].tolist()), arrays["directions"], arrays["separated"])
+
+
 def bundle_attributes(bundle: Bundle) -> Attributes:
     """The attributes of a bundle: none, unless they were computed.
 

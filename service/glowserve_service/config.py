@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
-from dataclasses import Field, dataclass, field, fields
+import sys
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +102,11 @@ class ServiceConfig:
     metrics_port: int = _setting(
         8002, "port of Prometheus metrics; 0 for any that is free", least=0, most=65_535
     )
+    frontends: int = _setting(
+        1,
+        "processes that accept calls for the one that runs the models; 1 for that process itself; more need Linux",
+        most=64,
+    )
     device: str = _setting(
         RuntimeConfig.device, "auto (CUDA if it works, else the CPU), cpu, cuda or tensorrt"
     )
@@ -180,6 +187,8 @@ class ServiceConfig:
             raise ValueError("tls_cert and tls_key belong together; give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca is of no use without tls_cert and tls_key; give these, too")
+        if self.frontends > 1 and sys.platform != "linux":
+            raise ValueError(f"frontends is {self.frontends}; on {sys.platform} it must be 1")
         for name in ("max_images_per_call", "max_batch_size"):
             if self.max_queue_size < getattr(self, name):
                 raise ValueError(
@@ -229,6 +238,24 @@ class ServiceConfig:
         """
         received = min(self.max_received_mib * 2**20, memory_limit() / 4)
         return max(int(received), self.max_message_bytes)
+
+    def of_frontend(self, port: int) -> ServiceConfig:
+        """The settings of one of several front-ends: its share of the limits of calls, connections and bytes.
+
+        Args:
+            port: that all of them listen on.
+        """
+
+        def share(most: int) -> int:
+            return math.ceil(most / self.frontends)
+
+        return replace(
+            self,
+            port=port,
+            max_concurrent_calls=share(self.max_concurrent_calls),
+            max_received_mib=share(self.max_received_bytes // 2**20),
+            max_connections=share(self.max_connections),
+        )
 
     def share_of_a_call(self, images: int, size: int) -> float:
         """The share of a call's limits that a request of a stream takes, with so many images in so many bytes."""

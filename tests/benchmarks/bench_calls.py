@@ -18,8 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from glowserve_service.config import ServiceConfig
+from glowserve_service.front.front import SERVICE_NAME
 from glowserve_service.observability import logs
-from glowserve_service.server import SERVICE_NAME, Server
+from glowserve_service.server import Server
 from models import bundle, random_images
 
 from glowserve.messages import images_message
@@ -72,7 +73,7 @@ async def _measure(repository: Path, calls: int, rounds: int) -> None:
 
     async def keep_calling(request: bytes) -> None:
         for _ in range(calls // _CALLERS):
-            handler: Any = server._middleware.service(details)
+            handler: Any = server.front.middleware.service(details)
             await asyncio.create_task(handler.stream_unary(None, _Context(request)))
 
     loop, process = list[float](), list[float]()

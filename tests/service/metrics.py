@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from glowserve_service.server import Server
 
+from tests.servers import FRONTENDS
+
 
 def value(server: Server, name: str, **labels: str) -> float:
     """A sample of the metric glowserve_NAME; 0 if there is no such series."""
@@ -18,6 +20,12 @@ def has_series(server: Server, name: str, **labels: str) -> bool:
 def queue_length(server: Server, direction: str = "forward") -> float:
     """Images of the model `digits` that wait in a queue."""
     return value(server, "queue_length", model="digits", direction=direction)
+
+
+def leases(server: Server) -> int:
+    """Calls that use the model `digits`. Each of several front-ends keeps it open as well."""
+    model = server.manager._models.find("digits", 0)
+    return model._leases - (FRONTENDS if FRONTENDS > 1 else 0)
 
 
 def in_flight(server: Server) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-import glowserve_service.server
+import glowserve_service.front.front
 import grpc
 import pytest
 from glowserve_service.server import Server
@@ -77,12 +77,12 @@ def test_the_server_permits_the_pings_of_the_clients(
         (name, value // 30 if name == "grpc.keepalive_time_ms" else value) for name, value in CHANNEL_OPTIONS
     ]
     assert ("grpc.keepalive_time_ms", 1000) in options
-    intervals = {"permitted": glowserve_service.server._LEAST_BETWEEN_PINGS_MS // 30, "refused": 300_000}
+    intervals = {"permitted": glowserve_service.front.front._LEAST_BETWEEN_PINGS_MS // 30, "refused": 300_000}
     ended = {name: threading.Event() for name in intervals}
     with ExitStack() as stack:
         watches = {}
         for name, interval in intervals.items():
-            monkeypatch.setattr(glowserve_service.server, "_LEAST_BETWEEN_PINGS_MS", interval)
+            monkeypatch.setattr(glowserve_service.front.front, "_LEAST_BETWEEN_PINGS_MS", interval)
             server: Server = stack.enter_context(run_server())
             stubs = stack.enter_context(connect(server, options))
             watches[name] = stubs.watch()

@@ -62,7 +62,7 @@ def test_a_large_answer_reaches_a_client_on_a_slow_network(
     run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call has ended for the service, and most of its answer is still in gRPC."""
-    monkeypatch.setattr("glowserve_service.server._LAST_ANSWERS_SECONDS", 0.1)
+    monkeypatch.setattr("glowserve_service.front.front._LAST_ANSWERS_SECONDS", 0.1)
     images = np.tile(digits, (IMAGES // len(digits) + 1, 1, 1, 1))[:IMAGES]
     go_on = threading.Event()
     limits = {"max_images_per_call": IMAGES, "max_queue_size": IMAGES, "drain_seconds": 60.0}

@@ -238,7 +238,7 @@ def test_an_open_stream_of_reflection_does_not_delay_the_end(
     run_server: RunServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients keep such streams open for good."""
-    monkeypatch.setattr("glowserve_service.server._LAST_ANSWERS_SECONDS", 0.1)
+    monkeypatch.setattr("glowserve_service.front.front._LAST_ANSWERS_SECONDS", 0.1)
     ended = threading.Event()
 
     def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:

@@ -16,8 +16,7 @@ from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, Float64Array, Work
 from glowserve.scores import Likelihoods, Scorer, Scores
 from glowserve_service.front.call import Call
-from glowserve_service.models.lane import Lane
-from glowserve_service.models.served_model import Lease, ServedModel
+from glowserve_service.models.model import Lease, Model, RowRunner
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.engine_threads import Array, Rows
 from glowserve_service.scheduling.ticket import Ticket
@@ -47,7 +46,7 @@ class CallRunner:
         self.limits = limits
 
     async def __aenter__(self) -> CallRunner:
-        self.model: ServedModel = await self._lease.__aenter__()
+        self.model: Model = await self._lease.__aenter__()
         self._call.models.add((self.model.name, self.model.version))
         return self
 
@@ -150,7 +149,7 @@ class CallRunner:
         (deviations,) = await self._run(self.model.explain, images, noise)
         return deviations
 
-    async def _run(self, lane: Lane, *rows: Array) -> Rows:
+    async def _run(self, lane: RowRunner, *rows: Array) -> Rows:
         answer = await lane.run(*rows, ticket=self._lane_ticket)
         for time_in_stage in answer.times:
             self._call.record(*time_in_stage)

@@ -23,11 +23,9 @@ from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import UnavailableError
 from glowserve_service.front.call import Call
 from glowserve_service.front.call_runner import CallRunner
+from glowserve_service.front.control import Control
 from glowserve_service.front.ordered import in_order
-from glowserve_service.models.manager import ModelManager
-from glowserve_service.models.registry import ModelRegistry
-from glowserve_service.models.served_model import ServedModel
-from glowserve_service.models.unserved import Unserved
+from glowserve_service.models.model import Models
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 
@@ -37,16 +35,14 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
 
     Args:
         models: what is served.
-        manager: loads and unloads models.
+        control: answers the calls about which models are served.
         config: the service's.
         pool: where pictures are decoded and noise is drawn.
     """
 
-    def __init__(
-        self, models: ModelRegistry, manager: ModelManager, config: ServiceConfig, pool: CpuPool
-    ) -> None:
+    def __init__(self, models: Models, control: Control, config: ServiceConfig, pool: CpuPool) -> None:
         self._models = models
-        self._manager = manager
+        self._control = control
         self._config = config
         self._limits = config.limits
         self._pool = pool
@@ -152,18 +148,15 @@ class GlowServicer(glow_service_pb2_grpc.GlowServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # noqa: N802
         """See GlowService.ListModels."""
-        return pb.ListModelsResponse(
-            models=map(_summary, self._models), not_served=map(_unserved, self._manager.unserved())
-        )
+        return await self._control.answer(request, pb.ListModelsResponse)
 
     async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:  # noqa: N802
         """See GlowService.LoadModel."""
-        return pb.LoadModelResponse(models=map(_summary, await self._manager.load(request.name)))
+        return await self._control.answer(request, pb.LoadModelResponse)
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, call: Call) -> pb.UnloadModelResponse:  # noqa: N802
         """See GlowService.UnloadModel."""
-        await self._manager.unload(request.name)
-        return pb.UnloadModelResponse()
+        return await self._control.answer(request, pb.UnloadModelResponse)
 
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
         """See GlowService.GetModel."""
@@ -212,20 +205,3 @@ def _tickets(call: Call, *, long: bool) -> Iterator[Ticket]:
     later = Ticket(call.deadline, first=False, long=long, gate=gate)
     while True:
         yield later
-
-
-def _summary(model: ServedModel) -> pb.ModelSummary:
-    failure = model.health.failure
-    return pb.ModelSummary(
-        model=pb.ModelVersion(name=model.name, version=model.version),
-        image=model.manifest.image,
-        state=pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING,
-        reason=failure,
-        attributes=model.attributes.names,
-    )
-
-
-def _unserved(version: Unserved) -> pb.ModelSummary:
-    state = pb.MODEL_STATE_REFUSED if version.refused else pb.MODEL_STATE_LOADING
-    model = pb.ModelVersion(name=version.name, version=version.version)
-    return pb.ModelSummary(model=model, state=state, reason=version.reason)

@@ -75,9 +75,10 @@ class CallMiddleware(grpc.GenericRpcHandler):
         metrics.ready.set_function(lambda: float(self.accepts))
         metrics.requests_in_flight.set_function(lambda: float(self._in_flight))
         self._config = config
-        self._received = ReceivedBytes(config.max_received_bytes, config.max_message_bytes)
-        metrics.received_bytes.set_function(lambda: float(self._received.held))
-        self._other_services = OtherServices(self._received, config.max_concurrent_calls)
+        self.received = ReceivedBytes(config.max_received_bytes, config.max_message_bytes)
+        """The budget of bytes that callers have sent."""
+        metrics.received_bytes.set_function(lambda: float(self.received.held))
+        self._other_services = OtherServices(self.received, config.max_concurrent_calls)
         self._always = always
         self._traces = traces
         self._services_added: list[Any] = []
@@ -108,7 +109,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
     def accept(self) -> None:
         """Accepts calls; until then they are answered UNAVAILABLE."""
-        self._received.begin()
+        self.received.begin()
         self._refusal = ""
 
     def refuse(self) -> None:
@@ -191,7 +192,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
         async def receive(context: Any, call: Call) -> Any:
             # The bytes are freed here: the message has copies of them.
-            return read(await self._received.receive(context), call)
+            return read(await self.received.receive(context), call)
 
         def write(response: Any, call: Call) -> bytes:
             with call.timed(SERIALIZATION):
@@ -258,7 +259,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
-        call = Call(method, request_id(metadata.get(REQUEST_ID)), holding=Holding(self._received))
+        call = Call(method, request_id(metadata.get(REQUEST_ID)), holding=Holding(self.received))
         if self._traces:
             call.span = self._traces.begin(f"{service}/{method}", metadata)
         # gRPC computes the time that is left from the wall clock: if that has just jumped forward, 0 is left. gRPC ends

@@ -68,14 +68,18 @@ class ReceivedBytes:
         """Whether so many bytes are within the budget."""
         return self._held + size <= self._most
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, *, must: bool = False) -> None:
         """Adds the bytes of a message.
+
+        Args:
+            size: how many.
+            must: whether they are added even if they exceed the budget.
 
         Raises:
             BytesExhaustedError: they would exceed the budget; nothing was added.
         """
         with self._lock:
-            if not self.has_room(size):
+            if not (must or self.has_room(size)):
                 raise BytesExhaustedError(
                     f"the request has {size} bytes and the server holds {self._held} of other requests; it takes "
                     f"{self._most}; try again later, with increasing pauses"

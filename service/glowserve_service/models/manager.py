@@ -19,7 +19,7 @@ from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import ForbiddenError, UnavailableError
 from glowserve_service.models.loader_threads import LoaderThreads, LoadTimeoutError
 from glowserve_service.models.loading import LoadedModel, load_model, public_sentence
-from glowserve_service.models.registry import ModelRegistry
+from glowserve_service.models.registry import ServedModels
 from glowserve_service.models.served_model import ServedModel
 from glowserve_service.models.unserved import WHOLE_MODEL, Key, LoadFailure, Unserved, UnservedVersions
 from glowserve_service.observability.metrics import Metrics
@@ -54,7 +54,7 @@ class ModelManager:
     def __init__(
         self,
         config: ServiceConfig,
-        models: ModelRegistry,
+        models: ServedModels,
         metrics: Metrics,
         on_health: Callable[[bool, Mapping[str, bool]], None],
     ) -> None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Generic, TypeVar
 
 from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError
 from glowserve_service.models.lane import DIRECTIONS
-from glowserve_service.models.served_model import Lease, ServedModel
+from glowserve_service.models.model import Lease, Model
+from glowserve_service.models.served_model import ServedModel
 from glowserve_service.observability.metrics import Metrics
 
+M = TypeVar("M", bound=Model)
 
-class ModelRegistry:
-    """The versions of models that are served.
 
-    Args:
-        metrics: the service's.
-    """
+class ModelRegistry(Generic[M]):
+    """The versions of models that are served, here or by another process."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._models: dict[str, dict[int, ServedModel]] = {}
+    def __init__(self) -> None:
+        self._models: dict[str, dict[int, M]] = {}
 
-    def __iter__(self) -> Iterator[ServedModel]:
+    def __iter__(self) -> Iterator[M]:
         """By name, then version."""
         return (model for versions in self._models.values() for model in versions.values())
 
@@ -30,28 +29,17 @@ class ModelRegistry:
         """The names of the models."""
         return set(self._models)
 
-    def versions(self, name: str) -> Mapping[int, ServedModel]:
+    def versions(self, name: str) -> Mapping[int, M]:
         """The served versions of a model, ascending."""
         return self._models.get(name, {})
 
-    def replace(self, name: str, versions: Mapping[int, ServedModel]) -> list[ServedModel]:
+    def replace(self, name: str, versions: Mapping[int, M]) -> list[M]:
         """Serves these versions of a model, and no others; returns the versions that are not served any more."""
         before = self.versions(name)
         kept = {id(model) for model in versions.values()}
         gone = [model for model in before.values() if id(model) not in kept]
-        for model in gone:
-            model.hide()
         models = {**self._models, name: dict(sorted(versions.items()))}
         self._models = {name: models[name] for name in sorted(models) if models[name]}
-        for model in versions.values():
-            model.show()
-        for direction in DIRECTIONS:
-            if versions:
-                self._metrics.queue_length.labels(name, direction).set_function(
-                    partial(self._queue_length, name, direction)
-                )
-            elif before:
-                self._metrics.queue_length.remove(name, direction)
         return gone
 
     def lease(self, name: str, version: int) -> Lease:
@@ -61,7 +49,7 @@ class ModelRegistry:
         """
         return self.find(name, version).lease()
 
-    def find(self, name: str, version: int) -> ServedModel:
+    def find(self, name: str, version: int) -> M:
         """The model of a ModelSpec: a name, empty for the only model, and a version, 0 for the newest.
 
         Raises:
@@ -86,6 +74,38 @@ class ModelRegistry:
 
     def _served(self) -> str:
         return ", ".join(f"{model.name} version {model.version}" for model in self) or "none"
+
+
+class ServedModels(ModelRegistry[ServedModel]):
+    """The versions that this process serves, with their metrics.
+
+    Args:
+        metrics: the service's.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when other versions are served than before."""
+
+    def replace(self, name: str, versions: Mapping[int, ServedModel]) -> list[ServedModel]:
+        """See ModelRegistry."""
+        before = self.versions(name)
+        gone = super().replace(name, versions)
+        for model in gone:
+            model.hide()
+        for model in versions.values():
+            model.show()
+        for direction in DIRECTIONS:
+            if versions:
+                self._metrics.queue_length.labels(name, direction).set_function(
+                    partial(self._queue_length, name, direction)
+                )
+            elif before:
+                self._metrics.queue_length.remove(name, direction)
+        self.on_change()
+        return gone
 
     def _queue_length(self, name: str, direction: str) -> int:
         return sum(model.lanes[direction].queue_length for model in self.versions(name).values())

@@ -1,4 +1,4 @@
-"""A model that is served: an engine, a lane for each graph, a scorer, and the leases of the calls that use it."""
+"""A model that this process serves: an engine, and a lane for each graph."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import cache, partial
-from types import TracebackType
+from functools import partial
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 
 from glowserve.drift import DriftDetector
 from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
-from glowserve.runtime.engine import Float32Array, Forward
+from glowserve.runtime.engine import Float32Array
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.explanation import Explainer
-from glowserve.runtime.runner import Float64Array
 from glowserve.runtime.sessions import has_cuda
-from glowserve.scores import Scorer
 from glowserve_service.config import ServiceConfig
 from glowserve_service.models.daemon_threads import call_in_daemon_thread
 from glowserve_service.models.engine_health import EngineHealth
 from glowserve_service.models.lane import EXPLAIN, FORWARD, REVERSE, Lane
 from glowserve_service.models.loading import LoadedModel, padded_sizes, public_sentence
+from glowserve_service.models.model import Model
 from glowserve_service.models.opening import Opening
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.engine_threads import Rows
-from glowserve_service.scheduling.joint_work import JointWork
 from glowserve_service.scheduling.workers import Workers
 
 # A canary takes milliseconds. An engine that has not answered by then hangs.
@@ -40,7 +37,7 @@ _BATCH_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
 
-class ServedModel:
+class ServedModel(Model):
     """Answers the calls for one version of a model.
 
     Args:
@@ -59,33 +56,26 @@ class ServedModel:
         metrics: Metrics,
         on_change: Callable[[], None],
     ) -> None:
-        self.bundle = loaded.bundle
-        self.manifest = loaded.bundle.manifest
-        self.name, self.version = self.manifest.model, self.manifest.version
+        super().__init__(
+            loaded.bundle,
+            loaded.scorer,
+            loaded.attributes,
+            loaded.engine.placements,
+            instances=workers.instances,
+            max_batch_size=config.max_batch_size,
+            metrics=metrics,
+        )
         self.fingerprint = loaded.fingerprint
         self.health = EngineHealth(f"{self.name} version {self.version}", on_change)
-        scorer = self.scorer = loaded.scorer
-        self.attributes = loaded.attributes
-        self.instances = workers.instances
-        """Batches that run side by side."""
-        engine = self._engine = loaded.engine
+        scorer, engine = loaded.scorer, loaded.engine
+        self._engine = engine
         self.device = engine.device
         """"cpu", "cuda" or "tensorrt"."""
-        self.placements = engine.placements
-        """Which providers run its graphs."""
-        self.not_finite: Callable[[str], Counter] = cache(partial(metrics.not_finite.labels, self.name))
-        """By method: how many images had a score, an encoding or a decoding that was not finite."""
-        self.redrawn = metrics.redrawn_samples.labels(self.name)
-        """How often a sample was drawn again."""
-        self.inexact_encodings = metrics.inexact_encodings.labels(self.name)
-        """How many encodings did not decode to their image."""
-        detector = None if (oddness := scorer.oddness) is None else DriftDetector(oddness)
-        self.traffic = Traffic(self.name, self.version, detector)
-        """What the images that it has scored look like."""
+        oddness = loaded.scorer.oddness
+        detector = None if oddness is None else DriftDetector(oddness)
+        self.traffic: Traffic = Traffic(self.name, self.version, detector)
         self._metrics, self._device_setting = metrics, config.device
         self._canary: Future[None] | None = None
-        self._leases = 0
-        self._unleased = asyncio.Event()
 
         def forward(images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Rows:
             result = engine.forward(images, noise, wide=wide)
@@ -103,7 +93,6 @@ class ServedModel:
 
         explainer = Explainer(self.bundle, engine)
         self.opening = Opening(explainer, self.bundle, config.load_timeout_seconds)
-        """Opens what `explain` runs, at the first call for it."""
 
         def explain(images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Rows:
             return (explainer.explain(images, noise, wide=wide),)
@@ -117,16 +106,11 @@ class ServedModel:
             buckets=padded_sizes(engine, config),
         )
         self.forward = lane(self.health.watched(forward), self.name, FORWARD)
-        """From images [N, H, W, C] and noise to the arrays of `Forward` and of `Likelihoods`, in their order."""
         self.reverse = lane(self.health.watched(reverse), self.name, REVERSE)
-        """From latents [N, D] to the two arrays of `Reverse`, in its order."""
         # Not watched: if the third graph fails alone, scores and samples are as good as before.
         self.explain = lane(self.health.timed(explain), self.name, EXPLAIN)
-        """From images [N, H, W, C] and noise to deviations [N, H, W], once it is open."""
         self.lanes = {FORWARD: self.forward, REVERSE: self.reverse, EXPLAIN: self.explain}
         """By direction."""
-        self.p_values = JointWork(partial(_p_values, scorer), config.max_batch_size)
-        """From images [N, H, W, C] and the arrays of `Forward` to `anomaly_p_value`, [N]."""
         metrics.model_loads.labels(self.name, "loaded").inc()
         metrics.canary_checks.labels(self.name, "ok").inc()
         # From the start at 0: Prometheus takes no increase from a series that begins with 1.
@@ -165,10 +149,6 @@ class ServedModel:
             ),
         ]
 
-    def lease(self) -> Lease:
-        """Keeps it open for a call: `async with model.lease()`."""
-        return Lease(self)
-
     async def try_canary(self) -> None:
         """Runs the canary beside the batches, and sets the engine's health by its result."""
         try:
@@ -193,9 +173,7 @@ class ServedModel:
 
     async def retire(self) -> None:
         """Waits until no call has a lease, and closes it."""
-        while self._leases:
-            self._unleased.clear()
-            await self._unleased.wait()
+        await self.unleased()
         await self.close()
 
     async def close(self) -> None:
@@ -203,25 +181,3 @@ class ServedModel:
         for lane in self.lanes.values():
             await lane.close()
         await asyncio.wrap_future(call_in_daemon_thread(self._engine.close))
-
-
-def _p_values(scorer: Scorer, images: UInt8Array, *forward: Float32Array) -> Float64Array:
-    return scorer.p_values(scorer.parts(Forward(*forward), images))
-
-
-class Lease:
-    """Keeps a model open inside `async with`."""
-
-    def __init__(self, model: ServedModel) -> None:
-        self._model = model
-
-    async def __aenter__(self) -> ServedModel:
-        self._model._leases += 1
-        return self._model
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._model._leases -= 1
-        if not self._model._leases:
-            self._model._unleased.set()

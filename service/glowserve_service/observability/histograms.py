@@ -43,6 +43,14 @@ class Histogram(Collector):
         with self._lock:
             return self._series.setdefault(values, GatheredHistogram(self._ends))
 
+    def counted(self) -> dict[tuple[str, ...], BatchHistogram]:
+        """What has been counted so far, by the values of the labels."""
+        with self._lock:
+            series = list(self._series.items())
+        for _, each in series:
+            each.count()
+        return {values: each.counted for values, each in series}
+
     def describe(self) -> Iterator[HistogramMetricFamily]:
         """See Collector."""
         yield HistogramMetricFamily(self._name, self._text, labels=self._labels)
@@ -110,6 +118,17 @@ class BatchHistogram:
         with self._lock:
             self._counts += counts
             self._sum += float(values.sum())
+
+    def merge(self, counts: Sequence[int], total: float) -> None:
+        """Adds values that were counted elsewhere: how many are in each bucket, [B], and their sum."""
+        with self._lock:
+            self._counts += np.array(counts, np.int64)
+            self._sum += total
+
+    def totals(self) -> tuple[list[int], float]:
+        """How many values are in each bucket, [B], and the sum of the values."""
+        with self._lock:
+            return self._counts.tolist(), self._sum
 
     def sample(self) -> tuple[list[tuple[str, float]], float]:
         """The end of each bucket and how many values are at most that, and the sum of the values."""

@@ -6,7 +6,7 @@ a series.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -16,8 +16,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, RestrictedRegistry
 
 from glowserve_service.observability import logs
 from glowserve_service.observability.histograms import Histogram
@@ -46,7 +46,7 @@ class Metrics:
     """The metrics of one service, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = _Registry()
         self.descriptions: list[Description] = []
         """Of every metric but those of the process and of Python."""
         ProcessCollector(registry=self.registry)
@@ -60,6 +60,14 @@ class Metrics:
         self._add_log()
         self._add_descriptors()
         self._add_certificates()
+
+    def before_scrapes(self, refresh: Callable[[], None]) -> None:
+        """Has each scrape call a function first, in its thread."""
+        self.registry.refresh = refresh
+
+    def count_dropped_lines(self, count: Callable[[], float]) -> None:
+        """Has each scrape ask a function, and not this process's log, how many lines were dropped."""
+        self._dropped_lines.count = count
 
     def show_certificates(self, certificates: Certificates) -> None:
         """Has each scrape say when these expire."""
@@ -177,7 +185,8 @@ class Metrics:
     def _add_log(self) -> None:
         name, text = "glowserve_dropped_log_lines", "Log lines dropped because standard error was not read."
         self.descriptions.append(Description(f"{name}_total", "counter", (), text))
-        self.registry.register(_DroppedLogLines(name, text))
+        self._dropped_lines = _DroppedLogLines(name, text)
+        self.registry.register(self._dropped_lines)
 
     def _add_descriptors(self) -> None:
         text = "1 while so many file descriptors are open that connections may be refused, else 0."
@@ -208,14 +217,31 @@ class Metrics:
         self.descriptions.append(Description(f"glowserve_{name}", kind, tuple(labels), text))
 
 
+class _Registry(CollectorRegistry):
+    """A registry that calls a function before it collects the metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refresh: Callable[[], None] = lambda: None
+
+    def collect(self) -> Iterable[Metric]:
+        self.refresh()
+        return super().collect()
+
+    def restricted_registry(self, names: Iterable[str]) -> RestrictedRegistry:
+        self.refresh()
+        return super().restricted_registry(names)
+
+
 class _DroppedLogLines(Collector):
     """The log's own count, read at every scrape: the log is the process's and older than any service in it."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name, self._text = name, text
+        self.count: Callable[[], float] = logs.dropped_lines
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        yield CounterMetricFamily(self._name, self._text, value=logs.dropped_lines())
+        yield CounterMetricFamily(self._name, self._text, value=self.count())
 
 
 class _CertificateExpiry(Collector):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 import threading
 import time
@@ -17,7 +16,7 @@ import pytest
 from glowserve_service.config import ServiceConfig
 from glowserve_service.front.call import Call
 from glowserve_service.front.call_runner import CallRunner
-from glowserve_service.models.served_model import Lease
+from glowserve_service.models.model import Lease
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.observability.traffic import Traffic
 from glowserve_service.scheduling.cpu_pool import CpuPool
@@ -79,7 +78,13 @@ class Model:
         self.not_finite = lambda method: metrics.not_finite.labels(self.name, method)
         self.redrawn = metrics.redrawn_samples.labels(self.name)
         self.traffic = Traffic(self.name, self.version)
-        self._leases, self._unleased = 0, asyncio.Event()
+        self._leases = 0
+
+    def hold(self) -> None:
+        self._leases += 1
+
+    def release(self) -> None:
+        self._leases -= 1
 
 
 class Processes:

@@ -22,6 +22,7 @@ from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
 from tests.service.bundles import BoolArray, explode
 from tests.service.engines import held
+from tests.service.marks import reads_call_lines
 from tests.service.metrics import ended, has_series, queue_length, value
 from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import raw, refusal, wait_for
@@ -61,6 +62,7 @@ def test_the_answer_does_not_depend_on_the_batch(stub: GlowServiceStub, digits: 
     assert first.deviation == pytest.approx(second.deviation, rel=1e-3)
 
 
+@reads_call_lines
 def test_a_call_is_counted_like_a_score(
     fresh: tuple[Server, Stubs], digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,7 +108,7 @@ def test_a_third_graph_that_hangs_is_noticed_and_one_that_fails_leaves_the_model
     server, stubs = fresh
     request = pb.ExplainRequest(images=raw(digits[:3]))
     expected = stubs.glow.Explain(request)
-    (model,) = server._manager._models
+    (model,) = server.manager._models
     with held("explain"):
         call = stubs.glow.Explain.future(request)
         wait_for(lambda: model.health.batch_seconds > 0.05)
@@ -129,7 +131,7 @@ def test_a_malformed_call_opens_no_graph(fresh: tuple[Server, Stubs], digits: UI
         code, message = refusal(lambda images=images: stubs.glow.Explain(pb.ExplainRequest(images=images)))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert message.startswith("images")
-    (model,) = server._manager._models
+    (model,) = server.manager._models
     assert model.opening._thread is None
 
 

@@ -13,6 +13,7 @@ from glowserve.runtime.interpolation import interpolation_path
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
+from tests.service.marks import reads_call_lines
 from tests.service.metrics import ended, value
 from tests.service.stubs import connect
 from tests.service.wire import encoded, raw, refusal
@@ -69,6 +70,7 @@ def test_other_than_two_images_and_steps_out_of_range_are_refused(
     assert outcome == (grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
+@reads_call_lines
 def test_two_images_are_encoded_and_all_steps_decoded(
     run_server: RunServer, digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:

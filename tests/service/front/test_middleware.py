@@ -13,9 +13,9 @@ import pytest
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import QueueFullError
 from glowserve_service.front.call import Call
+from glowserve_service.front.front import SERVICE_NAME
 from glowserve_service.front.middleware import INTERNAL_ERROR, REQUEST_ID, CallMiddleware
 from glowserve_service.observability.metrics import Metrics
-from glowserve_service.server import SERVICE_NAME
 
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import (

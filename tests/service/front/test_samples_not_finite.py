@@ -20,6 +20,7 @@ from tests.servers import RunServer
 from tests.service.bundles import with_randomness
 from tests.service.front.open_inference.requests import output, sample_request
 from tests.service.log_records import records_of
+from tests.service.marks import reads_call_lines
 from tests.service.metrics import value
 from tests.service.stubs import Stubs, connect
 from tests.service.wire import images_of, refusal
@@ -106,6 +107,7 @@ def test_a_call_without_one_finite_sample_fails_after_its_messages(
         assert not response.images.tensor.data
 
 
+@reads_call_lines
 def test_attempts_and_samples_without_an_image_are_counted_and_logged_once_a_call(
     explosive: tuple[Server, Stubs], explosive_engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,8 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer, StartServer
 from tests.service.engines import held
-from tests.service.metrics import ended, in_flight, queue_length, value
+from tests.service.marks import patches_the_front, reads_call_lines
+from tests.service.metrics import ended, in_flight, leases, queue_length, value
 from tests.service.stubs import connect
 from tests.service.wire import encoded, raw, refusal, wait_for
 
@@ -74,6 +75,7 @@ def test_a_set_that_does_not_belong_is_found(stub: GlowServiceStub, digits: UInt
     assert found.p_value == found.resolution == 1e-4
 
 
+@reads_call_lines
 def test_a_set_is_counted_and_logged_as_one_call_and_its_images_as_traffic(
     run_server: RunServer, digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_set_is_counted_and_logged_as_one_call_and_its_images_as_traffic(
     assert "ScoreSet of digits: OK, 14 images in " in line
 
 
+@patches_the_front
 def test_other_calls_are_answered_while_a_set_is_compared(
     run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +208,7 @@ def test_a_set_has_no_more_images_under_way_than_a_call_may_bring(
         call.cancel()
         endless.last.set()
         wait_for(lambda: queue_length(server) == 0)
-        wait_for(lambda: server._manager._models.find("digits", 0)._leases == 0)
+        wait_for(lambda: leases(server) == 0)
 
 
 def test_the_bytes_of_a_set_are_given_back_as_its_images_are_scored(
@@ -253,7 +256,7 @@ def test_a_model_is_leased_for_a_request_and_a_set_that_outlives_it_is_to_be_sen
 
         call = stubs.glow.ScoreSet.future(requests())
         wait_for(lambda: value(server, "anomaly_p_value_count", model="digits", version="1") == 2)
-        wait_for(lambda: server._manager._models.find("digits", 0)._leases == 0)
+        wait_for(lambda: leases(server) == 0)
         stubs.glow.UnloadModel(pb.UnloadModelRequest(name="digits"), timeout=60)
         turns.release()
         code, message = refusal(lambda: call.result(60))
@@ -312,6 +315,7 @@ def test_a_server_that_stops_answers_a_set_that_is_complete(
         assert call.result(60).n == 50
 
 
+@patches_the_front
 def test_a_caller_that_never_ends_its_set_is_refused_at_the_most(
     run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,8 @@ from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
 from tests.service.engines import held
-from tests.service.metrics import ended, in_flight, queue_length, value
+from tests.service.marks import reads_call_lines
+from tests.service.metrics import ended, in_flight, leases, queue_length, value
 from tests.service.stubs import SERVING, connect
 from tests.service.wire import encoded, raw, wait_for
 
@@ -96,6 +97,7 @@ def test_requests_of_a_stream_share_batches(
         assert value(server, "batch_size_count", model="digits", direction="forward") == 10
 
 
+@reads_call_lines
 def test_a_stream_is_counted_and_logged_as_one_call(
     run_server: RunServer, digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,7 +233,7 @@ def test_cancelling_a_stream_drops_all_its_images(run_server: RunServer, digits:
         assert ended(server, "ScoreStream", "CANCELLED") == 1
         dropped = {"model": "digits", "direction": "forward", "cause": "cancelled"}
         wait_for(lambda: value(server, "dropped_images_total", **dropped) == 100)
-        assert server._manager._models.find("digits", 0)._leases == 0
+        assert leases(server) == 0
 
 
 def test_a_stream_ends_at_its_deadline(run_server: RunServer, digits: UInt8Array) -> None:

@@ -14,7 +14,7 @@ import pytest
 from glowserve.images import UInt8Array, encode_png
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer
-from tests.service.metrics import ended, in_flight, queue_length, value
+from tests.service.metrics import ended, in_flight, leases, queue_length, value
 from tests.service.stubs import connect
 from tests.service.wire import SMALL_WINDOW, encoded, raw, wait_for, wait_until_still
 
@@ -106,8 +106,7 @@ def test_a_model_is_leased_for_a_request_and_not_for_the_stream(
 
         call = stubs.glow.ScoreStream(requests())
         next(call)
-        model = server._manager._models.find("digits", 0)
-        wait_for(lambda: model._leases == 0)
+        wait_for(lambda: leases(server) == 0)
         stubs.glow.UnloadModel(pb.UnloadModelRequest(name="digits"), timeout=60)
         turns.release()
         with pytest.raises(grpc.RpcError) as caught:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
+from glowserve_service.frontends.frontends import Frontends
 from glowserve_service.models.served_model import ServedModel
 from glowserve_service.server import Server
 
@@ -82,15 +83,17 @@ class RunningService(Stubs):
 
     def model(self, name: str = "digits", version: int = 0) -> ServedModel:
         """The object that serves a model."""
-        return self.server._manager._models.find(name, version)
+        return self.server.manager._models.find(name, version)
 
     def poll(self) -> None:
         """Looks at the repository, as the service does at each interval."""
-        self.run(self.server._manager._poll())
+        self.run(self.server.manager._poll())
+        if isinstance(self.server.front, Frontends):
+            self.run(self.server.front._applied())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine in the server's event loop."""
-        loop: asyncio.AbstractEventLoop = self.server._server._loop  # type: ignore[attr-defined]
+        loop: asyncio.AbstractEventLoop = self.server.loop
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from glowserve_service import server as server_module
+from glowserve_service.front import front
 from glowserve_service.observability import descriptors
 
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer, ServerProcess, StartServer
 from tests.service.credentials import Authority
+from tests.service.marks import patches_the_front
 from tests.service.scraping import value
 from tests.service.stubs import connect
 from tests.service.wire import wait_for
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers in this process admit 32 connections, and close silent and idle ones after a second."""
     monkeypatch.setattr(descriptors, "limit", lambda: 64)
-    monkeypatch.setattr(server_module, "_HANDSHAKE_MS", 1000)
-    monkeypatch.setattr(server_module, "_IDLE_MS", 1000)
+    monkeypatch.setattr(front, "_HANDSHAKE_MS", 1000)
+    monkeypatch.setattr(front, "_IDLE_MS", 1000)
 
 
 def open_descriptors(server: ServerProcess) -> int:
@@ -43,6 +44,7 @@ def processor_seconds(server: ServerProcess) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+@patches_the_front
 def test_silent_connections_leave_a_service_with_few_descriptors_room_to_work(
     start_server: StartServer,
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_handshake_has_an_end(
                 assert time.monotonic() - began < 20
 
 
+@patches_the_front
 def test_idle_connections_make_room_where_descriptors_are_few(run_server: RunServer, few: None) -> None:
     """They are complete connections of HTTP/2, and have no call."""
     with run_server() as server, ExitStack() as stack:
@@ -104,6 +107,7 @@ def test_idle_connections_make_room_where_descriptors_are_few(run_server: RunSer
                     pass
 
 
+@patches_the_front
 def test_a_connection_over_the_limit_is_closed_at_once(run_server: RunServer, few: None) -> None:
     with run_server() as server, ExitStack() as stack:
         stubs = [stack.enter_context(connect(server)) for _ in range(32)]

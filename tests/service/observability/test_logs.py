@@ -30,6 +30,7 @@ from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import StartServer
+from tests.service.marks import patches_the_front
 from tests.service.scraping import value
 from tests.service.stubs import connect
 from tests.service.wire import SMALL_WINDOW, raw
@@ -184,6 +185,7 @@ def test_an_id_that_is_not_allowed_is_replaced(stub: GlowServiceStub, given: str
     assert id_for("a" * 128) == "a" * 128
 
 
+@patches_the_front
 def test_a_fault_is_logged_with_its_traceback_and_the_id_of_its_call(
     server: Server,
     digits: UInt8Array,

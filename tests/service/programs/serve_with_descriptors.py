@@ -8,13 +8,13 @@ from __future__ import annotations
 import resource
 import sys
 
-from glowserve_service import server
+from glowserve_service.front import front
 from glowserve_service.observability import descriptors
 
 from glowserve.cli import main
 
 soft, hard, *arguments = sys.argv[1:]
-server._HANDSHAKE_MS = 3000
+front._HANDSHAKE_MS = 3000
 descriptors._INTERVAL_SECONDS = 0.2
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard)))
 sys.exit(main(arguments))

@@ -15,6 +15,7 @@ import glowserve
 from tests.servers import RunServer
 from tests.service.credentials import ADMIN, INFER, METRICS, TOKENS, models
 from tests.service.log_records import records_of
+from tests.service.marks import reads_one_log
 from tests.service.metrics import ended
 from tests.service.stubs import address
 from tests.service.wire import refusal
@@ -146,6 +147,7 @@ async def models_of(server: Any, token: str) -> Any:
         return await client.models()
 
 
+@reads_one_log
 def test_changed_tokens_count_at_once_and_a_damaged_file_is_not_used(
     run_server: RunServer, tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from glowserve_service.front.call import Call
 from glowserve_service.front.call_runner import CallRunner
 from glowserve_service.models.lane import Lane
-from glowserve_service.models.served_model import Lease, ServedModel
+from glowserve_service.models.model import Lease
+from glowserve_service.models.served_model import ServedModel
 from glowserve_service.scheduling.batcher import Batcher
 from glowserve_service.scheduling.cpu_pool import CpuPool
 from glowserve_service.scheduling.submission import Part, Submission
@@ -59,11 +60,11 @@ class Internals:
 
     def __init__(self, server: Server) -> None:
         self.server: Any = server
-        self.middleware: Any = server._middleware
-        self.models: list[Any] = list(server._manager._models)
-        self.workers: Any = server._manager._workers
+        self.middleware: Any = server.front.middleware
+        self.models: list[Any] = list(server.manager._models)
+        self.workers: Any = server.manager._workers
         self.loop: asyncio.AbstractEventLoop = self.models[0].health._loop
-        owners = [getattr(close, "__self__", None) for close in server._closers]
+        owners = [getattr(close, "__self__", None) for close in server._closers._functions]
         self.cpu_pool: Any = next(owner for owner in owners if isinstance(owner, CpuPool))
         lanes = [lane for model in self.models for lane in (model.forward, model.reverse)]
         self.batchers: list[Any] = [lane._batcher for lane in lanes]

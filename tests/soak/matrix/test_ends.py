@@ -111,6 +111,6 @@ def stop_with_open_calls(
     with ExitStack() as clients:
         with run_server(**settings) as server:
             process = clients.enter_context(caller_process(address(server), kind, ending))
-            wait_until(lambda: server._middleware._open_calls >= CALLS / 2, "half of the calls are open")
+            wait_until(lambda: server.front.middleware._open_calls >= CALLS / 2, "half of the calls are open")
             began = time.monotonic()
         return count_statuses(process), time.monotonic() - began

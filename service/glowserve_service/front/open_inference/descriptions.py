@@ -7,7 +7,7 @@ from glowserve.oip import model_config_pb2
 from glowserve_service.config import ServiceConfig
 from glowserve_service.front.open_inference.tensors import Tensor
 from glowserve_service.front.open_inference.views import View
-from glowserve_service.observability.statistics import Duration
+from glowserve_service.observability.statistics import Duration, InferenceStatistics
 
 PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 
@@ -49,9 +49,8 @@ def tensor_metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     )
 
 
-def statistics(view: View) -> pb.ModelStatistics:
+def statistics(view: View, counts: InferenceStatistics) -> pb.ModelStatistics:
     """What a model has done, as ModelStatistics answers."""
-    counts = view.lane.statistics
     return pb.ModelStatistics(
         name=view.name,
         version=view.version,

@@ -11,15 +11,14 @@ from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.oip import grpc_service_pb2_grpc
 from glowserve.runtime.errors import GlowserveError, ModelNotFoundError
 from glowserve_service.config import ServiceConfig
-from glowserve_service.errors import UnsupportedError
 from glowserve_service.front.call import Call
 from glowserve_service.front.call_runner import CallRunner
+from glowserve_service.front.control import Control
 from glowserve_service.front.middleware import INTERNAL_ERROR
 from glowserve_service.front.open_inference import descriptions, tensors
 from glowserve_service.front.open_inference.views import View, Views
 from glowserve_service.front.ordered import in_order
-from glowserve_service.models.manager import ModelManager
-from glowserve_service.models.registry import ModelRegistry
+from glowserve_service.models.model import Models
 from glowserve_service.scheduling.cpu_pool import CpuPool
 
 SERVICE_NAME = "inference.GRPCInferenceService"
@@ -36,7 +35,7 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     Args:
         models: what is served.
-        manager: loads and unloads models.
+        control: answers the calls about which models are served.
         config: the service's.
         pool: where noise is drawn and long requests are read.
         is_ready: whether a model answers, by its name; for "" whether every model does.
@@ -44,15 +43,15 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        models: ModelRegistry,
-        manager: ModelManager,
+        models: Models,
+        control: Control,
         config: ServiceConfig,
         pool: CpuPool,
         is_ready: Callable[[str], bool],
     ) -> None:
         self._models = models
         self._views = Views(models)
-        self._manager = manager
+        self._control = control
         self._config = config
         self._limits = config.limits
         self._pool = pool
@@ -104,8 +103,9 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
         """See GRPCInferenceService.ModelStatistics."""
-        views = [self._view(request.name, request.version, call)] if request.name else self._views
-        return pb.ModelStatisticsResponse(model_stats=map(descriptions.statistics, views))
+        if request.name:
+            self._view(request.name, request.version, call)
+        return await self._control.answer(request, pb.ModelStatisticsResponse)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:  # noqa: N802
         """See GRPCInferenceService.ModelInfer."""
@@ -130,36 +130,19 @@ class OpenInferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryIndexRequest, call: Call
     ) -> pb.RepositoryIndexResponse:
         """See GRPCInferenceService.RepositoryIndex."""
-        if request.repository_name:
-            raise UnsupportedError(
-                f"repository_name is {request.repository_name[:128]!r}; there is one repository, leave it empty"
-            )
-        entry = pb.RepositoryIndexResponse.ModelIndex
-        entries = []
-        for view in self._views:
-            failure = view.model.health.failure
-            state = "UNAVAILABLE" if failure else "READY"
-            entries.append(entry(name=view.name, version=view.version, state=state, reason=failure))
-        for each in self._manager.unserved():
-            state = "UNAVAILABLE" if each.refused else "LOADING"
-            entries.append(entry(name=each.name, version=str(each.version), state=state, reason=each.reason))
-        return pb.RepositoryIndexResponse(
-            models=(each for each in entries if each.state == "READY" or not request.ready)
-        )
+        return await self._control.answer(request, pb.RepositoryIndexResponse)
 
     async def RepositoryModelLoad(  # noqa: N802
         self, request: pb.RepositoryModelLoadRequest, call: Call
     ) -> pb.RepositoryModelLoadResponse:
         """See GRPCInferenceService.RepositoryModelLoad."""
-        await self._manager.load(request.model_name)
-        return pb.RepositoryModelLoadResponse()
+        return await self._control.answer(request, pb.RepositoryModelLoadResponse)
 
     async def RepositoryModelUnload(  # noqa: N802
         self, request: pb.RepositoryModelUnloadRequest, call: Call
     ) -> pb.RepositoryModelUnloadResponse:
         """See GRPCInferenceService.RepositoryModelUnload."""
-        await self._manager.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
+        return await self._control.answer(request, pb.RepositoryModelUnloadResponse)
 
     def _view(self, name: str, version: str, call: Call) -> View:
         view = self._views.find(name, version)

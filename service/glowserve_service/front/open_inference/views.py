@@ -20,9 +20,8 @@ from glowserve.scores import COLUMNS, TABLE, Needs, Score
 from glowserve_service.front.call_runner import CallRunner
 from glowserve_service.front.open_inference import tensors
 from glowserve_service.front.open_inference.tensors import Inputs, Tensor
-from glowserve_service.models.lane import Lane
-from glowserve_service.models.registry import ModelRegistry
-from glowserve_service.models.served_model import ServedModel
+from glowserve_service.models.lane import FORWARD, REVERSE
+from glowserve_service.models.model import Model, Models
 from glowserve_service.scheduling.engine_threads import Array
 
 _SAMPLE = ".sample"
@@ -40,8 +39,8 @@ class View:
     """One of the protocol's models: one direction of one of ours."""
 
     name: str
-    model: ServedModel
-    lane: Lane
+    model: Model
+    direction: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     """Those that it can answer."""
@@ -68,7 +67,7 @@ class Views:
         models: what is served.
     """
 
-    def __init__(self, models: ModelRegistry) -> None:
+    def __init__(self, models: Models) -> None:
         self._models = models
 
     def __iter__(self) -> Iterator[View]:
@@ -99,12 +98,12 @@ class Views:
         return _scoring(model) if base == name else _sampling(model)
 
 
-def _scoring(model: ServedModel) -> View:
+def _scoring(model: Model) -> View:
     image = Tensor("image", "UINT8", model.bundle.shape)
     named = _score_tensors(model.manifest.flow.levels)
     outputs = tuple(tensor for tensor in named if tensor.name in model.scorer.names)
     unnamed = tuple(tensor for tensor in named if tensor.name in _UNNAMED)
-    return View(model.name, model, model.forward, (image,), outputs, named, unnamed, _score)
+    return View(model.name, model, FORWARD, (image,), outputs, named, unnamed, _score)
 
 
 @cache
@@ -119,10 +118,10 @@ def _score_tensor(score: Score, levels: int) -> Tensor:
     return Tensor(score.name, datatype, (levels,) if score.by_level else ())
 
 
-def _sampling(model: ServedModel) -> View:
+def _sampling(model: Model) -> View:
     rows = Tensor("seed", "UINT64", (1,)), Tensor("temperature", "FP32", (1,))
     outputs = Tensor("image", "UINT8", model.bundle.shape), _FINITE
-    return View(model.name + _SAMPLE, model, model.reverse, rows, outputs, outputs, outputs, _sample)
+    return View(model.name + _SAMPLE, model, REVERSE, rows, outputs, outputs, outputs, _sample)
 
 
 async def _score(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
