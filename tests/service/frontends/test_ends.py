@@ -51,7 +51,7 @@ def test_a_stop_under_load_cuts_no_call_and_logs_every_call_once(
             caller.result()
     assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     assert outcomes[grpc.StatusCode.UNAVAILABLE] == CONNECTIONS
-    lines = re.findall(r" INFO \S+: \[(\w+)\] Score of digits: OK, 1 images ", log)
+    lines = re.findall(r" INFO \S+: \[(\w+)\] Score of digits: OK, 1 image ", log)
     assert len(lines) == len(set(lines)) == outcomes[grpc.StatusCode.OK]
     assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in log.splitlines())
     assert log.splitlines()[-1].endswith("stopped")
