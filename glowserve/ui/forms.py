@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import BodyPartReader, MultipartReader, web
+from multidict import MultiDict, MultiMapping
 
 from glowserve.output import printable, shortened
 from glowserve.ui.errors import FormError
@@ -20,7 +20,8 @@ MOST_BYTES = 128 * 2**20
 UPLOAD_SECONDS = 120.0
 """How long an upload may take."""
 
-_MOST_FIELDS, _FIELD_BYTES, _NAME_CHARACTERS = 16, 1024, 200
+# A model has at most 256 attributes, each with a box to tick.
+_MOST_FIELDS, _FIELD_BYTES, _NAME_CHARACTERS = 272, 1024, 200
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Upload:
 class Form:
     """What a visitor filled in."""
 
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """The text of each field."""
+    fields: MultiMapping[str] = field(default_factory=MultiDict[str])
+    """The text of each field; `getall` has that of every ticked box of one name."""
 
     pictures: tuple[Upload, ...] = ()
     """The pictures, in order."""
@@ -83,7 +84,7 @@ async def read_upload(request: web.Request) -> Form:
 
 
 async def _read(reader: MultipartReader) -> Form:
-    fields: dict[str, str] = {}
+    fields = MultiDict[str]()
     pictures: list[Upload] = []
     size = 0
     while (part := await reader.next()) is not None:
@@ -93,7 +94,7 @@ async def _read(reader: MultipartReader) -> Form:
         if part.filename is None:
             if len(fields) == _MOST_FIELDS:
                 raise FormError(f"the form has more than {_MOST_FIELDS} fields: send it from the page")
-            fields[name] = (await _bytes(part, _FIELD_BYTES)).decode(errors="replace")
+            fields.add(name, (await _bytes(part, _FIELD_BYTES)).decode(errors="replace"))
         elif part.filename:  # it is empty if no file was chosen
             if len(pictures) == MOST_PICTURES:
                 raise FormError(too_many(), 413)

@@ -39,13 +39,16 @@ class Model:
     """Whether it tells which images are anomalous."""
 
 
-async def serving(client: AsyncClient) -> list[str]:
-    """The names of the models that are served.
+async def serving(client: AsyncClient) -> dict[str, tuple[str, ...]]:
+    """The names of the models that are served, ascending, with the attributes of each one's newest version.
 
     Raises:
         RequestError: the service refused or failed.
     """
-    return sorted({model.name for model in await client.models() if model.state not in _NOT_SERVED})
+    served = [model for model in await client.models() if model.state not in _NOT_SERVED]
+    return {
+        model.name: model.attributes for model in sorted(served, key=lambda each: (each.name, each.version))
+    }
 
 
 async def describe(client: AsyncClient, name: str) -> Model:

@@ -61,7 +61,7 @@ class Pages:
 
     async def _get(self, page: Page, request: web.Request) -> web.Response:
         """A page without a result, or with that of the fields in the query."""
-        return await self._respond(page, Form(dict(request.query)), bool(request.query) and not page.uploads)
+        return await self._respond(page, Form(request.query), bool(request.query) and not page.uploads)
 
     async def _post(self, page: Page, request: web.Request) -> web.Response:
         """A page with the result of a form with pictures."""
@@ -75,21 +75,21 @@ class Pages:
             return await self._respond(page, form, True)
 
     async def _respond(self, page: Page, form: Form, is_filled_in: bool) -> web.Response:
-        names: list[str] = []
+        served: dict[str, tuple[str, ...]] = {}
         try:
-            names = await models.serving(self._client)
-            name = form.fields.get("model") or (names[0] if names else "")
+            served = await models.serving(self._client)
+            name = form.fields.get("model") or next(iter(served), "")
             result = await page.answer(self._client, name, form) if is_filled_in else None
         except (FormError, InvalidImageError, RequestError) as error:
             sentence = errors.sentence(error, self._target)
-            return self._render(page, form, names, status=errors.status(error), error=sentence)
-        return self._render(page, form, names, result)
+            return self._render(page, form, served, status=errors.status(error), error=sentence)
+        return self._render(page, form, served, result)
 
     def _render(
         self,
         page: Page,
         form: Form,
-        names: list[str] | None = None,
+        served: dict[str, tuple[str, ...]] | None = None,
         result: Result | None = None,
         *,
         status: int = 200,
@@ -100,7 +100,7 @@ class Pages:
             pages=PAGES,
             target=self._target,
             fields=form.fields,
-            models=names or [],
+            models=served or {},
             result=result,
             error=error,
             most_pictures=forms.MOST_PICTURES,

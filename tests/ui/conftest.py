@@ -1,4 +1,4 @@
-"""The pages of the shared service, and a real browser that looks at them.
+"""The pages of a service, and a real browser that looks at them.
 
 A browser belongs to a module: Playwright's event loop, once it runs, keeps tests of other modules from having one.
 """
@@ -16,6 +16,7 @@ import pytest
 from glowserve_service.server import Server
 
 from glowserve.images import UInt8Array, encode_png
+from tests.servers import RunServer
 from tests.service.stubs import address
 from tests.ui.serving import serve_pages
 
@@ -29,9 +30,16 @@ def chromium() -> str:
     return found
 
 
+@pytest.fixture(scope="session")
+def server(run_server: RunServer, attributed_repository: Path) -> Iterator[Server]:
+    """A server of the shared model with attributes; `client` calls it, too."""
+    with run_server(repository=attributed_repository) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def url(server: Server) -> Iterator[str]:
-    """The URL of the pages of the shared service."""
+    """The URL of the pages of that service."""
     with serve_pages(address(server)) as served:
         yield served
 

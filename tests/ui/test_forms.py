@@ -78,8 +78,8 @@ def test_bytes_that_are_no_form_are_refused_with_a_sentence(url: str, content_ty
 
 
 def test_a_form_has_a_bounded_number_of_fields_of_bounded_size(url: str) -> None:
-    many = post(url, "/score", [(f"field-{i}", None, b"x") for i in range(17)])
-    assert (many.status, many.error) == (400, "The form has more than 16 fields: send it from the page")
+    many = post(url, "/score", [(f"field-{i}", None, b"x") for i in range(forms._MOST_FIELDS + 1)])
+    assert (many.status, many.error) == (400, "The form has more than 272 fields: send it from the page")
     assert post(url, "/score", [("model", None, bytes(1025))]).status == 413
 
 
@@ -97,6 +97,18 @@ def test_a_picture_of_a_walk_that_cannot_be_read_is_an_error(url: str, png: byte
     refused = post(url, "/interpolate", [("first", "a.png", png), ("last", "b.png", b"no picture")])
     assert refused.status == 400
     assert "accepted are PNG, JPEG, WEBP" in refused.error
+
+
+def test_attributes_that_cannot_be_used_are_errors_with_those_that_can(url: str, png: bytes) -> None:
+    picture = ("original", "a.png", png)
+    for ticked, error in (([], "attributes is empty"), (["top", "odd"], "attributes[1] is 'odd'")):
+        refused = post(
+            url, "/attributes", [picture, *(("attribute", None, each.encode()) for each in ticked)]
+        )
+        assert refused.status == 400
+        assert f"{error}; the attributes are bright, top" in refused.error
+    missing = post(url, "/attributes", [("attribute", None, b"top")])
+    assert (missing.status, missing.error) == (400, "The original picture is missing: choose one")
 
 
 def test_only_the_name_of_a_file_is_shown(url: str, png: bytes) -> None:

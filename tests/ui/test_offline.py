@@ -19,7 +19,7 @@ UNSHARE = ["unshare", "--map-root-user", "--net"]
 
 
 def test_every_page_works_in_a_network_namespace_without_a_network(
-    repository: Path, digits: UInt8Array, tmp_path: Path
+    attributed_repository: Path, digits: UInt8Array, tmp_path: Path
 ) -> None:
     browser = chromium()
     if not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], check=False).returncode:
@@ -28,7 +28,7 @@ def test_every_page_works_in_a_network_namespace_without_a_network(
     picture.write_bytes(encode_png(digits[1]))
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*UNSHARE, sys.executable, str(PROGRAM), str(repository), browser, str(picture)],
+        [*UNSHARE, sys.executable, str(PROGRAM), str(attributed_repository), browser, str(picture)],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -42,6 +42,7 @@ def test_every_page_works_in_a_network_namespace_without_a_network(
             "0 of 1 picture is anomalous",
             "16 images at temperature 0.7, seed 0",
             "8 images from digit.png to digit.png",
+            "digit.png along bright, strengths -2 to 2",
         ],
         "elsewhere": [],
         "failed": [],

@@ -174,6 +174,25 @@ def test_a_walk_between_two_pictures_is_followed_with_a_slider(
     assert page.get_attribute("#step", "src") == page.get_attribute(".strip li:nth-child(3) img", "src")
 
 
+def test_a_picture_moves_along_the_attributes_that_are_ticked(
+    page: Any, folder: Path, client: glowserve.Client, digits: UInt8Array
+) -> None:
+    page.goto("/attributes")
+    page.set_input_files("#original", folder / "digit-01.png")
+    page.check("text=bright")
+    page.check("text=top")
+    ask(page)
+    assert page.inner_text("#result h2") == "digit-01.png along bright and top, strengths -2 to 2"
+    shown = [decode_png(data_of(each.get_attribute("src"))) for each in page.locator(".strip img").all()]
+    expected = client.manipulate(digits[1], ["bright", "top"], np.linspace(-2, 2, 9))
+    np.testing.assert_array_equal(shown, expected)
+    assert page.get_attribute("#step", "alt") == "Strength 0"  # the walk begins with the picture itself
+    np.testing.assert_array_equal(decode_png(data_of(page.get_attribute("#step", "src"))), digits[1])
+    page.focus("#position")
+    page.keyboard.press("ArrowRight")
+    assert page.get_attribute("#step", "alt") == "Strength 0.5"
+
+
 def test_every_page_works_without_scripts(browser: Any, url: str, folder: Path) -> None:
     context = browser.new_context(java_script_enabled=False, base_url=url)
     page = context.new_page()
@@ -190,6 +209,23 @@ def test_every_page_works_without_scripts(browser: Any, url: str, folder: Path) 
     ask(page)
     assert page.locator(".strip img").count() == 8
     assert not page.is_visible(".walk")
+    page.goto("/attributes")
+    page.set_input_files("#original", folder / "digit-01.png")
+    page.check("text=top")
+    ask(page)
+    assert page.inner_text("#result h2") == "digit-01.png along top, strengths -2 to 2"
+    assert page.locator(".strip").inner_text().split() == [
+        "-2",
+        "-1.5",
+        "-1",
+        "-0.5",
+        "0",
+        "0.5",
+        "1",
+        "1.5",
+        "2",
+    ]
+    assert page.locator(":checked").get_attribute("value") == "top"
     context.close()
 
 

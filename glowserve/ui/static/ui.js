@@ -75,12 +75,30 @@ function showWalk() {
   if (!walk) return;
   const [position, step] = [walk.querySelector("input"), walk.querySelector("img")];
   const images = result.querySelectorAll(".strip img");
-  position.addEventListener("input", () => {
+  const move = () => {
     const chosen = images[position.value - 1];
     [step.src, step.alt] = [chosen.src, chosen.alt];
     position.setAttribute("aria-valuetext", chosen.alt);
-  });
+  };
+  position.addEventListener("input", move);
+  move();
   walk.hidden = false;
+}
+
+// Models
+
+const model = document.getElementById("model");
+
+// Of several models, the fields of the chosen one alone are shown and sent.
+function showFields() {
+  for (const each of form.querySelectorAll("[data-model]")) {
+    each.hidden = each.disabled = each.dataset.model !== model.value;
+  }
+}
+
+if (model) {
+  model.addEventListener("change", showFields);
+  showFields();
 }
 
 // Pictures

@@ -41,8 +41,15 @@ def main(repository: str, chromium: str, picture: str) -> dict[str, Any]:
         page.on("request", lambda each: each.url.startswith((url, "data:")) or elsewhere.append(each.url))
         page.on("requestfailed", lambda each: failed.append(each.url))
         page.on("console", lambda each: failed.append(each.text))
-        for path, fields in (("/", ["#pictures"]), ("/sample", []), ("/interpolate", ["#first", "#last"])):
+        for path, fields in (
+            ("/", ["#pictures"]),
+            ("/sample", []),
+            ("/interpolate", ["#first", "#last"]),
+            ("/attributes", ["#original"]),
+        ):
             page.goto(path)
+            for box in page.query_selector_all("[type=checkbox]")[:1]:
+                box.check()
             for field in fields:
                 page.set_input_files(field, picture)
             page.click("button")
