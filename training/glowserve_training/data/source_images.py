@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -61,16 +61,29 @@ class SourceImages(Sequence[Image.Image]):
     ) -> None:
         self._rows = rows
         self._column = column
-        self._split = split
+        self.split = split
+        """The source's name of this split."""
 
     @property
     def names(self) -> Sequence[str] | None:
         """The paths of the images from the source's folder; None if it is not a folder of images."""
         return self._rows.names if isinstance(self._rows, ImageFiles) else None
 
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The columns of a dataset besides that of images, with their types; none of other sources."""
+        if isinstance(self._rows, ImageFiles | np.ndarray):
+            return {}
+        return {name: feature for name, feature in self._rows.features.items() if name != self._column}
+
+    def values(self, column: str) -> Sequence[Any]:
+        """A column of a dataset: one of `features`. No image is read for it."""
+        rows: Any = self._rows
+        return list(rows.select_columns([column])[column])
+
     def key(self, index: int) -> str:
         """What the image is called in its source, as long as that only grows: its path, or its split and index."""
-        return f"{self._split}/{index}" if self.names is None else self.names[index]
+        return f"{self.split}/{index}" if self.names is None else self.names[index]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -17,6 +17,10 @@ from glowserve_training.errors import DataError
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
+DIGITS = "digits"
+"""The name of scikit-learn's digits."""
+
+
 class Source(dict[str, SourceImages]):
     """Images by split. Keys are "train" and, if the source has such splits, "validation" and "test".
 
@@ -54,7 +58,7 @@ def open_source(data: str, *, files: Sequence[str] | None = None) -> Source:
         data.encode()
     except UnicodeEncodeError as error:  # the manifest of a bundle could not name it
         raise DataError(f"data {data!r} is not UTF-8; rename it, or give the path of a link to it") from error
-    if data == "digits":
+    if data == DIGITS:
         return Source({"train": SourceImages(_digits())})
     if path.is_dir():
         return _folder(path, files)
@@ -84,16 +88,27 @@ def _digits() -> UInt8Array:
     return images
 
 
-def _arrays(path: Path) -> dict[str, SourceImages]:
-    """The arrays named "images" or "SPLIT_images" in an .npz file."""
+def read_arrays(path: Path, suffix: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of all arrays in an .npz file, and those arrays that are named SUFFIX or "SPLIT_SUFFIX", by name.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = file.files
-            arrays = {name: file[name] for name in names if name == "images" or name.endswith("_images")}
+            return names, {
+                name: file[name] for name in names if name == suffix or name.endswith(f"_{suffix}")
+            }
     except Exception as error:  # zip and NumPy raise many kinds of errors for foreign bytes
         raise DataError(
             f"{path} cannot be read as an .npz file of plain arrays; save it again with numpy.savez"
         ) from error
+
+
+def _arrays(path: Path) -> dict[str, SourceImages]:
+    """The arrays named "images" or "SPLIT_images" in an .npz file."""
+    names, arrays = read_arrays(path, "images")
     if not arrays:
         found = ", ".join(names) or "nothing"
         raise DataError(f"{path} has {found}; it must have an array 'images', or 'train_images' and so on")
