@@ -25,7 +25,7 @@ from glowserve_export.errors import ExportError
 _CONFIG, _GRAPH = "config.pbtxt", "model.onnx"
 # An underscore, since Triton takes a part of the name after a dot for the name of a backend.
 _SUFFIXES = {FORWARD: "_forward", REVERSE: "_reverse"}
-_TYPES = {"UINT8": "TYPE_UINT8", "FLOAT": "TYPE_FP32"}
+_TYPES = {"UINT8": "TYPE_UINT8", "FLOAT": "TYPE_FP32", "INT64": "TYPE_INT64"}
 _MAX_BATCH_SIZE = 32
 # Beyond 8 images, a larger batch gains little.
 _PREFERRED_BATCH_SIZES = (8, _MAX_BATCH_SIZE)

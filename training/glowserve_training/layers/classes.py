@@ -25,10 +25,10 @@ MEAN_FACTOR = 3.0
 
 
 class Mixture(NamedTuple):
-    """What classes make of the log-densities of latents that are taken for standard normal."""
+    """The mixture of all classes, beside the standard normal density."""
 
     log_ratio: Tensor
-    """log p(e) - log N(e; 0, 1), by level, [N, L]: see `mixture`."""
+    """log p(e) - log N(e; 0, 1), by level, [N, L]; see `mixture`."""
 
     log_posterior: Tensor
     """log p(c | e), [N, K]."""
@@ -39,14 +39,13 @@ class ClassPriors(nn.Module):
 
     Args:
         classes: K.
-        sizes: the latents of each level, level 1 first; D in all.
+        dimensions: D.
     """
 
-    def __init__(self, classes: int, sizes: Sequence[int]) -> None:
+    def __init__(self, classes: int, dimensions: int) -> None:
         super().__init__()
-        self.sizes = tuple(sizes)
-        self.mean = nn.Parameter(torch.zeros(classes, sum(sizes)))
-        self.log_scale = nn.Parameter(torch.zeros(classes, sum(sizes)))
+        self.mean = nn.Parameter(torch.zeros(classes, dimensions))
+        self.log_scale = nn.Parameter(torch.zeros(classes, dimensions))
         self.log_share: Tensor
         """log p(c), [K]: of the training images; set before training."""
         self.register_buffer("log_share", torch.full((classes,), 1 / classes).log())
@@ -65,40 +64,48 @@ class ClassPriors(nn.Module):
         return bounded(self.log_scale, PRIOR_BOUND)
 
     def log_ratios(self, latents: Sequence[Tensor]) -> Tensor:
-        """Log N(e; m_c, s_c) - log N(e; 0, 1) of each level's latents, [N, D of the level], as [N, L, K].
+        """log N(e; m_c, s_c) - log N(e; 0, 1) of each level's latents, [N, D of the level], as [N, L, K].
 
         It is computed in the latents' precision even under autocast: squares cancel out.
         """
-        means, log_scales = (values.split(self.sizes, dim=1) for values in (self.means(), self.log_scales()))
         with torch.autocast(self.mean.device.type, enabled=False):
-            levels = [_log_ratio(*level) for level in zip(latents, means, log_scales, strict=True)]
-        return torch.stack(levels, dim=1)
+            return log_ratios(latents, self.means(), self.log_scales())
 
     def place(self, latent: Tensor, classes: Tensor) -> Tensor:
         """Standard normal latents [N, D] as latents of classes, int64 [N]."""
         return self.means()[classes] + latent * self.log_scales()[classes].exp()
 
 
-def _log_ratio(latent: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Of one level: [N, D], [K, D], [K, D] -> [N, K]."""
-    precision = (-2 * log_scale).exp()
-    squares = latent.square() @ (precision - 1).T
-    constant = (0.5 * precision * mean.square() + log_scale).sum(1)
-    return latent @ (precision * mean).T - 0.5 * squares - constant
+def log_ratios(latents: Sequence[Tensor], means: Tensor, log_scales: Tensor) -> Tensor:
+    """log N(e; m_c, s_c) - log N(e; 0, 1), [N, L, K].
+
+    Args:
+        latents: of each level, [N, D of the level].
+        means: [K, D].
+        log_scales: [K, D].
+    """
+    sizes = [latent.shape[1] for latent in latents]
+    levels = []
+    for latent, mean, log_scale in zip(latents, means.split(sizes, 1), log_scales.split(sizes, 1), strict=True):
+        precision = (-2 * log_scale).exp()
+        squares = latent.square() @ (precision - 1).T
+        constant = (0.5 * precision * mean.square() + log_scale).sum(1)
+        levels.append(latent @ (precision * mean).T - 0.5 * squares - constant)
+    return torch.stack(levels, dim=1)
 
 
 def mixture(log_ratios: Tensor, log_share: Tensor) -> Mixture:
     """The mixture of all classes.
 
-    By level the log-density is the mean over the posterior of each class's own; the top level has the rest, which is
-    minus the divergence of the posterior from p(c). So each term of a class lies at its own level.
+    By level the log-density is the mean over the posterior of each class's own. The top level has the rest: minus the
+    divergence of the posterior from p(c), which is no level's own.
 
     Args:
-        log_ratios: [N, L, K].
+        log_ratios: of `ClassPriors.log_ratios`, [N, L, K].
         log_share: log p(c), [K].
     """
-    log_posterior = (log_ratios.sum(1) + log_share).log_softmax(1)
-    posterior = log_posterior.exp()
-    by_level = (posterior[:, None] * log_ratios).sum(2)
-    rest = (posterior * (log_share - log_posterior)).sum(1)
-    return Mixture(torch.cat((by_level[:, :-1], by_level[:, -1:] + rest[:, None]), dim=1), log_posterior)
+    joint = log_ratios.sum(1) + log_share
+    total = joint.logsumexp(1, keepdim=True)
+    log_posterior = joint - total
+    lower = (log_posterior.exp()[:, None] * log_ratios[:, :-1]).sum(2)
+    return Mixture(torch.cat((lower, total - lower.sum(1, keepdim=True)), dim=1), log_posterior)
