@@ -190,3 +190,6 @@ class ModelInfo:
 
     reason: str = ""
     """The reason if it is not SERVING, in one sentence."""
+
+    classes: tuple[str, ...] = ()
+    """The names of the classes of a class-conditional model."""

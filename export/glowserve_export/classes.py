@@ -16,9 +16,9 @@ import torch
 from glowserve_training.layers.classes import ClassPriors, Mixture, log_ratios, mixture
 from torch import Tensor
 
+from glowserve.runtime.engine import Int64Array
 from glowserve_export.builder import GraphBuilder
 from glowserve_export.convolution import Float64Array, FoldedConv, as_array
-from glowserve.runtime.engine import Int64Array
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,12 @@ class FoldedClasses:
     def add_forward(self, g: GraphBuilder, latents: Sequence[str]) -> ClassNodes:
         """The nodes of `mixture`, of each level's latents, [N, D_l]."""
         ratios = [self._add_log_ratio(g, latent, level) for level, latent in enumerate(latents)]
-        joint = g.add("Sum", [*ratios, g.constant("classes.log_share", self.log_share[None, :])], "classes.joint")
-        most = g.add("ReduceMax", [joint, g.constant("classes.axis", np.array([1]))], "classes.max", keepdims=1)
+        joint = g.add(
+            "Sum", [*ratios, g.constant("classes.log_share", self.log_share[None, :])], "classes.joint"
+        )
+        most = g.add(
+            "ReduceMax", [joint, g.constant("classes.axis", np.array([1]))], "classes.max", keepdims=1
+        )
         exp = g.add("Exp", [g.add("Sub", [joint, most], "classes.below")], "classes.exp")
         rest = g.add("Log", [self._add_sum(g, exp, "classes.sum")], "classes.log_sum")
         total = g.add("Add", [most, rest], "classes.total")
@@ -103,9 +107,13 @@ class FoldedClasses:
         column = g.constant("classes.column", np.array([0, len(self), 1, 1]))
         posterior = g.add("Reshape", [nodes.posterior, column], f"{name}.posterior")
         weights = np.concatenate(self._coefficients(level), axis=1)
-        x = g.conv(posterior, FoldedConv(weights.T[:, :, None, None], np.zeros(weights.shape[1])), f"{name}.terms")
+        x = g.conv(
+            posterior, FoldedConv(weights.T[:, :, None, None], np.zeros(weights.shape[1])), f"{name}.terms"
+        )
         channels, *sides = shape
-        x = g.add("Reshape", [x, g.constant(f"{name}.shape", np.array([0, 3 * channels, *sides]))], f"{name}.planes")
+        x = g.add(
+            "Reshape", [x, g.constant(f"{name}.shape", np.array([0, 3 * channels, *sides]))], f"{name}.planes"
+        )
         on_square, on_latent, constant = g.split(x, [channels] * 3, f"{name}.coefficients")
         terms = [
             g.add("Mul", [on_square, square], f"{name}.on_square"),
@@ -123,7 +131,7 @@ class FoldedClasses:
         return g.add("Add", [g.add("Mul", [latent, scale], "classes.scaled"), mean], "classes.placed")
 
     def _add_log_ratio(self, g: GraphBuilder, latent: str, level: int) -> str:
-        """log N(e; m_c, s_c) - log N(e; 0, 1) of a level's latents [N, D_l], [N, K].
+        """Log N(e; m_c, s_c) - log N(e; 0, 1) of a level's latents [N, D_l], [N, K].
 
         A convolution of one position computes one image after the other, in the same order in every batch.
         """
@@ -131,7 +139,9 @@ class FoldedClasses:
         on_square, on_latent, constant = self._coefficients(level)
         square = g.add("Mul", [latent, latent], f"{name}.square")
         x = g.add("Concat", [square, latent], f"{name}.both", axis=1)
-        x = g.add("Reshape", [x, g.constant(f"{name}.column", np.array([0, 2 * size, 1, 1]))], f"{name}.input")
+        x = g.add(
+            "Reshape", [x, g.constant(f"{name}.column", np.array([0, 2 * size, 1, 1]))], f"{name}.input"
+        )
         weights = np.concatenate((on_square, on_latent), axis=1)
         x = g.conv(x, FoldedConv(weights[:, :, None, None], constant.sum(1)), f"{name}.conv")
         return g.add("Flatten", [x], name, axis=1)

@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 
 from glowserve.runtime.canary import check_canary, check_n_bits
-from glowserve.runtime.manifest import CALIBRATION, FLOW, VERSION
+from glowserve.runtime.manifest import CALIBRATION, CLASS_CALIBRATION, FLOW, VERSION
 from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
 from glowserve_export.errors import ExportError
 from glowserve_export.evaluation import EvaluatedBundle
@@ -22,13 +22,19 @@ _BATCH = 32
 
 
 def recalibrate(
-    bundle: Bundle, data: str, *, device: str = "auto", say: Callable[[str], None]
+    bundle: Bundle,
+    data: str,
+    *,
+    label_column: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None],
 ) -> tuple[Bundle, int]:
     """Writes a bundle's graphs with a new calibration, as the next version of its model.
 
     Args:
         bundle: the bundle; it stays as it is.
         data: where to take images from that the model was not trained on; see `images_to_calibrate`.
+        label_column: the column of labels in the data, for a class-conditional model; None if it has one.
         device: "auto", "cpu" or "cuda".
         say: called with a line of text when a stage begins, and with warnings.
 
@@ -56,12 +62,12 @@ def recalibrate(
         check_canary(evaluated.engine, bundle)
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
-        images = images_to_calibrate(bundle, evaluated, data, say)
+        images = images_to_calibrate(bundle, evaluated, data, label_column, say)
         copy = Bundle(staging, type(bundle.manifest)())
         copy.manifest.CopyFrom(bundle.manifest)
         del copy.manifest.files[:]
         for file in bundle.manifest.files:
-            if file.name in (CALIBRATION, FLOW, PLACES):  # they are written anew
+            if file.name in (CALIBRATION, CLASS_CALIBRATION, FLOW, PLACES):  # they are written anew
                 continue
             (staging / file.name).write_bytes(bundle.read(file.name))
             copy.manifest.files.append(file)

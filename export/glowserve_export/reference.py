@@ -43,7 +43,7 @@ class Reference(Protocol):
         """Bins with noise, [N, H, W, C]."""
 
     def log_posterior(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
-        """log p(c | x) of a model with K classes, [N, K]."""
+        """Log p(c | x) of a model with K classes, [N, K]."""
 
     def pixels(self, latent: Float32Array, classes: Int64Array | None = None) -> Float64Array:
         """Decodes latents [N, D], with classes [N] those of their classes, to pixels [N, H, W, C]."""

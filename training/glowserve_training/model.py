@@ -83,9 +83,7 @@ class Glow(Bijector):
             Level(config.channels * 2**i, config, top=i == last)
             for i in range(config.levels)
         )
-        self.class_priors = (
-            ClassPriors(config.class_count, config.dimensions) if config.class_count else None
-        )
+        self.class_priors = ClassPriors(config.class_count, config.dimensions) if config.class_count else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Preprocessed images [N, C, H, W] to latents [N, D], and log|det| [N]."""

@@ -86,7 +86,9 @@ def _classes(
     rest = g.add("Sum", [nodes.total, *placed], "classes.rest")
     share = g.constant("classes.per_pixel", 1 / glow.image_size.pixels)
     rest = g.add("Mul", [rest, share], "classes.rest.pixel")
-    return g.add("Reshape", [rest, g.constant("classes.pixel", np.array([0, 1, 1, 1]))], "classes.rest.pixels")
+    return g.add(
+        "Reshape", [rest, g.constant("classes.pixel", np.array([0, 1, 1, 1]))], "classes.rest.pixels"
+    )
 
 
 def _weights(term: Term, glow: FoldedGlow) -> Float64Array:

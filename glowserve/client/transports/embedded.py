@@ -109,7 +109,12 @@ class EmbeddedTransport:
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """See Transport. Lists the open model version."""
         version = pb.ModelVersion(name=self._manifest.model, version=self._manifest.version)
-        summary = pb.ModelSummary(model=version, image=self._manifest.image, state=pb.MODEL_STATE_SERVING)
+        summary = pb.ModelSummary(
+            model=version,
+            image=self._manifest.image,
+            state=pb.MODEL_STATE_SERVING,
+            classes=self._runner.bundle.classes,
+        )
         return pb.ListModelsResponse(models=[summary])
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:

@@ -216,6 +216,7 @@ def _summary(model: ServedModel) -> pb.ModelSummary:
         image=model.manifest.image,
         state=pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING,
         reason=failure,
+        classes=model.bundle.classes,
     )
 
 

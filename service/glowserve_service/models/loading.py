@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glowserve.runtime.calibration import open_scorer
+from glowserve.runtime.calibration import open_class_scorer, open_scorer
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
@@ -30,6 +30,7 @@ class LoadedModel:
     bundle: Bundle
     engine: Engine
     scorer: Scorer
+    class_scorer: Scorer | None
     fingerprint: tuple[object, ...]
     """Of the files, before they were read."""
 
@@ -53,7 +54,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     began = time.monotonic()
     state = fingerprint(path)
     bundle = open_bundle(path)
-    scorer = open_scorer(bundle)
+    scorer, class_scorer = open_scorer(bundle), open_class_scorer(bundle)
     engine = Engine(bundle, config.runtime, cancellation)
     try:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
@@ -71,7 +72,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
             path,
         )
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
-    return LoadedModel(bundle, engine, scorer, state)
+    return LoadedModel(bundle, engine, scorer, class_scorer, state)
 
 
 def padded_sizes(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge
 from glowserve.drift import DriftDetector
 from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
-from glowserve.runtime.engine import Float32Array, Forward
+from glowserve.runtime.engine import Float32Array, Forward, Int64Array
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.runner import Float64Array
@@ -57,7 +57,7 @@ class ServedModel:
         metrics: Metrics,
         on_change: Callable[[], None],
     ) -> None:
-        self.bundle = loaded.bundle
+        self.bundle, self.class_scorer = loaded.bundle, loaded.class_scorer
         self.manifest = loaded.bundle.manifest
         self.name, self.version = self.manifest.model, self.manifest.version
         self.fingerprint = loaded.fingerprint
@@ -92,11 +92,12 @@ class ServedModel:
                 result.latent,
                 result.log_prior,
                 result.log_det,
+                *(() if result.log_posterior is None else (result.log_posterior,)),
                 *scorer.likelihoods(result.log_likelihood),
             )
 
-        def reverse(latent: Float32Array) -> Rows:
-            result = engine.reverse(latent)
+        def reverse(latent: Float32Array, classes: Int64Array | None = None) -> Rows:
+            result = engine.reverse(latent, classes)
             return result.image, result.pixels
 
         explainer = Explainer(self.bundle, engine)
@@ -112,7 +113,7 @@ class ServedModel:
         self.forward = lane(self.health.watched(forward), self.name, FORWARD)
         """From images [N, H, W, C] and noise to the arrays of `Forward` and of `Likelihoods`, in their order."""
         self.reverse = lane(self.health.watched(reverse), self.name, REVERSE)
-        """From latents [N, D] to the two arrays of `Reverse`, in its order."""
+        """From latents [N, D], with classes also their numbers [N], to the two arrays of `Reverse`, in its order."""
         # Not watched: if the third graph fails alone, scores and samples are as good as before.
         self.explain = lane(self.health.timed(explain), self.name, EXPLAIN)
         """From images [N, H, W, C] and noise to deviations [N, H, W], once it is open."""

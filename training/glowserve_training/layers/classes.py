@@ -64,7 +64,7 @@ class ClassPriors(nn.Module):
         return bounded(self.log_scale, PRIOR_BOUND)
 
     def log_ratios(self, latents: Sequence[Tensor]) -> Tensor:
-        """log N(e; m_c, s_c) - log N(e; 0, 1) of each level's latents, [N, D of the level], as [N, L, K].
+        """Log N(e; m_c, s_c) - log N(e; 0, 1) of each level's latents, [N, D of the level], as [N, L, K].
 
         It is computed in the latents' precision even under autocast: squares cancel out.
         """
@@ -77,7 +77,7 @@ class ClassPriors(nn.Module):
 
 
 def log_ratios(latents: Sequence[Tensor], means: Tensor, log_scales: Tensor) -> Tensor:
-    """log N(e; m_c, s_c) - log N(e; 0, 1), [N, L, K].
+    """Log N(e; m_c, s_c) - log N(e; 0, 1), [N, L, K].
 
     Args:
         latents: of each level, [N, D of the level].
@@ -86,7 +86,9 @@ def log_ratios(latents: Sequence[Tensor], means: Tensor, log_scales: Tensor) -> 
     """
     sizes = [latent.shape[1] for latent in latents]
     levels = []
-    for latent, mean, log_scale in zip(latents, means.split(sizes, 1), log_scales.split(sizes, 1), strict=True):
+    for latent, mean, log_scale in zip(
+        latents, means.split(sizes, 1), log_scales.split(sizes, 1), strict=True
+    ):
         precision = (-2 * log_scale).exp()
         squares = latent.square() @ (precision - 1).T
         constant = (0.5 * precision * mean.square() + log_scale).sum(1)
