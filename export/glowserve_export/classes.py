@@ -54,8 +54,9 @@ class FoldedClasses:
     @classmethod
     def of(cls, priors: ClassPriors, sizes: Sequence[int]) -> FoldedClasses:
         """Of a model in float64."""
-        arrays = (as_array(each) for each in (priors.means(), priors.log_scales(), priors.log_share))
-        return cls(*arrays, tuple(sizes))
+        return cls(
+            as_array(priors.means()), as_array(priors.log_scales()), as_array(priors.log_share), tuple(sizes)
+        )
 
     def __len__(self) -> int:
         return len(self.mean)

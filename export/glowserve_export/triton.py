@@ -162,7 +162,7 @@ def _warmup(batch_size: int, inputs: Sequence[onnx.ValueInfoProto]) -> str:
     """A batch of zeros that runs before the first request: TensorRT's engine covers the sizes between its warm-ups."""
     tensors = "\n".join(
         f'  inputs {{ key: "{tensor.name}" '
-        f"value {{ data_type: {_type(tensor)} dims: [ {_dims(tensor)} ] zero_data: true }} }}"
+        f"value {{ data_type: {_type(tensor)} dims: [ {_dims(tensor) or 1} ] zero_data: true }} }}"
         for tensor in inputs
     )
     return f'model_warmup {{\n  name: "batch of {batch_size}"\n  batch_size: {batch_size}\n{tensors}\n}}'

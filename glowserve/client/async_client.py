@@ -107,9 +107,9 @@ class AsyncClient:
             return response
 
         responses = self._fitting.calls_async(score, _read_in_threads(portions(images)))
-        scores = arguments.received([response async for response in responses])
+        found = arguments.received([response async for response in responses])
         names.check()
-        return scores
+        return found
 
     async def iter_scores(
         self,

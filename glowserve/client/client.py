@@ -138,9 +138,9 @@ class Client:
             names.answered(part)
             return response
 
-        scores = arguments.received(list(self._fitting.calls(score, portions(images))))
+        found = arguments.received(list(self._fitting.calls(score, portions(images))))
         names.check()
-        return scores
+        return found
 
     def iter_scores(
         self,

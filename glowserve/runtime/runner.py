@@ -196,5 +196,6 @@ Results = TypeVar("Results", Forward, Reverse)
 def _concatenate(kind: type[Results], parts: list[Results]) -> Results:
     if len(parts) == 1:
         return parts[0]
-    columns = ([getattr(part, each.name) for part in parts] for each in fields(kind))
-    return kind(*(None if column[0] is None else np.concatenate(column) for column in columns))
+    columns: list[list[Any]] = [[getattr(part, each.name) for part in parts] for each in fields(kind)]
+    arrays: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
+    return kind(*arrays)
