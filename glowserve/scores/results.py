@@ -60,7 +60,7 @@ class Scores:
     """The log-determinants of each level that depend on the image, in nats, [N, L]."""
 
     log_posterior: Float64Array | None = None
-    """The logarithm of the probability of each class of a class-conditional model, in the order of its classes, [N, K]."""
+    """The logarithm of the probability of each class of a class-conditional model, in their order, [N, K]."""
 
     standard_error: Float64Array | None = None
     """That of `log_likelihood` as an estimate from several draws of noise, in nats, [N]."""
