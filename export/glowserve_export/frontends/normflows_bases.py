@@ -81,12 +81,18 @@ def base_shapes(
     for key in (f"{name}.{own}" for own in _KEYS.get(kind, ())):
         shape: tuple[int, ...] = (1, latents[0], 1, 1) if kind.startswith("GlowBase") else (1, *latents)
         if key.endswith("_cc"):
-            shape = (length(found, key, 0) or 0, latents[0])
+            shape = (_rows(found, key), latents[0])
         if kind == _OF_CLASSES:
             shape = (*latents, length(found, key, 3) or 0)
         if kind == "AffineGaussian" and key in found and _broadcasts(found[key].shape, shape):
             shape = tuple(found[key].shape)
         yield key, shape
+
+
+def _rows(found: Mapping[str, Tensor], key: str) -> int:
+    """Of a matrix; 0 if the weight is missing or none."""
+    shape = found[key].shape if key in found else ()
+    return shape[0] if len(shape) == 2 else 0
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
@@ -130,7 +136,7 @@ def class_count(found: Mapping[str, Tensor], kinds: Mapping[str, str], checkpoin
         ForeignCheckpointError: they have different numbers of classes.
     """
     counts = {length(found, f"{name}.loc", 3) for name, kind in kinds.items() if kind == _OF_CLASSES}
-    counts |= {length(found, f"{name}.loc_cc", 0) for name in kinds if f"{name}.loc_cc" in found}
+    counts |= {_rows(found, f"{name}.loc_cc") for name in kinds if f"{name}.loc_cc" in found}
     if len(counts) > 1 or any(not 2 <= (count or 0) <= MOST_CLASSES for count in counts):
         found_counts = " and ".join(sorted(map(str, counts)))
         raise ForeignCheckpointError(
