@@ -15,8 +15,8 @@ from glowserve.cli import main, train
 
 # The flags with the values that they accept; users' scripts depend on them.
 FLAGS = {
-    **dict.fromkeys(("data", "out"), "TEXT"),
-    **dict.fromkeys(("image-size", "channels", "n-bits", "levels", "steps-per-level", "width"), "INT"),
+    **dict.fromkeys(("data", "out", "image-size"), "TEXT"),
+    **dict.fromkeys(("channels", "n-bits", "levels", "steps-per-level", "width"), "INT"),
     **dict.fromkeys(
         ("steps", "batch-size", "patience", "seed", "split-seed", "devices", "nodes", "extend-to"), "INT"
     ),
@@ -33,6 +33,8 @@ FLAGS = {
     "schedule": ("cosine", "constant"),
     "precision": ("32-true", "bf16-mixed"),
     "device": ("auto", "cpu", "cuda"),
+    "fit": ("crop", "pad"),
+    "bits-used": (16, 12, 10),
 }
 
 

@@ -1,4 +1,4 @@
-"""Format 2 of bundles: `flow.json` has what format 1 does not know, and old services say that they read format 1."""
+"""Formats 2 and 3: `flow.json` has what format 1 does not know, and older services say which formats they read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.timestamp_pb2 import DESCRIPTOR as TIMESTAMP
 
+from glowserve.images import Preparation
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.manifest import FORMAT_2_FIELDS, manifest_checksum
 from glowserve.runtime.repository import Bundle, fingerprint, open_bundle
@@ -127,6 +128,30 @@ def test_format_1_has_none_of_these_fields(version: Path) -> None:
     assert not open_bundle(version).manifest.flow.preprocessing, "flow.json belongs to format 2"
     _edit(version, lambda manifest: manifest["flow"].update(checkerboards=2))
     with pytest.raises(BundleError, match=r"flow\.checkerboards is 2, and format 1 has no such field"):
+        open_bundle(version)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("image", {"channels": 4, "latent_size": 256}, r"image\.channels, which is 4,"),
+        ("preparation", {"fit": "pad"}, r"preparation\.fit, which is 'pad',"),
+        ("preparation", {"bits_used": 12}, r"preparation\.bits_used, which is 12,"),
+    ],
+)
+def test_what_format_2_does_not_know_is_refused_in_it(
+    part: str, values: dict[str, Any], words: str, version: Path
+) -> None:
+    _edit(version, lambda manifest: manifest[part].update(values))
+    with pytest.raises(BundleError, match=f"{words} belongs to format 3, and its format is 2"):
+        open_bundle(version)
+
+
+def test_an_unknown_rule_for_pictures_is_refused(version: Path) -> None:
+    _edit(version, lambda manifest: manifest.update(format_version=3))
+    assert open_bundle(version).preparation == Preparation()
+    _edit(version, lambda manifest: manifest["preparation"].update(fit="fill"))
+    with pytest.raises(BundleError, match="preparation: fit is 'fill'; it must be one of crop, pad"):
         open_bundle(version)
 
 

@@ -182,7 +182,8 @@ def test_another_format_is_refused_with_both_versions(version: Path, number: int
     [
         {"height": 0},
         {"width": 16},
-        {"channels": 2, "latent_size": 128},
+        {"channels": 5, "latent_size": 320},
+        {"height": 1, "width": 16_384, "latent_size": 16_384},
         {"n_bits": 0},
         {"n_bits": 9},
         {"latent_size": 63},

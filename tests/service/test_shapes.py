@@ -140,8 +140,8 @@ def test_the_command_line_scores_samples_and_draws(
     assert (
         main(["sample", "--model", model, "--n", "6", "--seed", "0", "--out", str(tmp_path / "s.png")]) == 0
     )
-    grid = Image.open(tmp_path / "s.png")
-    assert grid.mode == "RGBA"
-    assert 0.5 < grid.width / grid.height < 2
+    with Image.open(tmp_path / "s.png") as grid:
+        assert grid.mode == "RGBA"
+        assert 0.5 < grid.width / grid.height < 2
     assert main(["inspect", model]) == 0
     assert "4 x 12 RGB with alpha" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from glowserve_training.config import DataConfig, GlowConfig
 from glowserve_training.data import HeldOutRecord, KnownImage, load_images
 from glowserve_training.errors import CheckpointError, RunError
 from glowserve_training.model import Glow
+from glowserve_training.stored import stored_fields
 
 from glowserve.images import Preparation
 
@@ -80,7 +81,7 @@ def test_the_file_is_plain_data(small: Checkpoint, tmp_path: Path) -> None:
 
     content = torch.load(tmp_path / "model.ckpt", weights_only=True)
 
-    assert content["config"] == asdict(small.model.config)
+    assert content["config"] == stored_fields(small.model.config)
     assert content["data"]["preparation"] == {"filter": "lanczos", "background": 7}
     assert content["training"]["metrics"] == {"test_bits_per_dim": 4.5}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,9 @@ from glowserve_training import config
 from glowserve_training.config import DataConfig, GlowConfig, stored_model
 from glowserve_training.hardware import Hardware
 from glowserve_training.layers import CONV1X1_CLASSES
+from glowserve_training.stored import data_config, stored_fields
 
+from glowserve.images import Preparation
 from tests.training.runs import TinyRun
 
 
@@ -117,9 +119,10 @@ def test_fields_that_a_stored_configuration_lacks_mean_what_was_fixed_before_the
     )
 
 
-def test_a_configuration_is_read_as_it_was_stored() -> None:
+@pytest.mark.parametrize(("image_size", "stored"), [(8, 8), ("8x24", [8, 24])])
+def test_a_configuration_is_read_as_it_was_stored(image_size: int | str, stored: int | list[int]) -> None:
     written = GlowConfig(
-        image_size=8,
+        image_size=image_size,
         channels=3,
         levels=1,
         preprocessing="logit",
@@ -128,7 +131,17 @@ def test_a_configuration_is_read_as_it_was_stored() -> None:
         dequantization="variational",
     )
 
-    assert GlowConfig(**stored_model(asdict(written))) == written
+    fields = stored_fields(written)
+    assert fields["image_size"] == stored
+    assert GlowConfig(**stored_model(fields)) == written
+
+
+def test_older_versions_read_the_data_of_a_run_that_uses_nothing_younger() -> None:
+    plain = DataConfig(data="digits", image_size=8, channels=1)
+    padded = replace(plain, preparation=Preparation(fit="pad", bits_used=12))
+
+    assert stored_fields(plain)["preparation"] == {"filter": "bicubic", "background": 255}
+    assert data_config(stored_fields(padded)) == padded
 
 
 def test_every_parametrization_has_a_class() -> None:

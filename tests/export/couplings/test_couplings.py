@@ -118,7 +118,7 @@ def _run(couplings: list[FoldedCoupling], x: Array, precision: Precision) -> dic
     for k, coupling in enumerate(couplings):
         y, log_scale = coupling.add_forward(g, y, f"c{k}", precision=precision)
         scales += [(coupling, log_scale)] if log_scale else []
-    log_det = [term.total for term in add_log_det(g, scales, SIZE, "all")]
+    log_det = [term.total for term in add_log_det(g, scales, SQUARE, "all")]
     shape = ("N", CHANNELS, SIZE, SIZE)
     outputs = [float_info(y, *shape), *(float_info(name, "N", 1) for name in log_det)]
     found = run_graph(g.model("forward", [float_info("x", *shape)], outputs), x=x)
