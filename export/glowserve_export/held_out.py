@@ -22,7 +22,10 @@ Rule = Callable[[DataConfig, int | None], HeldOutImages]
 
 
 def held_out_config(
-    source: Source, data: str | None, label_column: str | None, say: Callable[[str], None]
+    source: Source,
+    data: str | None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> DataConfig:
     """The data to take held-out images from.
 

@@ -101,7 +101,9 @@ def _print_speed(bundles: dict[str, Bundle], images: ImageData) -> None:
     """Milliseconds of a batch in each graph, the fastest of runs in turn: the machine may have other work."""
     batch = images.test[:_IMAGES]
     noise = dequantization_noise(0, batch)
-    engines = {name: Engine(bundle, RuntimeConfig(device="cpu", threads=1)) for name, bundle in bundles.items()}
+    engines = {
+        name: Engine(bundle, RuntimeConfig(device="cpu", threads=1)) for name, bundle in bundles.items()
+    }
     latent = {name: engine.forward(batch, noise).latent for name, engine in engines.items()}
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(_ROUNDS):
@@ -121,7 +123,10 @@ def _print_speed(bundles: dict[str, Bundle], images: ImageData) -> None:
 def _draw_samples(bundle: Bundle, path: Path) -> None:
     """A row of samples of each class."""
     with glowserve.open(bundle.path) as client:
-        rows = [client.sample(_SAMPLES, class_name=name, seed=0, temperature=0.7).images for name in bundle.classes]
+        rows = [
+            client.sample(_SAMPLES, class_name=name, seed=0, temperature=0.7).images
+            for name in bundle.classes
+        ]
     grid(np.concatenate(rows), _SAMPLES, scale=3).save(path)
     print(f"wrote {path}")
 

@@ -147,7 +147,7 @@ def test_a_base_that_is_no_gaussian_is_refused(keys: tuple[str, ...], tmp_path: 
     model = public_model("normflows")
     weights = {key: x for key, x in weights_of(model).items() if not key.startswith("q0.1.")}
     weights |= {f"q0.1.{key}": torch.zeros(1, 4) for key in keys}
-    with pytest.raises(ForeignCheckpointError, match=r"q0\.1 has .*DiagGaussian, GlowBase, AffineGaussian"):
+    with pytest.raises(ForeignCheckpointError, match=r"q0\.1 has .*DiagGaussian, GlowBase, .*AffineGaussian"):
         IMPORTS["normflows"](weights, tmp_path / "public.pt", write_arguments(tmp_path, model))
 
 

@@ -292,10 +292,10 @@ def test_a_class_of_y0ast_adds_to_the_prior_of_the_top_level(tmp_path: Path) -> 
     model = public_model("y0ast")
     torch.manual_seed(0)
     added = {
-        "project_ycond.linear.weight": torch.randn(96, 3) * 0.3,
-        "project_ycond.linear.bias": torch.randn(96) * 0.1,
-        "project_ycond.logs": torch.randn(96) * 0.1,
-        "project_class.linear.weight": torch.zeros(3, 48),
+        "project_ycond.linear.weight": torch.randn(48, 3) * 0.3,
+        "project_ycond.linear.bias": torch.randn(48) * 0.1,
+        "project_ycond.logs": torch.randn(48) * 0.1,
+        "project_class.linear.weight": torch.zeros(3, 24),
         "project_class.linear.bias": torch.zeros(3),
         "project_class.logs": torch.zeros(3),
     }
@@ -304,7 +304,7 @@ def test_a_class_of_y0ast_adds_to_the_prior_of_the_top_level(tmp_path: Path) -> 
     assert glow.classes is not None
     linear = added["project_ycond.linear.weight"].T + added["project_ycond.linear.bias"]
     mean, log_scale = (linear * (3 * added["project_ycond.logs"]).exp()).double().chunk(2, dim=1)
-    z = torch.randn(2, 48, 2, 2, dtype=torch.float64)
+    z = torch.randn(2, 24, 2, 2, dtype=torch.float64)
     top_mean, top_log_scale = torch.from_numpy(glow.top_mean), torch.from_numpy(glow.top_log_scale)
     expected = torch.distributions.Normal(
         top_mean + mean[:, :, None, None], (top_log_scale + log_scale[:, :, None, None]).exp()
