@@ -191,6 +191,8 @@ def _check_explain(args: argparse.Namespace) -> None:
             "of them; --worst finds the pictures of a file that are worth a heat map",
             2,
         )
+    if args.class_name:
+        raise Failure("--explain explains log p(x), and --class scores log p(x | c): give one of them", 2)
     check_folder(args.explain, args.files)
 
 

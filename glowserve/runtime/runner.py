@@ -156,7 +156,7 @@ class EngineRunner:
     async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
         """See Runner."""
         parts = [
-            self._engine.reverse(latents[part], None if classes is None else classes[part])
+            self._engine.reverse(latents[part], *(() if classes is None else (classes[part],)))
             for part in self._batches(latents)
         ]
         return _concatenate(Reverse, parts)

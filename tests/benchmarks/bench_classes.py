@@ -1,4 +1,4 @@
-"""What classes are worth: a conditional model beside an unconditional one of the same size, and beside a small classifier.
+"""What classes are worth: a conditional model beside an unconditional one, and beside a small classifier.
 
     python tests/benchmarks/bench_classes.py --data ../shared/data/mnist10k/mnist10k.npz --steps 600 --out out/classes
 

@@ -96,8 +96,8 @@ class ServedModel:
                 *scorer.likelihoods(result.log_likelihood),
             )
 
-        def reverse(latent: Float32Array, classes: Int64Array | None = None) -> Rows:
-            result = engine.reverse(latent, classes)
+        def reverse(latent: Float32Array, *classes: Int64Array) -> Rows:
+            result = engine.reverse(latent, *classes)
             return result.image, result.pixels
 
         explainer = Explainer(self.bundle, engine)
