@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
-from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen
+from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen, read_held_out
+from glowserve_training.data.classes import find_label_column, read_classes
 from glowserve_training.errors import DataError, HeldOutError, TooFewImagesError
 
 from glowserve.runtime.repository import Bundle
@@ -19,24 +21,64 @@ Rule = Callable[[DataConfig, int | None], HeldOutImages]
 """Loads the held-out images of data, split by one of the rules that there have been; see `load_held_out`."""
 
 
-def held_out_config(source: Source, data: str | None) -> DataConfig:
+def held_out_config(
+    source: Source,
+    data: str | None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> DataConfig:
     """The data to take held-out images from.
 
     Args:
         source: the model.
         data: the user's choice; None for the training data.
+        label_column: the column of labels in other data, for a class-conditional model; None if it has one.
+        say: called with a warning if other data has no labels of the model's classes.
 
     Raises:
         ExportError: the training data is unknown and `data` is None.
+        DataError: there is no such column of labels.
     """
     if source.data is not None:
-        return replace(source.data, data=data) if data else source.data
+        if not data or read_held_out(Path(data)) is not None:
+            return replace(source.data, data=data) if data else source.data
+        return with_labels(replace(source.data, data=data), source.data.classes, label_column, say)
     if data is None:
         raise ExportError(
             "the checkpoint does not say what data the model was trained on: give images that it was not trained on "
             "with --data"
         )
-    return DataConfig(data=data, image_size=source.glow.image_size, channels=source.glow.channels)
+    config = DataConfig(data=data, image_size=source.glow.image_size, channels=source.glow.channels)
+    return with_labels(config, [each.name for each in source.flow.classes], label_column, say)
+
+
+def with_labels(
+    config: DataConfig, classes: Sequence[str], column: str | None, say: Callable[[str], None]
+) -> DataConfig:
+    """The data with the column of its labels, if a model has classes and the data has labels of them.
+
+    Args:
+        config: the data.
+        classes: the names of the model's classes.
+        column: the user's choice; None if the data has one.
+        say: called with a warning if it has none.
+
+    Raises:
+        DataError: the column that the user has chosen cannot be used.
+    """
+    unlabelled = replace(config, label_column=None, classes=())
+    if not classes:
+        return unlabelled
+    try:
+        found = find_label_column(config.data, column)
+        labelled = replace(config, label_column=found.name, classes=tuple(classes))
+        read_classes(labelled)
+    except DataError as error:
+        if column is not None:
+            raise
+        say(f"warning: scores given a class are left out, since they take labelled images: {error}")
+        return unlabelled
+    return labelled
 
 
 def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
@@ -60,7 +102,11 @@ def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str]
 
 
 def held_out_of_bundle(
-    bundle: Bundle, model: EvaluatedBundle, data: str | None, say: Callable[[str], None]
+    bundle: Bundle,
+    model: EvaluatedBundle,
+    data: str | None,
+    say: Callable[[str], None],
+    label_column: str | None = None,
 ) -> tuple[str, HeldOutImages]:
     """The data of a bundle's held-out images, and the images.
 
@@ -73,6 +119,7 @@ def held_out_of_bundle(
         model: the same bundle, opened.
         data: the user's choice; None for the training data.
         say: called with a warning if they are not the images that the bundle's percentiles were computed from.
+        label_column: see `with_labels`.
 
     Raises:
         ExportError: the training data is unknown and `data` is None.
@@ -83,7 +130,7 @@ def held_out_of_bundle(
         raise ExportError(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
-    config = replace(training_data(bundle), data=data or trained_on)
+    config = _config(bundle, data or trained_on, label_column, say)
     ours = trained_on and os.path.realpath(config.data) == os.path.realpath(trained_on)
     calibrated_elsewhere = not data and calibrated_on != trained_on
     try:
@@ -103,7 +150,11 @@ def held_out_of_bundle(
 
 
 def images_to_calibrate(
-    bundle: Bundle, model: EvaluatedBundle, data: str, say: Callable[[str], None]
+    bundle: Bundle,
+    model: EvaluatedBundle,
+    data: str,
+    label_column: str | None,
+    say: Callable[[str], None],
 ) -> HeldOutImages:
     """The images to renew a bundle's calibration with: those of `held_out_of_bundle`.
 
@@ -114,14 +165,22 @@ def images_to_calibrate(
         bundle: the bundle.
         model: the same bundle, opened.
         data: the user's choice.
+        label_column: see `with_labels`.
         say: called with a warning if the model may have been trained on some of them.
 
     Raises:
         DataError: the images cannot be read, or are too few.
     """
     if bundle.manifest.training.data:
-        return held_out_of_bundle(bundle, model, data, say)[1]
-    return load_unseen(replace(training_data(bundle), data=data))
+        return held_out_of_bundle(bundle, model, data, say, label_column)[1]
+    return load_unseen(_config(bundle, data, label_column, say))
+
+
+def _config(bundle: Bundle, data: str, label_column: str | None, say: Callable[[str], None]) -> DataConfig:
+    config = replace(training_data(bundle), data=data)
+    if read_held_out(Path(data)) is not None:  # it has the labels, too
+        return config
+    return with_labels(config, bundle.classes, label_column, say)
 
 
 def _find_rule(model: EvaluatedBundle, config: DataConfig) -> Rule | None:

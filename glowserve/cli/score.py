@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help=f"estimate the log-likelihood from M draws of noise, 1 to {MAX_IMPORTANCE_SAMPLES}; default: 1",
     )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="of a class-conditional model: score all pictures given this class; default: over all classes",
+    )
     parser.add_argument("--seed", type=int, help="seed of the dequantization noise; default: 0")
     parser.add_argument(
         "--json",
@@ -165,6 +171,7 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
         names.append("anomalous")
     wanted = {
         "seed": args.seed,
+        "class_name": args.class_name,
         "scores": names or None,
         "false_alarm_rate": args.false_alarm_rate,
         "importance_samples": args.importance_samples,
@@ -184,6 +191,8 @@ def _check_explain(args: argparse.Namespace) -> None:
             "of them; --worst finds the pictures of a file that are worth a heat map",
             2,
         )
+    if args.class_name:
+        raise Failure("--explain explains log p(x), and --class scores log p(x | c): give one of them", 2)
     check_folder(args.explain, args.files)
 
 

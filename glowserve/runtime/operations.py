@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,14 @@ from glowserve.runtime.checks import (
     require_finite_latents,
 )
 from glowserve.runtime.engine import Float32Array, Forward, Reverse
+from glowserve.runtime.given_classes import GivenClasses
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
 from glowserve.runtime.randomness import (
     ATTEMPTS,
     DEFAULT_SEED,
     ENCODING_NOISE,
+    class_of_sample,
     dequantization_noise,
     latents,
 )
@@ -58,6 +60,9 @@ class Draw:
 
     temperature: float
     """The standard deviation of the latent."""
+
+    class_number: int | None = None
+    """Of a class-conditional model; None: it is drawn from p(c), by seed and index."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,11 @@ class _Prepared(NamedTuple):
 
 
 async def score(
-    runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked = NOTHING_ELSE
+    runner: Runner,
+    images: ImageSource | Pictures,
+    seed: int,
+    asked: Asked = NOTHING_ELSE,
+    classes: Int64Array | None = None,
 ) -> Scores:
     """Scores images.
 
@@ -101,11 +110,16 @@ async def score(
         images: the N images.
         seed: the seed of the dequantization noise.
         asked: which scores are computed beside those that are in every answer; the bundle has what they need.
+        classes: of the images, by number, [N]: the scores are those of log p(x | c); None for those of log p(x).
 
     Raises:
+        NotCalibratedError: the bundle has no calibration of images given their classes.
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    return await _score(runner, images, seed, asked, runner.p_values)
+    if classes is None:
+        return await _score(runner, images, seed, asked, runner.p_values)
+    given = cast("Runner", GivenClasses(runner, classes))
+    return await _score(given, images, seed, asked, given.p_values)
 
 
 async def score_with_parts(
@@ -335,7 +349,19 @@ async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:
         )
 
     latent = await runner.compute(Work(prepare, len(draws), 4 * len(draws) * latent_size))
-    return await runner.reverse(latent)
+    return await runner.reverse(latent, _classes(runner, draws))
+
+
+def _classes(runner: Runner, draws: Sequence[Draw]) -> Int64Array | None:
+    """The classes of samples, by number, [N]; None of a model without classes."""
+    shares = [each.share for each in runner.bundle.manifest.flow.classes]
+    if not shares:
+        return None
+    numbers = [
+        class_of_sample(draw.seed, draw.index, shares) if draw.class_number is None else draw.class_number
+        for draw in draws
+    ]
+    return np.array(numbers, np.int64)
 
 
 async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSource:

@@ -12,7 +12,7 @@ from glowserve.pictures import Pictures
 from glowserve.runtime import operations
 from glowserve.runtime.attributes import Attributes
 from glowserve.runtime.config import Limits
-from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
+from glowserve.runtime.engine import Engine, Float32Array, Forward, Int64Array, Reverse
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.interpolation import interpolation_path
@@ -43,8 +43,8 @@ class Runner(EngineRunner):
         result = await super().forward(images, noise)
         return replace(result, latent=self._spoil(result.latent))
 
-    async def reverse(self, latents: Float32Array) -> Reverse:
-        result = await super().reverse(latents)
+    async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
+        result = await super().reverse(latents, classes)
         return replace(result, pixels=self._spoil(result.pixels))
 
     def _spoil(self, array: Float32Array) -> Float32Array:

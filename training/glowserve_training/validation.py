@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -164,7 +164,7 @@ def patience_ran_out(config: RunConfig, step: int, callbacks: dict[str, Any]) ->
     )
 
 
-def _bits_per_dim(model: Glow, batches: list[Batch]) -> float:
+def _bits_per_dim(model: Glow, batches: Sequence[Batch]) -> float:
     """The mean over images, in float32 whatever the precision of training."""
     device = next(model.parameters()).device
     nats = [model.log_prob(*(tensor.to(device) for tensor in batch)).double() for batch in batches]
