@@ -97,7 +97,8 @@ def main() -> None:
     print(f"{'choice':<30}{'bits/dim':>10}{'accuracy':>10}")
     for name, choice in CHOICES.items():
         bits, accuracy = _measured(choice, args.steps)
-        print(f"{name:<30}{bits:>10.3f}{accuracy:>10.1%}", flush=True)
+        right = "-" if choice is None else f"{accuracy:.1%}"
+        print(f"{name:<30}{bits:>10.3f}{right:>10}", flush=True)
 
 
 def _measured(choice: Choice | None, steps: int) -> tuple[float, float]:

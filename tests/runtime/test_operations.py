@@ -165,8 +165,10 @@ def test_a_step_that_is_not_finite_is_named_by_its_index(
 ) -> None:
     reverse = EngineRunner.reverse
 
-    async def spoiled(self: EngineRunner, latents: Float32Array) -> Reverse:
-        result = await reverse(self, latents)
+    async def spoiled(
+        self: EngineRunner, latents: Float32Array, classes: Int64Array | None = None
+    ) -> Reverse:
+        result = await reverse(self, latents, classes)
         result.pixels[3] = np.inf
         return result
 
