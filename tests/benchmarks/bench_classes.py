@@ -4,8 +4,8 @@
 
 It trains both models with the recipe of the data and the same seed, unless their runs are there, and prints bits/dim of
 both on the same test images, the share of them whose most probable class is right, that share for a convolutional
-network of two layers that is trained on the same images, and the processor time that the graphs of both take. Rows of samples of each
-class go to OUT/samples.png.
+network of two layers that is trained on the same images, and the processor time that the graphs of both take. Rows of
+samples of each class go to OUT/samples.png.
 """
 
 from __future__ import annotations
