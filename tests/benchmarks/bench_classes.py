@@ -4,8 +4,8 @@
 
 It trains both models with the recipe of the data and the same seed, unless their runs are there, and prints bits/dim of
 both on the same test images, the share of them whose most probable class is right, that share for a convolutional
-network of two layers that is trained on the same images, and how long the graphs of both take. Rows of samples of each
-class go to OUT/samples.png.
+network of two layers that is trained on the same images, and the processor time that the graphs of both take. Rows of
+samples of each class go to OUT/samples.png.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
     print(f"{'model':<16}{'bits/dim':>10}{'accuracy':>10}")
     for name, checkpoint in checkpoints.items():
         metrics = load_checkpoint(checkpoint).training.metrics
-        print(f"{name:<16}{metrics['test_bits_per_dim']:>10.3f}{metrics.get('test_accuracy', np.nan):>10.1%}")
+        accuracy = f"{metrics['test_accuracy']:.1%}" if "test_accuracy" in metrics else "-"
+        print(f"{name:<16}{metrics['test_bits_per_dim']:>10.3f}{accuracy:>10}")
     print(f"{'network':<16}{'':>10}{_accuracy_of_network(images, len(config.data.classes)):>10.1%}")
     bundles = {name: _exported(path, args.out / "models" / name) for name, path in checkpoints.items()}
     _print_speed(bundles, images)
@@ -98,7 +99,7 @@ def _exported(checkpoint: Path, model: Path) -> Bundle:
 
 
 def _print_speed(bundles: dict[str, Bundle], images: ImageData) -> None:
-    """Milliseconds of a batch in each graph, the fastest of runs in turn: the machine may have other work."""
+    """Processor time of a batch in each graph, the least of runs in turn: the machine may have other work."""
     batch = images.test[:_IMAGES]
     noise = dequantization_noise(0, batch)
     engines = {
@@ -112,9 +113,9 @@ def _print_speed(bundles: dict[str, Bundle], images: ImageData) -> None:
                 ("forward", lambda engine=engine: engine.forward(batch, noise)),
                 ("reverse", lambda engine=engine, name=name: engine.reverse(latent[name])),
             ):
-                began = time.perf_counter()
+                began = time.thread_time()
                 run()
-                times.setdefault((name, graph), []).append(time.perf_counter() - began)
+                times.setdefault((name, graph), []).append(time.thread_time() - began)
     for (name, graph), seconds in times.items():
         size = next(file.size for file in bundles[name].manifest.files if file.name == f"{graph}.onnx")
         print(f"{name:<16}{graph:<10}{1000 * min(seconds):8.2f} ms for {_IMAGES} images, {size:,} bytes")
