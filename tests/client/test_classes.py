@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def held_out(models: Path) -> HeldOutImages:
 @pytest.fixture(scope="module")
 def port(models: Path) -> Iterator[int]:
     with servers.run_server(models) as server:
+        yield server.port
+
+
+@pytest.fixture(scope="module")
+def front_end_port(models: Path) -> Iterator[int]:
+    """Of a service with two front-ends."""
+    with servers.run_server(models, frontends=2) as server:
         yield server.port
 
 
@@ -209,6 +217,26 @@ def test_the_open_inference_protocol_yields_posteriors_and_samples_classes(
             assert "input 'class': row 1 is 10; it must lie in 0 to 9" in refused.value.details()
 
 
+def test_a_front_end_knows_what_a_model_with_classes_needs(
+    models: Path, front_end_port: int, held_out: HeldOutImages
+) -> None:
+    images, names = held_out.test[:40], names_of(held_out, 40)
+    answers = []
+    with (
+        glowserve.open(models / "digits") as opened,
+        glowserve.Client(f"127.0.0.1:{front_end_port}") as connected,
+    ):
+        for client in (opened, connected):
+            assert client.models()[0].classes == NAMES
+            posterior = client.score(images, scores=["log_posterior"]).log_posterior
+            given = client.score(images, classes=names, scores=["anomaly_p_value"])
+            samples = [client.sample(4, seed=5, class_name=name).images for name in ("", "7")]
+            decoded = client.decode(client.encode(images).latents)
+            answers.append((posterior, given.percentile, given.anomaly_p_value, *samples, decoded))
+    for embedded, remote in zip(*answers, strict=True):
+        np.testing.assert_allclose(remote, embedded, rtol=1e-5, atol=1e-5)
+
+
 def test_the_command_line_scores_and_samples_a_class(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +265,20 @@ def test_a_calibration_with_unlabelled_images_has_none_given_classes(
             client.score(held_out.test[:1], classes="1")
         assert refused.value.reason == "NOT_CALIBRATED"
         assert client.score(held_out.test[:1], scores=["log_posterior"]).log_posterior is not None
+
+
+def test_a_version_with_attributes_has_the_classes_still(
+    models: Path, held_out: HeldOutImages, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "digits" / "1", tmp_path / "digits" / "1")
+    assert main(["attributes", str(tmp_path / "digits"), "--data", "digits"]) == 0
+    with glowserve.open(tmp_path / "digits" / "2") as client:
+        (model,) = client.models()
+        assert model.classes == NAMES
+        assert "digit=3" in model.attributes
+        assert client.score(held_out.test[:2], classes="3").finite.all()
+        (image,) = client.manipulate(held_out.test[0], "digit=3", [0])
+        np.testing.assert_array_equal(image, held_out.test[0])
 
 
 def test_a_service_of_an_older_format_says_which_it_reads(
