@@ -19,11 +19,11 @@ from glowserve.runtime.asked import asked_of
 from glowserve.runtime.attributes import check_attributes
 from glowserve.runtime.checks import BoolArray
 from glowserve.runtime.classes import class_number, class_numbers, scorer_given_class
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.engine import Float32Array, Placement
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.explanation import check_explainable
 from glowserve.runtime.inputs import ImageSource
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
 from glowserve.v1 import glow_service_pb2 as pb

@@ -25,18 +25,12 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
+from glowserve.runtime.draws import Draw, draw_classes, draw_latents
 from glowserve.runtime.engine import Float32Array, Forward, Reverse
 from glowserve.runtime.given_classes import GivenClasses
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.randomness import (
-    ATTEMPTS,
-    DEFAULT_SEED,
-    ENCODING_NOISE,
-    class_of_sample,
-    dequantization_noise,
-    latents,
-)
+from glowserve.runtime.randomness import ATTEMPTS, DEFAULT_SEED, ENCODING_NOISE, dequantization_noise
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
 from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
 from glowserve.scores.parts import Parts
@@ -46,23 +40,6 @@ Float64Array = npt.NDArray[np.float64]
 _TOO_FAR = "strengths: image {} has a latent that is not finite; lower the strength"
 # How much longer a value takes to be compressed than to get its noise.
 _CODEC = 16
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The randomness of one sample: its latent is the one with this index of a seed, times the temperature."""
-
-    seed: int
-    """0 to 2^64 - 1."""
-
-    index: int
-    """0 or more."""
-
-    temperature: float
-    """The standard deviation of the latent."""
-
-    class_number: int | None = None
-    """Of a class-conditional model; None: it is drawn from p(c), by seed and index."""
 
 
 @dataclass(frozen=True)
@@ -338,30 +315,12 @@ async def _later_draws(
 
 
 async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:
-    latent_size = runner.bundle.manifest.image.latent_size
-
-    def prepare() -> Float32Array:
-        return np.concatenate(
-            [
-                latents(draw.seed, draw.index, 1, latent_size, draw.temperature, attempt=attempt)
-                for draw in draws
-            ]
-        )
-
-    latent = await runner.compute(Work(prepare, len(draws), 4 * len(draws) * latent_size))
-    return await runner.reverse(latent, _classes(runner, draws))
-
-
-def _classes(runner: Runner, draws: Sequence[Draw]) -> Int64Array | None:
-    """The classes of samples, by number, [N]; None of a model without classes."""
-    shares = [each.share for each in runner.bundle.manifest.flow.classes]
-    if not shares:
-        return None
-    numbers = [
-        class_of_sample(draw.seed, draw.index, shares) if draw.class_number is None else draw.class_number
-        for draw in draws
-    ]
-    return np.array(numbers, np.int64)
+    manifest = runner.bundle.manifest
+    size = manifest.image.latent_size
+    latent = await runner.compute(
+        Work(lambda: draw_latents(draws, size, attempt), len(draws), 4 * len(draws) * size)
+    )
+    return await runner.reverse(latent, draw_classes(draws, [each.share for each in manifest.flow.classes]))
 
 
 async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSource:

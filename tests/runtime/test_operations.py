@@ -12,11 +12,11 @@ from glowserve.pictures import Pictures
 from glowserve.runtime import operations
 from glowserve.runtime.attributes import Attributes
 from glowserve.runtime.config import Limits
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.engine import Engine, Float32Array, Forward, Int64Array, Reverse
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import ENCODING_NOISE, dequantization_noise, latents
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, EngineRunner, T, Work, run_now

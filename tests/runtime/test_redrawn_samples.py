@@ -9,8 +9,8 @@ import pytest
 
 from glowserve.runtime import operations
 from glowserve.runtime.config import Limits
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.engine import Engine, Float32Array, Int64Array, Reverse
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.repository import Bundle, newest_bundle
 from glowserve.runtime.runner import EngineRunner, run_now
 from tests.attempts import attempts

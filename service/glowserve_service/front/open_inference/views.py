@@ -12,9 +12,9 @@ import numpy as np
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.runtime import inputs, operations
 from glowserve.runtime.asked import read_asked
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.scores import COLUMNS, TABLE, Needs, Score
 from glowserve_service.front.call_runner import CallRunner
