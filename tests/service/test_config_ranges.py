@@ -20,6 +20,8 @@ NUMBERS = [setting for setting in fields(ServiceConfig) if setting.metadata.get(
 EXTREMES = [math.nan, math.inf, -math.inf, -1, 0, 0.0001, 1.5, 1e12, 5_000_000_000, 2**63, 10**400, "1", None]
 # With the largest delay a call would wait for a full batch; a batch is full with one image.
 FULL = {"max_batch_size": 1}
+# As many processes as the range allows take two cores 40 s to start.
+FEW = {"frontends": 4}
 FREE = {"port": 0, "metrics_port": 0}
 
 
@@ -58,7 +60,7 @@ def ends(name: str) -> dict[str, Any]:
     [
         # A connection that has reached its age of 0.1 s may still be there while the next one begins.
         ends("least") | {"load_timeout_seconds": 60.0, "max_connections": 16},
-        ends("most") | FULL,
+        ends("most") | FULL | FEW,
         {setting.name: 0 for setting in NUMBERS if setting.metadata["range"].or_zero},
         {"max_batch_size": 16_384, "max_queue_size": 16_384},
     ],

@@ -50,7 +50,10 @@ def request_ids(call: Any) -> list[str]:
 
 @pytest.fixture
 def read_json(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """What is logged in this process, as objects; to be called once, at the end."""
+    """What is logged in this process, as objects; to be called once, at the end.
+
+    Lines of asyncio are left out, for the reason that `records_of` has.
+    """
     path, logger = tmp_path / "log", logging.getLogger()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     writer = LogWriter(descriptor, JsonFormatter())
@@ -58,7 +61,8 @@ def read_json(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
 
     def read() -> list[dict[str, Any]]:
         writer.close()
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [line for line in lines if line["logger"] != "asyncio"]
 
     yield read
     logger.removeHandler(writer)
