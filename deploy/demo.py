@@ -28,7 +28,7 @@ def main(repository: Path) -> int:
 
 
 def become_owner(folder: Path) -> None:
-    """Goes on as the user and group of a folder, so that what is written there is theirs, not root's."""
+    """Becomes the user and group of a folder, so that what is written there is theirs, not root's."""
     owner = folder.stat()
     if os.getuid() == 0 and owner.st_uid != 0:
         os.setgroups([])

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="where the pages are served. Whoever reaches them uses the service as this command does; "
+        help="where the pages are served. Everybody who reaches them uses the service as this command does; "
         "default: 127.0.0.1, this machine alone",
     )
     parser.add_argument("--port", type=int, default=8003, help="0 for a free one; default: 8003")

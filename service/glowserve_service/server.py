@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Callable
 
+from glowserve.runtime.errors import GlowserveError
 from glowserve_service import signals
 from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
@@ -66,7 +67,7 @@ class Server:
         try:
             self.port = self.front.bind()
             self._bind_metrics(certificates, tokens)
-        except PortError:
+        except GlowserveError:
             await self._closers.close()
             raise
         models = ServedModels(self.metrics)

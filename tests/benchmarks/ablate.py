@@ -27,10 +27,12 @@ Flags = Mapping[str, str | None]
 
 @dataclass(frozen=True)
 class Table:
-    """A recipe, and what is changed in it."""
+    """A model, and what is changed in it."""
 
-    recipe: Flags
+    base: Flags
     changes: Mapping[str, Flags]
+    name: str = "the recipe"
+    """Of the base."""
 
 
 _COMMON: dict[str, Flags] = {
@@ -51,16 +53,17 @@ _TABLES = {
         {
             **{"--levels": "2", "--steps-per-level": "4", "--width": "64", "--batch-size": "32"},
             **{"--learning-rate": "4e-3", "--preprocessing": "logit", "--checkerboards": "4"},
-            **{"--dequantization": "variational", "--coupling": "spline"},
+            **{"--dequantization": "variational", "--coupling": "affine"},
         },
         {
-            "affine couplings": {"--coupling": "affine"},
+            "spline couplings: the recipe": {"--coupling": "spline"},
             "centred pixels": {"--preprocessing": "centre"},
             "no checkerboards": {"--checkerboards": "0"},
             "2 checkerboards": {"--checkerboards": "2"},
             "uniform dequantization": {"--dequantization": "uniform"},
             **_COMMON,
         },
+        "affine couplings",
     ),
     "photographs": Table(
         {
@@ -77,7 +80,6 @@ _TABLES = {
         },
     ),
 }
-_ALL = "the recipe"
 
 
 def main() -> None:
@@ -93,11 +95,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     args = parser.parse_args()
     table = _TABLES[args.table]
-    rows = [(_ALL, {}), *table.changes.items()]
+    rows = [(table.name, {}), *table.changes.items()]
     chosen = [rows[i] for i in args.only] if args.only else rows
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [
-            pool.submit(_train, args, name, {**table.recipe, **changes}, seed)
+            pool.submit(_train, args, name, {**table.base, **changes}, seed)
             for name, changes in chosen
             for seed in args.seeds
         ]

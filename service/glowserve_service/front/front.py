@@ -225,7 +225,7 @@ def cannot_listen(name: str, port: int, host: str, error: OSError) -> str:
 
 
 def try_to_bind(host: str, port: int) -> None:
-    """Raises OSError where gRPC would fail, and besides write lines of its own to stderr."""
+    """Raises OSError where gRPC would fail and write lines of its own to stderr."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -26,7 +26,7 @@ from glowserve_service.frontends.descriptions import packed_config
 from glowserve_service.frontends.frontend_link import FrontendLink
 from glowserve_service.frontends.protocol import Kind
 from glowserve_service.models.registry import ServedModels
-from glowserve_service.observability import logs
+from glowserve_service.observability import logs, traces
 from glowserve_service.observability.deltas import DROPPED_LINES
 from glowserve_service.observability.metrics import Metrics
 
@@ -79,7 +79,9 @@ class Frontends:
 
         Raises:
             PortError: it cannot be listened on.
+            TracingError: the front-ends could not send traces.
         """
+        traces.check_environment()  # before models are loaded
         host, port = self._config.host, self._config.port
         try:
             try_to_bind(host, port)  # without SO_REUSEPORT: another service may have the port

@@ -100,20 +100,18 @@ class Traces:
         sending.join(_LAST_SPANS_SECONDS)
 
 
-def from_environment() -> Traces | None:
-    """Traces as the environment configures them; None if it names no endpoint, or disables the SDK.
+def check_environment() -> str:
+    """The variable that names the endpoint; "" if none does, or the SDK is disabled.
 
     Raises:
         TracingError: OpenTelemetry is not installed, or the variables ask for another protocol than gRPC.
     """
     endpoint = next((name for name in ENDPOINTS if os.environ.get(name)), "")
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
+        return ""
     try:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        import opentelemetry.exporter.otlp.proto.grpc.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
     except ImportError as error:
         raise TracingError(
             f"${endpoint} is set and OpenTelemetry is not installed; install glowserve[otel], or unset it"
@@ -123,6 +121,21 @@ def from_environment() -> Traces | None:
         raise TracingError(
             f"${protocol} is {os.environ[protocol]!r}; traces can be sent by grpc only: set it to grpc"
         )
+    return endpoint
+
+
+def from_environment() -> Traces | None:
+    """Traces as the environment configures them; None if it names no endpoint, or disables the SDK.
+
+    Raises: see `check_environment`.
+    """
+    if not (endpoint := check_environment()):
+        return None
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     own = {"service.name": "glowserve", "service.version": importlib.metadata.version("glowserve")}
     resource = Resource.create(own).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)

@@ -26,6 +26,7 @@ from grpc_status import rpc_status
 from glowserve.oip import grpc_service_pb2 as oip
 from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer
+from tests.service.marks import has_whole_limits, patches_the_front
 from tests.service.metrics import ended, in_flight, value
 from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import encoded, raw, refusal, wait_for
@@ -59,6 +60,7 @@ def reason_of(error: grpc.RpcError) -> str:
 # The budget
 
 
+@has_whole_limits
 def test_requests_over_the_budget_are_refused_and_small_ones_still_fit(run_server: RunServer) -> None:
     with run_server(**WAITING, **SMALL) as server, connect(server) as stubs:
         first = score(stubs, LONG)
@@ -76,6 +78,7 @@ def test_requests_over_the_budget_are_refused_and_small_ones_still_fit(run_serve
         wait_for(lambda: held(server) == 0)
 
 
+@has_whole_limits
 def test_a_request_of_a_stream_counts_until_it_is_answered(run_server: RunServer) -> None:
     with run_server(**SMALL) as server, connect(server) as stubs:
         may_end = threading.Event()
@@ -91,6 +94,7 @@ def test_a_request_of_a_stream_counts_until_it_is_answered(run_server: RunServer
         assert not list(stream)
 
 
+@has_whole_limits
 def test_a_stream_over_the_budget_ends_with_the_index_of_its_request(run_server: RunServer) -> None:
     with run_server(**WAITING, **SMALL) as server, connect(server) as stubs:
         first = score(stubs, LONG)
@@ -101,6 +105,7 @@ def test_a_stream_over_the_budget_ends_with_the_index_of_its_request(run_server:
         first.cancel()
 
 
+@patches_the_front
 def test_refused_requests_are_freed_without_the_garbage_collector(run_server: RunServer) -> None:
     """gRPC keeps the exception that ends a call in a cycle of references."""
     bad = pb.ScoreRequest(images=encoded(bytes(3 * 2**20))).SerializeToString()
@@ -172,6 +177,7 @@ def test_a_call_without_a_request_is_invalid(run_server: RunServer) -> None:
         assert in_flight(server) == 0
 
 
+@patches_the_front
 def test_a_request_that_does_not_arrive_ends(run_server: RunServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(received, "_LONGEST_SECONDS", 0.3)
     with run_server() as server, connect(server) as stubs:
@@ -180,6 +186,7 @@ def test_a_request_that_does_not_arrive_ends(run_server: RunServer, monkeypatch:
                 assert refusal(call.result) == (INVALID, "the request did not arrive in 0.3 seconds")
 
 
+@has_whole_limits
 def test_unfinished_requests_are_given_up_while_memory_is_short(run_server: RunServer) -> None:
     with run_server(**SMALL) as server, connect(server) as stubs, without_requests(stubs, 4) as calls:
         wait_for(lambda: in_flight(server) == 4)
@@ -199,6 +206,7 @@ def test_unfinished_requests_are_given_up_while_memory_is_short(run_server: RunS
 # Calls
 
 
+@has_whole_limits
 def test_calls_over_the_limit_are_refused_on_all_connections_and_health_is_not(run_server: RunServer) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(run_server(max_concurrent_calls=3, drain_seconds=0.0))
@@ -223,6 +231,7 @@ def test_calls_over_the_limit_are_refused_on_all_connections_and_health_is_not(r
         assert second.glow.Score(IMAGE).scores
 
 
+@has_whole_limits
 def test_watches_over_the_limit_are_refused(run_server: RunServer) -> None:
     with run_server(max_concurrent_calls=2) as server, connect(server) as stubs:
         watches = [stubs.watch() for _ in range(2)]

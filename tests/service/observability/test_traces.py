@@ -23,6 +23,7 @@ from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer, failed_start
+from tests.service.marks import patches_the_front
 from tests.service.stubs import connect
 from tests.service.wire import raw
 
@@ -171,6 +172,7 @@ def test_a_stream_has_the_stages_of_all_its_messages(collector: Collector, run_s
     assert names.count("serialization") == 2 * 3  # PNGs and message of each batch
 
 
+@patches_the_front
 def test_a_fault_is_an_error_of_the_server_and_a_refusal_is_not(
     collector: Collector, run_server: RunServer, digits: UInt8Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:

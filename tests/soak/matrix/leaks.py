@@ -77,7 +77,7 @@ LEAKS: dict[str, Leak] = {
     "leases": _number(lambda internals: internals.models[0], "_leases", 1),
     "submissions": _submission,
     "running batches": _running_batch,
-    "busy workers": _number(lambda internals: internals.workers.free, "_value", -1),
+    "busy workers": _number(lambda internals: internals.workers, "idle", -1),
     "images in the CPU pool": _number(lambda internals: internals.cpu_pool, "_images", 1),
     "tasks": _task,
     "threads": _thread,

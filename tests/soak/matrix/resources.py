@@ -18,6 +18,8 @@ from glowserve_service.models.model import Lease
 from glowserve_service.models.served_model import ServedModel
 from glowserve_service.scheduling.batcher import Batcher
 from glowserve_service.scheduling.cpu_pool import CpuPool
+from glowserve_service.scheduling.engine_threads import Rows
+from glowserve_service.scheduling.share import Worker
 from glowserve_service.scheduling.submission import Part, Submission
 from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 from glowserve_service.server import Server
@@ -32,6 +34,7 @@ KINDS: tuple[type, ...] = (
     AdmissionGate,
     Submission,
     Part,
+    Worker,
     asyncio.Future,
     asyncio.Task,
     Lane,
@@ -75,10 +78,20 @@ class Internals:
             60
         )  # makes the loop's own pool
         loop: Any = self.loop
-        for pool in (self.workers._pool, self.cpu_pool._pool, loop._default_executor):
+        for pool in (self.cpu_pool._pool, loop._default_executor):
             everyone = threading.Barrier(pool._max_workers)
             for future in [pool.submit(everyone.wait, 60) for _ in range(pool._max_workers)]:
                 future.result()
+        asyncio.run_coroutine_threadsafe(self._start_engine_threads(), self.loop).result(60)
+
+    async def _start_engine_threads(self) -> None:
+        everyone = threading.Barrier(self.workers.instances)
+
+        def wait() -> Rows:
+            everyone.wait(60)
+            return ()
+
+        await asyncio.gather(*(self.workers.run(wait, ()) for _ in range(self.workers.instances)))
 
     def count(self) -> Counts:
         """What can be counted quickly."""
@@ -93,7 +106,7 @@ class Internals:
             "leases": sum(model._leases for model in self.models),
             "submissions": sum(len(queue._short) + len(queue._long) for queue in queues),
             "running batches": sum(len(batcher._running) for batcher in self.batchers),
-            "busy workers": self.workers.instances - self.workers.free._value,
+            "busy workers": self.workers.instances - self.workers.idle,
             "images in the CPU pool": self.cpu_pool._images,
             "tasks": asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(60),
         }
