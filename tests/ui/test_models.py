@@ -18,7 +18,7 @@ from tests.ui.serving import serve_pages
 
 
 class Listing(GlowServiceServicer):
-    """Serves three models, one of them in two versions, and notes which of them is asked for."""
+    """Serves three models, one of them in two versions, and records which of them each request names."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -26,7 +26,7 @@ from glowserve_service.observability.metrics import Metrics
 from glowserve_service.scheduling.workers import Workers
 from glowserve_service.versions import VersionPolicy
 
-# Whoever waits runs in a container, where the error's words are not the whole answer.
+# A service that waits for models runs in a container, where the error's words are not the whole answer.
 _HOW = " (docker compose: MODELS names the folder, and --profile demo makes a model)"
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ class Workers:
         self._threads = EngineThreads()
         self._active: list[Share] = []  # those that wait or run, or did within _MOST_KEPT_SECONDS
         self._clock = 0.0  # what the share had used that got the last worker
-        self._kept: tuple[Share, float] | None = None  # for whom a worker is kept, and since when
+        self._kept: tuple[Share, float] | None = None  # the share that a worker is kept for, and since when
         self._timer: asyncio.TimerHandle | None = None
 
     def share(self) -> Share:

@@ -71,7 +71,7 @@ class SourceImages(Sequence[Image.Image]):
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """The columns of a dataset besides that of images, with their types; none of other sources."""
+        """The columns of a dataset except that of images, with their types; empty for other sources."""
         if isinstance(self._rows, ImageFiles | np.ndarray):
             return {}
         return {name: feature for name, feature in self._rows.features.items() if name != self._column}
