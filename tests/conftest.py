@@ -183,8 +183,11 @@ def run_server(repository: Path) -> RunServer:
 
 @pytest.fixture(scope="session")
 def server(run_server: RunServer) -> Iterator[Server]:
-    """A server of that model with settings as they come, for tests that leave it as it was."""
-    with run_server() as running:
+    """A server of that model, for tests that leave it as it was.
+
+    It tries no canary: one would run through whatever another test has put in the engine's place for its own server.
+    """
+    with run_server(canary_seconds=0) as running:
         yield running
 
 
