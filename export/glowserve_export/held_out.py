@@ -39,20 +39,25 @@ def held_out_config(
         ExportError: the training data is unknown and `data` is None.
         DataError: there is no such column of labels.
     """
-    if source.data is not None:
-        if not data or read_held_out(Path(data)) is not None:
-            return replace(source.data, data=data) if data else source.data
-        return with_labels(replace(source.data, data=data), source.data.classes, label_column, say)
     if data is None:
-        raise ExportError(
-            "the checkpoint does not say what data the model was trained on: give images that it was not trained on "
-            "with --data"
-        )
-    config = DataConfig(data=data, image_size=source.glow.image_size, channels=source.glow.channels)
-    return with_labels(config, [each.name for each in source.flow.classes], label_column, say)
+        if source.data is None:
+            raise ExportError(
+                "the checkpoint does not say what data the model was trained on: give images that it was not trained on "
+                "with --data"
+            )
+        if label_column is not None:
+            raise DataError(
+                f"label_column is {label_column!r}, and the labels are those of training: give --data, too, or leave it "
+                "out"
+            )
+        return source.data
+    own = source.data or DataConfig("", image_size=source.glow.image_size, channels=source.glow.channels)
+    return _with_labels(
+        replace(own, data=data), [each.name for each in source.flow.classes], label_column, say
+    )
 
 
-def with_labels(
+def _with_labels(
     config: DataConfig, classes: Sequence[str], column: str | None, say: Callable[[str], None]
 ) -> DataConfig:
     """The data with the column of its labels, if a model has classes and the data has labels of them.
@@ -66,8 +71,12 @@ def with_labels(
     Raises:
         DataError: the column that the user has chosen cannot be used.
     """
+    if read_held_out(Path(config.data)) is not None:  # it has the labels, too
+        return config
     unlabelled = replace(config, label_column=None, classes=())
     if not classes:
+        if column is not None:
+            raise DataError(f"label_column is {column!r}, and the model has no classes; leave it out")
         return unlabelled
     try:
         found = find_label_column(config.data, column)
@@ -102,11 +111,7 @@ def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str]
 
 
 def held_out_of_bundle(
-    bundle: Bundle,
-    model: EvaluatedBundle,
-    data: str | None,
-    say: Callable[[str], None],
-    label_column: str | None = None,
+    bundle: Bundle, model: EvaluatedBundle, data: str | None, say: Callable[[str], None]
 ) -> tuple[str, HeldOutImages]:
     """The data of a bundle's held-out images, and the images.
 
@@ -119,18 +124,27 @@ def held_out_of_bundle(
         model: the same bundle, opened.
         data: the user's choice; None for the training data.
         say: called with a warning if they are not the images that the bundle's percentiles were computed from.
-        label_column: see `with_labels`.
 
     Raises:
         ExportError: the training data is unknown and `data` is None.
         DataError: the images cannot be read, or are too few.
     """
-    trained_on, calibrated_on = bundle.manifest.training.data, bundle.manifest.calibration.data
-    if not (data or trained_on):
+    if not (chosen := data or bundle.manifest.training.data):
         raise ExportError(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
-    config = _config(bundle, data or trained_on, label_column, say)
+    return chosen, _held_out_of_bundle(bundle, model, replace(training_data(bundle), data=chosen), data, say)
+
+
+def _held_out_of_bundle(
+    bundle: Bundle,
+    model: EvaluatedBundle,
+    config: DataConfig,
+    data: str | None,
+    say: Callable[[str], None],
+) -> HeldOutImages:
+    """See `held_out_of_bundle`; `config` has the data."""
+    trained_on, calibrated_on = bundle.manifest.training.data, bundle.manifest.calibration.data
     ours = trained_on and os.path.realpath(config.data) == os.path.realpath(trained_on)
     calibrated_elsewhere = not data and calibrated_on != trained_on
     try:
@@ -146,7 +160,7 @@ def held_out_of_bundle(
             f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
             f"results are meaningless if the model was trained on any of these images{remedy if trained_on else ''}"
         )
-    return config.data, images
+    return images
 
 
 def images_to_calibrate(
@@ -165,22 +179,16 @@ def images_to_calibrate(
         bundle: the bundle.
         model: the same bundle, opened.
         data: the user's choice.
-        label_column: see `with_labels`.
+        label_column: see `held_out_config`.
         say: called with a warning if the model may have been trained on some of them.
 
     Raises:
         DataError: the images cannot be read, or are too few.
     """
+    config = _with_labels(replace(training_data(bundle), data=data), bundle.classes, label_column, say)
     if bundle.manifest.training.data:
-        return held_out_of_bundle(bundle, model, data, say, label_column)[1]
-    return load_unseen(_config(bundle, data, label_column, say))
-
-
-def _config(bundle: Bundle, data: str, label_column: str | None, say: Callable[[str], None]) -> DataConfig:
-    config = replace(training_data(bundle), data=data)
-    if read_held_out(Path(data)) is not None:  # it has the labels, too
-        return config
-    return with_labels(config, bundle.classes, label_column, say)
+        return _held_out_of_bundle(bundle, model, config, data, say)
+    return load_unseen(config)
 
 
 def _find_rule(model: EvaluatedBundle, config: DataConfig) -> Rule | None:

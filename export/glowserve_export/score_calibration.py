@@ -133,17 +133,32 @@ def add_calibration(bundle: Bundle, engine: Engine, images: ScoredImages, batch_
         data: the data of the images, as named on the command line.
 
     Raises:
+        ExportError: the images have classes that are not the model's.
         VerificationError: an image has no finite likelihood.
     """
+    of_classes = _have_classes(images, bundle)
     calibration = calibrate_scores(bundle, engine, images, batch_size)
     add_file(bundle, CALIBRATION, write_calibration(calibration))
-    if bundle.classes and images.fitting_labels is not None and images.calibration_labels is not None:
+    if of_classes:
         given = calibrate_scores(bundle, engine, images, batch_size, of_classes=True)
         add_file(bundle, CLASS_CALIBRATION, write_calibration(given))
     known = [calibration.images, *([calibration.fitting] if images.percentiles_of_both else [])]
     nats = np.concatenate([parts.log_likelihood for parts in known])
     bits = bits_per_dim(nats, bundle.manifest.image.latent_size)
     bundle.manifest.calibration.CopyFrom(manifest_pb2.Calibration(bits_per_dim=np.sort(bits), data=data))
+
+
+def _have_classes(images: ScoredImages, bundle: Bundle) -> bool:
+    """Whether each image has a class. The numbers may come from the file of held-out images of another model's run."""
+    if not bundle.classes or images.fitting_labels is None or images.calibration_labels is None:
+        return False
+    found, most = np.concatenate([images.fitting_labels, images.calibration_labels]), len(bundle.classes) - 1
+    if found.min() < 0 or found.max() > most:
+        raise ExportError(
+            f"the held-out images have classes {found.min()} to {found.max()}, and the model has classes 0 to {most}: "
+            "give the held_out.npz of its own run, or other data, with --data"
+        )
+    return True
 
 
 def _parts(

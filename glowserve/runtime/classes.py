@@ -5,7 +5,7 @@ Shapes: N images, K classes, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,18 +31,7 @@ def class_number(name: str, bundle: Bundle, field: str) -> int:
     Raises:
         InvalidRequestError: the model has no such class.
     """
-    names = bundle.classes
-    if name in names:
-        return names.index(name)
-    model = f"{bundle.manifest.model} version {bundle.manifest.version}"
-    if not names:
-        raise InvalidRequestError(
-            f"{field} is {name[:128]!r}, and {model} has no classes: it was not trained with --conditional; leave it "
-            "out",
-            field,
-        )
-    listed = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
-    raise InvalidRequestError(f"{field} is {name[:128]!r}; the classes of {model} are {listed}", field)
+    return _number(name, _numbers(bundle), bundle, field)
 
 
 def class_numbers(
@@ -61,13 +50,33 @@ def class_numbers(
     """
     if not names:
         return None
-    numbers = [class_number(name, bundle, f"{field}[{i}]") for i, name in enumerate(names[:images])]
+    numbers = _numbers(bundle)
+    found = [_number(name, numbers, bundle, f"{field}[{i}]") for i, name in enumerate(names[:images])]
     if len(names) != images:
         raise InvalidRequestError(
             f"{field} has {len(names)} classes, and there are {images} images; give one for each, or none",
             field,
         )
-    return np.array(numbers, np.int64)
+    return np.array(found, np.int64)
+
+
+def _numbers(bundle: Bundle) -> dict[str, int]:
+    return {name: number for number, name in enumerate(bundle.classes)}
+
+
+def _number(name: str, numbers: Mapping[str, int], bundle: Bundle, field: str) -> int:
+    """The number of a class; `numbers` has that of each class of the bundle."""
+    if name in numbers:
+        return numbers[name]
+    model = f"{bundle.manifest.model} version {bundle.manifest.version}"
+    if not numbers:
+        raise InvalidRequestError(
+            f"{field} is {name[:128]!r}, and {model} has no classes: it was not trained with --conditional; leave it "
+            "out",
+            field,
+        )
+    listed = ", ".join(map(repr, list(numbers)[:_NAMED])) + (", ..." if len(numbers) > _NAMED else "")
+    raise InvalidRequestError(f"{field} is {name[:128]!r}; the classes of {model} are {listed}", field)
 
 
 def scorer_given_class(bundle: Bundle, scorer: Scorer | None) -> Scorer:
