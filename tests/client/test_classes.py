@@ -27,6 +27,8 @@ from glowserve.runtime import manifest
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.repository import Bundle, newest_bundle, open_bundle
 from tests import servers
+from tests.ui.http_requests import ask
+from tests.ui.serving import serve_pages
 
 NAMES = tuple("0123456789")
 
@@ -132,6 +134,18 @@ def test_one_class_of_all_images_is_the_same_as_one_for_each(
     np.testing.assert_array_equal(each.log_likelihood, all_of_them.log_likelihood)
     (streamed,) = client.iter_scores(images, class_name="3", importance_samples=3)
     np.testing.assert_array_equal(streamed.log_likelihood, all_of_them.log_likelihood)
+
+
+def test_estimates_from_several_draws_are_those_of_each_images_own_class(
+    client: glowserve.Client, held_out: HeldOutImages
+) -> None:
+    images, names = held_out.test[:5], ["3", "1", "4", "1", "5"]
+    together = client.score(images, classes=names, importance_samples=3).log_likelihood
+    alone = [
+        client.score(images[i : i + 1], classes=names[i], importance_samples=3).log_likelihood[0]
+        for i in range(5)
+    ]
+    np.testing.assert_allclose(together, alone, rtol=1e-6)
 
 
 def test_samples_of_a_class_are_likelier_given_it_than_given_another(client: glowserve.Client) -> None:
@@ -250,6 +264,22 @@ def test_the_command_line_scores_and_samples_a_class(
     assert main(["score", *files, *model, "--class", "7", "--out", str(tmp_path / "scores.csv")]) == 0
     assert main(["score", *files, *model, "--class", "zebra"]) == 1
     assert "the classes of digits version 1 are '0'" in capsys.readouterr().err
+
+
+def test_the_page_of_samples_draws_the_chosen_class(port: int) -> None:
+    with serve_pages(f"127.0.0.1:{port}") as url:
+        assert ask(url, "/sample").text.count("<option value=") == 11
+        drawn, other = (ask(url, f"/sample?n=2&class-digits={name}").text for name in "71")
+        assert "2 images of class 7 at temperature 0.7, seed 0" in drawn
+        assert png_of(drawn) != png_of(other)
+        refused = ask(url, "/sample?n=2&class-digits=cat")
+    assert refused.status == 400
+    assert "class_name is 'cat'; the classes of digits version 1 are '0'" in refused.error
+
+
+def png_of(page: str) -> str:
+    """The data URL of the picture of a page."""
+    return page.partition('src="data:')[2].partition('"')[0]
 
 
 def test_a_calibration_with_unlabelled_images_has_none_given_classes(

@@ -144,6 +144,8 @@ def test_the_class_of_the_chosen_model_alone_is_asked_and_stays_chosen(
 def test_the_class_of_the_chosen_model_alone_is_shown_and_sent(
     browser: Any, listing_url: str, listing: Listing
 ) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
     page = browser.new_page(base_url=listing_url)
     page.goto("/sample")
     assert page.locator("label:visible", has_text="Class").count() == 0
@@ -151,6 +153,7 @@ def test_the_class_of_the_chosen_model_alone_is_shown_and_sent(
     page.select_option("text=Class of dogs", "pug")
     page.select_option("#model", "cats")
     assert not page.is_visible("text=Class of dogs")
+    assert Axe().run(page).violations_count == 0
     page.select_option("text=Class of cats", "<i>")
     listing.asked.clear()
     page.click("button")

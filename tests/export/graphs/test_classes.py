@@ -23,6 +23,13 @@ CASES: list[dict[str, Any]] = [
     {"levels": 2},
     {"levels": 1, "channels": 3},
     {"levels": 3, "preprocessing": "logit", "checkerboards": 2, "dequantization": "variational"},
+    {
+        "levels": 2,
+        "coupling": "spline",
+        "coupling_scale": "tanh",
+        "preprocessing": "logit",
+        "checkerboards": 2,
+    },
 ]
 
 
