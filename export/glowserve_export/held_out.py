@@ -42,13 +42,13 @@ def held_out_config(
     if data is None:
         if source.data is None:
             raise ExportError(
-                "the checkpoint does not say what data the model was trained on: give images that it was not trained on "
-                "with --data"
+                "the checkpoint does not say what data the model was trained on: give images that it was not trained "
+                "on with --data"
             )
         if label_column is not None:
             raise DataError(
-                f"label_column is {label_column!r}, and the labels are those of training: give --data, too, or leave it "
-                "out"
+                f"label_column is {label_column!r}, and the labels are those of training: give --data, too, or leave "
+                "it out"
             )
         return source.data
     own = source.data or DataConfig("", image_size=source.glow.image_size, channels=source.glow.channels)
