@@ -51,7 +51,9 @@ def held_out_config(
                 "it out"
             )
         return source.data
-    own = source.data or DataConfig("", image_size=source.glow.image_size, channels=source.glow.channels)
+    own = source.data or DataConfig(
+        data=data, image_size=source.glow.image_size, channels=source.glow.channels
+    )
     return _with_labels(
         replace(own, data=data), [each.name for each in source.flow.classes], label_column, say
     )
