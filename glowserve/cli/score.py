@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.heat_maps import DrawnPicture, HeatMaps, check_folder, outliers
 from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
-from glowserve.cli.target import add_target_arguments, open_target
+from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.requests import ScoreArguments
 from glowserve.output import counted, printable
 from glowserve.results import ImageError
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, flag) not in (None, "local"):
             raise Failure(f"--{flag} needs --out FILE, a .parquet or .csv file", 2)
     files = GivenPictures(args.files, own=[args.explain] if args.explain else [])
-    lines = _Lines(max((len(printable(file)) for file in files), default=0))
+    width = max((len(printable(file)) for file in files), default=0)
     scored = anomalous = 0
     with (
         open_target(args) as target,
@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         maps = HeatMaps(args.explain, target) if args.explain else None
         pictures: Iterable[Any] = maps.open(files) if maps else map(open_picture, files)
         wanted |= {"version": maps.version} if maps else {}
+        lines = _Lines(width, _classes(target) if "log_posterior" in wanted.get("scores", ()) else ())
         for scores in target.client.iter_scores(pictures, model=target.model, **wanted):
             drawn = maps.draw(scores) if maps else [None] * len(scores)
             for error in scores.errors:
@@ -179,6 +180,11 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
+def _classes(target: Target) -> list[str]:
+    """The names of the model's classes, in the order of `log_posterior`."""
+    return [each.name for each in target.client.manifest(model=target.model).flow.classes]
+
+
 def _check_explain(args: argparse.Namespace) -> None:
     """Checks what `--explain` goes with.
 
@@ -215,10 +221,11 @@ class _Lines:
 
     Args:
         width: of the names of files.
+        classes: the names of the model's classes, if their probabilities are shown.
     """
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    def __init__(self, width: int, classes: Sequence[str] = ()) -> None:
+        self._width, self._classes = width, classes
         self._begun = False
 
     def of(self, file: str, row: Mapping[str, Any], drawn: DrawnPicture | None = None) -> Iterator[str]:
@@ -229,28 +236,43 @@ class _Lines:
             self._begun = True
             headings = "".join(f"{_HEADINGS.get(name, name):>{_width(name)}}" for name in names)
             yield f"{'file':<{self._width}}{headings}{'' if drawn is None else _OUTLIERS}"
-        cells = "".join(f"{_cell(name, row[name]):>{_width(name)}}" for name in names)
+        cells = "".join(f"{self._cell(name, row[name]):>{_width(name)}}" for name in names)
         note = "" if row["finite"] else "  (not finite)"
         farthest = "" if drawn is None else f"  {outliers(drawn.parts)}"
         yield f"{printable(file):<{self._width}}{cells}{farthest}{note}"
 
+    def _cell(self, name: str, value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if name == "log_posterior":
+            best = max(range(len(value)), key=value.__getitem__)
+            return f"{printable(self._classes[best])[:_CLASS]} {math.exp(value[best]):.1%}"
+        if isinstance(value, list):
+            return " ".join(f"{each:.1f}" for each in value)
+        return f"{value:.{_DECIMALS.get(name, 3)}f}"
+
 
 _OUTLIERS = "  farthest from usual, in standard deviations"
-_HEADINGS = {"bits_per_dim": "bits/dim", "log_likelihood": "log-likelihood"}
-_WIDTHS = {"bits_per_dim": 14, "percentile": 12, "log_likelihood": 16, "log_prior": 32, "log_det": 32}
+_HEADINGS = {
+    "bits_per_dim": "bits/dim",
+    "log_likelihood": "log-likelihood",
+    "log_posterior": "most probable class",
+}
+_CLASS = 20
+"""So many characters of a class's name are shown."""
+_WIDTHS = {
+    "bits_per_dim": 14,
+    "percentile": 12,
+    "log_likelihood": 16,
+    "log_prior": 32,
+    "log_det": 32,
+    "log_posterior": _CLASS + 9,
+}
 _DECIMALS = {"percentile": 1, "log_likelihood": 1, "anomaly_p_value": 5, "typicality_p_value": 5}
 
 
 def _width(name: str) -> int:
     return _WIDTHS.get(name, len(name) + 2)
-
-
-def _cell(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return " ".join(f"{each:.1f}" for each in value)
-    return f"{value:.{_DECIMALS.get(name, 3)}f}"
 
 
 def _json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +262,11 @@ def test_the_command_line_scores_and_samples_a_class(
     assert main(["score", *files, *model, "--scores", "log_posterior", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [len(row["log_posterior"]) for row in rows] == [10, 10]
+    assert main(["score", *files, *model, "--scores", "log_posterior"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.endswith("most probable class")
+    best = max(rows[0]["log_posterior"])
+    assert lines[0].endswith(f" {NAMES[rows[0]['log_posterior'].index(best)]} {math.exp(best):.1%}")
     assert main(["score", *files, *model, "--class", "7", "--out", str(tmp_path / "scores.csv")]) == 0
     assert main(["score", *files, *model, "--class", "zebra"]) == 1
     assert "the classes of digits version 1 are '0'" in capsys.readouterr().err
