@@ -86,7 +86,7 @@ def scores_of(responses: Sequence[pb.ScoreResponse]) -> Scores:
 
 
 def _has(row: pb.ImageScore, score: Score) -> bool:
-    return bool(getattr(row, score.name)) if score.by_level else row.HasField(score.name)
+    return bool(getattr(row, score.name)) if score.by else row.HasField(score.name)
 
 
 def explanations_message(explanations: Explanations) -> pb.ExplainResponse:
@@ -191,6 +191,7 @@ def model_info(summary: pb.ModelSummary) -> ModelInfo:
         n_bits=image.n_bits,
         state=pb.ModelState.Name(summary.state).removeprefix("MODEL_STATE_") if known else "UNSPECIFIED",
         reason=summary.reason,
+        classes=tuple(summary.classes),
         attributes=tuple(summary.attributes),
     )
 

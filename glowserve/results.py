@@ -193,3 +193,6 @@ class ModelInfo:
 
     attributes: tuple[str, ...] = ()
     """The names of the attributes that `manipulate` moves images along."""
+
+    classes: tuple[str, ...] = ()
+    """The names of the classes of a class-conditional model."""

@@ -137,3 +137,8 @@ def float_info(name: str, *shape: str | int) -> onnx.ValueInfoProto:
 def image_info(name: str, *shape: str | int) -> onnx.ValueInfoProto:
     """Describes a uint8 input or output."""
     return helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
+
+
+def class_info(name: str, *shape: str | int) -> onnx.ValueInfoProto:
+    """Describes an int64 input."""
+    return helper.make_tensor_value_info(name, TensorProto.INT64, shape)

@@ -37,6 +37,7 @@ def export(
     model_dir: Path,
     *,
     data: str | None = None,
+    label_column: str | None = None,
     precision: str = "fp32",
     verification_images: int | None = None,
     device: str = "auto",
@@ -48,6 +49,7 @@ def export(
         source: the model.
         model_dir: REPOSITORY/MODEL; made if needed.
         data: the data to take held-out images from; None for the training data.
+        label_column: the column of labels in that data, for a class-conditional model; None if it has one.
         precision: of the coupling networks: "fp32", "fp16" or "int8".
         verification_images: the number of held-out images to verify on; None for 128, or fewer if the model is large.
         device: "auto", "cpu" or "cuda": runs the graphs that are verified.
@@ -65,7 +67,7 @@ def export(
     """
     _check_name(model_dir.name)
     say("reading held-out images")
-    config = held_out_config(source, data)
+    config = held_out_config(source, data, label_column, say)
     images = load_held_out_images(source, config, say)
     _check_available(verification_images, len(images.test), config.data)
     # Overflow is an error with a sentence of its own; NumPy's warnings would only come before it.

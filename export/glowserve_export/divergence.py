@@ -30,7 +30,10 @@ def diverging_layer_forward(
 
 def diverging_layer_reverse(reference: Reference, bundle: Bundle, latent: Float32Array) -> str | None:
     """The layer of reverse.onnx at which the relative error grows most; None if it grows little everywhere."""
-    return _diverging_layer(bundle, REVERSE, {"latent": latent}, reference.reverse_layers(latent))
+    inputs: dict[str, Any] = {"latent": latent}
+    if bundle.classes:
+        inputs["class"] = np.full(len(latent), -1)
+    return _diverging_layer(bundle, REVERSE, inputs, reference.reverse_layers(latent))
 
 
 def _diverging_layer(bundle: Bundle, graph: str, inputs: dict[str, Any], layers: Layers) -> str | None:

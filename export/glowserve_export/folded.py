@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glowserve.image_size import ImageSize
 from glowserve_export.builder import GraphBuilder
+from glowserve_export.classes import FoldedClasses
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import FoldedCoupling
 from glowserve_export.dequantization import FoldedDequantization
@@ -134,6 +135,9 @@ class FoldedGlow:
 
     pixel_couplings: tuple[FoldedCoupling, ...] = ()
     """Couplings of the preprocessed image, before level 1, in forward order."""
+
+    classes: FoldedClasses | None = None
+    """None: the model is not class-conditional, and all latents are standard normal."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from glowserve_training.layers import Squeeze
+from glowserve_training.layers.classes import Mixture
 from glowserve_training.names import DEQUANTIZATION, pixel_coupling_name, step_name
 from glowserve_training.quantization import to_bins
 from torch import Tensor
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.engine import Float32Array, Int64Array
 from glowserve_export.convolution import Float64Array, per_channel
 from glowserve_export.dequantization import LearnedNoise
 from glowserve_export.folded import FoldedGlow, FoldedLevel
@@ -40,13 +42,24 @@ class FoldedReference:
         total = torch.full(
             (len(images),), self._glow.log_det_constant, dtype=torch.float64, device=self._device
         )
-        for _, _, nats in self._forward(images, noise):
+        for name, x, nats in self._forward(images, noise):
             if nats is not None:
                 total += nats.sum((1, 2, 3))
+            if name == "latent" and self._glow.classes:
+                total += self._mixture(x).log_ratio.sum(1)
         return total.numpy(force=True)
 
+    def log_posterior(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
+        """See `Reference`."""
+        *_, (_, latent, _) = self._forward(images, noise)
+        return self._mixture(latent).log_posterior.numpy(force=True)
+
+    def _mixture(self, latent: Tensor) -> Mixture:
+        assert self._glow.classes is not None
+        return self._glow.classes.mixture(latent.split(self._glow.classes.sizes, dim=1))
+
     def terms(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
-        """The log-likelihood by place, nats [N, H, W]; see `glowserve_export.graphs.explain`."""
+        """The log-likelihood by place, nats [N, H, W], of a model without classes; see `graphs.explain`."""
         size = self._glow.image_size
         total = torch.full(
             (len(images), size.height, size.width),
@@ -66,9 +79,13 @@ class FoldedReference:
         bins, learned = self._bins_and_noise(images, noise)
         return (bins + learned.noise).permute(0, 2, 3, 1).numpy(force=True)
 
-    def pixels(self, latent: Float32Array) -> Float64Array:
+    def pixels(self, latent: Float32Array, classes: Int64Array | None = None) -> Float64Array:
         """See `Reference`."""
-        *_, (_, pixels) = self.reverse_layers(latent)
+        latents = latent.astype(np.float64)
+        if classes is not None:
+            assert self._glow.classes is not None
+            latents = self._glow.classes.place(latents, classes)
+        *_, (_, pixels) = self._reverse(latents)
         return pixels.numpy(force=True)
 
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:
@@ -78,8 +95,11 @@ class FoldedReference:
 
     def reverse_layers(self, latent: Float32Array) -> Layers:
         """See `Reference`."""
+        return self._reverse(latent.astype(np.float64))
+
+    def _reverse(self, latent: Float64Array) -> Layers:
         glow = self._glow
-        latents = latents_by_level(torch.from_numpy(latent).double().to(self._device), glow.latent_shapes())
+        latents = latents_by_level(torch.from_numpy(latent).to(self._device), glow.latent_shapes())
         x = torch.empty(0)
         for i, level in reversed(list(enumerate(glow.levels, 1))):
             if level.split is None:

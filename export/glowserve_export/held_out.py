@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
-from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen
+from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen, read_held_out
+from glowserve_training.data.classes import find_label_column, read_classes
 from glowserve_training.errors import DataError, HeldOutError, TooFewImagesError
 
 from glowserve.runtime.repository import Bundle
@@ -19,24 +21,75 @@ Rule = Callable[[DataConfig, int | None], HeldOutImages]
 """Loads the held-out images of data, split by one of the rules that there have been; see `load_held_out`."""
 
 
-def held_out_config(source: Source, data: str | None) -> DataConfig:
+def held_out_config(
+    source: Source,
+    data: str | None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> DataConfig:
     """The data to take held-out images from.
 
     Args:
         source: the model.
         data: the user's choice; None for the training data.
+        label_column: the column of labels in other data, for a class-conditional model; None if it has one.
+        say: called with a warning if other data has no labels of the model's classes.
 
     Raises:
         ExportError: the training data is unknown and `data` is None.
+        DataError: there is no such column of labels.
     """
-    if source.data is not None:
-        return replace(source.data, data=data) if data else source.data
     if data is None:
-        raise ExportError(
-            "the checkpoint does not say what data the model was trained on: give images that it was not trained on "
-            "with --data"
-        )
-    return DataConfig(data=data, image_size=source.glow.image_size, channels=source.glow.channels)
+        if source.data is None:
+            raise ExportError(
+                "the checkpoint does not say what data the model was trained on: give images that it was not trained "
+                "on with --data"
+            )
+        if label_column is not None:
+            raise DataError(
+                f"label_column is {label_column!r}, and the labels are those of training: give --data, too, or leave "
+                "it out"
+            )
+        return source.data
+    own = source.data or DataConfig(
+        data=data, image_size=source.glow.image_size, channels=source.glow.channels
+    )
+    return _with_labels(
+        replace(own, data=data), [each.name for each in source.flow.classes], label_column, say
+    )
+
+
+def _with_labels(
+    config: DataConfig, classes: Sequence[str], column: str | None, say: Callable[[str], None]
+) -> DataConfig:
+    """The data with the column of its labels, if a model has classes and the data has labels of them.
+
+    Args:
+        config: the data.
+        classes: the names of the model's classes.
+        column: the user's choice; None if the data has one.
+        say: called with a warning if it has none.
+
+    Raises:
+        DataError: the column that the user has chosen cannot be used.
+    """
+    if read_held_out(Path(config.data)) is not None:  # it has the labels, too
+        return config
+    unlabelled = replace(config, label_column=None, classes=())
+    if not classes:
+        if column is not None:
+            raise DataError(f"label_column is {column!r}, and the model has no classes; leave it out")
+        return unlabelled
+    try:
+        found = find_label_column(config.data, column)
+        labelled = replace(config, label_column=found.name, classes=tuple(classes))
+        read_classes(labelled)
+    except DataError as error:
+        if column is not None:
+            raise
+        say(f"warning: scores given a class are left out, since they take labelled images: {error}")
+        return unlabelled
+    return labelled
 
 
 def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:
@@ -78,12 +131,22 @@ def held_out_of_bundle(
         ExportError: the training data is unknown and `data` is None.
         DataError: the images cannot be read, or are too few.
     """
-    trained_on, calibrated_on = bundle.manifest.training.data, bundle.manifest.calibration.data
-    if not (data or trained_on):
+    if not (chosen := data or bundle.manifest.training.data):
         raise ExportError(
             f"{bundle.path} was trained by a public implementation and does not say on what data: give --data"
         )
-    config = replace(training_data(bundle), data=data or trained_on)
+    return chosen, _held_out_of_bundle(bundle, model, replace(training_data(bundle), data=chosen), data, say)
+
+
+def _held_out_of_bundle(
+    bundle: Bundle,
+    model: EvaluatedBundle,
+    config: DataConfig,
+    data: str | None,
+    say: Callable[[str], None],
+) -> HeldOutImages:
+    """See `held_out_of_bundle`; `config` has the data."""
+    trained_on, calibrated_on = bundle.manifest.training.data, bundle.manifest.calibration.data
     ours = trained_on and os.path.realpath(config.data) == os.path.realpath(trained_on)
     calibrated_elsewhere = not data and calibrated_on != trained_on
     try:
@@ -99,11 +162,15 @@ def held_out_of_bundle(
             f"warning: {config.data!r} does not yield the images that the bundle's percentiles were computed from; the "
             f"results are meaningless if the model was trained on any of these images{remedy if trained_on else ''}"
         )
-    return config.data, images
+    return images
 
 
 def images_to_calibrate(
-    bundle: Bundle, model: EvaluatedBundle, data: str, say: Callable[[str], None]
+    bundle: Bundle,
+    model: EvaluatedBundle,
+    data: str,
+    label_column: str | None,
+    say: Callable[[str], None],
 ) -> HeldOutImages:
     """The images to renew a bundle's calibration with: those of `held_out_of_bundle`.
 
@@ -114,14 +181,16 @@ def images_to_calibrate(
         bundle: the bundle.
         model: the same bundle, opened.
         data: the user's choice.
+        label_column: see `held_out_config`.
         say: called with a warning if the model may have been trained on some of them.
 
     Raises:
         DataError: the images cannot be read, or are too few.
     """
+    config = _with_labels(replace(training_data(bundle), data=data), bundle.classes, label_column, say)
     if bundle.manifest.training.data:
-        return held_out_of_bundle(bundle, model, data, say)[1]
-    return load_unseen(replace(training_data(bundle), data=data))
+        return _held_out_of_bundle(bundle, model, config, data, say)
+    return load_unseen(config)
 
 
 def _find_rule(model: EvaluatedBundle, config: DataConfig) -> Rule | None:

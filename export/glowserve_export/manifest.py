@@ -15,6 +15,7 @@ from glowserve.runtime.manifest import (
     FLOW,
     FORMAT_2_FIELDS,
     MANIFEST,
+    YOUNGER_FIELDS,
     format_3_value,
     manifest_checksum,
 )
@@ -53,7 +54,9 @@ def describe(source: Source, data: DataConfig, name: str, precision: str) -> man
         tools={tool: version for tool in _TOOLS if (version := _installed_version(tool))},
     )
     manifest.flow.precision = precision
-    if format_3_value(manifest):
+    if manifest.flow.classes:
+        manifest.format_version = 4
+    elif format_3_value(manifest):
         manifest.format_version = 3
     elif _needs_format_2(source.flow):
         manifest.format_version = 2
@@ -83,7 +86,7 @@ def manifest_files(manifest: manifest_pb2.Manifest) -> dict[str, bytes]:
     files, stored = {}, manifest_pb2.Manifest()
     stored.CopyFrom(manifest)
     if manifest.format_version >= 2:
-        younger = {field: getattr(manifest.flow, field) for field in FORMAT_2_FIELDS}
+        younger = {field: getattr(manifest.flow, field) for field in YOUNGER_FIELDS}
         for field in younger:
             stored.flow.ClearField(field)
         data = files[FLOW] = _json(manifest_pb2.Flow(**younger))

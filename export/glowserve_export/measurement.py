@@ -17,7 +17,7 @@ from glowserve.images import UInt8Array
 from glowserve.likelihood import bits_per_dim
 from glowserve.mismatch import mismatched_values
 from glowserve.runtime.checks import BoolArray, finite_images
-from glowserve.runtime.engine import Engine, Float32Array, Reverse
+from glowserve.runtime.engine import Engine, Float32Array, Int64Array, Reverse
 from glowserve.runtime.randomness import (
     DEFAULT_SEED,
     ENCODING_NOISE,
@@ -142,7 +142,24 @@ class Measurement:
         return [
             _largest("log-likelihood, relative error", error / np.abs(reference), LOG_LIKELIHOOD_BOUND, find),
             _largest("log-likelihood, error in bits/dim", bits, BITS_PER_DIM_BOUND, find),
+            *self._errors_of_classes(),
         ]
+
+    def _errors_of_classes(self) -> Iterator[Value]:
+        """The largest error of log p(x | c) of each image."""
+        if self.glow.classes is None:
+            return
+        error = np.empty(len(self.images))
+        for batch in self._batches("scoring each class in float64"):
+            images, noise = self.images[batch], self._noise[batch]
+            forward = self.engine.forward(images, noise)
+            assert forward.log_posterior is not None
+            joint = self.reference.log_likelihood(images, noise)[:, None] + self.reference.log_posterior(
+                images, noise
+            )
+            found = forward.log_likelihood[:, None].astype(np.float64) + forward.log_posterior
+            error[batch] = np.abs((found - joint) / (joint - self.glow.classes.log_share)).max(axis=1)
+        yield _largest("log-likelihood of each class, relative error", error, LOG_LIKELIHOOD_BOUND)
 
     def losses(self) -> list[Value]:
         """Low precision: its own bits per dimension, and the loss against float64 with the same noise."""
@@ -218,8 +235,13 @@ class Measurement:
         samples, finite = self._samples
         few = np.flatnonzero(finite)[:_SAMPLES_IN_FLOAT64]
         if len(few):
-            latent = self._sampled_latents()[few]
-            sampling_error = self._decoding_error(latent, samples[few], "decoding samples in float64")
+            latent, classes = self._sampled_latents()
+            sampling_error = self._decoding_error(
+                latent[few],
+                samples[few],
+                "decoding samples in float64",
+                None if classes is None else classes[few],
+            )
             values.append(_largest("decoding samples at temperature 1, error in grey values", sampling_error))
         return [*values, _not_finite_samples(finite)]
 
@@ -295,25 +317,33 @@ class Measurement:
     @cached_property
     def _samples(self) -> tuple[Float32Array, BoolArray]:
         """The pixels of samples at temperature 1 [M, H, W, C], and whether each is finite, [M]."""
-        decoded = self._reverse(self._sampled_latents(), "sampling")
+        latent, classes = self._sampled_latents()
+        decoded = self._reverse(latent, "sampling", classes)
         return decoded.pixels, finite_images(decoded)
 
-    def _sampled_latents(self) -> Float32Array:
-        return latents(DEFAULT_SEED, 0, min(_SAMPLES, len(self.images)), self.glow.dimensions)
+    def _sampled_latents(self) -> tuple[Float32Array, Int64Array | None]:
+        """Latents, and the classes in turn if there are any."""
+        n = min(_SAMPLES, len(self.images))
+        classes = None if self.glow.classes is None else np.arange(n) % len(self.glow.classes)
+        return latents(DEFAULT_SEED, 0, n, self.glow.dimensions), classes
 
-    def _reverse(self, latent: Float32Array, doing: str) -> Reverse:
+    def _reverse(self, latent: Float32Array, doing: str, classes: Int64Array | None = None) -> Reverse:
         parts = [
-            self.engine.reverse(latent[batch]) for batch in batches(len(latent), self._batch_size, doing)
+            self.engine.reverse(latent[batch], None if classes is None else classes[batch])
+            for batch in batches(len(latent), self._batch_size, doing)
         ]
         return Reverse(
             np.concatenate([part.image for part in parts]), np.concatenate([part.pixels for part in parts])
         )
 
-    def _decoding_error(self, latent: Float32Array, pixels: Float32Array, doing: str) -> Float64Array:
+    def _decoding_error(
+        self, latent: Float32Array, pixels: Float32Array, doing: str, classes: Int64Array | None = None
+    ) -> Float64Array:
         """The largest error of each decoded latent, in grey values, [N]."""
         error = np.empty(len(latent))
         for batch in batches(len(latent), batch_size(self.glow, 8), doing):
-            error[batch] = _worst_pixel(pixels[batch] - self.reference.pixels(latent[batch]))
+            own = None if classes is None else classes[batch]
+            error[batch] = _worst_pixel(pixels[batch] - self.reference.pixels(latent[batch], own))
         greys_per_bin: int = 2 ** (8 - self.glow.n_bits)
         return error * greys_per_bin
 

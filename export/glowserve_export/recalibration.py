@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 
 from glowserve.runtime.canary import check_canary, check_n_bits
-from glowserve.runtime.manifest import CALIBRATION
+from glowserve.runtime.manifest import CALIBRATION, CLASS_CALIBRATION
 from glowserve.runtime.repository import EXPLAIN, FORWARD, PLACES, Bundle
 from glowserve_export.evaluation import EvaluatedBundle
 from glowserve_export.explanation import add_places
@@ -21,13 +21,19 @@ _BATCH = 32
 
 
 def recalibrate(
-    bundle: Bundle, data: str, *, device: str = "auto", say: Callable[[str], None]
+    bundle: Bundle,
+    data: str,
+    *,
+    label_column: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None],
 ) -> tuple[Bundle, int]:
     """Writes a bundle's graphs with a new calibration, as the next version of its model.
 
     Args:
         bundle: the bundle; it stays as it is.
         data: where to take images from that the model was not trained on; see `images_to_calibrate`.
+        label_column: the column of labels in the data, for a class-conditional model; None if it has one.
         device: "auto", "cpu" or "cuda".
         say: called with a line of text when a stage begins, and with warnings.
 
@@ -41,14 +47,14 @@ def recalibrate(
         glowserve_training.errors.TrainingError: the images cannot be read.
     """
     with (
-        next_version(bundle, replaced=(CALIBRATION, PLACES)) as copy,
+        next_version(bundle, replaced=(CALIBRATION, CLASS_CALIBRATION, PLACES)) as copy,
         closing(EvaluatedBundle(bundle, device=device)) as evaluated,
         np.errstate(all="ignore"),
     ):
         check_canary(evaluated.engine, bundle)
         check_n_bits(evaluated.engine, bundle)
         say("reading held-out images")
-        images = images_to_calibrate(bundle, evaluated, data, say)
+        images = images_to_calibrate(bundle, evaluated, data, label_column, say)
         operations = next(file.operations for file in copy.manifest.files if file.name == FORWARD)
         scored = scored_images(images, operations)
         say(f"scoring {len(scored.calibration)} images, and {len(scored.fitting)} for a density")

@@ -24,7 +24,7 @@ from glowserve_training.names import (
 from torch import Tensor
 
 from glowserve.images import UInt8Array
-from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.engine import Float32Array, Int64Array
 from glowserve_export.convolution import Float64Array
 from glowserve_export.float64 import Float64Convolutions
 from glowserve_export.preprocessing import FLOW_INPUT
@@ -42,8 +42,11 @@ class Reference(Protocol):
     def dequantized(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """Bins with noise, [N, H, W, C]."""
 
-    def pixels(self, latent: Float32Array) -> Float64Array:
-        """Decodes latents [N, D] to pixels [N, H, W, C]."""
+    def log_posterior(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
+        """Log p(c | x) of a model with K classes, [N, K]."""
+
+    def pixels(self, latent: Float32Array, classes: Int64Array | None = None) -> Float64Array:
+        """Decodes latents [N, D], with classes [N] those of their classes, to pixels [N, H, W, C]."""
 
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:
         """The outputs of every layer; last, the latent.
@@ -81,10 +84,20 @@ class TorchReference:
             return self._dequantized(images, noise).pixels().numpy(force=True)
 
     @torch.no_grad()
-    def pixels(self, latent: Float32Array) -> Float64Array:
+    def log_posterior(self, images: UInt8Array, noise: Float32Array) -> Float64Array:
         """See `Reference`."""
         with Float64Convolutions():
-            return self._model.pixels(self._doubles(latent)).numpy(force=True)
+            return self._model.log_posterior(self._bytes(images), self._doubles(noise)).numpy(force=True)
+
+    @torch.no_grad()
+    def pixels(self, latent: Float32Array, classes: Int64Array | None = None) -> Float64Array:
+        """See `Reference`."""
+        latents = self._doubles(latent)
+        if classes is not None:
+            assert self._model.class_priors is not None
+            latents = self._model.class_priors.place(latents, torch.from_numpy(classes).to(self._device))
+        with Float64Convolutions():
+            return self._model.pixels(latents).numpy(force=True)
 
     @torch.no_grad()
     def forward_layers(self, images: UInt8Array, noise: Float32Array) -> Layers:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from glowserve_training.checkpoint import load_checkpoint
 from glowserve_training.config import GlowConfig
 from glowserve_training.data import DataConfig
@@ -58,8 +60,9 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
     checkpoint = load_checkpoint(path, accept=lambda weights: check_size(weights, precision))
     config, record = checkpoint.model.config, checkpoint.training
     model = checkpoint.model.double()  # in place: folded arrays and reference share its weights
+    glow = fold_glow(model)
     return Source(
-        glow=fold_glow(model),
+        glow=glow,
         reference=TorchReference(model, device),
         flow=manifest_pb2.Flow(
             levels=config.levels,
@@ -73,6 +76,7 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
             preprocessing=config.preprocessing,
             coupling_scale=config.coupling_scale if _scales(config) else "",
             checkerboards=config.checkerboards,
+            classes=_classes(glow, checkpoint.data.classes),
         ),
         training=manifest_pb2.Training(
             implementation="glowserve",
@@ -86,6 +90,17 @@ def load_glowserve_checkpoint(path: Path, *, precision: str = "fp32", device: st
         data=checkpoint.data,
         held_out=held_out_of(checkpoint, path),
     )
+
+
+def _classes(glow: FoldedGlow, names: Sequence[str]) -> list[manifest_pb2.ImageClass]:
+    if glow.classes is None:
+        return []
+    shares = np.exp(glow.classes.log_share)
+    shares /= shares.sum()  # training stores them in float32
+    return [
+        manifest_pb2.ImageClass(name=name, share=share)
+        for name, share in zip(names, shares.tolist(), strict=True)
+    ]
 
 
 def _scales(config: GlowConfig) -> bool:
@@ -121,6 +136,7 @@ def load_public_checkpoint(
             dequantization="uniform",
             coupling_actnorm=model.coupling_actnorm,
             parameters=model.parameters,
+            classes=_classes(model.glow, model.classes),
         ),
         training=manifest_pb2.Training(implementation=IMPLEMENTATIONS[implementation]),
         data=None,

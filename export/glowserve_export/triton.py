@@ -25,7 +25,7 @@ from glowserve_export.errors import ExportError
 _CONFIG, _GRAPH = "config.pbtxt", "model.onnx"
 # An underscore, since Triton takes a part of the name after a dot for the name of a backend.
 _SUFFIXES = {FORWARD: "_forward", REVERSE: "_reverse"}
-_TYPES = {"UINT8": "TYPE_UINT8", "FLOAT": "TYPE_FP32"}
+_TYPES = {"UINT8": "TYPE_UINT8", "FLOAT": "TYPE_FP32", "INT64": "TYPE_INT64"}
 _MAX_BATCH_SIZE = 32
 # Beyond 8 images, a larger batch gains little.
 _PREFERRED_BATCH_SIZES = (8, _MAX_BATCH_SIZE)
@@ -162,7 +162,7 @@ def _warmup(batch_size: int, inputs: Sequence[onnx.ValueInfoProto]) -> str:
     """A batch of zeros that runs before the first request: TensorRT's engine covers the sizes between its warm-ups."""
     tensors = "\n".join(
         f'  inputs {{ key: "{tensor.name}" '
-        f"value {{ data_type: {_type(tensor)} dims: [ {_dims(tensor)} ] zero_data: true }} }}"
+        f"value {{ data_type: {_type(tensor)} dims: [ {_dims(tensor) or 1} ] zero_data: true }} }}"
         for tensor in inputs
     )
     return f'model_warmup {{\n  name: "batch of {batch_size}"\n  batch_size: {batch_size}\n{tensors}\n}}'

@@ -33,6 +33,7 @@ _WITHOUT = {
     "scores": "a set has one score",
     "importance_samples": "p-values have one draw of noise",
     "seed": "p-values have the noise of the default seed",
+    "class_name": "a set is compared with images of all classes",
     "out": "a set has no rows; --json prints its score",
     "worst": "a set has no rows",
     "engine": "it compares all images at once",
@@ -97,7 +98,8 @@ def _rate(args: argparse.Namespace) -> float | None:
     """
     for name, why in _WITHOUT.items():
         if getattr(args, name) not in (None, "", "local"):
-            raise Failure(f"--as-set goes without --{name.replace('_', '-')}: {why}", 2)
+            flag = name.removesuffix("_name").replace("_", "-")
+            raise Failure(f"--as-set goes without --{flag}: {why}", 2)
     rate: float | None = args.false_alarm_rate
     finest = 1 / (EXCHANGES + 1)
     if rate is not None and not finest <= rate < 1:

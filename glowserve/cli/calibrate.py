@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "RUN_DIR/held_out.npz; or others, of which a quarter is for the density, a quarter is left for tests, and the "
         "rest calibrates (of data with splits of its own, the test images alone are used)",
     )
+    parser.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="of a class-conditional model: the column of labels in --data (default: the only one)",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -44,7 +49,13 @@ def run(args: argparse.Namespace) -> int:
 
     use_allowed_cores()
     try:
-        bundle, tests = recalibrate(newest_bundle(args.bundle), args.data, device=args.device, say=_say)
+        bundle, tests = recalibrate(
+            newest_bundle(args.bundle),
+            args.data,
+            label_column=args.label_column,
+            device=args.device,
+            say=_say,
+        )
         calibration = bundle_calibration(bundle)
     except ExportError as error:
         raise Failure(error, 1) from error

@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "hparams of the training script for y0ast and chaiyujin, n_bits, scale_map and input_shape for normflows",
     )
     parser.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="of a class-conditional model: the column of labels in --data (default: the only one)",
+    )
+    parser.add_argument(
         "--verification-images",
         type=int,
         metavar="N",
@@ -84,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             source,
             args.model,
             data=args.data,
+            label_column=args.label_column,
             precision=args.precision,
             verification_images=args.verification_images,
             device=args.device,

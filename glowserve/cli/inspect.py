@@ -15,6 +15,8 @@ from glowserve.output import counted, printable
 from glowserve.v1.manifest_pb2 import Flow, Manifest, Preparation
 from glowserve.verification import steps_table, verification_table
 
+_MOST_CLASSES = 20
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -77,6 +79,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             f"{flow.parametrization} 1x1 convolutions, {flow.dequantization or 'uniform'} dequantization, "
             f"{flow.preprocessing or 'centre'} preprocessing, {flow.parameters:,} parameters",
         ),
+        *([("classes", _classes(flow))] if flow.classes else []),
         ("precision", f"{flow.precision or 'fp32'} in the coupling networks"),
         ("trained", trained),
         (
@@ -93,6 +96,14 @@ def _preparation(message: Preparation) -> str:
     prepared = preparation_of(message)
     bits = "" if prepared.bits_used == 16 else f", {prepared.bits_used} of 16 bits used"
     return f"{prepared.fit}, {prepared.filter}, background {prepared.background}{bits}"
+
+
+def _classes(flow: Flow) -> str:
+    """Names and shares: "cat 60.0 %, dog 40.0 %"."""
+    shown = [f"{each.name} {each.share:.1%}" for each in flow.classes[:_MOST_CLASSES]]
+    return ", ".join(shown) + (
+        f", and {len(flow.classes) - len(shown)} more" if len(flow.classes) > len(shown) else ""
+    )
 
 
 def _couplings(flow: Flow) -> str:

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
             if model.height
             else "-"
         )
+        if model.classes:
+            image += f", {len(model.classes)} classes"
         print(printable(f"{model.name:<24}{model.version:>8}  {model.state:<8}  {image}"))
         if model.attributes:
             print(printable(f"  attributes: {', '.join(model.attributes)}"))

@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=1.0, help="below 1, samples are more typical; default: 1"
     )
     parser.add_argument("--seed", type=int, help="the same seed gives the same images; default: random")
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        default="",
+        metavar="NAME",
+        help="of a class-conditional model: draw this class; default: each image has a class of its own",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -57,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
     ):
         output.open()
         for samples in target.client.iter_samples(
-            args.n, temperature=args.temperature, seed=args.seed, model=target.model
+            args.n,
+            temperature=args.temperature,
+            seed=args.seed,
+            class_name=args.class_name,
+            model=target.model,
         ):
             output.write(samples)
             done += len(samples)

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.heat_maps import DrawnPicture, HeatMaps, check_folder, outliers
 from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
-from glowserve.cli.target import add_target_arguments, open_target
+from glowserve.cli.target import Target, add_target_arguments, open_target
 from glowserve.client.requests import ScoreArguments
 from glowserve.output import counted, printable
 from glowserve.results import ImageError
@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="M",
         help=f"estimate the log-likelihood from M draws of noise, 1 to {MAX_IMPORTANCE_SAMPLES}; default: 1",
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="of a class-conditional model: score all pictures given this class; default: over all classes",
     )
     parser.add_argument("--seed", type=int, help="seed of the dequantization noise; default: 0")
     parser.add_argument(
@@ -123,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, flag) not in (None, "local"):
             raise Failure(f"--{flag} needs --out FILE, a .parquet or .csv file", 2)
     files = GivenPictures(args.files, own=[args.explain] if args.explain else [])
-    lines = _Lines(max((len(printable(file)) for file in files), default=0))
+    width = max((len(printable(file)) for file in files), default=0)
     scored = anomalous = 0
     with (
         open_target(args) as target,
@@ -132,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         maps = HeatMaps(args.explain, target) if args.explain else None
         pictures: Iterable[Any] = maps.open(files) if maps else map(open_picture, files)
         wanted |= {"version": maps.version} if maps else {}
+        lines = _Lines(width, _classes(target) if "log_posterior" in wanted.get("scores", ()) else ())
         for scores in target.client.iter_scores(pictures, model=target.model, **wanted):
             drawn = maps.draw(scores) if maps else [None] * len(scores)
             for error in scores.errors:
@@ -165,11 +172,17 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
         names.append("anomalous")
     wanted = {
         "seed": args.seed,
+        "class_name": args.class_name,
         "scores": names or None,
         "false_alarm_rate": args.false_alarm_rate,
         "importance_samples": args.importance_samples,
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _classes(target: Target) -> list[str]:
+    """The names of the model's classes, in the order of `log_posterior`."""
+    return [each.name for each in target.client.manifest(model=target.model).flow.classes]
 
 
 def _check_explain(args: argparse.Namespace) -> None:
@@ -184,6 +197,8 @@ def _check_explain(args: argparse.Namespace) -> None:
             "of them; --worst finds the pictures of a file that are worth a heat map",
             2,
         )
+    if args.class_name:
+        raise Failure("--explain explains log p(x), and --class scores log p(x | c): give one of them", 2)
     check_folder(args.explain, args.files)
 
 
@@ -206,10 +221,11 @@ class _Lines:
 
     Args:
         width: of the names of files.
+        classes: the names of the model's classes, if their probabilities are shown.
     """
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    def __init__(self, width: int, classes: Sequence[str] = ()) -> None:
+        self._width, self._classes = width, classes
         self._begun = False
 
     def of(self, file: str, row: Mapping[str, Any], drawn: DrawnPicture | None = None) -> Iterator[str]:
@@ -220,28 +236,43 @@ class _Lines:
             self._begun = True
             headings = "".join(f"{_HEADINGS.get(name, name):>{_width(name)}}" for name in names)
             yield f"{'file':<{self._width}}{headings}{'' if drawn is None else _OUTLIERS}"
-        cells = "".join(f"{_cell(name, row[name]):>{_width(name)}}" for name in names)
+        cells = "".join(f"{self._cell(name, row[name]):>{_width(name)}}" for name in names)
         note = "" if row["finite"] else "  (not finite)"
         farthest = "" if drawn is None else f"  {outliers(drawn.parts)}"
         yield f"{printable(file):<{self._width}}{cells}{farthest}{note}"
 
+    def _cell(self, name: str, value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if name == "log_posterior":
+            best = max(range(len(value)), key=value.__getitem__)
+            return f"{printable(self._classes[best])[:_CLASS]} {math.exp(value[best]):.1%}"
+        if isinstance(value, list):
+            return " ".join(f"{each:.1f}" for each in value)
+        return f"{value:.{_DECIMALS.get(name, 3)}f}"
+
 
 _OUTLIERS = "  farthest from usual, in standard deviations"
-_HEADINGS = {"bits_per_dim": "bits/dim", "log_likelihood": "log-likelihood"}
-_WIDTHS = {"bits_per_dim": 14, "percentile": 12, "log_likelihood": 16, "log_prior": 32, "log_det": 32}
+_HEADINGS = {
+    "bits_per_dim": "bits/dim",
+    "log_likelihood": "log-likelihood",
+    "log_posterior": "most probable class",
+}
+_CLASS = 20
+"""So many characters of a class's name are shown."""
+_WIDTHS = {
+    "bits_per_dim": 14,
+    "percentile": 12,
+    "log_likelihood": 16,
+    "log_prior": 32,
+    "log_det": 32,
+    "log_posterior": _CLASS + 9,
+}
 _DECIMALS = {"percentile": 1, "log_likelihood": 1, "anomaly_p_value": 5, "typicality_p_value": 5}
 
 
 def _width(name: str) -> int:
     return _WIDTHS.get(name, len(name) + 2)
-
-
-def _cell(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return " ".join(f"{each:.1f}" for each in value)
-    return f"{value:.{_DECIMALS.get(name, 3)}f}"
 
 
 def _json(

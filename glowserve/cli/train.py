@@ -58,6 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--size", choices=tuple(SIZES), help=f"{sizes} (default: {DEFAULT_SIZE})")
     _add_flags(model, GlowConfig, _options(GlowConfig), DERIVED_DEFAULTS)
+    model.add_argument(
+        "--conditional",
+        action="store_true",
+        default=None,
+        help="learn a prior for each class of the images' labels: sample a class, score given a class, classify",
+    )
+    model.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="with --conditional: the column of labels in the data, of labels.csv or of an .npz file (default: the "
+        "only one, or the folders of classes)",
+    )
     training = parser.add_argument_group("training")
     _add_flags(training, RunConfig, _options(RunConfig), DERIVED_DEFAULTS)
     _add_flags(training, DataConfig, other_data, {})
@@ -111,7 +123,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"checkpoint": str(path), **steps, **record.metrics}))
     else:
         kept = f" (weights of step {record.best_step} of {record.steps})" if record.best_step else ""
-        print(printable(f"{path}: {record.metrics['test_bits_per_dim']:.3f} bits/dim on test images{kept}"))
+        accuracy = record.metrics.get("test_accuracy")
+        right = "" if accuracy is None else f", the most probable class is right for {accuracy:.1%} of them"
+        bits = f"{record.metrics['test_bits_per_dim']:.3f} bits/dim on test images"
+        print(printable(f"{path}: {bits}{right}{kept}"))
         print(printable(f"next: glowserve export {path} models/NAME"))
     return 0
 
@@ -121,7 +136,7 @@ def _config(args: argparse.Namespace, directory: RunDirectory) -> RunConfig:
     from glowserve_training.presets import changed_config, run_config
 
     given = {**_given(args, DataConfig), **_given(args, GlowConfig), **_given(args, RunConfig)}
-    for name in ("size", "fit", "bits_used"):
+    for name in ("size", "fit", "bits_used", "conditional", "label_column"):
         if (value := getattr(args, name)) is not None:
             given[name] = value
     known = directory.config()

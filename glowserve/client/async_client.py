@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client import requests
+from glowserve.client.class_names import ClassNames
 from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
 from glowserve.client.inputs import ImageLike, ImagesLike, LatentLike, Portion, latent_portions, portions
@@ -84,6 +85,7 @@ class AsyncClient:
         false_alarm_rate: float | None = None,
         importance_samples: int = 1,
         seed: int | None = None,
+        classes: str | Sequence[str] = "",
         model: str = "",
         version: int = 0,
     ) -> Scores:
@@ -97,11 +99,17 @@ class AsyncClient:
             importance_samples=importance_samples,
         )
 
+        names = ClassNames(classes)
+
         async def score(part: Portion) -> pb.ScoreResponse:
-            return await self._transport.score(arguments.request(part))
+            response = await self._transport.score(arguments.request(part, names.of(part)))
+            names.answered(part)
+            return response
 
         responses = self._fitting.calls_async(score, _read_in_threads(portions(images)))
-        return arguments.received([response async for response in responses])
+        found = arguments.received([response async for response in responses])
+        names.check()
+        return found
 
     async def iter_scores(
         self,
@@ -111,6 +119,7 @@ class AsyncClient:
         false_alarm_rate: float | None = None,
         importance_samples: int = 1,
         seed: int | None = None,
+        class_name: str = "",
         model: str = "",
         version: int = 0,
     ) -> AsyncGenerator[ScoredImages, None]:
@@ -122,6 +131,7 @@ class AsyncClient:
             scores=scores,
             false_alarm_rate=false_alarm_rate,
             importance_samples=importance_samples,
+            class_name=class_name,
         )
         reading = Reading(images, arguments)
 
@@ -165,11 +175,12 @@ class AsyncClient:
         *,
         temperature: float = 1.0,
         seed: int | None = None,
+        class_name: str = "",
         model: str = "",
         version: int = 0,
     ) -> Samples:
         """See `Client.sample`."""
-        request = requests.sample_request(n, temperature, seed, model, version)
+        request = requests.sample_request(n, temperature, seed, class_name, model, version)
         return messages.samples_of([response async for response in self._transport.sample(request)])
 
     async def iter_samples(
@@ -178,11 +189,12 @@ class AsyncClient:
         *,
         temperature: float = 1.0,
         seed: int | None = None,
+        class_name: str = "",
         model: str = "",
         version: int = 0,
     ) -> AsyncGenerator[Samples, None]:
         """See `Client.iter_samples`."""
-        request = requests.sample_request(n, temperature, seed, model, version)
+        request = requests.sample_request(n, temperature, seed, class_name, model, version)
         async with aclosing(self._transport.sample(request)) as responses:
             async for response in responses:
                 yield messages.samples_of([response])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from glowserve import messages
 from glowserve.client import requests
+from glowserve.client.class_names import ClassNames
 from glowserve.client.errors import RequestError
 from glowserve.client.fitting import Fitting
 from glowserve.client.inputs import ImageLike, ImagesLike, LatentLike, Portion, latent_portions, portions
@@ -91,6 +92,7 @@ class Client:
         false_alarm_rate: float | None = None,
         importance_samples: int = 1,
         seed: int | None = None,
+        classes: str | Sequence[str] = "",
         model: str = "",
         version: int = 0,
     ) -> Scores:
@@ -107,6 +109,8 @@ class Client:
             importance_samples: draws of noise from which the log-likelihood is estimated, 1 to 64. With 2 or more, the
                 result has its `standard_error`.
             seed: the seed of the dequantization noise; 0 if left out.
+            classes: of a class-conditional model: the class of each image by name, or of all of them. The scores are
+                then those of log p(x | c). If left out, they are those of log p(x), whatever the class.
             model: the model's name.
             version: the model's version.
 
@@ -127,10 +131,16 @@ class Client:
             importance_samples=importance_samples,
         )
 
-        def score(part: Portion) -> pb.ScoreResponse:
-            return self._transport.score(arguments.request(part))
+        names = ClassNames(classes)
 
-        return arguments.received(list(self._fitting.calls(score, portions(images))))
+        def score(part: Portion) -> pb.ScoreResponse:
+            response = self._transport.score(arguments.request(part, names.of(part)))
+            names.answered(part)
+            return response
+
+        found = arguments.received(list(self._fitting.calls(score, portions(images))))
+        names.check()
+        return found
 
     def iter_scores(
         self,
@@ -140,6 +150,7 @@ class Client:
         false_alarm_rate: float | None = None,
         importance_samples: int = 1,
         seed: int | None = None,
+        class_name: str = "",
         model: str = "",
         version: int = 0,
     ) -> Generator[ScoredImages, None, None]:
@@ -160,6 +171,7 @@ class Client:
             false_alarm_rate: of `anomalous`, which it asks for.
             importance_samples: draws of noise from which the log-likelihood is estimated.
             seed: the seed of the dequantization noise; 0 if left out.
+            class_name: of a class-conditional model: the class of all images.
             model: the model's name.
             version: the model's version.
 
@@ -175,6 +187,7 @@ class Client:
             scores=scores,
             false_alarm_rate=false_alarm_rate,
             importance_samples=importance_samples,
+            class_name=class_name,
         )
         reading = Reading(images, arguments)
 
@@ -235,6 +248,7 @@ class Client:
         *,
         temperature: float = 1.0,
         seed: int | None = None,
+        class_name: str = "",
         model: str = "",
         version: int = 0,
     ) -> Samples:
@@ -247,6 +261,8 @@ class Client:
             n: how many samples.
             temperature: the standard deviation of the latents. Below 1, samples are more typical and vary less.
             seed: the seed of the latents; if left out, the service chooses one, and the result has it.
+            class_name: of a class-conditional model: the class of the samples; if left out, each has one of its own,
+                drawn with the probabilities of the classes.
             model: the model's name.
             version: the model's version.
 
@@ -254,7 +270,7 @@ class Client:
             RequestError: the call was refused or failed, or no sample is finite (`reason` is "NOT_FINITE").
             ValueError: a number is out of range.
         """
-        request = requests.sample_request(n, temperature, seed, model, version)
+        request = requests.sample_request(n, temperature, seed, class_name, model, version)
         return messages.samples_of(list(self._transport.sample(request)))
 
     def iter_samples(
@@ -263,6 +279,7 @@ class Client:
         *,
         temperature: float = 1.0,
         seed: int | None = None,
+        class_name: str = "",
         model: str = "",
         version: int = 0,
     ) -> Generator[Samples, None, None]:
@@ -270,7 +287,7 @@ class Client:
 
         Closing the iterator cancels the call.
         """
-        request = requests.sample_request(n, temperature, seed, model, version)
+        request = requests.sample_request(n, temperature, seed, class_name, model, version)
         with closing(self._transport.sample(request)) as responses:
             for response in responses:
                 yield messages.samples_of([response])

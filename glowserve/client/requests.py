@@ -35,12 +35,13 @@ class ScoreArguments:
     scores: Iterable[str] = ()
     false_alarm_rate: float | None = None
     importance_samples: int = 1
+    class_name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", _names("scores", self.scores))  # an iterator can be read once
 
-    def request(self, portion: Portion) -> pb.ScoreRequest:
-        """A ScoreRequest for a portion of images.
+    def request(self, portion: Portion, classes: Sequence[str] = ()) -> pb.ScoreRequest:
+        """A ScoreRequest for a portion of images, with their classes if they have not the same.
 
         Raises:
             TypeError, ValueError: an argument has a wrong type or is out of range.
@@ -53,6 +54,7 @@ class ScoreArguments:
             scores=self.scores,
             false_alarm_rate=_rate(self.false_alarm_rate),
             importance_samples=None if draws == 1 else draws,
+            classes=[self.class_name] * len(portion) if self.class_name else classes,
         )
 
     def columns(self) -> list[str]:
@@ -77,7 +79,7 @@ class ScoreArguments:
 
 
 def sample_request(
-    n: int, temperature: float, seed: int | None, model: str, version: int
+    n: int, temperature: float, seed: int | None, class_name: str, model: str, version: int
 ) -> pb.SampleRequest:
     """A SampleRequest for n images, in the form of tensors.
 
@@ -86,12 +88,15 @@ def sample_request(
     """
     if not isinstance(temperature, Real):
         raise TypeError(f"temperature is {temperature!r}; pass a number")
+    if not isinstance(class_name, str):
+        raise TypeError(f"class_name is {class_name!r}; pass the name of a class")
     return pb.SampleRequest(
         model=spec(model, version),
         n=_integer("n", n, bits=32),
         temperature=float(temperature),
         seed=_seed(seed),
         format=pb.IMAGE_FORMAT_RAW,
+        class_name=class_name,
     )
 
 

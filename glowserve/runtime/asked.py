@@ -68,6 +68,13 @@ def read_asked(
             f"false_alarm_rate is {false_alarm_rate:g}; it must lie between 0 and 1", "false_alarm_rate"
         )
     wanted = all_asked(names, false_alarm_rate, importance_samples)
+    for i, name in enumerate(names):
+        if Needs.CLASSES in TABLE[name].needs and not bundle.classes:
+            raise InvalidRequestError(
+                f"{names_field}[{i}] is {name!r}, and {bundle.manifest.model} version {bundle.manifest.version} has no "
+                "classes: it was not trained with --conditional; leave it out",
+                f"{names_field}[{i}]",
+            )
     for name in (*names, *sorted(wanted)):  # an error names the first that the caller has named
         require(f"score {name!r}", TABLE[name].needs, bundle, scorer)
     if false_alarm_rate is not None:

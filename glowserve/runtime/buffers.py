@@ -20,7 +20,7 @@ from glowserve.runtime.ort import onnxruntime
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
-_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 _NO_GRAPH = "-1"
 
 

@@ -24,6 +24,7 @@ from glowserve.runtime.repository import EXPLAIN, FORWARD, REVERSE, Bundle
 from glowserve.runtime.sessions import Cancellation, Graph, Widths, has_cuda, open_sessions
 
 Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Forward:
 
     log_det: Float32Array
     """Log-determinants in nats, by level, [N, L]; without the constant of the manifest."""
+
+    log_posterior: Float32Array | None = None
+    """log p(c | x) of the K classes of a class-conditional model, [N, K]; None of other models."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Placement:
 
 
 _DEFAULTS = RuntimeConfig()
-_UINT8, _FLOAT32 = "tensor(uint8)", "tensor(float)"
+_UINT8, _FLOAT32, _INT64 = "tensor(uint8)", "tensor(float)", "tensor(int64)"
 
 
 class Engine:
@@ -141,11 +145,25 @@ class Engine:
             wide: whether the run has the machine to itself, and may use all cores.
         """
         names = ["log_likelihood", "latent", "log_prior", "log_det"]
+        if self._bundle.classes:
+            names.append("log_posterior")
         return Forward(*self._forward[wide].run(names, {"image": images, "noise": noise}, *self._options))
 
-    def reverse(self, latent: Float32Array, *, wide: bool = False) -> Reverse:
-        """Decodes latents, float32 [N, D], to images; `wide` as in `forward`."""
-        return Reverse(*self._reverse[wide].run(["image", "pixels"], {"latent": latent}, *self._options))
+    def reverse(
+        self, latent: Float32Array, classes: Int64Array | None = None, *, wide: bool = False
+    ) -> Reverse:
+        """Decodes latents to images.
+
+        Args:
+            latent: float32 [N, D].
+            classes: int64 [N]: the classes of standard normal latents, by number, under a class-conditional model; -1
+                for latents of `forward`. None: all are.
+            wide: as in `forward`.
+        """
+        feeds: dict[str, npt.NDArray[Any]] = {"latent": latent}
+        if self._bundle.classes:
+            feeds["class"] = np.full(len(latent), -1, np.int64) if classes is None else classes
+        return Reverse(*self._reverse[wide].run(["image", "pixels"], feeds, *self._options))
 
     def explain(self, images: UInt8Array, noise: Float32Array, *, wide: bool = False) -> Float32Array:
         """Computes the log-likelihoods of images by place, in nats, float32 [N, H, W]: their sum is the log-likelihood.
@@ -270,9 +288,10 @@ def _tensors(bundle: Bundle, graph: str) -> dict[str, dict[str, tuple[str, list[
         [bundle.manifest.image.latent_size],
         [bundle.manifest.flow.levels],
     )
+    classes = len(bundle.classes)
     if graph == REVERSE:
         return {
-            "takes": {"latent": (_FLOAT32, latent)},
+            "takes": {"latent": (_FLOAT32, latent)} | ({"class": (_INT64, [])} if classes else {}),
             "returns": {"image": (_UINT8, image), "pixels": (_FLOAT32, image)},
         }
     takes = {"image": (_UINT8, image), "noise": (_FLOAT32, image)}
@@ -285,6 +304,7 @@ def _tensors(bundle: Bundle, graph: str) -> dict[str, dict[str, tuple[str, list[
             "latent": (_FLOAT32, latent),
             "log_prior": (_FLOAT32, levels),
             "log_det": (_FLOAT32, levels),
+            **({"log_posterior": (_FLOAT32, [classes])} if classes else {}),
         },
     }
 

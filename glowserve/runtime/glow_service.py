@@ -18,11 +18,12 @@ from glowserve.runtime import inputs, operations
 from glowserve.runtime.asked import asked_of
 from glowserve.runtime.attributes import check_attributes
 from glowserve.runtime.checks import BoolArray
+from glowserve.runtime.classes import class_number, class_numbers, scorer_given_class
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.engine import Float32Array, Placement
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.explanation import check_explainable
 from glowserve.runtime.inputs import ImageSource
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
 from glowserve.v1 import glow_service_pb2 as pb
@@ -38,9 +39,11 @@ async def score(runner: Runner, request: pb.ScoreRequest) -> pb.ScoreResponse:
     """
     seed = request.seed if request.HasField("seed") else DEFAULT_SEED
     images = inputs.image_source(request.images, runner.bundle, runner.limits)
-    asked = asked_of(request, runner.bundle, runner.scorer)
+    classes = class_numbers(request.classes, images.count, runner.bundle)
+    scorer = runner.scorer if classes is None else scorer_given_class(runner.bundle, runner.class_scorer)
+    asked = asked_of(request, runner.bundle, scorer)
     runner.expect(images.count)
-    return messages.scores_message(await operations.score(runner, images, seed, asked))
+    return messages.scores_message(await operations.score(runner, images, seed, asked, classes))
 
 
 async def explain(runner: Runner, request: pb.ExplainRequest) -> pb.ExplainResponse:
@@ -81,6 +84,9 @@ class SampleCall:
         self._temperature = request.temperature if request.HasField("temperature") else 1.0
         inputs.check_temperature(self._temperature)
         inputs.check_format(request.format)
+        self._class = (
+            class_number(request.class_name, runner.bundle, "class_name") if request.class_name else None
+        )
         self._seed = request.seed if request.HasField("seed") else secrets.randbits(64)
         self._n, self._format = request.n, request.format
         self._part_size = runner.limits.max_batch_size
@@ -101,7 +107,7 @@ class SampleCall:
         Raises:
             GlowserveError: the runner refuses the part.
         """
-        draws = [Draw(self._seed, index, self._temperature) for index in part]
+        draws = [Draw(self._seed, index, self._temperature, self._class) for index in part]
         drawn = await operations.sample(runner, draws)
         responses = [
             pb.SampleResponse(

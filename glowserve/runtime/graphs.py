@@ -25,7 +25,7 @@ MAX_GRAPH_BYTES = 2**31 - 1
 # fmt: off
 OPERATORS = frozenset((
     "Add", "Cast", "Clip", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div", "Equal", "Exp", "Flatten",
-    "Floor", "GatherElements", "GreaterOrEqual", "Log", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMax",
+    "Floor", "Gather", "GatherElements", "GreaterOrEqual", "Log", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMax",
     "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round", "Sigmoid", "Softplus", "SpaceToDepth", "Split",
     "Sqrt", "Sub", "Sum", "Tanh", "Transpose", "Where",
 ))

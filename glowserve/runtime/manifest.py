@@ -27,9 +27,14 @@ MANIFEST = "manifest.json"
 CHECKSUM = "manifest.json.sha256"
 FLOW = "flow.json"
 CALIBRATION = "calibration.npz"
-FORMAT_VERSIONS = (1, 2, 3)
+CLASS_CALIBRATION = "class_calibration.npz"
+"""The same of images of which each is scored given its class."""
+FORMAT_VERSIONS = (1, 2, 3, 4)
 FORMAT_2_FIELDS = ("preprocessing", "coupling_scale", "checkerboards")
 """The fields of Flow that format 1 does not have; they are in the file FLOW."""
+YOUNGER_FIELDS = (*FORMAT_2_FIELDS, "classes")
+"""All fields of Flow that are in the file FLOW."""
+MOST_CLASSES = 1000
 PRECISIONS = ("fp32", "fp16", "int8")
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -39,6 +44,7 @@ VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MAX_MANIFEST_BYTES = 2**24
 _MAX_TEXT = 4096
 _MAX_FILES = 16
+_SHARES_ROUNDED = 1e-6
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # An empty word means the first: the field is younger than the bundle.
 _WORDS = {
@@ -158,6 +164,7 @@ def _senseless(manifest: manifest_pb2.Manifest) -> Iterator[str]:
         for field in FORMAT_2_FIELDS:
             if value := getattr(manifest.flow, field):
                 yield f"flow.{field} is {value!r:.200}, and format 1 has no such field"
+    yield from _senseless_classes(manifest)
     if manifest.format_version < 3 and (value := format_3_value(manifest)):
         yield f"{value} belongs to format 3, and its format is {manifest.format_version}"
     if not math.isfinite(manifest.log_det_constant):
@@ -209,6 +216,22 @@ def _senseless_flow(flow: manifest_pb2.Flow, image: manifest_pb2.ImageSpec) -> I
     most = min(image.height, image.width).bit_length()
     if not 1 <= flow.levels <= most:
         yield f"flow.levels is {flow.levels} and must lie in 1 to {most}"
+
+
+def _senseless_classes(manifest: manifest_pb2.Manifest) -> Iterator[str]:
+    classes = manifest.flow.classes
+    if not classes:
+        return
+    if manifest.format_version < 4:
+        yield f"flow.classes has {len(classes)} classes, and format {manifest.format_version} has none"
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        yield f"flow.classes has {len(classes)} classes and must have 2 to {MOST_CLASSES}"
+    names = [each.name for each in classes]
+    if "" in names or len(set(names)) < len(names):
+        yield "flow.classes has a name twice, or an empty one"
+    shares = [each.share for each in classes]
+    if not (all(share > 0 for share in shares) and abs(sum(shares) - 1) < _SHARES_ROUNDED):
+        yield f"flow.classes has shares whose sum is {sum(shares):g}; each must be above 0, and the sum 1"
 
 
 def _senseless_files(files: Collection[manifest_pb2.File]) -> Iterator[str]:

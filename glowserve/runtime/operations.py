@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,12 @@ from glowserve.runtime.checks import (
     require_finite_images,
     require_finite_latents,
 )
+from glowserve.runtime.draws import Draw, draw_classes, draw_latents
 from glowserve.runtime.engine import Float32Array, Forward, Reverse
+from glowserve.runtime.given_classes import GivenClasses
 from glowserve.runtime.inputs import ImageSource, invalid_picture
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.randomness import (
-    ATTEMPTS,
-    DEFAULT_SEED,
-    ENCODING_NOISE,
-    dequantization_noise,
-    latents,
-)
+from glowserve.runtime.randomness import ATTEMPTS, DEFAULT_SEED, ENCODING_NOISE, dequantization_noise
 from glowserve.runtime.runner import SERIALIZATION, Runner, Work
 from glowserve.scores import NOTHING_ELSE, Asked, Needs, Scores
 from glowserve.scores.parts import Parts
@@ -44,20 +40,6 @@ Float64Array = npt.NDArray[np.float64]
 _TOO_FAR = "strengths: image {} has a latent that is not finite; lower the strength"
 # How much longer a value takes to be compressed than to get its noise.
 _CODEC = 16
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The randomness of one sample: its latent is the one with this index of a seed, times the temperature."""
-
-    seed: int
-    """0 to 2^64 - 1."""
-
-    index: int
-    """0 or more."""
-
-    temperature: float
-    """The standard deviation of the latent."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,11 @@ class _Prepared(NamedTuple):
 
 
 async def score(
-    runner: Runner, images: ImageSource | Pictures, seed: int, asked: Asked = NOTHING_ELSE
+    runner: Runner,
+    images: ImageSource | Pictures,
+    seed: int,
+    asked: Asked = NOTHING_ELSE,
+    classes: Int64Array | None = None,
 ) -> Scores:
     """Scores images.
 
@@ -101,11 +87,16 @@ async def score(
         images: the N images.
         seed: the seed of the dequantization noise.
         asked: which scores are computed beside those that are in every answer; the bundle has what they need.
+        classes: of the images, by number, [N]: the scores are those of log p(x | c); None for those of log p(x).
 
     Raises:
+        NotCalibratedError: the bundle has no calibration of images given their classes.
         GlowserveError: an image cannot be decoded, or the runner refuses the rows.
     """
-    return await _score(runner, images, seed, asked, runner.p_values)
+    if classes is None:
+        return await _score(runner, images, seed, asked, runner.p_values)
+    given = cast("Runner", GivenClasses(runner, classes))
+    return await _score(given, images, seed, asked, given.p_values)
 
 
 async def score_with_parts(
@@ -324,18 +315,12 @@ async def _later_draws(
 
 
 async def _draw(runner: Runner, draws: Sequence[Draw], attempt: int) -> Reverse:
-    latent_size = runner.bundle.manifest.image.latent_size
-
-    def prepare() -> Float32Array:
-        return np.concatenate(
-            [
-                latents(draw.seed, draw.index, 1, latent_size, draw.temperature, attempt=attempt)
-                for draw in draws
-            ]
-        )
-
-    latent = await runner.compute(Work(prepare, len(draws), 4 * len(draws) * latent_size))
-    return await runner.reverse(latent)
+    manifest = runner.bundle.manifest
+    size = manifest.image.latent_size
+    latent = await runner.compute(
+        Work(lambda: draw_latents(draws, size, attempt), len(draws), 4 * len(draws) * size)
+    )
+    return await runner.reverse(latent, draw_classes(draws, [each.share for each in manifest.flow.classes]))
 
 
 async def _decoded(runner: Runner, images: ImageSource | Pictures) -> ImageSource:

@@ -14,7 +14,7 @@ import hashlib
 import math
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,12 @@ def latents(
     drawn = np.stack([_normals(key, latent_size) for key in keys])
     with np.errstate(over="ignore"):
         return drawn * np.float32(temperature)
+
+
+def class_of_sample(seed: int, index: int, shares: Sequence[float]) -> int:
+    """The class of a sample of a seed, the same in all attempts, drawn with the probabilities p(c), [K]."""
+    uniform = int(_words(_key(b"class", struct.pack("<2Q", seed, index)), 1)[0] >> 11) * 2.0**-53
+    return min(int(np.searchsorted(np.cumsum(shares), uniform, side="right")), len(shares) - 1)
 
 
 def _normals(key: bytes, size: int) -> Float32Array:

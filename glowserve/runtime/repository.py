@@ -58,6 +58,11 @@ class Bundle:
         """How pictures are converted to the model's images."""
         return preparation_of(self.manifest.preparation)
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes of a class-conditional model, in the order of its graphs; empty of other models."""
+        return [each.name for each in self.manifest.flow.classes]
+
     def has(self, name: str) -> bool:
         """Whether the manifest lists a file of that name."""
         return any(file.name == name for file in self.manifest.files)

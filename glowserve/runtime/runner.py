@@ -18,9 +18,9 @@ import numpy.typing as npt
 from glowserve.images import UInt8Array
 from glowserve.pictures import Pictures
 from glowserve.runtime.attributes import Attributes, bundle_attributes
-from glowserve.runtime.calibration import open_scorer
+from glowserve.runtime.calibration import open_class_scorer, open_scorer
 from glowserve.runtime.config import Limits
-from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
+from glowserve.runtime.engine import Engine, Float32Array, Forward, Int64Array, Reverse
 from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.repository import Bundle
 from glowserve.scores import Likelihoods, Scorer, Scores
@@ -60,6 +60,10 @@ class Runner(Protocol):
         """Computes scores from the output of the forward graph."""
 
     @property
+    def class_scorer(self) -> Scorer | None:
+        """Computes scores of images whose classes are given; None if the bundle has no calibration of that kind."""
+
+    @property
     def attributes(self) -> Attributes:
         """The bundle's."""
 
@@ -91,8 +95,8 @@ class Runner(Protocol):
     async def p_values(self, images: UInt8Array, forward: Forward) -> Float64Array:
         """`anomaly_p_value` of images, [N], from the output of the forward graph with the noise of the default seed."""
 
-    async def reverse(self, latents: Float32Array) -> Reverse:
-        """Runs the reverse graph on latents, float32 [N, D]."""
+    async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
+        """Runs the reverse graph on latents, float32 [N, D], and classes; see `Engine.reverse`."""
 
     async def open_explainer(self) -> None:
         """Opens what `explain` runs, unless it is open. Raises MissingFileError, BundleError, DeviceError."""
@@ -117,6 +121,7 @@ class EngineRunner:
     def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, scorer: Scorer | None = None) -> None:
         self.bundle = bundle
         self.scorer = scorer or open_scorer(bundle)
+        self.class_scorer = open_class_scorer(bundle)
         self.attributes = bundle_attributes(bundle)
         self.limits = limits
         self._engine = engine
@@ -154,9 +159,13 @@ class EngineRunner:
         """See Runner."""
         return self.scorer.p_values(self.scorer.parts(forward, images))
 
-    async def reverse(self, latents: Float32Array) -> Reverse:
+    async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
         """See Runner."""
-        return _concatenate(Reverse, [self._engine.reverse(latents[part]) for part in self._batches(latents)])
+        parts = [
+            self._engine.reverse(latents[part], *(() if classes is None else (classes[part],)))
+            for part in self._batches(latents)
+        ]
+        return _concatenate(Reverse, parts)
 
     async def open_explainer(self) -> None:
         """See Runner."""
@@ -193,4 +202,6 @@ Results = TypeVar("Results", Forward, Reverse)
 def _concatenate(kind: type[Results], parts: list[Results]) -> Results:
     if len(parts) == 1:
         return parts[0]
-    return kind(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(kind)))
+    columns: list[list[Any]] = [[getattr(part, each.name) for part in parts] for each in fields(kind)]
+    arrays: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
+    return kind(*arrays)

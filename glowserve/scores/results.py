@@ -1,6 +1,6 @@
 """The scores of images, as a caller gets them.
 
-Shapes: N images, L levels.
+Shapes: N images, L levels, K classes.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class Scores:
     log_det: Float64Array | None = None
     """The log-determinants of each level that depend on the image, in nats, [N, L]."""
 
+    log_posterior: Float64Array | None = None
+    """The logarithm of the probability of each class of a class-conditional model, in their order, [N, K]."""
+
     standard_error: Float64Array | None = None
     """That of `log_likelihood` as an estimate from several draws of noise, in nats, [N]."""
 
@@ -78,7 +81,7 @@ class Scores:
         return len(self.log_likelihood)
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """The scores that are there by name, in the order of the table: [N] each, or [N, L]."""
+        """The scores that are there by name, in the order of the table: [N] each, [N, L] or [N, K]."""
         found = {name: getattr(self, name) for name in TABLE}
         return {name: values for name, values in found.items() if values is not None}
 

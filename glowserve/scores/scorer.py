@@ -1,6 +1,6 @@
 """Computes the scores of images from the output of a forward graph.
 
-Shapes: N images, H W C, D = H * W * C, L levels, M draws of noise.
+Shapes: N images, H W C, D = H * W * C, L levels, K classes, M draws of noise.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class ForwardOutput(Protocol):
     def log_det(self) -> npt.NDArray[np.float32]:
         """Log-determinants in nats, by level, [N, L]."""
 
+    @property
+    def log_posterior(self) -> npt.NDArray[np.float32] | None:
+        """Log p(c | x) of K classes, [N, K]; None of a model without classes."""
+
 
 class Likelihoods(NamedTuple):
     """The scores of N images that are in every answer, as in `Scores`. Each row depends on its image alone."""
@@ -83,12 +87,22 @@ class Scorer:
             self.codec_differs = not np.array_equal(complexity.fingerprint(canary), calibration.codec)
             self.oddness = np.sort(calibration.density.oddness(calibration.images, self._dimensions))
             self._bits = np.sort(bits_per_dim(calibration.images.log_likelihood, self._dimensions))
+        self._classes = len(manifest.flow.classes)
         self.names = frozenset(name for name, score in TABLE.items() if self.computes(score.needs))
         """The scores of the table that the bundle has what they need for."""
+
+    @classmethod
+    def of_calibration(cls, manifest: Manifest, calibration: Calibration) -> Scorer:
+        """The scorer whose percentiles, too, compare with the images of a calibration."""
+        scorer = cls(manifest, calibration)
+        scorer._held_out = scorer._bits
+        return scorer
 
     def computes(self, needs: Needs) -> bool:
         """Whether the bundle has what a score needs."""
         if Needs.CODEC in needs and self.codec_differs:
+            return False
+        if Needs.CLASSES in needs and not self._classes:
             return False
         return Needs.CALIBRATION not in needs or self.calibration is not None
 
@@ -173,6 +187,10 @@ class Scorer:
             for name in ("log_prior", "log_det")
             if name in asked
         }
+        if forward.log_posterior is not None and "log_posterior" in asked:
+            finite, _ = _finite(forward.log_likelihood)
+            posterior = forward.log_posterior.astype(np.float64)
+            found["log_posterior"] = np.where(finite[:, None], posterior, -np.inf)
         if complexity is not None:
             found["complexity_bits_per_dim"] = complexity
             found["bits_per_dim_minus_complexity"] = bits - complexity

@@ -4,7 +4,7 @@ Every other place is made from the table or checked against it: the fields of `I
 protos/glowserve/v1/glow_service.proto, the attributes of `Scores`, the outputs of the Open Inference Protocol, the
 command line, and docs/scores.md.
 
-Shapes: N images, L levels.
+Shapes: N images, L levels, K classes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Needs(Flag):
     CALIBRATION = auto()
     """The bundle's calibration.npz."""
 
+    CLASSES = auto()
+    """The classes of a class-conditional model."""
+
     DRAWS = auto()
     """More than one draw of noise."""
 
@@ -67,8 +70,8 @@ class Score:
     default: bool = False
     """Whether it is in every answer. The others are computed if the request names them."""
 
-    by_level: bool = False
-    """Whether it has a value for each level, [N, L], and not one, [N]."""
+    by: Literal["level", "class"] | None = None
+    """What it has a value of each for: levels, [N, L], or classes, [N, K]. None: it has one value, [N]."""
 
     odd: Literal["low", "high"] | None = None
     """Which values belong to odd images; None if neither do, or both."""
@@ -166,7 +169,7 @@ TABLE: Mapping[str, Score] = {
             values="nats, any",
             source="the forward graph",
             needs=Needs.PARTS,
-            by_level=True,
+            by="level",
         ),
         Score(
             name="log_det",
@@ -175,7 +178,16 @@ TABLE: Mapping[str, Score] = {
             values="nats, any",
             source="the forward graph",
             needs=Needs.PARTS,
-            by_level=True,
+            by="level",
+        ),
+        Score(
+            name="log_posterior",
+            meaning="The logarithm of the probability of each class given the image, in the order of the model's "
+            "classes. Minus infinity if not `finite`.",
+            values="nats, 0 or less",
+            source="the forward graph of a class-conditional model",
+            needs=Needs.CLASSES,
+            by="class",
         ),
         Score(
             name="standard_error",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from glowserve.client.async_client import AsyncClient
 from glowserve.images import Preparation
+from glowserve.results import ModelInfo
 from glowserve.v1.manifest_pb2 import Manifest
 
 # The file of a bundle that p-values need: protos/glowserve/v1/manifest.proto.
@@ -39,16 +40,14 @@ class Model:
     """Whether it tells which images are anomalous."""
 
 
-async def serving(client: AsyncClient) -> dict[str, tuple[str, ...]]:
-    """The names of the models that are served, ascending, with the attributes of each one's newest version.
+async def serving(client: AsyncClient) -> dict[str, ModelInfo]:
+    """The newest version of each model that is served, by the model's name, ascending.
 
     Raises:
         RequestError: the service refused or failed.
     """
     served = [model for model in await client.models() if model.state not in _NOT_SERVED]
-    return {
-        model.name: model.attributes for model in sorted(served, key=lambda each: (each.name, each.version))
-    }
+    return {model.name: model for model in sorted(served, key=lambda each: (each.name, each.version))}
 
 
 async def describe(client: AsyncClient, name: str) -> Model:

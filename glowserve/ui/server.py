@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from glowserve.client.async_client import AsyncClient
 from glowserve.client.errors import RequestError
 from glowserve.images import InvalidImageError
+from glowserve.results import ModelInfo
 from glowserve.ui import errors, forms, models
 from glowserve.ui.errors import FormError, ListenError
 from glowserve.ui.forms import Form
@@ -75,7 +76,7 @@ class Pages:
             return await self._respond(page, form, True)
 
     async def _respond(self, page: Page, form: Form, is_filled_in: bool) -> web.Response:
-        served: dict[str, tuple[str, ...]] = {}
+        served: dict[str, ModelInfo] = {}
         try:
             served = await models.serving(self._client)
             name = form.fields.get("model") or next(iter(served), "")
@@ -89,7 +90,7 @@ class Pages:
         self,
         page: Page,
         form: Form,
-        served: dict[str, tuple[str, ...]] | None = None,
+        served: dict[str, ModelInfo] | None = None,
         result: Result | None = None,
         *,
         status: int = 200,

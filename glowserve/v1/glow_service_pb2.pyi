@@ -62,20 +62,22 @@ class EncodedImages(_message.Message):
     def __init__(self, data: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "images", "seed", "scores", "false_alarm_rate", "importance_samples")
+    __slots__ = ("model", "images", "seed", "scores", "false_alarm_rate", "importance_samples", "classes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     FALSE_ALARM_RATE_FIELD_NUMBER: _ClassVar[int]
     IMPORTANCE_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     model: ModelSpec
     images: Images
     seed: int
     scores: _containers.RepeatedScalarFieldContainer[str]
     false_alarm_rate: float
     importance_samples: int
-    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., seed: _Optional[int] = ..., scores: _Optional[_Iterable[str]] = ..., false_alarm_rate: _Optional[float] = ..., importance_samples: _Optional[int] = ...) -> None: ...
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., seed: _Optional[int] = ..., scores: _Optional[_Iterable[str]] = ..., false_alarm_rate: _Optional[float] = ..., importance_samples: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("model", "seed", "scores", "false_alarm_rate")
@@ -90,7 +92,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[ImageScore, _Mapping]]] = ..., false_alarm_rate: _Optional[float] = ...) -> None: ...
 
 class ImageScore(_message.Message):
-    __slots__ = ("log_likelihood", "bits_per_dim", "percentile", "finite", "anomaly_p_value", "anomalous", "typicality_p_value", "complexity_bits_per_dim", "bits_per_dim_minus_complexity", "log_prior", "log_det", "standard_error")
+    __slots__ = ("log_likelihood", "bits_per_dim", "percentile", "finite", "anomaly_p_value", "anomalous", "typicality_p_value", "complexity_bits_per_dim", "bits_per_dim_minus_complexity", "log_prior", "log_det", "standard_error", "log_posterior")
     LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
     BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
     PERCENTILE_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +105,7 @@ class ImageScore(_message.Message):
     LOG_PRIOR_FIELD_NUMBER: _ClassVar[int]
     LOG_DET_FIELD_NUMBER: _ClassVar[int]
     STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    LOG_POSTERIOR_FIELD_NUMBER: _ClassVar[int]
     log_likelihood: float
     bits_per_dim: float
     percentile: float
@@ -115,7 +118,8 @@ class ImageScore(_message.Message):
     log_prior: _containers.RepeatedScalarFieldContainer[float]
     log_det: _containers.RepeatedScalarFieldContainer[float]
     standard_error: float
-    def __init__(self, log_likelihood: _Optional[float] = ..., bits_per_dim: _Optional[float] = ..., percentile: _Optional[float] = ..., finite: bool = ..., anomaly_p_value: _Optional[float] = ..., anomalous: bool = ..., typicality_p_value: _Optional[float] = ..., complexity_bits_per_dim: _Optional[float] = ..., bits_per_dim_minus_complexity: _Optional[float] = ..., log_prior: _Optional[_Iterable[float]] = ..., log_det: _Optional[_Iterable[float]] = ..., standard_error: _Optional[float] = ...) -> None: ...
+    log_posterior: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, log_likelihood: _Optional[float] = ..., bits_per_dim: _Optional[float] = ..., percentile: _Optional[float] = ..., finite: bool = ..., anomaly_p_value: _Optional[float] = ..., anomalous: bool = ..., typicality_p_value: _Optional[float] = ..., complexity_bits_per_dim: _Optional[float] = ..., bits_per_dim_minus_complexity: _Optional[float] = ..., log_prior: _Optional[_Iterable[float]] = ..., log_det: _Optional[_Iterable[float]] = ..., standard_error: _Optional[float] = ..., log_posterior: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("model", "images")
@@ -156,18 +160,20 @@ class ImagePart(_message.Message):
     def __init__(self, name: _Optional[str] = ..., level: _Optional[int] = ..., value: _Optional[float] = ..., deviation: _Optional[float] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "n", "temperature", "seed", "format")
+    __slots__ = ("model", "n", "temperature", "seed", "format", "class_name")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     model: ModelSpec
     n: int
     temperature: float
     seed: int
     format: ImageFormat
-    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    class_name: str
+    def __init__(self, model: _Optional[_Union[ModelSpec, _Mapping]] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., class_name: _Optional[str] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("model", "seed", "first_index", "images", "not_finite")
@@ -276,18 +282,20 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ..., not_served: _Optional[_Iterable[_Union[ModelSummary, _Mapping]]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("model", "image", "state", "reason", "attributes")
+    __slots__ = ("model", "image", "state", "reason", "classes", "attributes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     model: ModelVersion
     image: _manifest_pb2.ImageSpec
     state: ModelState
     reason: str
+    classes: _containers.RepeatedScalarFieldContainer[str]
     attributes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., image: _Optional[_Union[_manifest_pb2.ImageSpec, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., attributes: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., image: _Optional[_Union[_manifest_pb2.ImageSpec, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., attributes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("name",)

@@ -89,7 +89,7 @@ class Preparation(_message.Message):
     def __init__(self, filter: _Optional[str] = ..., background: _Optional[int] = ..., fit: _Optional[str] = ..., bits_used: _Optional[int] = ...) -> None: ...
 
 class Flow(_message.Message):
-    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm", "precision", "preprocessing", "coupling_scale", "checkerboards")
+    __slots__ = ("levels", "steps_per_level", "width", "coupling", "parametrization", "parameters", "dequantization", "coupling_actnorm", "precision", "preprocessing", "coupling_scale", "checkerboards", "classes")
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_LEVEL_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class Flow(_message.Message):
     PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     COUPLING_SCALE_FIELD_NUMBER: _ClassVar[int]
     CHECKERBOARDS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     levels: int
     steps_per_level: int
     width: int
@@ -114,7 +115,16 @@ class Flow(_message.Message):
     preprocessing: str
     coupling_scale: str
     checkerboards: int
-    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ..., precision: _Optional[str] = ..., preprocessing: _Optional[str] = ..., coupling_scale: _Optional[str] = ..., checkerboards: _Optional[int] = ...) -> None: ...
+    classes: _containers.RepeatedCompositeFieldContainer[ImageClass]
+    def __init__(self, levels: _Optional[int] = ..., steps_per_level: _Optional[int] = ..., width: _Optional[int] = ..., coupling: _Optional[str] = ..., parametrization: _Optional[str] = ..., parameters: _Optional[int] = ..., dequantization: _Optional[str] = ..., coupling_actnorm: bool = ..., precision: _Optional[str] = ..., preprocessing: _Optional[str] = ..., coupling_scale: _Optional[str] = ..., checkerboards: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ImageClass, _Mapping]]] = ...) -> None: ...
+
+class ImageClass(_message.Message):
+    __slots__ = ("name", "share")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    share: float
+    def __init__(self, name: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("name", "sha256", "size", "nodes", "operations")

@@ -44,7 +44,7 @@ _PARTS = ("ours", "quiet", "scores", "graph", "empty", "stages")
 # What a caller may ask for, beside what every answer has: the number to act on, and all but estimates from many draws.
 _SCORES = {
     "p-value": ["anomaly_p_value"],
-    "all scores": [name for name, score in TABLE.items() if Needs.DRAWS not in score.needs],
+    "all scores": [name for name, score in TABLE.items() if not score.needs & (Needs.DRAWS | Needs.CLASSES)],
 }
 
 

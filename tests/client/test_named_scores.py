@@ -23,7 +23,7 @@ from glowserve.v1 import glow_service_pb2_grpc
 from tests.servers import RunServer
 from tests.service.bundles import without_calibration
 
-ALL = [name for name in TABLE if name != "standard_error"]
+ALL = [name for name in TABLE if name not in ("log_posterior", "standard_error")]
 
 
 @pytest.fixture(params=["embedded", "client"])

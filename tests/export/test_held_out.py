@@ -11,6 +11,7 @@ from glowserve_export.bundle import export
 from glowserve_export.errors import DataChangedError, ExportError
 from glowserve_export.held_out import held_out_config, load_held_out_images
 from glowserve_export.source import Source
+from glowserve_training.errors import DataError
 
 from glowserve.images import UInt8Array
 
@@ -52,3 +53,17 @@ def test_other_images_are_warned_of(source: Source, tmp_path: Path, digits: UInt
 def test_images_must_be_given_where_the_training_data_is_unknown(source: Source) -> None:
     with pytest.raises(ExportError, match="give images that it was not trained on with --data"):
         held_out_config(replace(source, data=None), None)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "label_column is 'digit', and the labels are those of training: give --data, too"),
+        ("digits", "label_column is 'digit', and the model has no classes; leave it out"),
+    ],
+)
+def test_a_column_of_labels_that_is_not_read_is_refused(
+    source: Source, data: str | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        held_out_config(source, data, "digit")

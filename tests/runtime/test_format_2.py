@@ -157,9 +157,9 @@ def test_an_unknown_rule_for_pictures_is_refused(version: Path) -> None:
 
 def test_a_younger_format_is_refused_as_such_whatever_else_it_has(version: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
-        manifest |= {"format_version": 4, "a field": [{"of": "format 4"}], "randomness": "A_YOUNGER_VERSION"}
+        manifest |= {"format_version": 5, "a field": [{"of": "format 5"}], "randomness": "A_YOUNGER_VERSION"}
         manifest["flow"]["spline"] = True
 
     _edit(version, change)
-    with pytest.raises(BundleError, match="its format is version 4 and this service reads 1 to 3; export"):
+    with pytest.raises(BundleError, match="its format is version 5 and this service reads 1 to 4; export"):
         open_bundle(version)

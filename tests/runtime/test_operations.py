@@ -12,11 +12,11 @@ from glowserve.pictures import Pictures
 from glowserve.runtime import operations
 from glowserve.runtime.attributes import Attributes
 from glowserve.runtime.config import Limits
-from glowserve.runtime.engine import Engine, Float32Array, Forward, Reverse
+from glowserve.runtime.draws import Draw
+from glowserve.runtime.engine import Engine, Float32Array, Forward, Int64Array, Reverse
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
 from glowserve.runtime.interpolation import interpolation_path
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import ENCODING_NOISE, dequantization_noise, latents
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, EngineRunner, T, Work, run_now
@@ -43,8 +43,8 @@ class Runner(EngineRunner):
         result = await super().forward(images, noise)
         return replace(result, latent=self._spoil(result.latent))
 
-    async def reverse(self, latents: Float32Array) -> Reverse:
-        result = await super().reverse(latents)
+    async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
+        result = await super().reverse(latents, classes)
         return replace(result, pixels=self._spoil(result.pixels))
 
     def _spoil(self, array: Float32Array) -> Float32Array:
@@ -165,8 +165,10 @@ def test_a_step_that_is_not_finite_is_named_by_its_index(
 ) -> None:
     reverse = EngineRunner.reverse
 
-    async def spoiled(self: EngineRunner, latents: Float32Array) -> Reverse:
-        result = await reverse(self, latents)
+    async def spoiled(
+        self: EngineRunner, latents: Float32Array, classes: Int64Array | None = None
+    ) -> Reverse:
+        result = await reverse(self, latents, classes)
         result.pixels[3] = np.inf
         return result
 

@@ -9,8 +9,8 @@ import pytest
 
 from glowserve.runtime import operations
 from glowserve.runtime.config import Limits
-from glowserve.runtime.engine import Engine, Float32Array, Reverse
-from glowserve.runtime.operations import Draw
+from glowserve.runtime.draws import Draw
+from glowserve.runtime.engine import Engine, Float32Array, Int64Array, Reverse
 from glowserve.runtime.repository import Bundle, newest_bundle
 from glowserve.runtime.runner import EngineRunner, run_now
 from tests.attempts import attempts
@@ -30,9 +30,9 @@ class Runner(EngineRunner):
     def redrawn(self, samples: int) -> None:
         self.announced.append(samples)
 
-    async def reverse(self, latents: Float32Array) -> Reverse:
+    async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
         self.rounds.append(len(latents))
-        decoded = await super().reverse(latents)
+        decoded = await super().reverse(latents, classes)
         decoded.image.flags.writeable = False  # as the rows of a batch may be
         return decoded
 

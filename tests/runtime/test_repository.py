@@ -170,10 +170,10 @@ def test_a_file_that_is_not_a_manifest_is_refused(version: Path, content: bytes)
         open_bundle(version)
 
 
-@pytest.mark.parametrize("number", [0, 4])
+@pytest.mark.parametrize("number", [0, 5])
 def test_another_format_is_refused_with_both_versions(version: Path, number: int) -> None:
     _edit(version, lambda manifest: manifest.update(format_version=number))
-    with pytest.raises(BundleError, match=f"its format is version {number} and this service reads 1 to 3"):
+    with pytest.raises(BundleError, match=f"its format is version {number} and this service reads 1 to 4"):
         open_bundle(version)
 
 

@@ -25,19 +25,24 @@ class Listing(GlowServiceServicer):
 
     def ListModels(self, request: Any, context: Any) -> Any:
         found = [
-            pb.ModelSummary(model=pb.ModelVersion(name=name, version=version), state=state, attributes=has)
-            for name, version, state, has in (
-                ("birds", 1, pb.MODEL_STATE_SERVING, []),
-                ("cats", 1, pb.MODEL_STATE_SERVING, ["old"]),
-                ("cats", 2, pb.MODEL_STATE_SERVING, ["fat", "<b>"]),
-                ("dogs", 1, pb.MODEL_STATE_FAILING, ["wet"]),
+            pb.ModelSummary(
+                model=pb.ModelVersion(name=name, version=version),
+                state=state,
+                attributes=attributes,
+                classes=classes,
+            )
+            for name, version, state, attributes, classes in (
+                ("birds", 1, pb.MODEL_STATE_SERVING, [], []),
+                ("cats", 1, pb.MODEL_STATE_SERVING, ["old"], ["none"]),
+                ("cats", 2, pb.MODEL_STATE_SERVING, ["fat", "<b>"], ["Manx", "<i>"]),
+                ("dogs", 1, pb.MODEL_STATE_FAILING, ["wet"], ["pug"]),
             )
         ]
         late = pb.ModelSummary(model=pb.ModelVersion(name="late", version=1), state=pb.MODEL_STATE_LOADING)
         return pb.ListModelsResponse(models=found, not_served=[late])
 
     def Sample(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self.asked.append(request.model.name)
+        self.asked += filter(None, (request.model.name, request.class_name))
         context.abort(grpc.StatusCode.NOT_FOUND, "asleep")
         yield from ()
 
@@ -115,4 +120,44 @@ def test_the_attributes_of_the_chosen_model_alone_are_shown_and_sent(
     page.click("button")
     page.wait_for_selector("text=asleep")
     assert listing.asked == ["cats", "fat"]
+    page.close()
+
+
+def test_the_classes_of_the_newest_version_of_each_model_that_has_any_can_be_chosen(listing_url: str) -> None:
+    text = ask(listing_url, "/sample").text
+    assert re.findall(r'name="class-(.*?)"', text) == ["cats", "dogs"]
+    assert re.findall(r'<option value="(.+?)"', text) == ["Manx", "&lt;i&gt;", "pug"]
+
+
+def test_the_class_of_the_chosen_model_alone_is_asked_and_stays_chosen(
+    listing_url: str, listing: Listing
+) -> None:
+    listing.asked.clear()
+    text = ask(listing_url, "/sample?model=cats&class-cats=Manx&class-dogs=pug&n=1").text
+    assert listing.asked == ["cats", "Manx"]
+    assert re.findall(r'<option value="(.+?)" selected', text) == ["Manx", "pug"]
+    listing.asked.clear()
+    ask(listing_url, "/sample?model=birds&class-cats=Manx&n=1")
+    assert listing.asked == ["birds"]
+
+
+def test_the_class_of_the_chosen_model_alone_is_shown_and_sent(
+    browser: Any, listing_url: str, listing: Listing
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = browser.new_page(base_url=listing_url)
+    page.goto("/sample")
+    assert page.locator("label:visible", has_text="Class").count() == 0
+    page.select_option("#model", "dogs")
+    page.select_option("text=Class of dogs", "pug")
+    page.select_option("#model", "cats")
+    assert not page.is_visible("text=Class of dogs")
+    assert Axe().run(page).violations_count == 0
+    page.select_option("text=Class of cats", "<i>")
+    listing.asked.clear()
+    page.click("button")
+    page.wait_for_selector("text=asleep")
+    assert listing.asked == ["cats", "<i>"]
+    assert "dogs" not in page.url
     page.close()

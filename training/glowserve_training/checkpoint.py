@@ -84,8 +84,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "state_dict": {name: tensor.cpu() for name, tensor in checkpoint.model.state_dict().items()},
     }
     if checkpoint.held_out is not None:
-        content["held_out"] = asdict(checkpoint.held_out)
+        content["held_out"] = asdict(checkpoint.held_out, dict_factory=_without_none)
     save(content, path, "the finished model")
+
+
+def _without_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Older versions know no labels."""
+    return {name: value for name, value in fields if value is not None}
 
 
 def load_checkpoint(

@@ -69,6 +69,8 @@ class GlowConfig:
     """Bins of the splines of couplings."""
     spline_interval: float = 3.0
     """B: the splines of couplings map [-B, B] to itself, and are the identity outside."""
+    class_count: int = 0
+    """Classes that the latents have a density each for; 0: the model is not conditional."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", ImageSize.of(self.image_size))
@@ -80,7 +82,7 @@ class GlowConfig:
             raise ValueError(f"n_bits is {self.n_bits}; it must lie in 1 to 8")
         require_at_least(1, levels=self.levels, steps_per_level=self.steps_per_level, width=self.width)
         require_at_least(1, pixel_width=self.pixel_width)
-        require_at_least(0, checkerboards=self.checkerboards)
+        require_at_least(0, checkerboards=self.checkerboards, class_count=self.class_count)
         require_at_least(2, spline_bins=self.spline_bins)
         require_positive(spline_interval=self.spline_interval)
         self._check_size()
@@ -144,6 +146,10 @@ class DataConfig:
     """Which rule splits the images, see `choose_splits`; 1 held out no calibration images."""
     preparation: Preparation = field(default_factory=Preparation)
     """How a source image is converted to `image_size` and `channels`."""
+    label_column: str | None = None
+    """The column of the images' labels, see `data.labelled`; None if no labels are read."""
+    classes: tuple[str, ...] = ()
+    """The names of the labels' classes, in the order of the model's."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", ImageSize.of(self.image_size))
@@ -227,6 +233,11 @@ class RunConfig:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or a positive number")
         if not self.condition_limit > 1:
             raise ValueError(f"condition_limit is {self.condition_limit}; it must be greater than 1")
+        if self.model.class_count != len(self.data.classes):
+            raise ValueError(
+                f"class_count is {self.model.class_count}, and the data has {len(self.data.classes)} classes; it must "
+                "be their number"
+            )
         require_at_least(0, max_rollbacks=self.max_rollbacks, patience=self.patience)
         for before, after in pairwise(self.parts):
             if not 0 < after.begin <= before.end:

@@ -30,6 +30,7 @@ from glowserve_training.model import Glow
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
 
 # The noise depends on the batch size: this one reproduces the figures in the checkpoint.
 _BATCH = 64
@@ -262,6 +263,17 @@ class EvaluatedGlow:
         with torch.no_grad(), _full_float32():
             terms = self._model.terms(self._tensor(images), self._float_tensor(noise))
         return ImageTerms(_float64(terms.log_prior), _float64(terms.log_det), float(terms.constant))
+
+    def classify(self, images: UInt8Array) -> Int64Array:
+        """The most probable class of each image, uint8 [N, H, W, C], under a class-conditional model, [N]."""
+        found = []
+        for part, noise in evaluation_batches(images, _BATCH):
+            with torch.no_grad(), _full_float32():
+                posterior = self._model.log_posterior(
+                    self._tensor(part.numpy()), self._float_tensor(noise.numpy())
+                )
+            found.append(posterior.argmax(1).cpu().numpy())
+        return np.concatenate(found)
 
     def dequantize(self, images: UInt8Array, noise: Float32Array) -> Float32Array:
         """See `Evaluated`."""

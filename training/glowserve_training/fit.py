@@ -143,6 +143,7 @@ def _training_loader(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         pin_memory=trainer.strategy.root_device.type == "cuda",
+        labels=images.train_labels,
     )
 
 

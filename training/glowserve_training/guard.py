@@ -122,7 +122,7 @@ class Guard(Callback):
             for k, condition in enumerate(level, 1)
         }
         figures["condition"] = max(figures.values())
-        for i, (smallest, largest) in enumerate(module.model.coupling_scales(*batch), 1):
+        for i, (smallest, largest) in enumerate(module.model.coupling_scales(*batch[:2]), 1):
             figures[f"coupling_scale/level{i}/smallest"] = smallest
             figures[f"coupling_scale/level{i}/largest"] = largest
         trainer.callback_metrics["condition"] = torch.tensor(figures["condition"])

@@ -19,6 +19,7 @@ from glowserve_training import quantization
 from glowserve_training.config import GlowConfig
 from glowserve_training.dequantization import Dequantized, VariationalDequantization
 from glowserve_training.layers import Bijector, CheckerboardMask, Coupling, FlowStep, Level
+from glowserve_training.layers.classes import ClassPriors, mixture
 from glowserve_training.layers.transforms import transform_of
 from glowserve_training.preprocessing import PREPROCESSING_CLASSES
 
@@ -47,7 +48,9 @@ class Terms:
 
 
 class Glow(Bijector):
-    """The whole flow, between preprocessed images [N, C, H, W] and standard normal latents [N, D].
+    """The whole flow, between preprocessed images [N, C, H, W] and latents [N, D].
+
+    The latents are standard normal; those of a class-conditional model have the densities of `class_priors`.
 
     Couplings of pixels, with checkerboard masks, come before the levels, if the configuration has any.
 
@@ -80,6 +83,7 @@ class Glow(Bijector):
             Level(config.channels * 2**i, config, top=i == last)
             for i in range(config.levels)
         )
+        self.class_priors = ClassPriors(config.class_count, config.dimensions) if config.class_count else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Preprocessed images [N, C, H, W] to latents [N, D], and log|det| [N]."""
@@ -125,17 +129,37 @@ class Glow(Bijector):
             log_det = log_det + log_det_coupling
         return x, log_det
 
-    def log_prob(self, images: Tensor, noise: Tensor) -> Tensor:
+    def log_prob(self, images: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """The log-likelihood of discrete images, in nats, [N].
 
         Args:
             images: uint8 [N, H, W, C].
             noise: dequantization noise in [0, 1), [N, H, W, C], in the parameters' dtype.
+            labels: the classes of the images, int64 [N], whose log p(x | c) it is; None for log p(x), which is summed
+                over the classes of a class-conditional model.
         """
         y, log_det_input = self.preprocess(self.dequantize(images, noise))
-        latent, log_det = self(y)
-        log_likelihood: Tensor = _log_normal(latent) + log_det + log_det_input + self._log_bin_volume()
+        latents, log_dets = self._by_level(y)
+        log_det = torch.stack(log_dets).sum(0)
+        log_prior = _log_normal(torch.cat(latents, dim=1))
+        if self.class_priors is not None:
+            log_prior = log_prior + self._log_ratio(latents, labels)
+        log_likelihood: Tensor = log_prior + log_det + log_det_input + self._log_bin_volume()
         return log_likelihood
+
+    def _log_ratio(self, latents: list[Tensor], labels: Tensor | None) -> Tensor:
+        """What the classes add to the standard normal log-density, [N]."""
+        assert self.class_priors is not None
+        log_ratios = self.class_priors.log_ratios(latents)
+        if labels is None:
+            return mixture(log_ratios, self.class_priors.log_share).log_ratio.sum(1)
+        return log_ratios.sum(1).gather(1, labels[:, None]).squeeze(1)
+
+    def log_posterior(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Log p(c | x) of a class-conditional model, [N, K], for the arguments of `log_prob`."""
+        assert self.class_priors is not None
+        latents, _ = self._by_level(self.preprocess(self.dequantize(images, noise))[0])
+        return mixture(self.class_priors.log_ratios(latents), self.class_priors.log_share).log_posterior
 
     def terms(self, images: Tensor, noise: Tensor) -> Terms:
         """The terms whose sum is `log_prob`, with the same arguments."""
@@ -145,8 +169,12 @@ class Glow(Bijector):
         constants = torch.stack([level.constant_log_det() for level in self.flow_levels()])
         positions = [height * width for _, height, width in self.latent_shapes()]
         constants = constants * constants.new_tensor(positions)
+        log_prior = torch.stack([_log_normal(latent) for latent in latents], dim=1)
+        if self.class_priors is not None:
+            log_ratios = self.class_priors.log_ratios(latents)
+            log_prior = log_prior + mixture(log_ratios, self.class_priors.log_share).log_ratio
         return Terms(
-            log_prior=torch.stack([_log_normal(latent) for latent in latents], dim=1),
+            log_prior=log_prior,
             log_det=torch.stack(log_dets, dim=1) - constants,
             constant=constants.sum() + self._log_bin_volume(),
         )
@@ -198,8 +226,12 @@ class Glow(Bijector):
         """
         device = next(self.parameters()).device
         shape = (n, self.config.dimensions)
-        latent = torch.randn(shape, generator=generator, dtype=self._dtype(), device=device)
-        return self.decode(temperature * latent)
+        latent = temperature * torch.randn(shape, generator=generator, dtype=self._dtype(), device=device)
+        if self.class_priors is not None:
+            shares = self.class_priors.log_share.exp()
+            classes = torch.multinomial(shares, n, replacement=True, generator=generator)
+            latent = self.class_priors.place(latent, classes)
+        return self.decode(latent)
 
     @torch.no_grad()
     def condition_numbers(self) -> list[list[float]]:

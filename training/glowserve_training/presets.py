@@ -76,7 +76,13 @@ DERIVED_DEFAULTS = {
 
 
 def run_config(
-    data: str, *, size: str = DEFAULT_SIZE, split_seed: int = DataConfig.split_seed, **given: Any
+    data: str,
+    *,
+    size: str = DEFAULT_SIZE,
+    split_seed: int = DataConfig.split_seed,
+    conditional: bool = False,
+    label_column: str | None = None,
+    **given: Any,
 ) -> RunConfig:
     """Makes a complete configuration from a data source and any fields that the caller wants to set.
 
@@ -86,6 +92,8 @@ def run_config(
         data: see `DataConfig`.
         size: one of `SIZES`.
         split_seed: see `DataConfig`.
+        conditional: whether the model is to have a prior for each class of the images' labels.
+        label_column: the column of labels; None if the data has one.
         **given: fields of `GlowConfig`, `RunConfig` and `Preparation`; None for the default.
 
     Raises:
@@ -108,6 +116,13 @@ def run_config(
         given = _native_shape(images) | given
     size_of_images = ImageSize.of(given["image_size"])
     images = replace(images, image_size=size_of_images, channels=given["channels"])
+    if conditional:
+        images = _labelled(images, label_column)
+        given["class_count"] = len(images.classes)
+    elif label_column is not None:
+        raise ValueError(
+            f"label_column is {label_column!r}, and only a conditional model has classes: set conditional"
+        )
     if size == "paper":
         preset, recipe = _PAPER, _LIKE_THE_PAPER
     elif _are_drawings(images, given):
@@ -138,6 +153,8 @@ def changed_config(config: RunConfig, **given: Any) -> RunConfig:
         ValueError: a value is out of range.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    if given.pop("conditional", bool(config.data.classes)) and not config.data.classes:
+        raise ValueError("conditional is set, and the run has begun without classes; use another --out")
     if "data" in given:
         given["data"] = _absolute(given["data"])
 
@@ -163,6 +180,13 @@ def _taken(given: dict[str, Any], config: type[Preparation]) -> dict[str, Any]:
 def _absolute(data: str) -> str:
     """The data by a path that holds in other folders, where an export may run; not that of a hub's dataset."""
     return str(Path(data).absolute()) if data != "digits" and Path(data).exists() else data
+
+
+def _labelled(images: DataConfig, label_column: str | None) -> DataConfig:
+    from glowserve_training.data.classes import find_label_column  # imports PyTorch
+
+    column = find_label_column(images.data, label_column)
+    return replace(images, label_column=column.name, classes=column.classes)
 
 
 def _native_shape(images: DataConfig) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _train(
     callbacks: Sequence[Callback],
 ) -> None:
     torch.manual_seed(config.seed)
-    module = GlowModule(Glow(config.model), config)
+    module = GlowModule(_new_model(config, images), config)
     fitted = fit(
         module,
         images,
@@ -122,15 +122,33 @@ def _train(
     directory.finish(config, fitted.steps)
 
 
+def _new_model(config: RunConfig, images: ImageData) -> Glow:
+    model = Glow(config.model)
+    if model.class_priors is not None:
+        assert images.train_labels is not None
+        model.class_priors.set_shares(torch.from_numpy(images.train_labels))
+    return model
+
+
 @torch.no_grad()
 def _final_metrics(model: Glow, weights: Sequence[Tensor], images: ImageData) -> dict[str, float]:
-    """Bits/dim of all validation and test images with these weights, which the model keeps."""
+    """Bits/dim of all validation and test images with these weights, which the model keeps.
+
+    With classes also the share of them whose most probable class is their own.
+    """
     for parameter, weight in zip(model.parameters(), weights, strict=True):
         parameter.copy_(weight)
-    return {
-        f"{name}_bits_per_dim": measure_likelihood(EvaluatedGlow(model), split).bits_per_dim
-        for name, split in (("validation", images.validation), ("test", images.test))
+    splits = {"validation": images.validation, "test": images.test}
+    evaluated = EvaluatedGlow(model)
+    metrics = {
+        f"{name}_bits_per_dim": measure_likelihood(evaluated, split).bits_per_dim
+        for name, split in splits.items()
     }
+    for name, split in splits.items():
+        labels = getattr(images, f"{name}_labels")
+        if model.class_priors is not None and labels is not None:
+            metrics[f"{name}_accuracy"] = float((evaluated.classify(split) == labels).mean())
+    return metrics
 
 
 def _save(

@@ -13,8 +13,8 @@ from glowserve_training.config import DataConfig, GlowConfig, Part, RunConfig, s
 # Where a field's default is not what glowserve did before the field existed.
 _OLD_DATA = {"split_version": 1}
 _OLD_RUN = {"size": ""}  # it is not known
-# Fields of Preparation that older versions do not know, and what they did.
-_YOUNGER = {"fit": "crop", "bits_used": 16}
+# Fields that older versions do not know, and what they did.
+_YOUNGER = {"fit": "crop", "bits_used": 16, "class_count": 0, "label_column": None, "classes": ()}
 # Fields of RunConfig that have another key, the one that version 0.1.0 wrote.
 _STORED_KEYS = {"max_rollbacks": "max_returns"}
 
@@ -45,7 +45,8 @@ def data_config(stored: Mapping[str, Any]) -> DataConfig:
         KeyError, TypeError, ValueError: they are not those of a DataConfig.
     """
     preparation = Preparation(**stored["preparation"])
-    return DataConfig(**(_OLD_DATA | dict(stored) | {"preparation": preparation}))
+    made = {"preparation": preparation, "classes": tuple(stored.get("classes", ()))}
+    return DataConfig(**(_OLD_DATA | dict(stored) | made))
 
 
 def run_config(stored: Mapping[str, Any]) -> RunConfig:

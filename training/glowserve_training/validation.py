@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -129,10 +129,14 @@ class Validation(Callback):
 
     @rank_zero_only
     def _show_samples(self, logger: TensorBoardLogger, module: lightning.LightningModule, step: int) -> None:
-        """Draws 16 samples. Values that are not finite do no harm."""
+        """Draws 16 samples, of the classes in turn if there are any. Values that are not finite do no harm."""
         # A matrix that cannot be inverted is the guard's business.
         with self._ema_of(module) as model, suppress(RuntimeError):
-            samples = model.decode(self._latents.to(next(model.parameters())))
+            latents = self._latents.to(next(model.parameters()))
+            if model.class_priors is not None:
+                classes = torch.arange(_SAMPLES, device=latents.device) % len(model.class_priors.mean)
+                latents = model.class_priors.place(latents, classes)
+            samples = model.decode(latents)
             if samples.shape[3] in (2, 4):  # TensorBoard knows no alpha
                 samples = _on_white(samples)
             logger.experiment.add_images("samples", samples, step, dataformats="NHWC")
@@ -164,7 +168,7 @@ def patience_ran_out(config: RunConfig, step: int, callbacks: dict[str, Any]) ->
     )
 
 
-def _bits_per_dim(model: Glow, batches: list[Batch]) -> float:
+def _bits_per_dim(model: Glow, batches: Sequence[Batch]) -> float:
     """The mean over images, in float32 whatever the precision of training."""
     device = next(model.parameters()).device
     nats = [model.log_prob(*(tensor.to(device) for tensor in batch)).double() for batch in batches]

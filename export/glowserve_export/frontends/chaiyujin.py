@@ -26,6 +26,7 @@ _IMPLEMENTATION = Implementation(
     upper="u",
     top="learn_top",
     quantizes=False,
+    one_class=False,
 )
 
 

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from glowserve_training.layers.networks import LOG_SCALE_FACTOR
 from torch import Tensor
 
 from glowserve.image_size import ImageSize
+from glowserve.runtime.manifest import MOST_CLASSES
 from glowserve_export.convolution import Float64Array, FoldedConv
 from glowserve_export.couplings import FoldedNetwork, Shift, SigmoidScale
 from glowserve_export.couplings.transforms import shift_and_logit
 from glowserve_export.errors import ArgumentsError
+from glowserve_export.folded import FoldedGlow
 from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
+from glowserve_export.frontends.class_priors import ClassPrior, class_names, fold_class_priors
 from glowserve_export.frontends.convolutions import deinterleaved, zero_conv
 from glowserve_export.frontends.folding import Pixels, PublicGlow, PublicLevel, PublicStep, fold_public
 from glowserve_export.frontends.matrices import lu_product
@@ -77,6 +81,9 @@ class Implementation:
     top: str
     """The convolution that learns the top level's prior."""
 
+    one_class: bool
+    """Whether y_condition gives an image one class, and not several at once."""
+
     def known(self) -> Known:
         """Its arguments."""
         return Known(
@@ -108,7 +115,7 @@ def import_model(
     check_recognized(found, r"flow\.layers\.(\d+)\.", names.repository, checkpoint)
     inferred = _inferred(found, names)
     given = read_arguments(arguments, names.known(), inferred)
-    _check(given, arguments)
+    _check(given, arguments, names)
     if given["n_bits"] < 8 and not names.quantizes:
         raise ArgumentsError(
             f"{arguments}: n_bits is {given['n_bits']}, and {names.repository} trains on 8 bits; leave it out"
@@ -126,6 +133,10 @@ def import_model(
         top=_top(weights, names, learned=given["learn_top"]),
         pixels=names.pixels,
     )
+    classes = given["y_classes"] if given["y_condition"] else 0
+    if classes:
+        own = [*[None] * (given["L"] - 1), _class_prior(weights, glow)]
+        glow = replace(glow, classes=fold_class_priors(classes, own, glow.latent_shapes()))
     return PublicGlow(
         glow=glow,
         width=given["hidden_channels"],
@@ -134,6 +145,7 @@ def import_model(
         parametrization=_parametrization(given),
         coupling_actnorm=True,
         parameters=sum(value.size for key, value in weights.items() if not key.endswith(_BUFFERS)),
+        classes=class_names(classes),
     )
 
 
@@ -163,13 +175,17 @@ def _inferred(found: Mapping[str, Tensor], names: Implementation) -> dict[str, A
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _check(given: Mapping[str, Any], path: Path) -> None:
+def _check(given: Mapping[str, Any], path: Path, names: Implementation) -> None:
     height, width, channels = given["image_shape"]
     check_image(path, ImageSize(height, width), channels, given["L"])
-    if given["y_condition"]:
+    if given["y_condition"] and not names.one_class:
         raise ArgumentsError(
-            f"{path}: y_condition is true, and class-conditional models are not supported; train one with y_condition "
-            "false"
+            f"{path}: y_condition is true, and class-conditional models of {names.repository} are not supported; train "
+            "one with y_condition false"
+        )
+    if given["y_condition"] and not 2 <= given.get("y_classes", 0) <= MOST_CLASSES:
+        raise ArgumentsError(
+            f"{path}: y_classes is {given.get('y_classes')}, and y_condition is true; it must be 2 to {MOST_CLASSES}"
         )
     if given["flow_coupling"] not in ("affine", "additive"):
         raise ArgumentsError(
@@ -219,6 +235,9 @@ def _shapes(
             yield from _zero_conv_shapes(_split_key(given, i), channels, half, names)
     if given["learn_top"]:
         yield from _zero_conv_shapes(names.top, 2 * top, 2 * top, names)
+    if given["y_condition"]:
+        yield from _zero_linear_shapes("project_ycond", 2 * top, given["y_classes"])
+        yield from _zero_linear_shapes("project_class", given["y_classes"], top)
 
 
 def _actnorm_shapes(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -245,6 +264,12 @@ def _zero_conv_shapes(
     yield f"{name}.logs", (outputs, 1, 1)
     yield f"{name}{names.conv}.weight", (outputs, inputs, 3, 3)
     yield f"{name}{names.conv}.bias", (outputs,)
+
+
+def _zero_linear_shapes(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.logs", (outputs,)
+    yield f"{name}.linear.weight", (outputs, inputs)
+    yield f"{name}.linear.bias", (outputs,)
 
 
 def _step_key(given: Mapping[str, Any], level: int, step: int) -> str:
@@ -321,3 +346,12 @@ def _top(weights: Mapping[str, Float64Array], names: Implementation, *, learned:
         prior = F.conv2d(prior, torch.from_numpy(conv.weight), torch.from_numpy(conv.bias), padding=1)
     top: Float64Array = prior[0].numpy()
     return top
+
+
+def _class_prior(weights: Mapping[str, Float64Array], glow: FoldedGlow) -> ClassPrior:
+    """Of the top level: a linear layer of the class adds to mean and log-scale. "project_class" makes no difference."""
+    linear = weights["project_ycond.linear.weight"].T + weights["project_ycond.linear.bias"]
+    added = (linear * np.exp(LOG_SCALE_FACTOR * weights["project_ycond.logs"]))[:, :, None, None]
+    mean, log_scale = np.split(added, 2, axis=1)
+    common = glow.top_mean, glow.top_log_scale
+    return ClassPrior(common[0] + mean, common[1] + log_scale, common)

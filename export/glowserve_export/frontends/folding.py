@@ -64,6 +64,9 @@ class PublicGlow:
     parameters: int
     """Number of trained parameters."""
 
+    classes: tuple[str, ...] = ()
+    """The names of the classes of a class-conditional model."""
+
 
 @dataclass(frozen=True)
 class PublicStep:

@@ -12,6 +12,7 @@ from glowserve_training.model import Glow
 from glowserve_training.names import step_name
 
 from glowserve.image_size import ImageSize
+from glowserve_export.classes import FoldedClasses
 from glowserve_export.convolution import as_array
 from glowserve_export.couplings import FoldedCoupling
 from glowserve_export.dequantization import FoldedDequantization
@@ -53,7 +54,14 @@ def fold_glow(model: Glow) -> FoldedGlow:
         dequantization=FoldedDequantization.of(dequantization, size) if dequantization else None,
         preprocessing=fold_preprocessing(double.preprocessing),
         pixel_couplings=tuple(FoldedCoupling.of(each, size) for each in double.couplings_of_pixels()),
+        classes=_fold_classes(double),
     )
+
+
+def _fold_classes(model: Glow) -> FoldedClasses | None:
+    if model.class_priors is None:
+        return None
+    return FoldedClasses.of(model.class_priors, [math.prod(shape) for shape in model.latent_shapes()])
 
 
 def _fold_step(step: FlowStep, size: ImageSize, name: str) -> FoldedStep:

@@ -8,7 +8,8 @@ position only, if at all. The model sees (bin + noise) / bins, which is not cent
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from glowserve_export.couplings import (
 from glowserve_export.couplings.transforms import shift_and_logit
 from glowserve_export.errors import ArgumentsError, ForeignCheckpointError
 from glowserve_export.frontends.arguments import Known, check_image, contradictions, read_arguments
+from glowserve_export.frontends.class_priors import ClassPrior, class_names, fold_class_priors
 from glowserve_export.frontends.convolutions import deinterleaved
 from glowserve_export.frontends.folding import (
     CENTRED,
@@ -40,7 +42,13 @@ from glowserve_export.frontends.folding import (
     fold_public,
 )
 from glowserve_export.frontends.matrices import lu_product
-from glowserve_export.frontends.normflows_bases import base_kinds, base_shapes, mean_and_log_scale
+from glowserve_export.frontends.normflows_bases import (
+    base_kinds,
+    base_shapes,
+    class_count,
+    class_prior,
+    mean_and_log_scale,
+)
 from glowserve_export.frontends.state_dict import check_recognized, implied, length, match, numbers
 
 _KNOWN = Known(
@@ -109,16 +117,20 @@ def import_normflows(found: Mapping[str, Tensor], checkpoint: Path, arguments: P
                 "of a model that was trained"
             )
     channels, height, width = given["input_shape"]
-    levels = [_level(weights, given, i) for i in range(given["L"])]
+    classes = class_count(found, bases, checkpoint)
+    priors = [_class_prior(weights, given, bases, i) for i in range(given["L"])]
+    levels = [_level(weights, given, priors, i) for i in range(given["L"])]
     glow = fold_public(
         levels,
         image_size=ImageSize(height, width),
         channels=channels,
         n_bits=given["n_bits"],
         transform=_SCALE_MAPS[given["scale_map"]] if given["scale"] else Shift(),
-        top=_prior(weights, given, given["L"] - 1),
+        top=_prior(weights, given, priors, given["L"] - 1),
         pixels=_PIXELS[given.get("transform")],
     )
+    if classes:
+        glow = replace(glow, classes=fold_class_priors(classes, priors, glow.latent_shapes()))
     buffers = _BUFFERS if given["base_trainable"] else (*_BUFFERS, ".loc", ".log_scale")
     return PublicGlow(
         glow=glow,
@@ -128,6 +140,7 @@ def import_normflows(found: Mapping[str, Tensor], checkpoint: Path, arguments: P
         parametrization="lu" if given["use_lu"] else "plain",
         coupling_actnorm=given["net_actnorm"],
         parameters=sum(value.size for key, value in weights.items() if not key.endswith(buffers)),
+        classes=class_names(classes),
     )
 
 
@@ -259,19 +272,39 @@ def _convolutions(given: Mapping[str, Any]) -> tuple[int, int, int]:
     return (0, 3, 6) if given["net_actnorm"] else (0, 2, 4)
 
 
-def _level(weights: Mapping[str, Float64Array], given: Mapping[str, Any], i: int) -> PublicLevel:
+def _class_prior(
+    weights: Mapping[str, Float64Array], given: Mapping[str, Any], bases: Mapping[str, str], i: int
+) -> ClassPrior | None:
+    """Of a level; None if it is the same for all classes."""
+    name = _base_key(given, i)
+    return class_prior(given.get("base") or bases[name], weights, name, given["logscale_factor"])
+
+
+def _level(
+    weights: Mapping[str, Float64Array], given: Mapping[str, Any], priors: Sequence[ClassPrior | None], i: int
+) -> PublicLevel:
     steps = [_step(weights, given, _step_key(given, i, k)) for k in reversed(range(given["K"]))]
     if i == given["L"] - 1:
         return PublicLevel(steps, None)
-    prior = _prior(weights, given, i)
+    prior = _prior(weights, given, priors, i)
     # A convolution whose output is its bias.
     return PublicLevel(steps, FoldedConv(np.zeros((len(prior), len(prior) // 2, 1, 1)), prior))
 
 
-def _prior(weights: Mapping[str, Float64Array], given: Mapping[str, Any], i: int) -> Float64Array:
-    """Mean and log-scale of a level's latents, concatenated, [2C, H, W]; or [2C], if the same at each position."""
+def _prior(
+    weights: Mapping[str, Float64Array], given: Mapping[str, Any], priors: Sequence[ClassPrior | None], i: int
+) -> Float64Array:
+    """Mean and log-scale of a level's latents, concatenated, [2C, H, W]; or [2C], if the same at each position.
+
+    Of a class-conditional prior they are those that all classes have in common.
+    """
     channels, height, width = _latents(given, i)
-    both = mean_and_log_scale(weights, _base_key(given, i), given["logscale_factor"])
+    own = priors[i]
+    both = (
+        mean_and_log_scale(weights, _base_key(given, i), given["logscale_factor"])
+        if own is None
+        else own.common
+    )
     if {values.shape[1:] for values in both} == {(1, 1)}:
         return np.concatenate([np.broadcast_to(values[:, 0, 0], channels) for values in both])
     return np.concatenate([np.broadcast_to(values, (channels, height, width)) for values in both])

@@ -18,6 +18,7 @@ import_y0ast = partial(
         lower="lower",
         upper="upper",
         top="learn_top_fn",
+        one_class=True,
     ),
 )
 """Folds a model; see `import_model`."""

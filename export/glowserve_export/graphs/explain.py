@@ -49,21 +49,46 @@ def explain_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
         + glow.preprocessing.constant(glow.n_bits, glow.dimensions)
         - 0.5 * math.log(2 * math.pi) * glow.dimensions
     )
+    latents = []
     levels = add_levels(g, glow, precision)
     for level, (channels, *sides) in zip(levels, glow.latent_shapes(), strict=True):
         square = g.add("Mul", [level.latent, level.latent], f"{level.latent}.square")
+        latents.append((level.latent, square))
         parts[ImageSize(*sides)].append(_Part(square, _evenly(-0.5, channels, 4)))
         for term in level.terms:
             parts[term.size].append(_Part(term.minus, _weights(term, glow)))
             constant += term.constant
+    rest = _classes(g, glow, latents, parts) if glow.classes else ""
     x = ""
     for i in range(len(glow.levels), 0, -1):
         x = _distributed(g, x, parts[glow.image_size.halved(i)], f"terms.level{i}")
     _pixels(g, x, parts[glow.image_size], constant / glow.image_size.pixels)
     height, width, _ = glow.image_shape
-    x = g.constant("terms.shape", np.array([0, height, width]))
-    g.add("Reshape", ["terms.pixels", x], "terms")
+    x = g.add("Add", ["terms.pixels", rest], "terms.all") if rest else "terms.pixels"
+    g.add("Reshape", [x, g.constant("terms.shape", np.array([0, height, width]))], "terms")
     return g.model("glow_explain", image_and_noise(glow), [float_info("terms", "N", height, width)])
+
+
+def _classes(
+    g: GraphBuilder,
+    glow: FoldedGlow,
+    latents: list[tuple[str, str]],
+    parts: defaultdict[ImageSize, list[_Part]],
+) -> str:
+    """Adds what the classes add at each level; the rest, which belongs to no place, at each pixel, [N, 1, 1, 1]."""
+    assert glow.classes is not None
+    flat = [g.add("Flatten", [latent], f"{latent}.flat", axis=1) for latent, _ in latents]
+    nodes, placed = glow.classes.add_forward(g, flat), []
+    for i, ((latent, square), shape) in enumerate(zip(latents, glow.latent_shapes(), strict=True)):
+        places = glow.classes.add_places(g, nodes, i, latent, square, shape)
+        parts[ImageSize(*shape[1:])].append(_Part(places, _evenly(1.0, shape[0], 4)))
+        placed.append(g.minus_sum(places, math.prod(shape), f"{places}.minus"))
+    rest = g.add("Sum", [nodes.total, *placed], "classes.rest")
+    share = g.constant("classes.per_pixel", 1 / glow.image_size.pixels)
+    rest = g.add("Mul", [rest, share], "classes.rest.pixel")
+    return g.add(
+        "Reshape", [rest, g.constant("classes.pixel", np.array([0, 1, 1, 1]))], "classes.rest.pixels"
+    )
 
 
 def _weights(term: Term, glow: FoldedGlow) -> Float64Array:

@@ -18,7 +18,7 @@ from glowserve_export.precision import FP32, Precision
 
 
 def forward_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelProto:
-    """The graph image, noise -> log_likelihood, latent, log_prior, log_det."""
+    """The graph image, noise -> log_likelihood, latent, log_prior, log_det; with classes also log_posterior."""
     g = GraphBuilder()
     latents, log_dets = [], []
     for i, level in enumerate(add_levels(g, glow, precision), 1):
@@ -42,6 +42,7 @@ def forward_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
             float_info("latent", "N", glow.dimensions),
             float_info("log_prior", "N", len(glow.levels)),
             float_info("log_det", "N", len(glow.levels)),
+            *([float_info("log_posterior", "N", len(glow.classes))] if glow.classes else []),
         ],
     )
 
@@ -53,7 +54,7 @@ def _sum(g: GraphBuilder, terms: Sequence[str], name: str) -> str:
 
 
 def _log_prior(g: GraphBuilder, glow: FoldedGlow, latents: Sequence[str]) -> None:
-    """The standard normal log-density of each level's latents, [N, L]."""
+    """The log-density of each level's latents, [N, L]: the standard normal one, and what classes add to it."""
     axis = g.constant("log_prior.axis", np.array([1]))
     sizes = np.array([math.prod(shape) for shape in glow.latent_shapes()])
     squares = []
@@ -63,7 +64,12 @@ def _log_prior(g: GraphBuilder, glow: FoldedGlow, latents: Sequence[str]) -> Non
     x = squares[0] if len(squares) == 1 else g.add("Concat", squares, "latent.squares", axis=1)
     x = g.add("Mul", [x, g.constant("minus_half", -0.5)], "log_prior.unnormalized")
     constant = -0.5 * math.log(2 * math.pi) * sizes[None, :]
-    g.add("Add", [x, g.constant("log_prior.constant", constant)], "log_prior")
+    name = "log_prior.standard" if glow.classes else "log_prior"
+    x = g.add("Add", [x, g.constant("log_prior.constant", constant)], name)
+    if glow.classes:
+        added = glow.classes.add_forward(g, latents).by_level
+        added = [g.add("Concat", added, "classes.levels", axis=1)] if len(added) > 1 else added
+        g.add("Add", [x, *added], "log_prior")
 
 
 def _log_likelihood(g: GraphBuilder, glow: FoldedGlow, log_det: str, constant: float) -> None:

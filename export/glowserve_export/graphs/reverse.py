@@ -12,14 +12,18 @@ import onnx
 from glowserve_training.names import pixel_coupling_name, step_name
 from onnx import TensorProto
 
-from glowserve_export.builder import GraphBuilder, float_info, image_info
+from glowserve_export.builder import GraphBuilder, class_info, float_info, image_info
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.graphs.top import unstandardized_top
 from glowserve_export.precision import FP32, Precision
 
 
 def reverse_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelProto:
-    """The graph latent -> image, pixels: the inverse of `forward_graph` in the same precision."""
+    """The graph latent -> image, pixels: the inverse of `forward_graph` in the same precision.
+
+    With classes there is another input, class: of each latent, which is standard normal; or -1 for a latent of
+    `forward_graph`.
+    """
     g = GraphBuilder()
     latents = _latents_by_level(g, glow)
     x = ""
@@ -38,7 +42,7 @@ def reverse_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
     image = ("N", *glow.image_shape)
     return g.model(
         "glow_reverse",
-        [float_info("latent", "N", glow.dimensions)],
+        [float_info("latent", "N", glow.dimensions), *([class_info("class", "N")] if glow.classes else [])],
         [image_info("image", *image), float_info("pixels", *image)],
     )
 
@@ -46,9 +50,9 @@ def reverse_graph(glow: FoldedGlow, precision: Precision = FP32) -> onnx.ModelPr
 def _latents_by_level(g: GraphBuilder, glow: FoldedGlow) -> list[str]:
     """Each level's latents, [N, C, H, W] of the level."""
     shapes = glow.latent_shapes()
-    flat = ["latent"]
+    flat = [glow.classes.add_reverse(g, "latent", "class") if glow.classes else "latent"]
     if len(shapes) > 1:
-        flat = g.split("latent", [math.prod(shape) for shape in shapes], "latents")
+        flat = g.split(flat[0], [math.prod(shape) for shape in shapes], "latents")
     return [
         g.add(
             "Reshape", [part, g.constant(f"level{i}.latent.shape", np.array([0, *shape]))], f"level{i}.latent"

@@ -87,7 +87,7 @@ def _type(score: Score) -> Any:
     import pyarrow as pa
 
     value = pa.from_numpy_dtype(np.dtype(score.dtype))
-    return pa.list_(value) if score.by_level else value
+    return pa.list_(value) if score.by else value
 
 
 def _columns(rows: list[Row], header: Header) -> list[list[Any]]:

@@ -118,6 +118,7 @@ class EmbeddedTransport:
             model=version,
             image=self._manifest.image,
             state=pb.MODEL_STATE_SERVING,
+            classes=self._runner.bundle.classes,
             attributes=self._runner.attributes.names,
         )
         return pb.ListModelsResponse(models=[summary])

@@ -1,4 +1,4 @@
-"""Draws images from a model, at a temperature and from a seed."""
+"""Draws images from a model, at a temperature, from a seed, and of a class if the model has classes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,17 @@ async def _answer(client: AsyncClient, model: str, form: Form) -> Result:
     temperature, seed, n = (
         slider.read(form.fields.get(slider.name, "")) for slider in (_TEMPERATURE, _SEED, _N)
     )
-    samples = await client.sample(int(n), temperature=temperature, seed=int(seed), model=model)
+    class_name = form.fields.get(
+        f"class-{model}", ""
+    )  # the service refuses unknown ones, and lists those that there are
+    samples = await client.sample(
+        int(n), temperature=temperature, seed=int(seed), class_name=class_name, model=model
+    )
     drawn = None
     if len(samples):
         scale = max(1, _SIDE // (samples.images.shape[2] * round(len(samples) ** 0.5 + 0.5)))
         drawn = png_url(grid(samples.images, scale=scale))
-    return {"samples": samples, "grid": drawn, "temperature": temperature}
+    return {"samples": samples, "grid": drawn, "temperature": temperature, "class_name": class_name}
 
 
 SAMPLE = Page(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from types import TracebackType
 from typing import TypeVar
+
+import numpy as np
 
 from glowserve.images import UInt8Array
 from glowserve.pictures import Pictures
 from glowserve.runtime.attributes import Attributes
 from glowserve.runtime.config import Limits
-from glowserve.runtime.engine import Float32Array, Forward, Reverse
+from glowserve.runtime.engine import Float32Array, Forward, Int64Array, Reverse
 from glowserve.runtime.errors import NotFiniteError
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, Float64Array, Work
@@ -23,8 +24,8 @@ from glowserve_service.scheduling.ticket import Ticket
 
 T = TypeVar("T")
 
-# How many of the arrays of a forward batch are the graph's; the others are `Likelihoods`.
-_FORWARD = len(fields(Forward))
+# How many of the arrays of a forward batch are `Likelihoods`, after those of `Forward`.
+_LIKELIHOODS = len(Likelihoods._fields)
 
 
 class CallRunner:
@@ -74,6 +75,11 @@ class CallRunner:
         return self.model.scorer
 
     @property
+    def class_scorer(self) -> Scorer | None:
+        """See Runner."""
+        return self.model.class_scorer
+
+    @property
     def attributes(self) -> Attributes:
         """See Runner."""
         return self.model.attributes
@@ -117,12 +123,12 @@ class CallRunner:
 
     async def forward(self, images: UInt8Array, noise: Float32Array) -> Forward:
         """See Runner; raises as `Batcher.submit`."""
-        return Forward(*(await self._run(self.model.forward, images, noise))[:_FORWARD])
+        return Forward(*(await self._run(self.model.forward, images, noise))[:-_LIKELIHOODS])
 
     async def score(self, images: UInt8Array, noise: Float32Array) -> tuple[Forward, Likelihoods]:
         """See Runner; raises as `Batcher.submit`. The scores were computed for the whole batch."""
         rows = await self._run(self.model.forward, images, noise)
-        return Forward(*rows[:_FORWARD]), Likelihoods(*rows[_FORWARD:])
+        return Forward(*rows[:-_LIKELIHOODS]), Likelihoods(*rows[-_LIKELIHOODS:])
 
     async def p_values(self, images: UInt8Array, forward: Forward) -> Float64Array:
         """See Runner. They are computed for the callers of a batch in one step."""
@@ -135,9 +141,12 @@ class CallRunner:
                 pool=self._pool,
             )
 
-    async def reverse(self, latents: Float32Array) -> Reverse:
+    async def reverse(self, latents: Float32Array, classes: Int64Array | None = None) -> Reverse:
         """See Runner; raises as `Batcher.submit`."""
-        return Reverse(*await self._run(self.model.reverse, latents))
+        if not self.bundle.classes:
+            return Reverse(*await self._run(self.model.reverse, latents))
+        numbers = np.full(len(latents), -1, np.int64) if classes is None else classes
+        return Reverse(*await self._run(self.model.reverse, latents, numbers))
 
     async def open_explainer(self) -> None:
         """See Runner; raises as `Opening.wait`."""

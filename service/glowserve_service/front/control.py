@@ -136,6 +136,7 @@ def _summary(model: ServedModel) -> pb.ModelSummary:
         image=model.manifest.image,
         state=pb.MODEL_STATE_FAILING if failure else pb.MODEL_STATE_SERVING,
         reason=failure,
+        classes=model.bundle.classes,
         attributes=model.attributes.names,
     )
 

@@ -16,8 +16,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from glowserve.runtime.errors import InvalidRequestError
 
-# Beside its images: the model, shapes, parameters, names of outputs. The longest request that means something has a
-# tenth of that.
+# Beside its images and their classes: the model, shapes, parameters, names of outputs. The longest request that means
+# something has a tenth of that.
 _OTHER_FIELDS = 1024
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)  # wire types
@@ -54,7 +54,7 @@ class RequestLimits:
         max_images: int,
         max_values: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.max_fields = max_images + _OTHER_FIELDS
+        self.max_fields = 2 * max_images + _OTHER_FIELDS  # of each image its bytes and its class
         self.max_values = max_values
         self.too_many_fields = (
             f"the request has more than {self.max_fields} fields, each element of a repeated field counted; a "

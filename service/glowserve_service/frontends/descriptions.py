@@ -17,8 +17,8 @@ from glowserve.v1.manifest_pb2 import Manifest
 from glowserve_service.config import ServiceConfig
 from glowserve_service.models.served_model import ServedModel
 
-_LENGTHS = struct.Struct("<III")
-"""Of the facts, of the manifest, and of the attributes."""
+_LENGTHS = struct.Struct("<IIII")
+"""Of the facts, of the manifest, of the attributes, and of the calibration."""
 
 
 class Described(NamedTuple):
@@ -29,6 +29,7 @@ class Described(NamedTuple):
     bundle: Bundle
     """Its files cannot be read."""
     scorer: Scorer
+    class_scorer: Scorer | None
     attributes: Attributes
     placements: list[Placement]
     instances: int
@@ -42,11 +43,9 @@ def packed_model(number: int, model: ServedModel) -> bytes:
         "placements": [astuple(placed) for placed in model.placements],
     }
     text, manifest = json.dumps(facts).encode(), model.manifest.SerializeToString()
-    calibration = model.scorer.calibration
-    stored = b"" if calibration is None else write_calibration(calibration)
-    attributes = write_attributes(model.attributes)
-    lengths = _LENGTHS.pack(len(text), len(manifest), len(attributes))
-    return b"".join((lengths, text, manifest, attributes, stored))
+    attributes, calibration = write_attributes(model.attributes), _calibration(model.scorer)
+    lengths = _LENGTHS.pack(len(text), len(manifest), len(attributes), len(calibration))
+    return b"".join((lengths, text, manifest, attributes, calibration, _calibration(model.class_scorer)))
 
 
 def unpacked_model(data: bytes) -> Described:
@@ -55,16 +54,25 @@ def unpacked_model(data: bytes) -> Described:
     for length in _LENGTHS.unpack_from(data):
         parts.append(data[begin : begin + length])
         begin += length
-    facts, manifest, stored = json.loads(parts[0]), Manifest.FromString(parts[1]), data[begin:]
-    calibration = read_calibration(stored, manifest.image.channels, manifest.flow.levels) if stored else None
+    facts, manifest = json.loads(parts[0]), Manifest.FromString(parts[1])
+    calibration, of_classes = (
+        read_calibration(stored, manifest.image.channels, manifest.flow.levels) if stored else None
+        for stored in (parts[3], data[begin:])
+    )
     return Described(
         facts["number"],
         Bundle(Path(manifest.model, str(manifest.version)), manifest),
         Scorer(manifest, calibration),
+        None if of_classes is None else Scorer.of_calibration(manifest, of_classes),
         read_attributes(parts[2]),
         [Placement(*placed) for placed in facts["placements"]],
         facts["instances"],
     )
+
+
+def _calibration(scorer: Scorer | None) -> bytes:
+    calibration = None if scorer is None else scorer.calibration
+    return b"" if calibration is None else write_calibration(calibration)
 
 
 def packed_config(config: ServiceConfig) -> bytes:

@@ -131,13 +131,22 @@ def layouts(bundle: Bundle) -> tuple[Layout, ...]:
     levels = (bundle.manifest.flow.levels,)
     byte, single, double = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64)
     images = Column(byte, shape), Column(single, shape)
-    forward = Column(single, ()), Column(single, latent), Column(single, levels), Column(single, levels)
+    forward: tuple[Column, ...] = (
+        Column(single, ()),
+        Column(single, latent),
+        Column(single, levels),
+        Column(single, levels),
+    )
+    latents: tuple[Column, ...] = (Column(single, latent),)
+    if count := len(bundle.classes):
+        forward += (Column(single, (count,)),)
+        latents += (Column(np.dtype(np.int64), ()),)
     likelihoods = [
         Column(np.dtype(np.bool_) if name == "finite" else double, ()) for name in Likelihoods._fields
     ]
     return (
         Layout(images, (*forward, *likelihoods)),
-        Layout((Column(single, latent),), images),
+        Layout(latents, images),
         Layout(images, (Column(single, shape[:2]),)),
     )
 

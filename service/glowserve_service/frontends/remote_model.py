@@ -44,6 +44,7 @@ class RemoteModel(Model):
         super().__init__(
             described.bundle,
             described.scorer,
+            described.class_scorer,
             described.attributes,
             described.placements,
             instances=described.instances,

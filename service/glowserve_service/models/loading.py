@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from glowserve.runtime.attributes import Attributes, bundle_attributes
-from glowserve.runtime.calibration import open_scorer
+from glowserve.runtime.calibration import open_class_scorer, open_scorer
 from glowserve.runtime.canary import check_canary, check_n_bits
 from glowserve.runtime.config import bucket_sizes
 from glowserve.runtime.engine import Engine
@@ -32,6 +32,7 @@ class LoadedModel:
     bundle: Bundle
     engine: Engine
     scorer: Scorer
+    class_scorer: Scorer | None
     attributes: Attributes
     fingerprint: Fingerprint
     """Of the files, before they were read."""
@@ -56,7 +57,8 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
     began = time.monotonic()
     state = fingerprint(path)
     bundle = open_bundle(path)
-    scorer, attributes = open_scorer(bundle), bundle_attributes(bundle)
+    scorer, class_scorer = open_scorer(bundle), open_class_scorer(bundle)
+    attributes = bundle_attributes(bundle)
     engine = Engine(bundle, config.runtime, cancellation)
     try:
         for size in sorted({1, config.max_batch_size, *padded_sizes(engine, config)}):
@@ -75,7 +77,7 @@ def load_model(path: Path, config: ServiceConfig, cancellation: Cancellation | N
             path,
         )
     log.info("loaded %s on %s in %.2f s: %s", path, engine.device, time.monotonic() - began, placed)
-    return LoadedModel(bundle, engine, scorer, attributes, state)
+    return LoadedModel(bundle, engine, scorer, class_scorer, attributes, state)
 
 
 def padded_sizes(engine: Engine, config: ServiceConfig) -> tuple[int, ...]:

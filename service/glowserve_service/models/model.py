@@ -50,6 +50,7 @@ class Model:
     Args:
         bundle: its bundle.
         scorer: the bundle's.
+        class_scorer: the bundle's, of images whose classes are given; None if it has none.
         attributes: the bundle's.
         placements: which providers run its graphs.
         instances: batches that run side by side.
@@ -58,9 +59,10 @@ class Model:
     """
 
     forward: RowRunner
-    """From images [N, H, W, C] and noise to the arrays of `Forward` and of `Likelihoods`, in their order."""
+    """From images [N, H, W, C] and noise to the arrays of `Forward` and of `Likelihoods`, in their order; without
+    `log_posterior` of a model without classes."""
     reverse: RowRunner
-    """From latents [N, D] to the two arrays of `Reverse`, in its order."""
+    """From latents [N, D], with classes also their numbers [N], to the two arrays of `Reverse`, in its order."""
     explain: RowRunner
     """From images [N, H, W, C] and noise to deviations [N, H, W], once it is open."""
     opening: ExplainerOpening
@@ -72,6 +74,7 @@ class Model:
         self,
         bundle: Bundle,
         scorer: Scorer,
+        class_scorer: Scorer | None,
         attributes: Attributes,
         placements: Sequence[Placement],
         *,
@@ -81,7 +84,7 @@ class Model:
     ) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
         self.name, self.version = self.manifest.model, self.manifest.version
-        self.scorer, self.attributes = scorer, attributes
+        self.scorer, self.class_scorer, self.attributes = scorer, class_scorer, attributes
         self.placements = placements
         """Which providers run its graphs."""
         self.instances = instances

@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from glowserve.drift import DriftDetector
 from glowserve.images import UInt8Array
 from glowserve.runtime.canary import check_canary
-from glowserve.runtime.engine import Float32Array
+from glowserve.runtime.engine import Float32Array, Int64Array
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.explanation import Explainer
 from glowserve.runtime.sessions import has_cuda
@@ -59,6 +59,7 @@ class ServedModel(Model):
         super().__init__(
             loaded.bundle,
             loaded.scorer,
+            loaded.class_scorer,
             loaded.attributes,
             loaded.engine.placements,
             instances=workers.instances,
@@ -84,11 +85,12 @@ class ServedModel(Model):
                 result.latent,
                 result.log_prior,
                 result.log_det,
+                *(() if result.log_posterior is None else (result.log_posterior,)),
                 *scorer.likelihoods(result.log_likelihood),
             )
 
-        def reverse(latent: Float32Array, *, wide: bool = False) -> Rows:
-            result = engine.reverse(latent, wide=wide)
+        def reverse(latent: Float32Array, *classes: Int64Array, wide: bool = False) -> Rows:
+            result = engine.reverse(latent, *classes, wide=wide)
             return result.image, result.pixels
 
         explainer = Explainer(self.bundle, engine)

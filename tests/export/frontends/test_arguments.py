@@ -152,10 +152,10 @@ def test_an_argument_that_shapes_contradict_is_named(tmp_path: Path) -> None:
 
 
 def test_a_class_conditional_checkpoint_is_refused_without_arguments(tmp_path: Path) -> None:
-    weights = weights_of(public_model("y0ast")) | {"project_ycond.weight": torch.zeros(96, 10)}
+    weights = weights_of(public_model("chaiyujin")) | {"project_ycond.weight": torch.zeros(96, 10)}
     (tmp_path / "public.json").write_text("{}")
     with pytest.raises(ArgumentsError, match="y_condition is true"):
-        IMPORTS["y0ast"](weights, tmp_path / "public.pt", tmp_path / "public.json")
+        IMPORTS["chaiyujin"](weights, tmp_path / "public.pt", tmp_path / "public.json")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,10 @@ def test_a_weight_that_is_a_numpy_array_is_refused(tmp_path: Path) -> None:
     [
         ({"flow_permutation": "shuffle"}, "a checkpoint does not contain its random permutations"),
         ({"flow_permutation": "none"}, "flow_permutation is 'none'; it must be invconv or reverse"),
-        ({"y_condition": True}, "y_condition is true, and class-conditional models are not supported"),
+        (
+            {"y_condition": True},
+            "y_condition is true, and class-conditional models of chaiyujin/glow-pytorch are not supported",
+        ),
         ({"image_shape": [6, 8, 3]}, "6 x 8 pixels cannot be halved 2 times"),
         ({"n_bits": 5}, "n_bits is 5, and chaiyujin/glow-pytorch trains on 8 bits; leave it out"),
         ({"Glow": 3}, "Glow is 3; it must be an object of arguments"),

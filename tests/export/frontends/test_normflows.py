@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from glowserve_export.errors import ArgumentsError, ForeignCheckpointError
+from glowserve_export.frontends.normflows_bases import class_prior
 from glowserve_export.frontends.public import import_public
 
+from tests.export.frontends.public_model import PublicModel
 from tests.export.frontends.public_models import (
     IMPORTS,
     assert_same_likelihood,
@@ -96,26 +99,47 @@ def test_null_means_that_an_argument_is_not_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "base",
+    ("base", "message"),
     [
-        {"loc": (24, 2, 2, 10), "log_scale": (24, 2, 2, 10)},
-        {
-            **dict.fromkeys(("loc", "loc_logs", "log_scale", "log_scale_logs"), (1, 24, 1, 1)),
-            "loc_cc": (10, 24),
-            "log_scale_cc": (10, 24),
-        },
-        {"transform.s": (1, 24, 1, 1), "transform.t": (1, 24, 1, 1), "transform.s_cc": (10, 24, 1, 1)},
+        (
+            {"transform.s": (1, 24, 1, 1), "transform.t": (1, 24, 1, 1), "transform.s_cc": (10, 24, 1, 1)},
+            r"q0\.0 is a class-conditional AffineGaussian, which is not supported",
+        ),
+        (
+            {"loc": (24, 2, 2, 1), "log_scale": (24, 2, 2, 1)},
+            "its base distributions have 1 classes; all must have the same number, 2 to 1000",
+        ),
     ],
-    ids=["ClassCondDiagGaussian", "GlowBase", "AffineGaussian"],
+    ids=["AffineGaussian", "one class"],
 )
-def test_a_class_conditional_base_is_refused(base: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+def test_some_class_conditional_bases_are_refused(
+    base: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
     model = public_model("normflows")
+    with pytest.raises(ForeignCheckpointError, match=message):
+        IMPORTS["normflows"](with_base(model, base), tmp_path / "public.pt", write_arguments(tmp_path, model))
+
+
+def test_classes_of_a_glow_base_add_to_its_mean_and_log_scale() -> None:
+    mean, log_scale, of_mean, of_log_scale = np.random.default_rng(0).normal(size=(4, 5, 24))
+    weights = {
+        "q0.0.loc": mean[:1, :, None, None],
+        "q0.0.log_scale": log_scale[:1, :, None, None],
+        "q0.0.loc_logs": np.zeros((1, 24, 1, 1)),
+        "q0.0.log_scale_logs": np.zeros((1, 24, 1, 1)),
+        "q0.0.loc_cc": of_mean,
+        "q0.0.log_scale_cc": of_log_scale,
+    }
+    prior = class_prior("GlowBase with num_classes", weights, "q0.0", 3.0)
+    assert prior is not None
+    np.testing.assert_allclose(prior.mean[:, :, 0, 0], mean[:1] + of_mean)
+    np.testing.assert_allclose(prior.log_scale[:, :, 0, 0], log_scale[:1] + of_log_scale)
+
+
+def with_base(model: PublicModel, base: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The weights of a model with zeros for another base of its top level."""
     weights = {key: x for key, x in weights_of(model).items() if not key.startswith("q0.0.")}
-    weights |= {f"q0.0.{key}": torch.zeros(shape) for key, shape in base.items()}
-    with pytest.raises(
-        ForeignCheckpointError, match=r"q0\.0 is class-conditional, and class-conditional models"
-    ):
-        IMPORTS["normflows"](weights, tmp_path / "public.pt", write_arguments(tmp_path, model))
+    return weights | {f"q0.0.{key}": torch.zeros(shape) for key, shape in base.items()}
 
 
 @pytest.mark.parametrize("keys", [(), ("weight_scores", "loc", "log_scale")], ids=["Uniform", "a mixture"])
@@ -123,7 +147,7 @@ def test_a_base_that_is_no_gaussian_is_refused(keys: tuple[str, ...], tmp_path: 
     model = public_model("normflows")
     weights = {key: x for key, x in weights_of(model).items() if not key.startswith("q0.1.")}
     weights |= {f"q0.1.{key}": torch.zeros(1, 4) for key in keys}
-    with pytest.raises(ForeignCheckpointError, match=r"q0\.1 has .*DiagGaussian, GlowBase, AffineGaussian"):
+    with pytest.raises(ForeignCheckpointError, match=r"q0\.1 has .*DiagGaussian, GlowBase, .*AffineGaussian"):
         IMPORTS["normflows"](weights, tmp_path / "public.pt", write_arguments(tmp_path, model))
 
 

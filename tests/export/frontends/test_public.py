@@ -21,7 +21,13 @@ from glowserve_export.graphs import forward_graph, reverse_graph
 
 from tests.export import interpreter
 from tests.export.frontends.public_model import PublicModel
-from tests.export.frontends.public_models import public_model, write_public
+from tests.export.frontends.public_models import (
+    IMPORTS,
+    public_model,
+    weights_of,
+    write_arguments,
+    write_public,
+)
 from tests.export.models import run_graph
 
 ROSINALITY = [
@@ -260,3 +266,51 @@ def test_the_rewritten_models_compute_what_the_implementations_do(
         eps = [torch.from_numpy(expected[f"eps_{level}"]).double() for level in range(len(flowed.z))]
         sample = model.inverse(eps).permute(0, 2, 3, 1).numpy()
         np.testing.assert_allclose(sample, expected["sample"], atol=1e-6)
+
+
+def test_a_class_conditional_checkpoint_has_the_likelihood_and_the_samples_of_every_class(
+    shared_data: Path,
+) -> None:
+    name = shared_data / "public-checkpoints" / "normflows-classcond-lu-sigmoid"
+    expected = np.load(f"{name}.npz")
+    model = import_public("normflows", Path(f"{name}.pt"), Path(f"{name}.json"))
+    assert model.classes == tuple("0123456789")
+    glow, images, noise = model.glow, expected["image"], expected["noise"]
+    assert glow.classes is not None
+    reference = FoldedReference(glow)
+    joint = reference.log_likelihood(images, noise)[:, None] + reference.log_posterior(images, noise)
+    np.testing.assert_allclose(joint - glow.classes.log_share, expected["log_likelihood"], rtol=1e-10)
+    found = run_graph(forward_graph(glow), image=images, noise=noise)
+    joint = found["log_likelihood"][:, None] + found["log_posterior"]
+    np.testing.assert_allclose(joint - glow.classes.log_share, expected["log_likelihood"], rtol=1e-5)
+    eps = _flat([torch.from_numpy(expected[f"eps_{level}"]) for level in range(2)]).astype(np.float32)
+    pixels = run_graph(reverse_graph(glow), latent=eps, **{"class": expected["sample_label"]})["pixels"]
+    np.testing.assert_allclose(pixels / 256, expected["sample"], atol=1e-5)
+
+
+def test_a_class_of_y0ast_adds_to_the_prior_of_the_top_level(tmp_path: Path) -> None:
+    model = public_model("y0ast")
+    torch.manual_seed(0)
+    added = {
+        "project_ycond.linear.weight": torch.randn(48, 3) * 0.3,
+        "project_ycond.linear.bias": torch.randn(48) * 0.1,
+        "project_ycond.logs": torch.randn(48) * 0.1,
+        "project_class.linear.weight": torch.zeros(3, 24),
+        "project_class.linear.bias": torch.zeros(3),
+        "project_class.logs": torch.zeros(3),
+    }
+    arguments = write_arguments(tmp_path, model, y_condition=True, y_classes=3)
+    glow = IMPORTS["y0ast"](weights_of(model) | added, tmp_path / "public.pt", arguments).glow
+    assert glow.classes is not None
+    linear = added["project_ycond.linear.weight"].T + added["project_ycond.linear.bias"]
+    mean, log_scale = (linear * (3 * added["project_ycond.logs"]).exp()).double().chunk(2, dim=1)
+    z = torch.randn(2, 24, 2, 2, dtype=torch.float64)
+    top_mean, top_log_scale = torch.from_numpy(glow.top_mean), torch.from_numpy(glow.top_log_scale)
+    expected = torch.distributions.Normal(
+        top_mean + mean[:, :, None, None], (top_log_scale + log_scale[:, :, None, None]).exp()
+    )
+    nats = expected.log_prob(z[:, None]).sum((2, 3, 4))
+    latent = ((z - top_mean) / top_log_scale.exp()).flatten(1)
+    lower = torch.zeros(2, glow.classes.sizes[0], dtype=torch.float64)
+    found = glow.classes.mixture([lower, latent])
+    np.testing.assert_allclose(found.log_posterior, nats.log_softmax(1), atol=1e-9)

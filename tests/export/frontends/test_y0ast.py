@@ -25,7 +25,10 @@ from tests.export.frontends.public_models import (
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"y_condition": True}, "y_condition is true, and class-conditional models are not supported"),
+        (
+            {"y_condition": True, "y_classes": 1},
+            "y_classes is 1, and y_condition is true; it must be 2 to 1000",
+        ),
         (
             {"flow_permutation": "shuffle"},
             "'shuffle', and a checkpoint does not contain its random permutations",

@@ -25,6 +25,7 @@ class Output:
     log_prior: np.ndarray
     log_det: np.ndarray
     latent: np.ndarray
+    log_posterior: np.ndarray | None = None
 
 
 @pytest.fixture

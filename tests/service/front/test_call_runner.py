@@ -29,9 +29,9 @@ from glowserve.images import UInt8Array, encode_png
 from glowserve.pictures import Pictures
 from glowserve.runtime import glow_service, operations
 from glowserve.runtime.attributes import Attributes, bundle_attributes
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.engine import Engine, Float32Array
 from glowserve.runtime.errors import InvalidRequestError, NotFiniteError
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.repository import Bundle
 from glowserve.runtime.runner import PREPARATION, SERIALIZATION, Work
 from glowserve.scores import Scorer

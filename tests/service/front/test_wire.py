@@ -20,7 +20,7 @@ from tests.soak.large_requests import FORMS, field, varint
 
 GLOW, OIP = "glowserve.v1.GlowService", "inference.GRPCInferenceService"
 IMAGES = 256
-FIELDS = IMAGES + 1024
+FIELDS = 2 * IMAGES + 1024
 
 
 def limits(service: str, method: str, values: int = 0) -> RequestLimits:
@@ -70,16 +70,22 @@ def test_a_call_may_bring_as_many_pictures_as_it_may_of_any_length() -> None:
         limits(GLOW, "Score").check(request.SerializeToString())
 
 
+def test_each_image_of_a_call_may_have_a_class() -> None:
+    many = RequestLimits(request_type(GLOW, "Score"), max_images=5000)
+    request = pb.ScoreRequest(images={"encoded": {"data": [b"?"] * 5000}}, classes=["a"] * 5000)
+    many.check(request.SerializeToString())
+
+
 def test_a_call_may_bring_as_many_strengths_as_images() -> None:
     many = RequestLimits(request_type(GLOW, "Manipulate"), max_images=5000)
-    for n in (5000, 6000):
+    for n in (5000, 11_000):
         request = pb.ManipulateRequest(
             images={"encoded": {"data": [b"?"]}}, attributes=["a"], strengths=[1] * n
         )
         many.check(request.SerializeToString())
     request.strengths.extend([1] * 25)
     assert refusal(many, request.SerializeToString()).startswith(
-        "strengths: the request has more than 6024 fields"
+        "strengths: the request has more than 11024 fields"
     )
 
 

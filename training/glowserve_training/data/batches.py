@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -30,8 +31,8 @@ _ORDER, _NOISE, _EVALUATION = range(3)
 # Philox yields four 64-bit numbers for each counter value, from which NumPy makes eight float32.
 _FLOATS_PER_COUNTER = 8
 
-Batch = tuple[Tensor, Tensor]
-"""Images, uint8 [B, H, W, C], and dequantization noise in [0, 1), float32 [B, H, W, C]."""
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""Images, uint8 [B, H, W, C], dequantization noise in [0, 1), float32 [B, H, W, C], and classes, int64 [B], if any."""
 
 
 class StepLoader(DataLoader[Batch]):
@@ -49,6 +50,7 @@ class StepLoader(DataLoader[Batch]):
         rank: which part of each batch is yielded, images and noise [B / R, H, W, C].
         world_size: R, the number of ranks.
         pin_memory: whether batches are in pinned memory, from which copies to a GPU are asynchronous.
+        labels: the classes of the images, [N]; None if batches have none.
 
     Raises:
         ValueError: `batch_size` is not a multiple of `world_size`, or `rank` is out of range.
@@ -65,8 +67,9 @@ class StepLoader(DataLoader[Batch]):
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        labels: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        dataset = _StepDataset(images, batch_size, seed, _positions(batch_size, rank, world_size))
+        dataset = _StepDataset(images, labels, batch_size, seed, _positions(batch_size, rank, world_size))
         super().__init__(dataset, batch_size=None, sampler=_Steps(start, steps), pin_memory=pin_memory)
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,8 +110,16 @@ def _positions(batch_size: int, rank: int, world_size: int) -> range:
 class _StepDataset(Dataset[Batch]):
     """Item t is a rank's part of the batch of step t."""
 
-    def __init__(self, images: UInt8Array, batch_size: int, seed: int, positions: range) -> None:
-        self._images, self._batch_size, self._seed, self._positions = images, batch_size, seed, positions
+    def __init__(
+        self,
+        images: UInt8Array,
+        labels: npt.NDArray[np.int64] | None,
+        batch_size: int,
+        seed: int,
+        positions: range,
+    ) -> None:
+        self._images, self._labels = images, labels
+        self._batch_size, self._seed, self._positions = batch_size, seed, positions
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, step: int) -> Batch:
@@ -120,7 +131,10 @@ class _StepDataset(Dataset[Batch]):
             in_epoch = epochs == epoch
             indices[in_epoch] = self._order(int(epoch))[positions[in_epoch] % n]
         images = self._images[indices]
-        return torch.from_numpy(images), torch.from_numpy(self._noise(step, images.shape))
+        noise = torch.from_numpy(self._noise(step, images.shape))
+        if self._labels is None:
+            return torch.from_numpy(images), noise
+        return torch.from_numpy(images), noise, torch.from_numpy(self._labels[indices])
 
     def _noise(self, step: int, shape: tuple[int, ...]) -> np.ndarray:
         """float32 [B / R, H, W, C]. Each position starts at a counter value of its own; surplus numbers are dropped."""
@@ -134,7 +148,9 @@ class _StepDataset(Dataset[Batch]):
         return _generator(self._seed, _ORDER, epoch).permutation(len(self._images))
 
 
-def evaluation_batches(images: UInt8Array, batch_size: int, seed: int = 0, *, draw: int = 0) -> list[Batch]:
+def evaluation_batches(
+    images: UInt8Array, batch_size: int, seed: int = 0, *, draw: int = 0
+) -> list[tuple[Tensor, Tensor]]:
     """All images in order, with noise that depends only on seed, draw and batch, so that runs are comparable.
 
     Args:
@@ -148,7 +164,7 @@ def evaluation_batches(images: UInt8Array, batch_size: int, seed: int = 0, *, dr
     """
     if draw < 0:
         raise ValueError(f"draw is {draw}; it must be 0 or more")
-    batches = []
+    batches: list[tuple[Tensor, Tensor]] = []
     for first in range(0, len(images), batch_size):
         part = np.require(
             images[first : first + batch_size], requirements="W"

@@ -2,7 +2,7 @@
 
 An image is known by its key in the source, which says where to look, and by the SHA-256 of its prepared pixels, which
 decides. A run also keeps the images themselves, if they are not too many, in an .npz file: "validation", "test" and, in
-splits of version 2, "calibration", uint8 [N, H, W, C].
+splits of version 2, "calibration", uint8 [N, H, W, C]; and with labels "validation_labels" and so on, int64 [N].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glowserve.cores import cores
 from glowserve.files import atomic_write
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
-from glowserve_training.data.images import HeldOutImages, read_unseen, split_held_out
+from glowserve_training.data.images import HeldOutImages, Labels, read_unseen, split_held_out
 from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.source_images import SourceImages
 from glowserve_training.data.sources import open_source
@@ -45,9 +45,15 @@ class KnownImage:
     sha256: str
     """Of the prepared pixels, uint8 [H, W, C], in hexadecimal digits."""
 
+    label: int | None = None
+    """Its class; None if it has none."""
+
     def __post_init__(self) -> None:
-        if not (isinstance(self.key, str) and isinstance(self.sha256, str)):  # it comes from a file
+        # It comes from a file.
+        if not (isinstance(self.key, str) and isinstance(self.sha256, str)):
             raise TypeError("an image must be known by strings")
+        if not isinstance(self.label, int | None):
+            raise TypeError("a label must be a number")
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,12 @@ class HeldOutRecord:
     def of(cls, images: HeldOutImages) -> HeldOutRecord:
         """The record of images."""
         return cls(
-            _known(images.validation_keys, images.validation),
-            _known(images.test_keys, images.test),
-            _known(images.calibration_keys, images.calibration),
+            *(
+                _known(
+                    getattr(images, f"{part}_keys"), getattr(images, part), getattr(images, f"{part}_labels")
+                )
+                for part in _PARTS
+            )
         )
 
 
@@ -111,6 +120,7 @@ def find_held_out(record: HeldOutRecord, config: DataConfig) -> tuple[HeldOutIma
     parts: dict[str, Any] = {
         part: _stack(getattr(record, part), found, config.image_shape) for part in _PARTS
     }
+    parts |= {f"{part}_labels": _labels(getattr(record, part), found) for part in _PARTS}
     return HeldOutImages(**parts), [image for image in known if image.sha256 in missing]
 
 
@@ -148,11 +158,18 @@ def read_held_out(path: Path) -> HeldOutImages | None:
                 return None
         with np.load(path, allow_pickle=False) as file:
             parts = {part: file[part] for part in _PARTS if part in file}
-            images = HeldOutImages(**parts)
+            labels = {f"{part}_labels": file[f"{part}_labels"] for part in _PARTS if f"{part}_labels" in file}
+            images = HeldOutImages(**parts, **labels)
     except Exception:  # zip and NumPy raise many kinds of errors for foreign bytes
         return None
     shapes = {part.shape[1:] for part in parts.values()}
-    return images if len(shapes) == 1 and all(part.dtype == np.uint8 for part in parts.values()) else None
+    if len(shapes) != 1 or any(part.dtype != np.uint8 for part in parts.values()):
+        return None
+    fit = all(
+        own.dtype == np.int64 and own.shape == (len(getattr(images, name.removesuffix("_labels"))),)
+        for name, own in labels.items()
+    )
+    return images if fit else None
 
 
 def write_held_out(images: HeldOutImages, path: Path) -> None:
@@ -162,7 +179,9 @@ def write_held_out(images: HeldOutImages, path: Path) -> None:
         OSError: it cannot be written.
     """
     with atomic_write(path) as file:
-        np.savez(file, **{part: getattr(images, part) for part in _PARTS if len(getattr(images, part))})
+        arrays = {part: getattr(images, part) for part in _PARTS if len(getattr(images, part))}
+        labels = {f"{part}_labels": getattr(images, f"{part}_labels") for part in arrays}
+        np.savez(file, **arrays, **{name: own for name, own in labels.items() if own is not None})
 
 
 def _kept(config: DataConfig) -> HeldOutImages | None:
@@ -191,12 +210,19 @@ def _file_name(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _known(keys: Sequence[str], images: UInt8Array) -> list[KnownImage]:
-    return [KnownImage(key, _sha256(image)) for key, image in zip(keys, images, strict=True)]
+def _known(keys: Sequence[str], images: UInt8Array, labels: Labels | None) -> list[KnownImage]:
+    numbers = [None] * len(keys) if labels is None else labels.tolist()
+    known = zip(keys, images, numbers, strict=True)
+    return [KnownImage(key, _sha256(image), label) for key, image, label in known]
 
 
 def _sha256(image: UInt8Array) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _labels(known: Sequence[KnownImage], found: Mapping[str, UInt8Array]) -> Labels | None:
+    labels = [image.label for image in known if image.sha256 in found]
+    return None if None in labels else np.array(labels, np.int64)
 
 
 def _stack(

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -56,8 +56,16 @@ class ImageFile:
         except Exception:  # many kinds, for files that are missing, truncated or foreign
             return None
 
+    def labels(self) -> list[int]:
+        """The classes of the images, if they have any; the file is complete."""
+        return list(json.loads(self._record.read_text()).get("labels", []))
+
     def write(
-        self, images: Iterable[UInt8Array], shape: tuple[int, ...], unreadable: UnreadableImages
+        self,
+        images: Iterable[UInt8Array],
+        shape: tuple[int, ...],
+        unreadable: UnreadableImages,
+        labels: Sequence[int] = (),
     ) -> None:
         """Writes the file anew.
 
@@ -65,6 +73,7 @@ class ImageFile:
             images: the images, each uint8 [H, W, C].
             shape: [N, H, W, C], with N the largest possible number of images; skipped ones leave no gaps.
             unreadable: the skipped images, complete once `images` is exhausted.
+            labels: the classes of the others, if they have any, complete likewise.
 
         Raises:
             DataError: there is not enough room, or the file cannot be written for another reason.
@@ -77,6 +86,8 @@ class ImageFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written = self._write_images(images, shape)
             record = {"key": self._key, "shape": [written, *shape[1:]], "damage": asdict(unreadable)}
+            if labels:
+                record["labels"] = list(labels)
             with atomic_write(self._record) as file:
                 file.write(json.dumps(record, indent=2).encode() + b"\n")
         except OSError as error:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from glowserve.cores import cores
 from glowserve.images import InvalidImageError, UInt8Array
 from glowserve_training.config import DataConfig
+from glowserve_training.data.classes import read_classes
 from glowserve_training.data.image_file import ImageFile
 from glowserve_training.data.parallel import prepare_in_parallel
 from glowserve_training.data.report import describe_source, describe_splits
@@ -26,6 +28,8 @@ from glowserve_training.data.splits import Split, choose_splits, split_unseen
 from glowserve_training.data.unreadable import UnreadableImages
 from glowserve_training.errors import DataError, TooFewImagesError
 from glowserve_training.stored import stored_fields
+
+Labels = npt.NDArray[np.int64]
 
 _READ_ORDER = ("validation", "test", "calibration", "train")
 # Training images of more bytes than this are written to a file and memory-mapped.
@@ -54,6 +58,15 @@ class HeldOutImages:
     calibration_keys: Sequence[str] = field(default=(), kw_only=True)
     """What the source calls the calibration images."""
 
+    validation_labels: Labels | None = field(default=None, kw_only=True)
+    """The classes of the validation images, [N], if the configuration has a column of labels."""
+
+    test_labels: Labels | None = field(default=None, kw_only=True)
+    """The classes of the test images."""
+
+    calibration_labels: Labels | None = field(default=None, kw_only=True)
+    """The classes of the calibration images."""
+
     @property
     def digest(self) -> str:
         """SHA-256 of all of them, to check whether a source still yields the same images."""
@@ -79,6 +92,9 @@ class ImageData(HeldOutImages):
 
     train: UInt8Array
     """uint8 [N, H, W, C]; a read-only `np.memmap` if too large for memory."""
+
+    train_labels: Labels | None = field(default=None, kw_only=True)
+    """The classes of the training images, [N]."""
 
     files: Sequence[str] | None = field(default=None, kw_only=True)
     """`Source.files`: of a folder, the images that all of this came from."""
@@ -113,9 +129,9 @@ def load_images(
         say(line)
     with _open_reader(config, choose_splits(source, config)) as reader:
         held_out = reader.held_out()
-        train = reader.train(held_out, cache, memory_limit)
+        train, train_labels = reader.train(held_out, cache, memory_limit)
     say(describe_splits(source, config, len(train), held_out))
-    return ImageData(**vars(held_out), train=train, files=source.files)
+    return ImageData(**vars(held_out), train=train, train_labels=train_labels, files=source.files)
 
 
 def split_held_out(config: DataConfig, most: int | None = None) -> HeldOutImages:
@@ -197,25 +213,34 @@ class _Reader:
         self._pool, self._unreadable, self._progress = pool, unreadable, progress
         self._shape = config.image_shape
         self._keys: dict[str, list[str]] = {name: [] for name in splits}
+        self._classes = None if config.label_column is None else read_classes(config)
+        self._labels: dict[str, list[int]] = {name: [] for name in splits}
 
     def held_out(self) -> HeldOutImages:
         parts: dict[str, Any] = {}
         for name in self._splits:
             if name != "train":
                 parts |= {name: self._in_memory(name), f"{name}_keys": self._keys[name]}
+                parts[f"{name}_labels"] = self._labels_of(name)
         return HeldOutImages(**parts)
 
-    def train(self, held_out: HeldOutImages, cache: Path | None, memory_limit: int) -> UInt8Array:
+    def train(
+        self, held_out: HeldOutImages, cache: Path | None, memory_limit: int
+    ) -> tuple[UInt8Array, Labels | None]:
         """In memory, or beyond the limit memory-mapped from a file whose key includes the held-out images."""
         if len(self._splits["train"][1]) * math.prod(self._shape) <= memory_limit:
-            return self._in_memory("train")
+            return self._in_memory("train"), self._labels_of("train")
         key = stored_fields(self._config) | {"pictures": self._total, "held_out_sha256": held_out.digest}
         key.pop("split_version")  # the held-out images tell it
         if cache is not None:
-            return self._in_file("train", ImageFile(cache, key))
+            return self._in_file("train", ImageFile(cache, key)), self._labels_of("train")
         # Without a name the file is still mapped, and deleted with the array.
         with tempfile.TemporaryDirectory(prefix="glowserve-") as folder:
-            return self._in_file("train", ImageFile(Path(folder), key))
+            return self._in_file("train", ImageFile(Path(folder), key)), self._labels_of("train")
+
+    def _labels_of(self, name: str) -> Labels | None:
+        """Of the images that have been read."""
+        return None if self._classes is None else np.array(self._labels[name], np.int64)
 
     def _in_memory(self, name: str) -> UInt8Array:
         images = np.empty((len(self._splits[name][1]), *self._shape), np.uint8)
@@ -231,9 +256,11 @@ class _Reader:
             if (found := file.open()) is not None:
                 images, unreadable = found
                 self._unreadable.count, self._unreadable.first = unreadable.count, unreadable.first
+                self._labels[name] = file.labels()
                 self._progress.update(len(indices))
                 return images
-            file.write(self._images(name), (len(indices), *self._shape), self._unreadable)
+            shape = len(indices), *self._shape
+            file.write(self._images(name), shape, self._unreadable, self._labels[name])
             if (found := file.open()) is None:
                 raise DataError(f"{file.path} was written and cannot be read back; check its disk")
             return found[0]
@@ -251,6 +278,8 @@ class _Reader:
                 readable += 1
                 if name != "train":
                     self._keys[name].append(source.key(index))
+                if self._classes is not None:
+                    self._labels[name].append(self._classes[source.key(index)])
                 yield image
             self._progress.update()
         if name == next(reversed(self._splits)):

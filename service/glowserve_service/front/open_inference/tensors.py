@@ -17,9 +17,14 @@ from glowserve.runtime.errors import InvalidRequestError
 from glowserve_service.errors import UnsupportedError
 from glowserve_service.scheduling.engine_threads import Array
 
-_DTYPES = {"UINT8": "u1", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
+_DTYPES = {"UINT8": "u1", "UINT64": "<u8", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
 # The field of InferTensorContents that holds them; bytes go as 32 bits there.
-_CONTENTS = {"UINT8": "uint_contents", "UINT64": "uint64_contents", "FP32": "fp32_contents"}
+_CONTENTS = {
+    "UINT8": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+}
 _UNSUPPORTED = ("shared_memory_", "sequence_", "classification", "binary_data")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,9 +12,9 @@ import numpy as np
 from glowserve.oip import grpc_service_pb2 as pb
 from glowserve.runtime import inputs, operations
 from glowserve.runtime.asked import read_asked
+from glowserve.runtime.draws import Draw
 from glowserve.runtime.errors import InvalidRequestError, ModelNotFoundError, NotFiniteError
 from glowserve.runtime.inputs import ImageSource
-from glowserve.runtime.operations import Draw
 from glowserve.runtime.randomness import DEFAULT_SEED
 from glowserve.scores import COLUMNS, TABLE, Needs, Score
 from glowserve_service.front.call_runner import CallRunner
@@ -26,6 +26,8 @@ from glowserve_service.scheduling.engine_threads import Array
 
 _SAMPLE = ".sample"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_CLASS = Tensor("class", "INT64", (1,))
+"""Of each sample, by number; -1: it is drawn by the seed."""
 _FINITE = Tensor("finite", "BOOL", ())
 # In an answer to a request that names no outputs: today's clients get what they always got.
 _UNNAMED = tuple(name for name, dtype in COLUMNS.items() if dtype is np.float64)
@@ -100,28 +102,33 @@ class Views:
 
 def _scoring(model: Model) -> View:
     image = Tensor("image", "UINT8", model.bundle.shape)
-    named = _score_tensors(model.manifest.flow.levels)
+    named = _score_tensors(model.manifest.flow.levels, len(model.bundle.classes))
     outputs = tuple(tensor for tensor in named if tensor.name in model.scorer.names)
     unnamed = tuple(tensor for tensor in named if tensor.name in _UNNAMED)
     return View(model.name, model, FORWARD, (image,), outputs, named, unnamed, _score)
 
 
 @cache
-def _score_tensors(levels: int) -> tuple[Tensor, ...]:
-    # Requests of this protocol have one draw of noise.
-    scores = [score for score in TABLE.values() if Needs.DRAWS not in score.needs]
-    return tuple(_score_tensor(score, levels) for score in scores)
+def _score_tensors(levels: int, classes: int) -> tuple[Tensor, ...]:
+    # Requests of this protocol have one draw of noise, and a model without classes has no tensor of them.
+    lacking = Needs.DRAWS if classes else Needs.DRAWS | Needs.CLASSES
+    return tuple(
+        _score_tensor(score, levels, classes) for score in TABLE.values() if not score.needs & lacking
+    )
 
 
-def _score_tensor(score: Score, levels: int) -> Tensor:
+def _score_tensor(score: Score, levels: int, classes: int) -> Tensor:
     datatype = "BOOL" if score.dtype is np.bool_ else "FP64"
-    return Tensor(score.name, datatype, (levels,) if score.by_level else ())
+    row = {"level": (levels,), "class": (classes,), None: ()}[score.by]
+    return Tensor(score.name, datatype, row)
 
 
 def _sampling(model: Model) -> View:
-    rows = Tensor("seed", "UINT64", (1,)), Tensor("temperature", "FP32", (1,))
+    rows = [Tensor("seed", "UINT64", (1,)), Tensor("temperature", "FP32", (1,))]
+    if model.bundle.classes:
+        rows.append(_CLASS)
     outputs = Tensor("image", "UINT8", model.bundle.shape), _FINITE
-    return View(model.name + _SAMPLE, model, REVERSE, rows, outputs, outputs, outputs, _sample)
+    return View(model.name + _SAMPLE, model, REVERSE, tuple(rows), outputs, outputs, outputs, _sample)
 
 
 async def _score(runner: CallRunner, request: pb.ModelInferRequest, given: Inputs) -> Arrays:
@@ -143,10 +150,12 @@ async def _sample(runner: CallRunner, request: pb.ModelInferRequest, given: Inpu
         NotFiniteError: a row has no image, and the request does not name the output that says so.
     """
     field = f"inputs[{[tensor.name for tensor in request.inputs].index('temperature')}]"
-    seeds, temperatures = (array[:, 0].tolist() for array in given.read())
+    seeds, temperatures, *classes = (array[:, 0].tolist() for array in given.read())
     for temperature in temperatures:
         inputs.check_temperature(temperature, field)
-    draws = [Draw(seed, 0, temperature) for seed, temperature in zip(seeds, temperatures, strict=True)]
+    numbers = _checked_classes(classes[0], runner) if classes else [None] * len(seeds)
+    rows = zip(seeds, temperatures, numbers, strict=True)
+    draws = [Draw(seed, 0, temperature, number) for seed, temperature, number in rows]
     drawn = await operations.sample(runner, draws)
     if not_finite := len(draws) - int(np.count_nonzero(drawn.finite)):
         if not any(tensor.name == _FINITE.name for tensor in request.outputs):
@@ -157,3 +166,15 @@ async def _sample(runner: CallRunner, request: pb.ModelInferRequest, given: Inpu
             )
         runner.count_not_finite(not_finite)
     return {"image": drawn.images, _FINITE.name: drawn.finite}
+
+
+def _checked_classes(classes: Sequence[int], runner: CallRunner) -> list[int | None]:
+    most = len(runner.bundle.classes) - 1
+    for row, number in enumerate(classes):
+        if not -1 <= number <= most:
+            raise InvalidRequestError(
+                f"input 'class': row {row} is {number}; it must lie in 0 to {most}, in the order of the model's "
+                "classes, or be -1 for a class that the seed draws",
+                "inputs",
+            )
+    return [None if number < 0 else number for number in classes]

@@ -179,7 +179,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     "unknown output": (
         lambda request: request.outputs.add(name="latent"),
         "output 'latent' is not one of this model's, "
-        + ", ".join(name for name in TABLE if name != "standard_error"),
+        + ", ".join(name for name in TABLE if name not in ("log_posterior", "standard_error")),
     ),
     "text as seed": (
         seed(string_param="1"),
