@@ -118,8 +118,8 @@ bytes=$(($(docker inspect --format '{{.Size}}' glowserve:cpu) - $(docker inspect
 echo "the cpu image has $((bytes / 1000000)) MB over its base"
 ((bytes < MOST_BYTES)) || fail "it may have $((MOST_BYTES / 1000000))"
 
-step "one core, 1 GiB, a read-only root, and no shell"
-docker run --detach --name glowserve-test-run --cpus 1 --memory 1g --read-only --tmpfs /tmp --cap-drop ALL \
+step "one core, 512 MiB, a read-only root, and no shell"
+docker run --detach --name glowserve-test-run --cpus 1 --memory 512m --read-only --tmpfs /tmp --cap-drop ALL \
   --volume /dev/null:/bin/sh:ro --volume /dev/null:/bin/bash:ro --volume "$DEMO:/models:ro" \
   --volume "$PWD/tests/deploy/programs:/programs:ro" glowserve:cpu >/dev/null
 within 60 docker exec glowserve-test-run python -m glowserve_service.healthcheck
