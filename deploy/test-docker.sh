@@ -44,7 +44,7 @@ down() {
   ((code == 0)) || compose logs --tail 50 >&2 || true
   compose down --volumes --remove-orphans >/dev/null 2>&1 || true
   docker rm --force glowserve-test-run >/dev/null 2>&1 || true
-  rm -rf "$work"
+  rm -rf "$work" "${wheel-}"
   exit "$code"
 }
 trap down EXIT
@@ -118,8 +118,28 @@ bytes=$(($(docker inspect --format '{{.Size}}' glowserve:cpu) - $(docker inspect
 echo "the cpu image has $((bytes / 1000000)) MB over its base"
 ((bytes < MOST_BYTES)) || fail "it may have $((MOST_BYTES / 1000000))"
 
-step "one core, 1 GiB, a read-only root, and no shell"
-docker run --detach --name glowserve-test-run --cpus 1 --memory 1g --read-only --tmpfs /tmp --cap-drop ALL \
+step "the train image, with torch from a folder of wheels: it trains, and exports the version of a model"
+torch=$("$PYTHON" -c 'from importlib.metadata import version; print(version("torch"))')
+if [[ $torch == *+cpu ]]; then # where pip finds a wheel for CPUs: the default one brings gigabytes of CUDA
+  if ! compgen -G 'deploy/wheels/torch-*.whl' >/dev/null; then
+    "$PYTHON" -m pip download --disable-pip-version-check --quiet --no-deps --dest "$work/wheels" "torch==$torch"
+    wheel=deploy/wheels/$(basename "$work"/wheels/torch-*.whl)
+    mv "$work"/wheels/torch-*.whl "$wheel"
+  fi
+  docker build --quiet --file deploy/Dockerfile --target train --tag glowserve:train . >/dev/null
+  rm -f "${wheel-}" # else every later build would be sent it
+  bytes=$(($(docker inspect --format '{{.Size}}' glowserve:train) - $(docker inspect --format '{{.Size}}' $BASE)))
+  echo "the train image has $((bytes / 1000000)) MB over its base"
+  mkdir "$work/data"
+  train() { docker run --rm --user "$(id -u):$(id -g)" --volume "$work/data:/data" glowserve:train "$@"; }
+  train --help | grep -q export
+  train train --data digits --steps 5 --out /data/runs/digits
+  train export /data/runs/digits/model.ckpt /data/models/digits
+  [[ -e $work/data/models/digits/1/manifest.json ]]
+fi
+
+step "one core, 512 MiB, a read-only root, and no shell"
+docker run --detach --name glowserve-test-run --cpus 1 --memory 512m --read-only --tmpfs /tmp --cap-drop ALL \
   --volume /dev/null:/bin/sh:ro --volume /dev/null:/bin/bash:ro --volume "$DEMO:/models:ro" \
   --volume "$PWD/tests/deploy/programs:/programs:ro" glowserve:cpu >/dev/null
 within 60 docker exec glowserve-test-run python -m glowserve_service.healthcheck

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from glowserve.control_groups import folders
 
 
+@cache
 def memory_limit(root: Path = Path("/")) -> float:
     """The smallest limit of this process's control groups and of those around them, in bytes; infinity without one.
 

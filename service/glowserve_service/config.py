@@ -58,6 +58,9 @@ def variable(setting: Field[Any]) -> str:
 # Of one stream. A request takes some ten kilobytes while it is worked on, however small its image is.
 _REQUESTS_AT_ONCE = 32
 
+# What a service of a tiny model takes with its decoders, and room for what requests take while they arrive.
+_OWN_BYTES = 256 * 2**20
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
@@ -140,7 +143,9 @@ class ServiceConfig:
         Limits.max_pixels,
         "most pixels that a call's pictures may have together; a process that decodes takes 20 bytes for each",
     )
-    max_message_mib: int = _setting(64, "largest request, in MiB", most=2047)
+    max_message_mib: int = _setting(
+        64, "largest request, in MiB, and no more than a sixteenth of a container's memory", most=2047
+    )
     max_concurrent_streams: int = _setting(
         1024, "most calls at once on a connection; more wait in the client"
     )
@@ -150,7 +155,7 @@ class ServiceConfig:
     max_received_mib: int = _setting(
         1024,
         "most bytes of requests that are received and not answered, in MiB, and no more than a quarter of a "
-        "container's memory; more are refused, but one of the largest size is always accepted",
+        "container's memory beyond 256 MiB; more are refused, but one of the largest size is always accepted",
     )
     max_connections: int = _setting(
         10_000, "most connections at once to the port of gRPC; further ones are closed at once"
@@ -227,16 +232,17 @@ class ServiceConfig:
 
     @property
     def max_message_bytes(self) -> int:
-        """The size of the largest request."""
-        return self.max_message_mib * 2**20
+        """The size of the largest request. While it arrives and is copied, it takes up to four times as much."""
+        return int(min(self.max_message_mib * 2**20, memory_limit() / 16))
 
     @property
     def max_received_bytes(self) -> int:
         """The size of all requests together that are received and not answered.
 
-        It takes a quarter of the memory that the process may use at most: parsed, requests take as much again.
+        It takes a quarter of the memory that the process may use at most, less `_OWN_BYTES`: parsed, requests take as
+        much again, and others are arriving.
         """
-        received = min(self.max_received_mib * 2**20, memory_limit() / 4)
+        received = min(self.max_received_mib * 2**20, (memory_limit() - _OWN_BYTES) / 4)
         return max(int(received), self.max_message_bytes)
 
     def of_frontend(self, port: int) -> ServiceConfig:

@@ -41,10 +41,12 @@ def test_the_smallest_limit_of_the_groups_around_a_process_counts(
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(math.inf, 1024 * 2**20), (2**30, 256 * 2**20), (2**27, 64 * 2**20)]
+    ("limit", "most", "longest"),
+    [(math.inf, 1024, 64), (2**30, 192, 64), (2**29, 64, 32), (2**27, 8, 8)],
 )
-def test_requests_take_a_quarter_of_the_memory_at_most_and_one_of_the_largest_always_fits(
-    monkeypatch: pytest.MonkeyPatch, limit: float, expected: int
+def test_a_container_bounds_requests_and_one_of_the_largest_always_fits(
+    monkeypatch: pytest.MonkeyPatch, limit: float, most: int, longest: int
 ) -> None:
     monkeypatch.setattr(config_module, "memory_limit", lambda: limit)
-    assert ServiceConfig(repository=Path()).max_received_bytes == expected
+    config = ServiceConfig(repository=Path())
+    assert (config.max_received_bytes, config.max_message_bytes) == (most * 2**20, longest * 2**20)

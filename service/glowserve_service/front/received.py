@@ -8,7 +8,6 @@ become as long as any, and the memory of the process shows what the unfinished o
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 import threading
@@ -27,7 +26,7 @@ from glowserve_service.errors import BytesExhaustedError
 T = TypeVar("T")
 
 # A message that fits into HTTP/2's window has usually arrived by the time it is read.
-_PROMPT_SECONDS = 0.05
+_PROMPT_SECONDS = 0.02
 # 64 MiB in that time are 1.8 Mbit/s.
 _LONGEST_SECONDS = 300.0
 _LONG_BYTES = 2**20
@@ -41,7 +40,7 @@ class ReceivedBytes:
         max_message: the longest message, in bytes.
     """
 
-    def __init__(self, most: int = sys.maxsize, max_message: int = 0) -> None:
+    def __init__(self, most: int = sys.maxsize, max_message: int = 1) -> None:
         self._most = most
         self._max_message = max_message
         self._usual = 0
@@ -147,18 +146,19 @@ class ReceivedBytes:
         now = asyncio.get_running_loop().time()
         slow = [task for task in self._slow if task in self._awaited]
         late = [task for task in slow if now - self._awaited[task] > _LONGEST_SECONDS]
-        # The oldest half: it has brought the most.
-        excess = slow[: math.ceil(len(slow) / 2)] if self._exceeds(len(slow)) else []
+        # The oldest ones: they have brought the most.
+        excess = slow[: len(slow) - self._room_for(len(slow))]
         for task in {*late, *excess}:
             del self._awaited[task]
             task.cancel()
 
-    def _exceeds(self, slow: int) -> bool:
-        """Whether so many unfinished messages, and those that are held, could exceed the budget, and do."""
-        if not slow or self._held + slow * self._max_message <= self._most:
-            return False
+    def _room_for(self, slow: int) -> int:
+        """How many of so many unfinished messages may arrive: all, unless they could take too much memory, and do."""
+        room = max(0, self._most - self._held) // self._max_message
         # A message takes as much again when it is complete, and is copied and parsed.
-        return _resident_bytes() - self._usual > self._most / 2
+        if slow <= room or _resident_bytes() - self._usual <= self._most / 2:
+            return slow
+        return room
 
     def _settle(self) -> None:
         """Takes the memory of this process for the usual one, while there is no message. In a thread."""

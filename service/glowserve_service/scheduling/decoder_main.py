@@ -16,6 +16,8 @@ import socket
 import struct
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
@@ -49,18 +51,24 @@ def main() -> None:
     memory = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):  # where memory runs out, the system ends this process, and not the service
+        Path("/proc/self/oom_score_adj").write_text("1000")
     Image.init()  # imports the decoders
     Image.MAX_IMAGE_PIXELS = None  # each request has a limit of its own
     channel = socket.socket(fileno=sys.stdin.fileno())
     requests = channel.makefile("rb")
     channel.sendall(RESPONSE.pack(READY, 0, 0))
     while (length := requests.read(REQUEST.size)) != b"":
-        pictures = _read(requests, *REQUEST.unpack(length))
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, whatever it does
-        kind, index, body = _answer(pictures)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        channel.sendall(RESPONSE.pack(kind, index, len(body)))
-        channel.sendall(body)
+        _serve(channel, _read(requests, *REQUEST.unpack(length)), seconds)
+
+
+def _serve(channel: socket.socket, pictures: Pictures, seconds: float) -> None:
+    """Answers one request; nothing of it is kept while the next one arrives."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, whatever it does
+    kind, index, body = _answer(pictures)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    channel.sendall(RESPONSE.pack(kind, index, len(body)))
+    channel.sendall(body)
 
 
 def _answer(pictures: Pictures) -> tuple[int, int, bytes | memoryview]:

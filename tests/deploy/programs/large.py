@@ -14,7 +14,7 @@ import grpc
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1 import glow_service_pb2_grpc
 
-_CALLERS, _CALLS, _MIB = 16, 3, 30
+_CALLERS, _CALLS, _MIB = 48, 2, 30
 
 
 def main(target: str) -> int:

@@ -231,3 +231,21 @@ async def test_a_process_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     assert len(await pool.decode(good())) == 1
     await pool.close()
+
+
+async def test_a_process_keeps_nothing_of_a_long_request_and_is_ended_before_the_service(
+    pool: Decoders,
+) -> None:
+    before = {process: resident_mib(process) for process in processes()}
+    for _ in range(4):
+        with pytest.raises(InvalidPictureError, match="not a picture"):
+            await pool.decode(pictures(bytes(64 * 2**20)))
+    for process, size in before.items():
+        async with asyncio.timeout(PATIENCE):  # it frees them after it has answered
+            while resident_mib(process) > size + 32:
+                await asyncio.sleep(0.01)
+        assert Path(f"/proc/{process}/oom_score_adj").read_text() == "1000\n"
+
+
+def resident_mib(process: int) -> float:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
