@@ -37,11 +37,16 @@ def create() -> int:
 
 
 async def copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
-    """Copies arrays into or out of blocks; large ones in a thread."""
+    """Copies arrays into or out of blocks; large ones in a thread. If it is cancelled, it waits for that."""
     if sum(array.nbytes for array in arrays) < _LARGE:
         _copy(arrays, places)
-    else:
-        await asyncio.to_thread(_copy, arrays, places)
+        return
+    copying = asyncio.ensure_future(asyncio.to_thread(_copy, arrays, places))
+    try:
+        await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        await copying
+        raise
 
 
 def _copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
