@@ -1,7 +1,7 @@
 """Counts what a server in this process holds: more while calls are open, and no more once they have ended.
 
-Of front-ends, which are processes of their own, it counts what the engine process holds for them, the calls and bytes that
-they report, and their open files.
+Of front-ends, which are processes of their own, it counts what the engine process holds for them, the calls and bytes
+that they report, and their open files.
 """
 
 from __future__ import annotations
