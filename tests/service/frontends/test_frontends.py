@@ -21,9 +21,9 @@ from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer
 from tests.service.credentials import INFER
 from tests.service.engines import held
-from tests.service.frontends.front_ends import CONNECTIONS, connections, kill, processes
+from tests.service.frontends.front_ends import CONNECTIONS, all_listen, connections, kill, processes
 from tests.service.metrics import ended, in_flight, value
-from tests.service.stubs import SERVING, Stubs
+from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import images_of, nats, raw, wait_for
 
 UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK
@@ -164,8 +164,14 @@ def test_a_front_end_that_is_killed_loses_its_own_calls_alone_and_is_replaced(
         lost = [error.code() for error in errors if isinstance(error, grpc.RpcError)]
         assert 0 < len(lost) < CONNECTIONS
         assert set(lost) == {UNAVAILABLE}
-        wait_for(lambda: len(processes(server)) == 2 and victim not in processes(server))
-        wait_for(lambda: all(each.status() == SERVING for each in many))
+        wait_for(lambda: victim not in processes(server))
+        while not all_listen(server):  # the one that starts refuses no new connection
+            with connect(server) as new:
+                assert new.status() == SERVING
+        assert len(processes(server)) == 2
+        for _ in many:
+            with connect(server) as new:
+                assert new.status() == SERVING
         for each in many:
             assert len(score(each, digits[:1])) == 1
         assert ended(server, "Score", "OK") == before + 2 * CONNECTIONS - len(lost)
