@@ -6,8 +6,6 @@ and one engine process could feed four to five. On a GPU, calls keep the cores b
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
 from dataclasses import replace
 
@@ -21,26 +19,22 @@ _CORES_EACH, _CORES_EACH_BESIDE_A_GPU = 4, 2
 # A front-end takes 160 MiB with its decoders, and a decoder more than a GiB for the largest pictures.
 _MEMORY_EACH = 2 * 2**30
 
-log = logging.getLogger(__name__)
-
 
 def with_frontends(config: ServiceConfig) -> ServiceConfig:
-    """The settings with a number of front-ends that suits the machine, unless they have one; the log says why.
-
-    Whether there is a GPU is not known before a model is loaded: onnxruntime's support for CUDA counts as one.
-    """
+    """The settings with a number of front-ends that suits the machine, unless they have one."""
     if config.frontends:
         return config
-    device, memory = config.device, memory_limit()
-    has_gpu = device in ("cuda", "tensorrt") or (device == "auto" and has_cuda())
-    number = frontends_for(cores(), memory, has_gpu=has_gpu)
+    return replace(config, frontends=frontends_for(cores(), memory_limit(), has_gpu=_has_gpu(config)))
+
+
+def reason(config: ServiceConfig) -> str:
+    """Why `with_frontends` has chosen the number that these settings have, for the log."""
     facts = [f"{cores()} cores"]
-    if math.isfinite(memory):
+    if (memory := memory_limit()) < _MOST * _MEMORY_EACH:
         facts.append(f"{memory / 2**30:.3g} GiB of memory")
-    if has_gpu:
+    if _has_gpu(config):
         facts.append("a GPU")
-    log.info("front-ends: %d, chosen for %s", number, ", ".join(facts))
-    return replace(config, frontends=number)
+    return f"front-ends: {config.frontends}, chosen for {', '.join(facts)}"
 
 
 def frontends_for(cores: int, memory: float, *, has_gpu: bool) -> int:
@@ -55,3 +49,8 @@ def frontends_for(cores: int, memory: float, *, has_gpu: bool) -> int:
         return 1
     by_cores = cores // (_CORES_EACH_BESIDE_A_GPU if has_gpu else _CORES_EACH)
     return max(1, int(min(by_cores, memory / _MEMORY_EACH, _MOST)))
+
+
+def _has_gpu(config: ServiceConfig) -> bool:
+    """Whether graphs run on a GPU. Not known before a model is loaded: onnxruntime's support for CUDA counts as one."""
+    return config.device in ("cuda", "tensorrt") or (config.device == "auto" and has_cuda())

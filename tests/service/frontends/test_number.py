@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 
 import pytest
 from glowserve_service.config import ServiceConfig
 from glowserve_service.frontends import number
-from glowserve_service.frontends.number import frontends_for, with_frontends
+from glowserve_service.frontends.number import frontends_for, reason, with_frontends
 
 from tests.servers import StartServer
 
@@ -44,14 +43,17 @@ def test_only_linux_has_more_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frontends_for(128, math.inf, has_gpu=True) == 1
 
 
-def test_the_log_says_what_was_chosen_and_why(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+def test_the_reason_names_what_the_number_was_chosen_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(number, "cores", lambda: 16)
     monkeypatch.setattr(number, "memory_limit", lambda: 6 * GIB)
-    assert with_frontends(ServiceConfig(repository=Path(), device="cuda")).frontends == 3
-    assert caplog.messages == ["front-ends: 3, chosen for 16 cores, 6 GiB of memory, a GPU"]
+    config = with_frontends(ServiceConfig(repository=Path(), device="cuda"))
+    assert config.frontends == 3
+    assert reason(config) == "front-ends: 3, chosen for 16 cores, 6 GiB of memory, a GPU"
+    monkeypatch.setattr(
+        number, "memory_limit", lambda: 2.0**63
+    )  # version 1 of control groups, without a limit
+    config = with_frontends(ServiceConfig(repository=Path(), device="cpu"))
+    assert reason(config) == "front-ends: 4, chosen for 16 cores"
 
 
 def test_a_number_that_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
