@@ -154,6 +154,7 @@ class Frontend:
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
             self._link.count()
+            self._arena.trim()
             # If it waited for a call, it could miss a change that the other front-ends have seen.
             for read in self._files:
                 read()

@@ -1,4 +1,4 @@
-"""Which batches run on all cores, or beside others, how many rows they take, and which rows other models' work refuses."""
+"""Which batches run on all cores or beside others, how many rows they take, and what other models' work refuses."""
 
 from __future__ import annotations
 
