@@ -195,5 +195,4 @@ def listens(target: str) -> bool:
 
 
 def _command(program: Sequence[str], *flags: str) -> list[str]:
-    more = () if FRONTENDS == 1 else ("--frontends", str(FRONTENDS))
-    return [sys.executable, *program, "serve", "--device", "cpu", *more, *flags]
+    return [sys.executable, *program, "serve", "--device", "cpu", "--frontends", str(FRONTENDS), *flags]

@@ -106,8 +106,10 @@ class ServiceConfig:
         8002, "port of Prometheus metrics; 0 for any that is free", least=0, most=65_535
     )
     frontends: int = _setting(
-        1,
-        "processes that accept calls for the one that runs the models; 1 for that process itself; more need Linux",
+        0,
+        "processes that accept calls for the one that runs the models; 1 for that process itself; more need Linux; 0 "
+        "for a number that suits the machine",
+        least=0,
         most=64,
     )
     device: str = _setting(

@@ -15,6 +15,7 @@ from glowserve_service.front.closers import Closers
 from glowserve_service.front.control import ModelControl
 from glowserve_service.front.front import GC_THRESHOLD, Front, cannot_listen
 from glowserve_service.frontends.frontends import Frontends
+from glowserve_service.frontends.number import reason, with_frontends
 from glowserve_service.models.manager import ModelManager
 from glowserve_service.models.registry import ServedModels
 from glowserve_service.observability.metrics import Metrics
@@ -40,7 +41,8 @@ class Server:
     """
 
     def __init__(self, config: ServiceConfig) -> None:
-        self.config = config
+        self.config = with_frontends(config)
+        self._has_chosen = not config.frontends
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
@@ -70,6 +72,8 @@ class Server:
         except GlowserveError:
             await self._closers.close()
             raise
+        if self._has_chosen:
+            log.info("%s", reason(config))
         models = ServedModels(self.metrics)
         self.manager = ModelManager(config, models, self.metrics, self.front.set_health)
         await self.front.start(models, ModelControl(models, self.manager))

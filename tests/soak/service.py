@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import start_server
+from tests.servers import FRONTENDS, start_server
+from tests.service.frontends.front_ends import children
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The resources of a service at one moment."""
+    """The resources of a service at one moment, those of its front-ends included."""
 
     ended_calls: float
     """Since the service started."""
@@ -43,7 +44,6 @@ class Service:
 
     def __init__(self, process: subprocess.Popen[str], target: str, metrics_url: str, log: Path) -> None:
         self.process, self.target, self.metrics_url, self.log = process, target, metrics_url, log
-        self._proc = Path(f"/proc/{process.pid}")
 
     def metrics(self) -> dict[str, float]:
         """All series, by name and labels as on the metrics page."""
@@ -58,12 +58,17 @@ class Service:
 
     def snapshot(self) -> Snapshot:
         """The service's resources now."""
+        folders = [Path(f"/proc/{each}") for each in (self.process.pid, *self.frontends())]
         return Snapshot(
             self.total("glowserve_requests_total"),
-            int((self._proc / "statm").read_text().split()[1]) * _PAGE_BYTES,
-            len(list((self._proc / "task").iterdir())),
-            len(list((self._proc / "fd").iterdir())),
+            sum(int((folder / "statm").read_text().split()[1]) for folder in folders) * _PAGE_BYTES,
+            sum(len(list((folder / "task").iterdir())) for folder in folders),
+            sum(len(list((folder / "fd").iterdir())) for folder in folders),
         )
+
+    def frontends(self) -> list[int]:
+        """The processes that accept calls for it; none where it accepts them itself."""
+        return children(self.process.pid) if FRONTENDS > 1 else []
 
     @contextmanager
     def monitored(self, interval_seconds: float = 0.5) -> Iterator[list[Snapshot]]:

@@ -27,6 +27,8 @@ _SIZE = 2**36
 _PAGE = mmap.PAGESIZE
 # Blocks from this size on are copied in a thread, and given back to the system at once; smaller ones are used again.
 _LARGE = 2**20
+# So much of what smaller blocks have taken is kept while there is none.
+_KEPT = 2**22
 
 
 def create() -> int:
@@ -37,11 +39,16 @@ def create() -> int:
 
 
 async def copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
-    """Copies arrays into or out of blocks; large ones in a thread."""
+    """Copies arrays into or out of blocks; large ones in a thread. If it is cancelled, it waits for that."""
     if sum(array.nbytes for array in arrays) < _LARGE:
         _copy(arrays, places)
-    else:
-        await asyncio.to_thread(_copy, arrays, places)
+        return
+    copying = asyncio.ensure_future(asyncio.to_thread(_copy, arrays, places))
+    try:
+        await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        await copying
+        raise
 
 
 def _copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
@@ -81,6 +88,7 @@ class Arena:
     def __init__(self, memory: SharedMemory, received: ReceivedBytes) -> None:
         self._memory, self._received = memory, received
         self._holes: list[tuple[int, int]] = [(0, _SIZE)]
+        self._top = 0  # the end of the highest block so far
         self._blocks: dict[int, weakref.ref[Any]] = {}
         self._freed: deque[tuple[int, int]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -104,8 +112,16 @@ class Arena:
         offset, room = self._holes[place]
         self._holes[place : place + 1] = [(offset + size, room - size)] if room > size else []
         block = self._memory.block(offset, size)
+        self._top = max(self._top, offset + size)
         self._blocks[offset] = weakref.ref(block, lambda _: self._free(offset, size))
         return offset, block
+
+    def trim(self) -> None:
+        """Gives back to the system what blocks have taken, if there is none."""
+        self._join_freed()
+        if not self._blocks and self._top > _KEPT:
+            self._memory.give_back(_KEPT, self._top - _KEPT)
+            self._top = _KEPT
 
     def _free(self, offset: int, size: int) -> None:
         """From any thread: that of the last array that refers to the block."""

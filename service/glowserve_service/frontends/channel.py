@@ -27,7 +27,7 @@ class Channel:
         self._connection, self._on_frame, self._on_end = connection, on_frame, on_end
         self._loop = asyncio.get_running_loop()
         self._sent, self._received = bytearray(), bytearray()
-        self._flushing = self._is_closed = False
+        self._flushing = self._is_full = self._is_closed = False
         connection.setblocking(False)
         self._loop.add_reader(connection, self._read)
 
@@ -65,7 +65,10 @@ class Channel:
         except OSError:  # the reader sees the end, after what the other side has still sent
             self._sent.clear()
         self._flushing = bool(self._sent)
-        if self._flushing:
+        if self._flushing == self._is_full:  # as nearly always: all was sent
+            return
+        self._is_full = self._flushing
+        if self._is_full:
             self._loop.add_writer(self._connection, self._flush)
         else:
             self._loop.remove_writer(self._connection)

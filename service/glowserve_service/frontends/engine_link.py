@@ -83,6 +83,7 @@ class EngineLink:
         flags = ticket.first * protocol.FIRST | ticket.long * protocol.LONG | bool(gate) * protocol.GATED
         place = DIRECTIONS.index(direction)
         number, answer = self._begin(gate, block)
+        del block  # else an error keeps it, whose traceback has this frame
         self.send(Kind.RUN, RUN_FIELDS.pack(number, model, rows, offset, ticket.deadline, place, flags))
         times = STAGE_TIME.iter_unpack(await self._end(number, answer))
         return [StageTime(STAGES[stage], began, ended) for stage, began, ended in times]

@@ -63,7 +63,8 @@ class Frontend:
             lambda: os._exit(1),  # without the engine process there is nothing to wait for
         )
         try:
-            await self._start(closers, memory)
+            self._prepare(closers, memory)
+            await self._obey(until=Kind.LISTEN)
         except (GlowserveError, ValueError) as error:
             known = error if isinstance(error, GlowserveError) else GlowserveError(str(error))
             self._link.send(Kind.NOT_STARTED, protocol.packed_error(known))
@@ -71,7 +72,7 @@ class Frontend:
             return 2
         self._link.send(Kind.STARTED)
         counting = asyncio.create_task(self._count())
-        await self._obey()
+        await self._obey(until=Kind.STOP)
         counting.cancel()
         await self._front.close()
         self._link.count()
@@ -79,8 +80,7 @@ class Frontend:
         await closers.close()
         return 0
 
-    async def _start(self, closers: Closers, memory: int) -> None:
-        """Listens, and answers UNAVAILABLE."""
+    def _prepare(self, closers: Closers, memory: int) -> None:
         config, certificates = self._config, None
         tokens = None
         if config.tokens is not None:
@@ -91,13 +91,11 @@ class Frontend:
             self._files.append(certificates.validity)
         front = self._front = Front(config, self._metrics, closers, certificates, tokens, shares_port=True)
         self._arena = Arena(SharedMemory(memory), front.middleware.received)
-        front.bind()
-        await front.start(self._models, RemoteControl(self._link))
-        await front.ready()
 
-    async def _obey(self) -> None:
-        """Carries out the commands of the engine process, the last of which is STOP."""
+    async def _obey(self, until: Kind) -> None:
+        """Carries out the commands of the engine process, up to the first one of that kind."""
         methods: Mapping[Kind, Callable[[bytes], Awaitable[None]]] = {
+            Kind.LISTEN: self._listen,
             Kind.MODEL: self._add,
             Kind.SERVED: self._serve,
             Kind.HEALTH: self._set_health,
@@ -105,10 +103,15 @@ class Frontend:
             Kind.STOP: self._stop,
         }
         kind = None
-        while kind != Kind.STOP:
+        while kind != until:
             kind, content = await self._commands.get()
             await methods[kind](content)
             self._link.send(Kind.APPLIED)
+
+    async def _listen(self, _: bytes) -> None:
+        self._front.bind()
+        await self._front.start(self._models, RemoteControl(self._link))
+        await self._front.ready()
 
     async def _add(self, content: bytes) -> None:
         described = await asyncio.to_thread(unpacked_model, content)
@@ -151,6 +154,7 @@ class Frontend:
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
             self._link.count()
+            self._arena.trim()
             # If it waited for a call, it could miss a change that the other front-ends have seen.
             for read in self._files:
                 read()

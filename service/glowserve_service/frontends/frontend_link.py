@@ -170,12 +170,9 @@ class FrontendLink:
         layout = held.layouts[place]
         rows, results = layout.views(self._memory.block(offset, layout.size(count)), count)
         answer = await held.model.lanes[DIRECTIONS[place]].run(*rows, ticket=ticket)
-        copying = asyncio.ensure_future(copy(answer.rows, results))
-        try:
-            await asyncio.shield(copying)
-        except asyncio.CancelledError:  # once the request is answered, the block is another one's
-            await copying
-            raise
+        await copy(
+            answer.rows, results
+        )  # as a whole: once the request is answered, the block is another one's
         return b"".join(STAGE_TIME.pack(STAGES.index(t.stage), t.began, t.ended) for t in answer.times)
 
     def _cancel(self, content: bytes) -> None:

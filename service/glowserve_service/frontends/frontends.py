@@ -232,10 +232,14 @@ class Frontends:
             self._dropped_lines += link.gauges.get(DROPPED_LINES, 0.0)
 
     def _inform(self, link: FrontendLink) -> None:
+        """Tells a new front-end what is served. If others answer calls already, it listens only when it can, too."""
+        if not self._accepts:
+            link.tell(Kind.LISTEN)
         link.serve(self._models)
         link.tell(Kind.HEALTH, self._health)
         if self._accepts:
             link.tell(Kind.ACCEPT)
+            link.tell(Kind.LISTEN)
 
     async def _spawn(self, connection: int, memory: int) -> asyncio.subprocess.Process:
         path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)

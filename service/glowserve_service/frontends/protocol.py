@@ -63,6 +63,8 @@ class Kind(IntEnum):
     """NUMBER: send COUNTED and GAUGES."""
 
     # Commands from the engine process.
+    LISTEN = auto()
+    """Take the port; answer UNAVAILABLE until ACCEPT."""
     MODEL = auto()
     """A model that will be served: see `descriptions.py`."""
     SERVED = auto()

@@ -95,8 +95,12 @@ class _RemoteLane:
         count = len(rows[0])
         offset, block = self._arena.allocate(self._layout.size(count), may_refuse=ticket.first)
         places, results = self._layout.views(block, count)
-        await copy(rows, places)
-        times = await self._link.run(self._model, count, offset, block, self._direction, ticket)
+        try:
+            await copy(rows, places)
+            times = await self._link.run(self._model, count, offset, block, self._direction, ticket)
+        except BaseException:
+            del block, places, results  # else the error keeps them, whose traceback has this frame
+            raise
         return Answer(tuple(results), times)
 
 

@@ -42,6 +42,9 @@ _IDLE_TURNS, _MOST_TURNS = 4, 16
 # Rows that take one core longer are better shared among the workers at once.
 _SHORT_ROW_SECONDS = 0.001
 
+# Rows that take one core less wait until the batch that runs ends, but no longer than the second of these times.
+_LEAST_BESIDE_SECONDS, _MOST_BESIDE_SECONDS = 0.001, 0.005
+
 # A batch that takes one core less gains too little from other cores to wake them up.
 _WIDE_SECONDS = 0.002
 
@@ -191,6 +194,7 @@ class Batcher:
         while True:
             await self._arrival.wait()
             await self._wait_for_more()
+            await self._wait_for_run()
             worker = await self._share.acquire()
             try:
                 await self._gather()
@@ -205,7 +209,7 @@ class Batcher:
             if batch:
                 task = asyncio.create_task(self._execute(batch, self._reason(batch), worker))
                 self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                task.add_done_callback(self._end)
                 del batch  # would keep the callers' requests in memory until the next batch
             else:
                 self._share.release(worker, ran=False)
@@ -225,6 +229,26 @@ class Batcher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if math.isinf(left) else left):
                     await self._arrival.wait()
+
+    async def _wait_for_run(self) -> None:
+        """Returns when no batch runs, or the rows that wait are worth another core beside it.
+
+        A batch of a few short rows takes nearly as much processor time as one of twice as many.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MOST_BESIDE_SECONDS):
+                while self._running and not self._is_worth_a_core():
+                    self._arrival.clear()
+                    await self._arrival.wait()
+
+    def _is_worth_a_core(self) -> bool:
+        rows = self.queue_length
+        return rows >= self._max_batch_size or rows * self._pace.own_row_seconds >= _LEAST_BESIDE_SECONDS
+
+    def _end(self, run: asyncio.Task[None]) -> None:
+        self._running.discard(run)
+        if not self._queue.is_empty:
+            self._arrival.set()
 
     async def _gather(self) -> None:
         """Returns when the event loop brings no more rows, or enough for a batch.

@@ -19,6 +19,7 @@ from glowserve.runtime.repository import newest_bundle
 from glowserve.v1 import glow_service_pb2 as pb
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
+from tests.service.marks import reads_call_lines
 from tests.service.metrics import ended, value
 from tests.service.stubs import connect
 from tests.service.wire import encoded, latent_tensor, raw, refusal
@@ -134,6 +135,7 @@ def test_the_attributes_are_listed_and_a_model_without_any_names_the_command(
     assert (caught.value.code, caught.value.reason) == (PRECONDITION, "MISSING_FILE")
 
 
+@reads_call_lines
 def test_one_image_is_encoded_and_one_decoded_for_each_strength(
     run_server: RunServer, attributed_repository: Path, digits: UInt8Array, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,6 +49,12 @@ def processes(server: Server) -> list[int]:
     return sorted(process.pid for process in front_of(server)._processes)
 
 
+def all_listen(server: Server) -> bool:
+    """Whether all front-ends of a server in this process have started."""
+    links = list(front_of(server)._links.values())
+    return len(links) == server.config.frontends and all(link.listens for link in links)
+
+
 def kill(process: int) -> None:
     """Ends a process, whatever it does."""
     os.kill(process, signal.SIGKILL)

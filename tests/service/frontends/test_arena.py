@@ -91,3 +91,16 @@ async def test_the_memory_of_large_blocks_is_given_back(blocks: Blocks) -> None:
     await asyncio.sleep(0)
     assert blocks.bytes_used == 0
     assert not blocks.allocate(2**22, may_refuse=True)[1].any()
+
+
+async def test_the_memory_of_many_small_blocks_is_given_back_once_there_is_none(blocks: Blocks) -> None:
+    made = [blocks.allocate(2**16, may_refuse=False)[1] for _ in range(200)]
+    for block in made:
+        block[:] = 1
+    del block
+    blocks.trim()
+    assert blocks.bytes_used == 200 * 2**16
+    assert made[0].all()
+    made.clear()
+    blocks.trim()
+    assert blocks.bytes_used == arena._KEPT

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import pytest
 
 from glowserve.images import UInt8Array
 from glowserve.v1 import glow_service_pb2 as pb
@@ -57,11 +59,25 @@ def test_a_stop_under_load_cuts_no_call_and_logs_every_call_once(
     assert log.splitlines()[-1].endswith("stopped")
 
 
-def test_front_ends_end_with_the_engine_process(start_server: StartServer) -> None:
-    with start_server(*TWO) as server:
+def test_a_killed_engine_process_takes_calls_and_readiness_with_it_at_once(
+    start_server: StartServer, digits: UInt8Array
+) -> None:
+    request = pb.ScoreRequest(images=raw(digits[:1]))
+    with (
+        start_server(*TWO, "--max-queue-delay-ms", "60000") as server,
+        connections(server.target) as many,
+    ):
         front_ends = children(server.process.pid)
         assert len(front_ends) == 2
+        calls = [stubs.glow.Score.future(request) for stubs in many]
+        wait_for(lambda: server.metric("glowserve_requests_in_flight") == CONNECTIONS)
         kill(server.process.pid)
+        killed = time.monotonic()
+        assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+        for stubs in many:
+            with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+                stubs.status()
+        assert not listens(server.target)
+        assert time.monotonic() - killed < 2
         server.wait()
         wait_for(lambda: not any(map(is_alive, front_ends)))
-        assert not listens(server.target)

@@ -21,9 +21,9 @@ from glowserve.v1 import glow_service_pb2 as pb
 from tests.servers import RunServer
 from tests.service.credentials import INFER
 from tests.service.engines import held
-from tests.service.frontends.front_ends import CONNECTIONS, connections, kill, processes
+from tests.service.frontends.front_ends import CONNECTIONS, all_listen, connections, kill, processes
 from tests.service.metrics import ended, in_flight, value
-from tests.service.stubs import SERVING, Stubs
+from tests.service.stubs import SERVING, Stubs, connect
 from tests.service.wire import images_of, nats, raw, wait_for
 
 UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK
@@ -147,6 +147,19 @@ def test_a_deadline_holds_in_the_engine_process(many: list[Stubs], digits: UInt8
             assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
 
 
+def test_nothing_is_held_for_rows_of_streams_whose_deadline_has_passed(
+    two: Server, many: list[Stubs], digits: UInt8Array
+) -> None:
+    requests = [pb.ScoreRequest(images=raw(digits[:16]))] * 3
+    with held():
+        streams = [stubs.glow.ScoreStream(iter(requests), timeout=0.5) for stubs in many]
+        for stream in streams:
+            with pytest.raises(grpc.RpcError) as late:
+                list(stream)
+            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+    wait_for(lambda: value(two, "received_bytes") == 0)
+
+
 def test_a_front_end_that_is_killed_loses_its_own_calls_alone_and_is_replaced(
     run_server: RunServer, digits: UInt8Array
 ) -> None:
@@ -164,8 +177,14 @@ def test_a_front_end_that_is_killed_loses_its_own_calls_alone_and_is_replaced(
         lost = [error.code() for error in errors if isinstance(error, grpc.RpcError)]
         assert 0 < len(lost) < CONNECTIONS
         assert set(lost) == {UNAVAILABLE}
-        wait_for(lambda: len(processes(server)) == 2 and victim not in processes(server))
-        wait_for(lambda: all(each.status() == SERVING for each in many))
+        wait_for(lambda: victim not in processes(server))
+        while not all_listen(server):  # the one that starts refuses no new connection
+            with connect(server) as new:
+                assert new.status() == SERVING
+        assert len(processes(server)) == 2
+        for _ in many:
+            with connect(server) as new:
+                assert new.status() == SERVING
         for each in many:
             assert len(score(each, digits[:1])) == 1
         assert ended(server, "Score", "OK") == before + 2 * CONNECTIONS - len(lost)

@@ -1,4 +1,4 @@
-"""Which batches run on all cores, how many rows they take, and which rows are refused because of other models."""
+"""Which batches run on all cores or beside others, how many rows they take, and what other models' work refuses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from glowserve_service.errors import WaitTooLongError
+from glowserve_service.scheduling import batcher as batcher_module
 from glowserve_service.scheduling.batcher import Batcher
 from glowserve_service.scheduling.engine_threads import Rows
 from glowserve_service.scheduling.ticket import Ticket
@@ -23,6 +24,7 @@ from tests.service.scheduling.batching import (
     answers_of,
     ask,
     batching,
+    settle,
     soon,
     until,
 )
@@ -198,5 +200,51 @@ async def test_a_free_worker_makes_no_deadline_too_early() -> None:
         tasks = [ask(batcher, 0)]
         await until(lambda: function.sizes == [1])
         assert await _refused(batcher, 5.0) is None
+        function.open()
+        await answers_of(*tasks)
+
+
+# Rows beside a batch that runs.
+
+
+async def test_a_few_short_rows_wait_for_the_batch_that_runs_and_a_full_batch_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batcher_module, "_MOST_BESIDE_SECONDS", PATIENCE)
+    function = Doubling(shut=True)
+    async with batching(function, instances=2) as batcher:
+        tasks = [ask(batcher, 1)]
+        await until(lambda: function.sizes == [1])
+        tasks += [ask(batcher, 2)]
+        await settle()
+        assert function.sizes == [1]
+        tasks += [ask(batcher, *range(7))]
+        await until(lambda: function.sizes == [1, 8])
+        function.open()
+        await answers_of(*tasks)
+
+
+async def test_rows_that_take_long_do_not_wait_for_the_batch_that_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batcher_module, "_MOST_BESIDE_SECONDS", PATIENCE)
+    function = Doubling(shut=True)
+    async with batching(function, instances=2) as batcher:
+        batcher._pace.add(1, 0.01, 0.01)
+        tasks = [ask(batcher, 1)]
+        await until(lambda: function.sizes == [1])
+        tasks += [ask(batcher, 2)]
+        await until(lambda: function.sizes == [1, 1])
+        function.open()
+        await answers_of(*tasks)
+
+
+async def test_rows_do_not_wait_for_a_batch_that_hangs() -> None:
+    function = Doubling(shut=True)
+    async with batching(function, instances=2) as batcher:
+        tasks = [ask(batcher, 1)]
+        await until(lambda: function.sizes == [1])
+        tasks += [ask(batcher, 2)]
+        await until(lambda: function.sizes == [1, 1])
         function.open()
         await answers_of(*tasks)

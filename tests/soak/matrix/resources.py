@@ -1,4 +1,8 @@
-"""Counts what a server in this process holds: more while calls are open, and no more once they have ended."""
+"""Counts what a server in this process holds: more while calls are open, and no more once they have ended.
+
+Of front-ends, which are processes of their own, it counts what the engine process holds for them, the calls and bytes
+that they report, and their open files.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ from glowserve_service.scheduling.ticket import AdmissionGate, Ticket
 from glowserve_service.server import Server
 
 from tests.service import metrics
+from tests.service.frontends.front_ends import processes
 
 KINDS: tuple[type, ...] = (
     Call,
@@ -63,12 +68,13 @@ class Internals:
 
     def __init__(self, server: Server) -> None:
         self.server: Any = server
-        self.middleware: Any = server.front.middleware
+        self.middleware: Any = getattr(server.front, "middleware", None)
+        """None where front-ends have theirs."""
         self.models: list[Any] = list(server.manager._models)
         self.workers: Any = server.manager._workers
         self.loop: asyncio.AbstractEventLoop = self.models[0].health._loop
         owners = [getattr(close, "__self__", None) for close in server._closers._functions]
-        self.cpu_pool: Any = next(owner for owner in owners if isinstance(owner, CpuPool))
+        self.cpu_pool: Any = next((owner for owner in owners if isinstance(owner, CpuPool)), None)
         lanes = [lane for model in self.models for lane in (model.forward, model.reverse)]
         self.batchers: list[Any] = [lane._batcher for lane in lanes]
 
@@ -78,7 +84,7 @@ class Internals:
             60
         )  # makes the loop's own pool
         loop: Any = self.loop
-        for pool in (self.cpu_pool._pool, loop._default_executor):
+        for pool in filter(None, (self.cpu_pool and self.cpu_pool._pool, loop._default_executor)):
             everyone = threading.Barrier(pool._max_workers)
             for future in [pool.submit(everyone.wait, 60) for _ in range(pool._max_workers)]:
                 future.result()
@@ -100,15 +106,29 @@ class Internals:
             return len(asyncio.all_tasks()) - 1  # without this one
 
         queues = [batcher._queue for batcher in self.batchers]
-        return {
-            "open calls": self.middleware._open_calls,
+        return self._count_front() | {
+            "open calls": self.open_calls(),
             "calls in flight": int(metrics.in_flight(self.server)),
             "leases": sum(model._leases for model in self.models),
             "submissions": sum(len(queue._short) + len(queue._long) for queue in queues),
             "running batches": sum(len(batcher._running) for batcher in self.batchers),
             "busy workers": self.workers.instances - self.workers.idle,
-            "images in the CPU pool": self.cpu_pool._images,
             "tasks": asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(60),
+        }
+
+    def open_calls(self) -> int:
+        """How many calls are open."""
+        return int(self.middleware._open_calls if self.middleware else metrics.in_flight(self.server))
+
+    def _count_front(self) -> Counts:
+        if self.middleware:
+            return {"images in the CPU pool": self.cpu_pool._images}
+        links = list(self.server.front._links.values())
+        files = (len(os.listdir(f"/proc/{each}/fd")) for each in processes(self.server))  # noqa: PTH208
+        return {
+            "requests of front-ends": sum(len(link._requests) for link in links),
+            "received bytes": int(metrics.value(self.server, "received_bytes")),
+            "open files of front-ends": sum(files),
         }
 
 

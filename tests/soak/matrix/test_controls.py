@@ -12,12 +12,13 @@ from glowserve_service.front.call_runner import CallRunner
 
 from glowserve.v1.glow_service_pb2_grpc import GlowServiceStub
 from tests.servers import RunServer
+from tests.service.marks import patches_the_front
 from tests.service.stubs import address
 from tests.soak.matrix.client import SCORE
 from tests.soak.matrix.leaks import LEAKS
 from tests.soak.matrix.resources import Counts, Internals, check_counts, count_all, settle
 
-pytestmark = pytest.mark.usefixtures("only_the_server_holds_memory")
+pytestmark = [pytest.mark.usefixtures("only_the_server_holds_memory"), patches_the_front]
 
 Served = tuple[Internals, GlowServiceStub, Counts]
 

@@ -71,7 +71,7 @@ def test_nothing_is_held_for_calls_that_have_ended(served: Served, kind: str, en
 def test_nothing_is_held_for_calls_whose_process_is_killed(served: Served, kind: str) -> None:
     server, internals, baseline = served
     with caller_process(address(server), kind, "killed") as process:
-        wait_until(lambda: internals.middleware._open_calls == CALLS, "all calls are open")
+        wait_until(lambda: internals.open_calls() == CALLS, "all calls are open")
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
     make_a_last_call(server)
@@ -111,6 +111,10 @@ def stop_with_open_calls(
     with ExitStack() as clients:
         with run_server(**settings) as server:
             process = clients.enter_context(caller_process(address(server), kind, ending))
-            wait_until(lambda: server.front.middleware._open_calls >= CALLS / 2, "half of the calls are open")
+            wait_until_half_are_open(Internals(server))
             began = time.monotonic()
         return count_statuses(process), time.monotonic() - began
+
+
+def wait_until_half_are_open(internals: Internals) -> None:
+    wait_until(lambda: internals.open_calls() >= CALLS / 2, "half of the calls are open")

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.servers import FRONTENDS
 from tests.soak.conftest import Serve
 from tests.soak.matrix.calls import CALLS, SETTINGS, caller_process, count_statuses
 from tests.soak.service import Service
@@ -37,7 +38,7 @@ def test_a_process_with_open_calls_of_every_kind_ends_without_an_error(
 def test_a_process_holds_nothing_for_callers_that_were_killed(serve: Serve) -> None:
     calls = CALLS // 4 + 1
     with serve(*FLAGS, "--max-queue-delay-ms", "1000") as service:
-        for kind in (*SETTINGS, *SETTINGS):  # makes what is made when it is first needed
+        for kind in 2 * FRONTENDS * list(SETTINGS):  # makes what is made when it is first needed
             kill_callers(service, kind, calls)
         wait_until(lambda: service.total("glowserve_queue_length") == 0, "no image waits")
         before = service.snapshot()
