@@ -147,19 +147,6 @@ def test_a_deadline_holds_in_the_engine_process(many: list[Stubs], digits: UInt8
             assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
 
 
-def test_nothing_is_held_for_rows_of_streams_whose_deadline_has_passed(
-    two: Server, many: list[Stubs], digits: UInt8Array
-) -> None:
-    requests = [pb.ScoreRequest(images=raw(digits[:16]))] * 3
-    with held():
-        streams = [stubs.glow.ScoreStream(iter(requests), timeout=0.5) for stubs in many]
-        for stream in streams:
-            with pytest.raises(grpc.RpcError) as late:
-                list(stream)
-            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
-    wait_for(lambda: value(two, "received_bytes") == 0)
-
-
 def test_a_front_end_that_is_killed_loses_its_own_calls_alone_and_is_replaced(
     run_server: RunServer, digits: UInt8Array
 ) -> None:
