@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from glowserve_export.bundle import export
 from glowserve_export.source import load_glowserve_checkpoint
+from glowserve_export.triton import write_triton
 from glowserve_service.server import Server
 from glowserve_training.data import load_held_out
 from glowserve_training.data.held_out import HeldOutImages
@@ -230,6 +233,26 @@ def test_the_open_inference_protocol_yields_posteriors_and_samples_classes(
                 stub.ModelInfer(draw)
             assert refused.value.code() is code
             assert "input 'class': row 1 is 10; it must lie in 0 to 9" in refused.value.details()
+
+
+def test_models_for_triton_yield_posteriors_and_take_classes(bundle: Bundle, tmp_path: Path) -> None:
+    write_triton(bundle, tmp_path)
+    program = Path(__file__).parents[1] / "export" / "programs" / "triton_client.py"
+    read = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, program, "print-configuration", tmp_path / name / "config.pbtxt"],
+                check=True,
+                capture_output=True,
+                timeout=120,
+            ).stdout
+        )
+        for name in ("digits_forward", "digits_reverse")
+    ]
+    (posterior,) = [each for each in read[0]["output"] if each["name"] == "log_posterior"]
+    (numbers,) = [each for each in read[1]["input"] if each["name"] == "class"]
+    assert (posterior["data_type"], posterior["dims"]) == ("TYPE_FP32", ["10"])
+    assert (numbers["data_type"], numbers["dims"], numbers["reshape"]) == ("TYPE_INT64", ["1"], {})
 
 
 def test_a_front_end_knows_what_a_model_with_classes_needs(
