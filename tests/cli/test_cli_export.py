@@ -11,6 +11,7 @@ import sys
 import termios
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import glowserve_export.bundle
 import numpy as np
@@ -72,8 +73,8 @@ def test_samples_that_are_not_finite_are_counted(
     class Exploding(Engine):
         """Overflows on three samples."""
 
-        def reverse(self, latent: Float32Array) -> Reverse:
-            decoded = super().reverse(latent)
+        def reverse(self, latent: Float32Array, *args: Any, **options: Any) -> Reverse:
+            decoded = super().reverse(latent, *args, **options)
             if len(latent) == 32 and abs(float(np.square(latent).mean()) - 1) < 0.05:
                 pixels = decoded.pixels.copy()
                 pixels[:3] = math.nan

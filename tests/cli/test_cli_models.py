@@ -22,6 +22,7 @@ DIGITS: dict[str, object] = {
     "state": "SERVING",
     "reason": "",
     "attributes": [],
+    "classes": [],
 }
 
 

@@ -21,7 +21,7 @@ FLAGS = {
         ("steps", "batch-size", "patience", "seed", "split-seed", "devices", "nodes", "extend-to"), "INT"
     ),
     **dict.fromkeys(("learning-rate", "weight-decay", "average-decay"), "FLOAT"),
-    **dict.fromkeys(("compile", "checkpoint-activations", "json"), "NONE"),
+    **dict.fromkeys(("compile", "checkpoint-activations", "conditional", "json"), "NONE"),
     **dict.fromkeys(("coupling-actnorm", "no-coupling-actnorm"), "NONE"),
     "size": ("small", "paper"),
     "coupling": ("affine", "additive", "spline"),
@@ -34,6 +34,7 @@ FLAGS = {
     "precision": ("32-true", "bf16-mixed"),
     "device": ("auto", "cpu", "cuda"),
     "fit": ("crop", "pad"),
+    "label-column": "TEXT",
     "bits-used": (16, 12, 10),
 }
 

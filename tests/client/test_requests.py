@@ -24,7 +24,7 @@ def test_a_score_request_has_model_version_seed_and_images() -> None:
 
 def test_a_seed_that_is_left_out_is_not_sent() -> None:
     assert not requests.ScoreArguments().request(IMAGES).HasField("seed")
-    assert not requests.sample_request(1, 1.0, None, "", 0).HasField("seed")
+    assert not requests.sample_request(1, 1.0, None, "", "", 0).HasField("seed")
     assert requests.ScoreArguments(seed=0).request(IMAGES).HasField("seed")
 
 
@@ -32,17 +32,17 @@ def test_a_seed_that_is_left_out_is_not_sent() -> None:
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     for make in (
         lambda: requests.ScoreArguments(seed=seed).request(IMAGES),
-        lambda: requests.sample_request(1, 1.0, seed, "", 0),
+        lambda: requests.sample_request(1, 1.0, seed, "", "", 0),
     ):
         with pytest.raises(ValueError, match=f"seed is {seed}; it must lie in 0 to 2"):
             make()
 
 
 def test_a_sample_request_asks_for_tensors() -> None:
-    request = requests.sample_request(5, 0.5, 2**64 - 1, "digits", 3)
+    request = requests.sample_request(5, 0.5, 2**64 - 1, "seven", "digits", 3)
     assert (request.n, request.temperature, request.seed) == (5, 0.5, 2**64 - 1)
     assert (request.model.name, request.model.version) == ("digits", 3)
-    assert request.format == pb.IMAGE_FORMAT_RAW
+    assert (request.class_name, request.format) == ("seven", pb.IMAGE_FORMAT_RAW)
 
 
 def test_an_encode_request_has_model_version_and_images() -> None:

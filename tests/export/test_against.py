@@ -29,7 +29,7 @@ from glowserve.scores import TABLE
 from glowserve.scores.complexity import complexity_bits_per_dim
 
 # Scores by which images are not ordered: flags, parts, and the error of another score.
-_NO_ORDER = {"finite", "anomalous", "log_prior", "log_det", "standard_error"}
+_NO_ORDER = {"finite", "anomalous", "log_prior", "log_det", "log_posterior", "standard_error"}
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,7 @@ def test_every_field_can_be_given() -> None:
         "pixel_width": 5,
         "spline_bins": 6,
         "spline_interval": 1.5,
+        "class_count": 0,
         "steps": 11,
         "batch_size": 13,
         "learning_rate": 0.25,

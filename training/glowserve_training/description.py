@@ -30,6 +30,9 @@ def describe_run(
         fields.pop(name)
     if config.model.coupling != "spline":
         fields = {name: value for name, value in fields.items() if not name.startswith("spline")}
+    classes = fields.pop("class_count")
+    if classes:
+        fields["classes"] = classes
     described = ", ".join(f"{name.replace('_', ' ')} {_word(value)}" for name, value in fields.items())
     yield f"model: {described}; {parameters:,} parameters"
     part, (_, every) = part_of(config, start), intervals(config.steps)

@@ -139,18 +139,18 @@ class Glow(Bijector):
                 over the classes of a class-conditional model.
         """
         y, log_det_input = self.preprocess(self.dequantize(images, noise))
-        latents, log_dets = self._by_level(y)
-        log_det = torch.stack(log_dets).sum(0)
-        log_prior = _log_normal(torch.cat(latents, dim=1))
+        latent, log_det = self(y)
+        log_prior = _log_normal(latent)
         if self.class_priors is not None:
-            log_prior = log_prior + self._log_ratio(latents, labels)
+            log_prior = log_prior + self._log_ratio(latent, labels)
         log_likelihood: Tensor = log_prior + log_det + log_det_input + self._log_bin_volume()
         return log_likelihood
 
-    def _log_ratio(self, latents: list[Tensor], labels: Tensor | None) -> Tensor:
-        """What the classes add to the standard normal log-density, [N]."""
+    def _log_ratio(self, latent: Tensor, labels: Tensor | None) -> Tensor:
+        """What the classes add to the standard normal log-density of latents [N, D], [N]."""
         assert self.class_priors is not None
-        log_ratios = self.class_priors.log_ratios(latents)
+        sizes = [math.prod(shape) for shape in self.latent_shapes()]
+        log_ratios = self.class_priors.log_ratios(latent.split(sizes, dim=1))
         if labels is None:
             return mixture(log_ratios, self.class_priors.log_share).log_ratio.sum(1)
         return log_ratios.sum(1).gather(1, labels[:, None]).squeeze(1)

@@ -129,7 +129,7 @@ CASES: dict[str, list[Case]] = {
     "too many empty files": images_case(
         lambda: encoded(*[b""] * 100_000),
         "images.encoded.data: ",
-        "more than 1280 fields",
+        "more than 1536 fields",
         "at most 256 images",
     ),
     "too many images": tensor_case(lambda: tensor([257, 8, 8, 1]), "images.tensor.shape[0]: 257 images"),

@@ -107,8 +107,8 @@ LATENTS = np.zeros((1, 64), np.float32)
         ({"strengths": [0, float("nan")]}, "strengths[1] is nan; it must be finite"),
         ({"strengths": [float("-inf")]}, "strengths[0] is -inf; it must be finite"),
         ({"format": 7}, "format is 7"),
-        ({"strengths": [0] * 2000}, "strengths: the request has more than 1033 fields"),
-        ({"attributes": ["a"] * 2000}, "attributes: the request has more than 1033 fields"),
+        ({"strengths": [0] * 2000}, "strengths: the request has more than 1042 fields"),
+        ({"attributes": ["a"] * 2000}, "attributes: the request has more than 1042 fields"),
     ],
 )
 def test_a_malformed_request_is_refused(stub: GlowServiceStub, changes: dict[str, Any], message: str) -> None:
