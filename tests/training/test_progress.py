@@ -63,8 +63,14 @@ def test_every_field_of_the_model_is_told(
     config = replace(config, model=replace(config.model, coupling=coupling))
     (told, *_) = describe_run(config, model, 0, torch.device("cpu"), 2)
 
-    for name in set(vars(model.config)) - {"image_size", "channels"}:
+    for name in set(vars(model.config)) - {"image_size", "channels", "class_count"}:
         assert (name.replace("_", " ") in told) == (coupling == "spline" or not name.startswith("spline"))
+    assert "class" not in told
+    model_config, data = replace(config.model, class_count=2), replace(config.data, classes=("cat", "dog"))
+    (told, *_) = describe_run(
+        replace(config, model=model_config, data=data), model, 0, torch.device("cpu"), 2
+    )
+    assert ", classes 2; " in told
 
 
 def test_the_expected_time_is_told_after_the_first_steps(

@@ -32,8 +32,8 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def server(run_server: RunServer, attributed_repository: Path) -> Iterator[Server]:
-    """A server of the shared model with attributes; `client` calls it, too."""
-    with run_server(repository=attributed_repository) as running:
+    """A server of the shared model with attributes; `client` calls it, too. It tries no canary, as the other one."""
+    with run_server(repository=attributed_repository, canary_seconds=0) as running:
         yield running
 
 
