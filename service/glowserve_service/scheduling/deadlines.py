@@ -23,5 +23,5 @@ def is_late(deadline: float, began: float) -> bool:
 
 
 def deadline_passed(images: int) -> DeadlineError:
-    """The error for images whose deadline passed before they ran."""
-    return DeadlineError(f"the deadline passed before {images} images were run; allow more time")
+    """The error for images whose deadline passes before they have run."""
+    return DeadlineError(f"the deadline passes before {images} images have run; allow more time")

@@ -22,12 +22,19 @@ class RowQueue:
 
     Args:
         max_batch_size: most rows in a batch.
-        on_late: called with the number of rows that are dropped because their deadline has passed.
+        on_late: called with the number of rows that are dropped because of their deadline.
+        seconds: how long a batch with so many rows takes.
     """
 
-    def __init__(self, max_batch_size: int, on_late: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        max_batch_size: int,
+        on_late: Callable[[int], None],
+        seconds: Callable[[int], float] = lambda _: 0.0,
+    ) -> None:
         self._max_batch_size = max_batch_size
         self._on_late = on_late
+        self._seconds = seconds
         self._short: deque[Submission] = deque()
         self._long: deque[Submission] = deque()
         # Counted, not added up: a thousand calls would each look at a thousand others.
@@ -124,7 +131,7 @@ class RowQueue:
         """The first submission that waits and is not late. Removes those before it, and counts the late ones."""
         while queue:
             submission = queue[0]
-            if submission.waiting and submission.ticket.deadline > time.monotonic():
+            if submission.waiting and not self._is_late(submission, alone=len(queue) == 1):
                 return submission
             if submission.waiting:
                 late = self.leave(submission)
@@ -132,3 +139,14 @@ class RowQueue:
                 submission.fail(deadline_passed(late))
             queue.popleft()
         return None
+
+    def _is_late(self, submission: Submission, *, alone: bool) -> bool:
+        """Whether its deadline has passed, or will have when it has run.
+
+        If more arrives than can run, and all of it ran to its end, all of it would be a little too late. One that is
+        alone runs in any case, since how long rows take is learned from what runs.
+        """
+        deadline = submission.ticket.deadline
+        if deadline == math.inf:
+            return False
+        return deadline - time.monotonic() <= (0.0 if alone else self._seconds(submission.waiting))

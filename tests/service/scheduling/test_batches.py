@@ -112,7 +112,7 @@ async def _sizes(
 
 @pytest.mark.parametrize(
     ("seconds", "first"),
-    [(60.0, 8), (21.0, 5), (6.0, 1), (0.9, 1)],
+    [(60.0, 8), (21.0, 5), (6.0, 1), (1.5, 1)],
 )
 async def test_a_batch_takes_a_quarter_of_the_time_that_its_head_has_left(seconds: float, first: int) -> None:
     function = Doubling(shut=True)

@@ -48,7 +48,7 @@ def test_a_call_is_late_at_its_deadline_and_within_a_fiftieth_of_its_time_before
 
 
 def test_the_error_says_how_many_images_did_not_run() -> None:
-    assert str(deadline_passed(7)) == "the deadline passed before 7 images were run; allow more time"
+    assert str(deadline_passed(7)) == "the deadline passes before 7 images have run; allow more time"
 
 
 async def test_rows_whose_deadline_passes_in_the_queue_are_dropped_and_counted() -> None:
@@ -64,7 +64,7 @@ async def test_rows_whose_deadline_passes_in_the_queue_are_dropped_and_counted()
         await until_passed(deadline)
         function.open()
         for task, rows in ((late, 3), (late_too, 30)):
-            with pytest.raises(DeadlineError, match=f"before {rows} images were run; allow more time"):
+            with pytest.raises(DeadlineError, match=f"before {rows} images have run; allow more time"):
                 await answer_of(task)
         assert await answer_of(in_time) == [40, 42]
         assert await answer_of(running) == [0]

@@ -18,11 +18,11 @@ from tests.growth import growth
 
 
 class Queue(RowQueue):
-    """A queue of numbers, which remembers how many rows were late."""
+    """A queue of numbers, which remembers how many rows were late. A row takes `row_seconds`."""
 
-    def __init__(self, max_batch_size: int = 8) -> None:
+    def __init__(self, max_batch_size: int = 8, row_seconds: float = 0.0) -> None:
         self.late: list[int] = []
-        super().__init__(max_batch_size, self.late.append)
+        super().__init__(max_batch_size, self.late.append, lambda rows: rows * row_seconds)
 
     def submit(self, rows: range, *, arrived: float = 0.0, **ticket: Any) -> Submission:
         answer = asyncio.get_running_loop().create_future()
@@ -186,7 +186,7 @@ async def test_cancelled_and_late_submissions_leave_the_queue_and_late_rows_are_
     assert queue.is_empty
     assert queue.late == [30, 4]
     for submission, rows in ((late, 4), (late_and_long, 30)):
-        with pytest.raises(DeadlineError, match=f"before {rows} images were run; allow more time"):
+        with pytest.raises(DeadlineError, match=f"before {rows} images have run; allow more time"):
             submission.answer.result()
     assert not stays.answer.done()
 
@@ -222,3 +222,21 @@ async def test_the_oldest_arrival_is_found_in_a_time_that_does_not_grow_with_the
             assert queue.oldest_arrival() == 0
 
     assert growth(arrive, 250, 8) < 16
+
+
+async def test_rows_that_would_be_too_late_when_they_have_run_make_room_for_others() -> None:
+    """If all ran to their end when more arrives than can run, all would be a little too late."""
+    queue, now = Queue(row_seconds=10.0), time.monotonic()
+    hopeless = queue.submit(range(3), deadline=now + 29.0)
+    queue.submit(range(10, 13), deadline=now + 31.0)
+    assert queue.next_batch() == [10, 11, 12]
+    assert queue.late == [3]
+    with pytest.raises(DeadlineError, match="the deadline passes before 3 images have run"):
+        await hopeless.answer
+
+
+async def test_rows_that_wait_alone_run_whatever_their_deadline() -> None:
+    """How long rows take is learned from what runs."""
+    queue = Queue(row_seconds=10.0)
+    queue.submit(range(3), deadline=time.monotonic() + 5.0)
+    assert queue.next_batch() == [0, 1, 2]

@@ -64,11 +64,7 @@ def test_each_split_has_an_array_of_labels_and_columns_have_any_name(tmp_path: P
 @pytest.mark.parametrize(
     ("arrays", "names", "words"),
     [
-        (
-            {},
-            (),
-            "has no column that is known to hold labels; its columns are none: choose with --label-column",
-        ),
+        ({}, (), "has no labels; give images in a folder for each class, with a labels.csv"),
         ({"kind": ODD}, (), "its columns are 'kind': choose with --label-column"),
         ({"labels": ODD}, ("age",), "has no column of labels 'age'; its columns are 'labels'"),
         ({"labels": ODD[1:]}, (), r"are int64 \[59\]; they must be integers or words \[60\]"),

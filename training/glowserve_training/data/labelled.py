@@ -138,10 +138,15 @@ def _checked(data: str, names: Sequence[str], default: Sequence[str], there: Seq
     """The names of the columns to read: those that were asked for, each once, or the default.
 
     Raises:
-        DataError: one is not there, or there is no default.
+        DataError: one is not there, or none is, or there is no default.
     """
     chosen = list(dict.fromkeys(names or default))
-    listed = ", ".join(map(repr, there)) or "none"
+    if not there:
+        raise DataError(
+            f"data {data!r} has no labels; give images in a folder for each class, with a labels.csv, in a file with a "
+            "column of classes, or in an .npz file with an array of classes for each of images"
+        )
+    listed = ", ".join(map(repr, there))
     if not chosen:
         raise DataError(
             f"data {data!r} has no column that is known to hold labels; its columns are {listed}: choose with "
