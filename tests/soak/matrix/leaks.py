@@ -42,7 +42,7 @@ def _running_batch(internals: Internals) -> Callable[[], Any]:
 
 
 def _submission(internals: Internals) -> Callable[[], Any]:
-    queue = internals.batchers[0]._queue
+    queue = internals.batchers[1]._queue  # of another direction than Score's, whose dispatcher would run it
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     queue._short.append(Submission((), 1, 0.0, Ticket(), answer))
     return queue._short.clear
