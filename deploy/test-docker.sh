@@ -138,8 +138,8 @@ if [[ $torch == *+cpu ]]; then # where pip finds a wheel for CPUs: the default o
   [[ -e $work/data/models/digits/1/manifest.json ]]
 fi
 
-step "one core, 512 MiB, a read-only root, and no shell"
-docker run --detach --name glowserve-test-run --cpus 1 --memory 512m --read-only --tmpfs /tmp --cap-drop ALL \
+step "one core, 768 MiB, a read-only root, and no shell"
+docker run --detach --name glowserve-test-run --cpus 1 --memory 768m --read-only --tmpfs /tmp --cap-drop ALL \
   --volume /dev/null:/bin/sh:ro --volume /dev/null:/bin/bash:ro --volume "$DEMO:/models:ro" \
   --volume "$PWD/tests/deploy/programs:/programs:ro" glowserve:cpu >/dev/null
 within 60 docker exec glowserve-test-run python -m glowserve_service.healthcheck
