@@ -1,6 +1,6 @@
 """Sends requests of 30 MiB at once to a service in a small container; exit code 1 if it does not answer as it should.
 
-A few calls may fail as INTERNAL: where memory runs out, the system ends a process that decodes, in place of the service.
+A few calls may fail as INTERNAL: where memory runs out, the system ends a process that decodes, not the service.
 
 python large.py TARGET
 """
