@@ -109,11 +109,12 @@ class Batcher:
         self._on_batch = on_batch
         self._on_run = on_run
         self._on_drop = on_drop
-        self._pace = Pace()
+        self._pace = pace = Pace()
         self._queue = RowQueue(
             max_batch_size,
             lambda rows: on_drop(DEADLINE, rows),
-            lambda rows: self._pace.seconds(min(rows, max_batch_size), max_batch_size),
+            # Without `self`: the cycle would keep a closed model's engine in memory for a while.
+            lambda rows: pace.seconds(min(rows, max_batch_size), max_batch_size),
         )
         self._admission = Admission(
             self._queue, self._pace, share, max_batch_size=max_batch_size, max_queue_size=max_queue_size

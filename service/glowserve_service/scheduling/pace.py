@@ -18,34 +18,19 @@ class Pace:
     own_row_seconds: float = 0.0
     """The processor time per row of the thread that ran the batch."""
 
-    # Of the line through the batches, as rows and seconds: the mean of the rows, their variance, and the covariance.
-    _rows: float = 0.0
-    _variance: float = 0.0
-    _covariance: float = 0.0
-
     def add(self, rows: int, seconds: float, own_seconds: float) -> None:
         """Adds a batch that has run on one core."""
         weight = _NEWEST if self.batch_seconds else 1.0
-        more_rows, more_seconds = rows - self._rows, seconds - self.batch_seconds
-        self._rows += weight * more_rows
-        self._variance = (1 - weight) * (self._variance + weight * more_rows**2)
-        self._covariance = (1 - weight) * (self._covariance + weight * more_rows * more_seconds)
         self.row_seconds += weight * (seconds / rows - self.row_seconds)
-        self.batch_seconds += weight * more_seconds
+        self.batch_seconds += weight * (seconds - self.batch_seconds)
         self.own_row_seconds += weight * (own_seconds / rows - self.own_row_seconds)
 
     def seconds(self, rows: int, max_batch_size: int) -> float:
-        """How long rows take, one batch after another; 0 if no batch has run.
+        """The least time that rows take, one batch after another; 0 if no batch has run.
 
-        A batch takes a time of its own, and a time for each row. If all batches were of one size, that cannot be told
-        apart: the time per row is an overestimate after small batches, the time per batch after full ones, and the
-        smaller counts.
+        The time per row is an overestimate after small batches, the time per batch after full ones. The smaller counts.
         """
-        batches = math.ceil(rows / max_batch_size)
-        if self._variance == 0:
-            return min(rows * self.row_seconds, batches * self.batch_seconds)
-        each = min(max(0.0, self._covariance / self._variance), self.batch_seconds / self._rows)
-        return batches * (self.batch_seconds - each * self._rows) + rows * each
+        return min(rows * self.row_seconds, math.ceil(rows / max_batch_size) * self.batch_seconds)
 
     def rows_within(self, seconds: float, max_batch_size: int) -> int:
         """How many rows make a batch that surely takes no longer; one at least, and all if no batch has run."""

@@ -49,25 +49,3 @@ def test_a_batch_has_as_many_rows_as_surely_take_no_longer_than_is_left() -> Non
         32,
         32,
     ]
-
-
-def test_batches_of_two_sizes_tell_what_a_batch_costs_and_what_a_row() -> None:
-    """Two batches of 2 rows at 0.1 s each take 0.4 s, though the mean batch has 1.5 rows and takes 0.15."""
-    pace = Pace()
-    for rows in (1, 2) * 10:
-        pace.add(rows, 0.1 * rows, 0.1 * rows)
-    assert pace.seconds(4, 2) == pytest.approx(0.4)
-    assert pace.seconds(64, 32) == pytest.approx(6.4)
-    pace = Pace()
-    for rows in (1, 32) * 10:
-        pace.add(rows, 0.004 + 0.001 * rows, 0.1)
-    assert pace.seconds(16, 32) == pytest.approx(0.02)
-    assert pace.seconds(64, 32) == pytest.approx(2 * 0.036)
-
-
-def test_more_rows_that_take_less_time_do_not_make_rows_free() -> None:
-    pace = Pace()
-    for _ in range(5):
-        pace.add(1, 0.02, 0.02)
-        pace.add(8, 0.01, 0.01)
-    assert pace.seconds(8, 8) == pytest.approx(pace.batch_seconds)
