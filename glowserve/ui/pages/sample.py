@@ -36,9 +36,8 @@ async def _answer(client: AsyncClient, model: str, form: Form) -> Result:
     temperature, seed, n = (
         slider.read(form.fields.get(slider.name, "")) for slider in (_TEMPERATURE, _SEED, _N)
     )
-    class_name = form.fields.get(
-        f"class-{model}", ""
-    )  # the service refuses unknown ones, and lists those that there are
+    # The service refuses unknown ones, and lists those that there are.
+    class_name = form.fields.get(f"class-{model}", "")
     samples = await client.sample(
         int(n), temperature=temperature, seed=int(seed), class_name=class_name, model=model
     )

@@ -170,9 +170,8 @@ class FrontendLink:
         layout = held.layouts[place]
         rows, results = layout.views(self._memory.block(offset, layout.size(count)), count)
         answer = await held.model.lanes[DIRECTIONS[place]].run(*rows, ticket=ticket)
-        await copy(
-            answer.rows, results
-        )  # as a whole: once the request is answered, the block is another one's
+        # As a whole, even if the call is cancelled: once the request is answered, the block is another one's.
+        await copy(answer.rows, results)
         return b"".join(STAGE_TIME.pack(STAGES.index(t.stage), t.began, t.ended) for t in answer.times)
 
     def _cancel(self, content: bytes) -> None:
