@@ -29,6 +29,8 @@ class Load:
     """How many calls there were, those of the warm-up included."""
     processor_ms: float = math.nan
     """The processor time of the server for each of them, in milliseconds; NaN where there is no server."""
+    callers_ms: float = math.nan
+    """That of the callers, likewise."""
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,11 @@ class Results:
 
     def print_table(self) -> None:
         """Prints the medians of every row."""
-        print("\n| | images/s | p50 ms | p99 ms | processor ms a call |\n|---|---:|---:|---:|---:|")
+        print("\n| | images/s | p50 ms | p99 ms | processor ms a call | of its caller |")
+        print("|---|---:|---:|---:|---:|---:|")
         for row, loads in self._loads.items():
-            medians = (median(getattr(load, name) for load in loads) for name in _MEASURED)
-            print("| {} | {:.1f} | {:.2f} | {:.2f} | {:.3f} |".format(row, *medians))
+            medians = (median(getattr(load, name) for load in loads) for name in (*_MEASURED, "callers_ms"))
+            print("| {} | {:.1f} | {:.2f} | {:.2f} | {:.3f} | {:.3f} |".format(row, *medians))
         print()
 
     def print_ratio(self, row: str, base: str) -> None:

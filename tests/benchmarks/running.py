@@ -50,10 +50,15 @@ async def measure(server: Server, callers: tuple[int, ...], seconds: float) -> d
         found = {}
         for count in callers:
             async with connected(port, server.request, count) as calls:
-                before = processor_seconds(server_process())
+                before, callers_before = processor_seconds(server_process()), time.process_time()
                 measured = await load(calls, seconds)
                 spent = processor_seconds(server_process()) - before
-                found[count] = replace(measured, processor_ms=1000 * spent / measured.calls)
+                callers_spent = time.process_time() - callers_before
+                found[count] = replace(
+                    measured,
+                    processor_ms=1000 * spent / measured.calls,
+                    callers_ms=1000 * callers_spent / measured.calls,
+                )
         return found
 
 
