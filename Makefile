@@ -12,6 +12,8 @@ export GLOWSERVE_SHARED ?= ../shared
 PROTOS := $(wildcard protos/glowserve/*/*.proto)
 MODEL ?= out/cifar/models/cifar
 AGAINST = out/against/$(notdir $(MODEL:/=))
+# As pyproject.toml allows them. What users install today, unless they ask for other releases.
+NEWEST := 'grpcio<2' 'grpcio-status<2' 'grpcio-health-checking<2' 'grpcio-reflection<2' 'protobuf<8'
 SERVICES := $(wildcard protos/glowserve/*/*_service.proto)
 
 # The recipes are the presets for images of that size; FLAGS are for other ones, as in
@@ -87,6 +89,11 @@ test-frontends: $(INSTALLED)  ## the tests of the service and of the clients, wi
 		tests/service/front tests/service/models tests/service/observability tests/service/security \
 		tests/service/test_server_start.py tests/service/test_server_stop.py tests/service/test_last_answers.py
 
+test-newest: $(INSTALLED)  ## the tests of the service and of the clients with the newest gRPC and protobuf, which constraints.txt holds back: build/newest/
+	rm -rf build/newest
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/newest $(NEWEST)
+	PYTHONPATH=$(CURDIR)/build/newest $(BIN)/pytest --numprocesses 4 --dist loadfile tests/client tests/service
+
 test-ray: $(INSTALLED)  ## scores of a folder from a cluster of Ray on this machine: 250 MB more in .venv/
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/pytest tests/cli/bulk/test_ray_engine.py
@@ -136,4 +143,4 @@ clean:  ## remove what was made, .venv/ included
 	rm -rf $(VENV) $(GPU_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-frontends test-ray test-gpu-wheel lint protos check-protos release-protos test-docker clean
+.PHONY: help install demo train-mnist train-cifar bench ablate against tutorial test test-frontends test-newest test-ray test-gpu-wheel lint protos check-protos release-protos test-docker clean

@@ -30,6 +30,11 @@ class Call:
     """On the clock of `time.monotonic`, like the deadline."""
     deadline: float = math.inf
     """When the caller stops waiting."""
+    peer: str = ""
+    """Where the caller is, such as "ipv4:127.0.0.1:50000"."""
+    is_open: bool = True
+    """Whether gRPC still has the call. If not, most methods of its context crash the process with newer releases of
+    grpcio. A stream that its caller has left ends a little later than its call."""
     span: CallSpan | None = None
     images: int = 0
     """How many images it brought or asked for."""

@@ -212,7 +212,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
         async def both(_: Any, context: Any) -> AsyncIterator[bytes]:
             async with self._call(service, method, context) as call:
-                requests = Requests(context, self._stopping, call.holding)
+                requests = Requests(context, self._stopping, call)
                 messages = (read(request, call) async for request in requests)
                 async with aclosing(handler.stream_stream(messages, call)) as responses:
                     async for response in responses:  # one for each request, in their order
@@ -223,7 +223,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
         async def collect(_: Any, context: Any) -> bytes:
             async with self._call(service, method, context) as call:
-                requests = Requests(context, self._stopping, call.holding)
+                requests = Requests(context, self._stopping, call)
 
                 async def messages() -> AsyncIterator[Any]:
                     async for request in requests:
@@ -259,7 +259,9 @@ class CallMiddleware(grpc.GenericRpcHandler):
 
     def _begin(self, service: str, method: str, context: Any) -> Call:
         metadata = dict(context.invocation_metadata())
-        call = Call(method, request_id(metadata.get(REQUEST_ID)), holding=Holding(self.received))
+        call = Call(
+            method, request_id(metadata.get(REQUEST_ID)), peer=context.peer(), holding=Holding(self.received)
+        )
         if self._traces:
             call.span = self._traces.begin(f"{service}/{method}", metadata)
         # gRPC computes the time that is left from the wall clock: if that has just jumped forward, 0 is left. gRPC ends
@@ -272,7 +274,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
         # The task ends when gRPC has written the answer. The context's own callbacks would be part of a cycle of
         # references that keeps the call alive.
         if task := asyncio.current_task():
-            task.add_done_callback(self._close)
+            task.add_done_callback(functools.partial(self._close, call))
         self._in_flight += 1
         self._change.set()
         return call
@@ -280,24 +282,25 @@ class CallMiddleware(grpc.GenericRpcHandler):
     async def _end(self, call: Call, context: Any, error: BaseException | None) -> None:
         """Makes a status of the error that ends a call, if there is one."""
         if error is None:
-            self._finish(call, grpc.StatusCode.OK, context)
+            self._finish(call, grpc.StatusCode.OK)
         elif isinstance(error, GlowserveError):
-            self._finish(call, status_of(error), context, str(error))
-            await _abort(context, error, str(error))
+            self._finish(call, status_of(error), str(error))
+            await _abort(call, context, error, str(error))
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             codes = grpc.StatusCode
             late = _was_late(call, context)
-            self._finish(call, codes.DEADLINE_EXCEEDED if late else codes.CANCELLED, context)
+            self._finish(call, codes.DEADLINE_EXCEEDED if late else codes.CANCELLED)
         elif isinstance(error, Exception):
             log.error("%s failed", call.method, exc_info=error)
-            self._finish(call, grpc.StatusCode.INTERNAL, context, INTERNAL_ERROR)
-            await _abort(context, error, INTERNAL_ERROR)
+            self._finish(call, grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+            await _abort(call, context, error, INTERNAL_ERROR)
 
-    def _close(self, _task: Any) -> None:
+    def _close(self, call: Call, _task: Any) -> None:
+        call.is_open = False
         self._open_calls -= 1
         self._change.set()
 
-    def _finish(self, call: Call, code: grpc.StatusCode, context: Any, message: str = "") -> None:
+    def _finish(self, call: Call, code: grpc.StatusCode, message: str = "") -> None:
         """Counts, logs and traces a call, before its caller learns of its end."""
         seconds = time.monotonic() - call.began
         model, ok = call.model, code is grpc.StatusCode.OK
@@ -325,7 +328,7 @@ class CallMiddleware(grpc.GenericRpcHandler):
                     code=code.name,
                     seconds=seconds,
                     stages={**call.seconds},
-                    peer=context.peer(),
+                    peer=call.peer,
                     message=shortened(message, LONGEST_MESSAGE),
                 ),
             )
@@ -376,9 +379,11 @@ def _was_late(call: Call, context: Any) -> bool:
     return is_late(call.deadline, call.began)
 
 
-async def _abort(context: Any, error: Exception, message: str) -> None:
+async def _abort(call: Call, context: Any, error: Exception, message: str) -> None:
     """Ends a call with the status and the details of an error. The trailing metadata that it has are kept."""
     free_frames(error)
+    if not call.is_open:  # its caller has left a stream, and this is the end of that
+        return
     message = message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore")
     metadata = (*context.trailing_metadata(), *trailing_metadata(error, message))
     await context.abort(status_of(error), message, metadata)

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from glowserve_service.front.received import Holding
+from glowserve_service.front.call import Call
 
 
 class Requests:
@@ -17,13 +17,13 @@ class Requests:
     Args:
         context: gRPC's.
         stopping: set when the server stops.
-        holding: the call's. While there is no room for more requests, none is read.
+        call: whose requests they are. While there is no room for more of them, none is read.
     """
 
-    def __init__(self, context: Any, stopping: asyncio.Event, holding: Holding) -> None:
+    def __init__(self, context: Any, stopping: asyncio.Event, call: Call) -> None:
         self._context = context
         self._stopping = stopping
-        self._holding = holding
+        self._call = call
         self.cut_short = False
         """Whether the server stopped before the caller had ended the stream."""
 
@@ -45,5 +45,5 @@ class Requests:
             stopping.cancel()
 
     async def _next(self) -> Any:
-        await self._holding.room()
-        return await self._context.read()
+        await self._call.holding.room()
+        return await self._context.read() if self._call.is_open else grpc.aio.EOF
