@@ -1,4 +1,4 @@
-"""Streams that their callers have left: they end a little later than their calls, whose contexts gRPC has freed by then.
+"""Streams that their callers have left: they end later than their calls, whose contexts gRPC has freed by then.
 
 Newer releases of grpcio than that of constraints.txt crash the process if such a context is used.
 """
