@@ -19,6 +19,7 @@ from glowserve.runtime.graphs import MAX_GRAPH_BYTES
 from glowserve.runtime.manifest import (
     CALIBRATION,
     CHECKSUM,
+    CLASS_CALIBRATION,
     FLOW,
     MANIFEST,
     MODEL_NAME,
@@ -226,7 +227,7 @@ def fingerprint(path: Path) -> Fingerprint:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    numbers = (CALIBRATION, PLACES, ATTRIBUTES)
+    numbers = (CALIBRATION, CLASS_CALIBRATION, PLACES, ATTRIBUTES)
     return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, FORWARD, REVERSE, EXPLAIN, *numbers))
 
 
