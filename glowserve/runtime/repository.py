@@ -9,6 +9,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -59,7 +60,7 @@ class Bundle:
         """How pictures are converted to the model's images."""
         return preparation_of(self.manifest.preparation)
 
-    @property
+    @cached_property  # each batch asks for them, and there may be a thousand
     def classes(self) -> list[str]:
         """The names of the classes of a class-conditional model, in the order of its graphs; empty of other models."""
         return [each.name for each in self.manifest.flow.classes]
