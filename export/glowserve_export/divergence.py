@@ -49,9 +49,8 @@ def _diverging_layer(bundle: Bundle, graph: str, inputs: dict[str, Any], layers:
     worst, growth, before = None, _MIN_GROWTH, _ROUNDING
     for (name, reference), output in zip(expected.items(), outputs, strict=True):
         error = float(np.abs(output - reference).max() / (np.abs(reference).max() + 1e-30))
-        if not np.isfinite(
-            error
-        ):  # then all later layers are not finite either, and their errors mean nothing
+        if not np.isfinite(error):
+            # Neither are all later layers, and their errors mean nothing.
             worst = worst or name
             break
         if error > growth * before:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glowserve.files import publish_directory, staging_directory
 from glowserve.runtime.attributes import bundle_attributes
-from glowserve.runtime.calibration import open_scorer
+from glowserve.runtime.calibration import open_class_scorer, open_scorer
 from glowserve.runtime.repository import Bundle, open_bundle
 from glowserve.v1 import manifest_pb2
 from glowserve_export.manifest import manifest_files
@@ -54,6 +54,7 @@ def publish(bundle: Bundle) -> Bundle:
 def _check(bundle: Bundle) -> None:
     """Nothing is published that could not be opened."""
     open_scorer(bundle)
+    open_class_scorer(bundle)
     bundle_attributes(bundle)
 
 

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from glowserve.runtime.engine import Engine
     from glowserve.runtime.errors import GlowserveError
     from glowserve.runtime.explanation import Explainer
+    from glowserve.runtime.manifest import CALIBRATION, CLASS_CALIBRATION
     from glowserve.runtime.repository import PLACES, newest_bundle
 
     try:
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         engine = Engine(bundle, RuntimeConfig(device=args.device))
         check_canary(engine, bundle)
         check_n_bits(engine, bundle)
-        bundle_calibration(bundle)
+        for name in (CALIBRATION, CLASS_CALIBRATION):
+            bundle_calibration(bundle, name)
         bundle_attributes(bundle)
         if bundle.has(PLACES):
             Explainer(bundle, engine).open()

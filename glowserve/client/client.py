@@ -36,7 +36,7 @@ class Client:
     unavailable, a call is retried up to four times with growing pauses. If it refuses a call and says when to come
     back, as it does when its queue is full, the call is retried until its timeout.
 
-    A client can be pickled; the copy has its settings, also the token, and connects anew. A child process of
+    A client can be pickled; the copy has its settings, also the token, and connects again. A child process of
     `os.fork` may use clients, too, unless a call was under way at the fork: then every call raises RuntimeError.
 
     Shapes: N images, H W C of the model, D = H * W * C.

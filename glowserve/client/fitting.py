@@ -28,7 +28,7 @@ Refused: TypeAlias = Callable[[int, str], None]
 """Is told of an image that is left out: its position among the images without a response, and why it was refused."""
 
 # How messages of the service begin that name an image of a request by its index.
-_INDEX = re.compile(r"^(images\.encoded\.data\[|images: image |latents: row )(\d+)")
+_INDEX = re.compile(r"^(images\.encoded\.data\[|images: image |latents: row |classes\[)(\d+)")
 # How a message of the service begins that refuses one image of a request.
 _IN_REQUEST = re.compile(r"^images\.encoded\.data\[(\d{1,9})\]: ")
 # A service that fails at so many single images, and answers none between, fails at all of them.

@@ -57,9 +57,8 @@ class Attributes:
         start, direction = latent.astype(np.float64), self.directions[own].sum(axis=0, dtype=np.float64)
         path = np.empty((len(strengths), len(latent)), np.float32)
         with np.errstate(over="ignore"):
-            for row, strength in zip(
-                path, strengths, strict=True
-            ):  # all at once would take four times the memory
+            # All at once would take four times the memory.
+            for row, strength in zip(path, strengths, strict=True):
                 row[:] = start + strength * direction
         return path
 

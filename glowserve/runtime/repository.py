@@ -9,6 +9,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from glowserve.runtime.graphs import MAX_GRAPH_BYTES
 from glowserve.runtime.manifest import (
     CALIBRATION,
     CHECKSUM,
+    CLASS_CALIBRATION,
     FLOW,
     MANIFEST,
     MODEL_NAME,
@@ -58,7 +60,7 @@ class Bundle:
         """How pictures are converted to the model's images."""
         return preparation_of(self.manifest.preparation)
 
-    @property
+    @cached_property  # each batch asks for them, and there may be a thousand
     def classes(self) -> list[str]:
         """The names of the classes of a class-conditional model, in the order of its graphs; empty of other models."""
         return [each.name for each in self.manifest.flow.classes]
@@ -226,7 +228,7 @@ def fingerprint(path: Path) -> Fingerprint:
             *(found.st_mode, found.st_uid, found.st_gid),  # it may be readable now
         )
 
-    numbers = (CALIBRATION, PLACES, ATTRIBUTES)
+    numbers = (CALIBRATION, CLASS_CALIBRATION, PLACES, ATTRIBUTES)
     return tuple(state(name) for name in (MANIFEST, CHECKSUM, FLOW, FORWARD, REVERSE, EXPLAIN, *numbers))
 
 

@@ -94,11 +94,11 @@ async def _read(reader: MultipartReader) -> Form:
         if part.filename is None:
             if len(fields) == _MOST_FIELDS:
                 raise FormError(f"the form has more than {_MOST_FIELDS} fields: send it from the page")
-            fields.add(name, (await _bytes(part, _FIELD_BYTES)).decode(errors="replace"))
+            fields.add(name, (await _bytes(part, _FIELD_BYTES, _too_long(name))).decode(errors="replace"))
         elif part.filename:  # it is empty if no file was chosen
             if len(pictures) == MOST_PICTURES:
                 raise FormError(too_many(), 413)
-            data = await _bytes(part, MOST_BYTES - size)
+            data = await _bytes(part, MOST_BYTES - size, too_large())
             size += len(data)
             pictures.append(
                 Upload(name, shortened(printable(_file_name(part.filename)), _NAME_CHARACTERS), data)
@@ -106,19 +106,23 @@ async def _read(reader: MultipartReader) -> Form:
     return Form(fields, tuple(pictures))
 
 
-async def _bytes(part: BodyPartReader, most: int) -> bytes:
-    """The content of a part."""
+async def _bytes(part: BodyPartReader, most: int, refusal: str) -> bytes:
+    """The content of a part, of so many bytes at most; with more it is refused."""
     content = bytearray()
     while chunk := await part.read_chunk():
         content += chunk
         if len(content) > most:
-            raise FormError(too_large(), 413)
+            raise FormError(refusal, 413)
     return bytes(content)
 
 
 def _file_name(path: str) -> str:
     """The name of a file without its folders, of any system."""
     return path.replace("\\", "/").rpartition("/")[2]
+
+
+def _too_long(name: str) -> str:
+    return f"the field {shortened(name, 40)!r} has more than {_FIELD_BYTES} bytes: send it from the page"
 
 
 def too_many() -> str:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from glowserve.client.async_client import AsyncClient
 from glowserve.images import Preparation
+from glowserve.messages import preparation_of
 from glowserve.results import ModelInfo
 from glowserve.v1.manifest_pb2 import Manifest
 
@@ -60,12 +61,12 @@ async def describe(client: AsyncClient, name: str) -> Model:
 
 
 def _model(manifest: Manifest) -> Model:
-    image, preparation = manifest.image, manifest.preparation
+    image = manifest.image
     return Model(
         name=manifest.model,
         version=manifest.version,
         shape=(image.height, image.width, image.channels),
-        preparation=Preparation(preparation.filter, preparation.background),
+        preparation=preparation_of(manifest.preparation),
         calibration=np.sort(np.array(manifest.calibration.bits_per_dim)),
         has_p_values=_CALIBRATION in {file.name for file in manifest.files},
     )

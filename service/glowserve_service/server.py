@@ -24,8 +24,8 @@ from glowserve_service.security.access import warning
 from glowserve_service.security.certificates import Certificates
 from glowserve_service.security.tokens import Tokens
 
-# The process ends so long after `drain_seconds`, whatever hangs: more than the sum of the times above, of the two
-# seconds that decoders get, and of the second each that hanging models and the log get.
+# The process ends so long after `drain_seconds`, whatever hangs: more than the sum of the times that `front.py` and
+# `closers.py` have, of the two seconds that decoders get, and of the second each that hanging models and the log get.
 _MOST_STOP_SECONDS = 9.0
 
 _CERTIFICATE_SECONDS = 86_400.0

@@ -10,7 +10,7 @@ Another checkout, installed in an environment of its own, beside this one:
         --only ours,old --seconds 4 --rounds 5    # six minutes
 
 Each caller calls Score with one raw image (or --images), and waits for the answer before the next call. Callers and
-server share the machine's cores. In each round, every server is started anew and measured alone; every other round goes
+server share the machine's cores. In each round, each server is started again and measured alone; every other round goes
 through the servers in reverse order. Processor time is that of all processes of a server, without its callers. The
 other servers are installed from PyPI into out/bench/; of the settings that are tried for each, the fastest is measured.
 For quiet machines only; Linux.

@@ -29,7 +29,7 @@ from glowserve.client.errors import RequestError
 from glowserve.oip import grpc_service_pb2, grpc_service_pb2_grpc
 from glowserve.runtime import manifest
 from glowserve.runtime.errors import BundleError
-from glowserve.runtime.repository import Bundle, newest_bundle, open_bundle
+from glowserve.runtime.repository import Bundle, fingerprint, newest_bundle, open_bundle
 from tests import servers
 from tests.ui.http_requests import ask
 from tests.ui.serving import serve_pages
@@ -182,6 +182,8 @@ def test_an_unknown_class_is_refused_with_those_that_there_are(
     with pytest.raises(RequestError, match=listed) as refused:
         client.score(held_out.test[:2], classes=["1", "cat"])
     assert (refused.value.code, refused.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "classes[1]")
+    with pytest.raises(RequestError, match=r"classes\[70\] is 'cat'"):  # in the second call
+        client.score(np.concatenate([held_out.test] * 2), classes=[*["1"] * 70, "cat", *["1"] * 287])
     with pytest.raises(RequestError, match=listed) as refused:
         client.sample(2, class_name="cat")
     assert (refused.value.code, refused.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "class_name")
@@ -324,6 +326,18 @@ def test_a_calibration_with_unlabelled_images_has_none_given_classes(
             client.score(held_out.test[:1], classes="1")
         assert refused.value.reason == "NOT_CALIBRATED"
         assert client.score(held_out.test[:1], scores=["log_posterior"]).log_posterior is not None
+
+
+def test_a_changed_calibration_given_classes_is_refused_and_changes_the_fingerprint(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = tmp_path / "digits" / "1"
+    shutil.copytree(models / "digits" / "1", version)
+    before, file = fingerprint(version), version / "class_calibration.npz"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert fingerprint(version) != before
+    assert main(["verify", str(version), "--device", "cpu"]) == 1
+    assert "class_calibration.npz is not the file that was exported" in capsys.readouterr().err
 
 
 def test_a_version_with_attributes_has_the_classes_still(

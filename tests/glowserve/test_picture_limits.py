@@ -182,7 +182,7 @@ def test_deep_grey_of_any_proportions_is_converted_soon(size: tuple[int, int]) -
 def peak_memory(function: Callable[[], object]) -> int:
     """The most memory that a function takes at a time, in bytes."""
     process = Path("/proc/self")
-    (process / "clear_refs").write_text("5")  # the peak begins anew
+    (process / "clear_refs").write_text("5")  # the peak begins again
     before, after = (re.compile(rf"{name}:\s+(\d+) kB") for name in ("VmRSS", "VmHWM"))
     held = before.search((process / "status").read_text())
     function()

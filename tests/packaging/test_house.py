@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md shows who imports whom: its diagrams are the imports, and files stay short."""
+"""CONTRIBUTING.md's diagrams are the imports, and files stay short."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from PIL import Image
 
 import glowserve
 from glowserve.cli import main
-from glowserve.images import Preparation, UInt8Array, encode_png, open_encoded, prepare
+from glowserve.images import Preparation, UInt8Array, decode_png, encode_png, open_encoded, prepare
 from glowserve.runtime import manifest as manifests
 from glowserve.runtime.errors import BundleError
 from glowserve.runtime.repository import Bundle, newest_bundle, open_bundle
 from tests.servers import run_server
+from tests.ui.data_urls import data_of
+from tests.ui.http_requests import post
+from tests.ui.serving import serve_pages
 
 SHAPE = (4, 12, 4)
 PADDING = Preparation(fit="pad")
@@ -119,6 +123,16 @@ def test_an_explanation_has_the_height_and_the_width(client: glowserve.Client) -
     explained = client.explain(_prepared(_files()))
 
     assert explained.deviations.shape == (len(EXTREME), *SHAPE[:2])
+
+
+def test_the_page_of_scores_shows_pictures_as_the_model_sees_them(wide_server: Server) -> None:
+    files = _files()
+    with serve_pages(f"localhost:{wide_server.port}") as url:
+        page = post(url, "/score", [("pictures", f"{i}.png", file) for i, file in enumerate(files)]).text
+    shown = re.findall(r'<img src="([^"]+)" alt="(\d)\.png, as the model sees it">', page)
+    assert sorted(int(i) for _, i in shown) == list(range(len(files)))
+    for source, i in shown:
+        np.testing.assert_array_equal(decode_png(data_of(source)), _prepared(files)[int(i)])
 
 
 def test_an_array_with_height_and_width_exchanged_is_refused(client: glowserve.Client) -> None:

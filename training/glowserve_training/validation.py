@@ -65,7 +65,7 @@ class Validation(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begins to count anew where an extension begins."""
+        """Counts validations without an improvement from 0 where an extension begins."""
         step = trainer.global_step
         if step != part_of(self._config, step).begin:
             return

@@ -116,7 +116,7 @@ class Journal:
         elif _line(asdict(found)) != _line(asdict(header)):
             raise Failure(
                 f"{self._name} is what is left of a run with {_described(found)}; this one has {_described(header)}. "
-                "Go on with the same, or delete it to begin anew",
+                "Go on with the same, or delete it to begin again",
                 2,
             )
 

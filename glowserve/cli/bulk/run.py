@@ -20,6 +20,7 @@ from glowserve.cli.bulk.worst import MOST, Ranked, as_json, draw_sheet, ranking,
 from glowserve.cli.failure import Failure
 from glowserve.cli.pictures import GivenPictures
 from glowserve.cli.target import Target, open_target
+from glowserve.messages import preparation_of
 from glowserve.output import counted, printable, say
 
 
@@ -70,13 +71,15 @@ def score_to_file(
     sheet, counts = _sheet(args.out), Counts()
     files = GivenPictures(args.files, own=(args.out, sheet))
     with open_target(args) as target:
-        header = _header(target, columns, wanted)
+        # The version is the one that is served now: a file has scores of one alone.
+        manifest = target.client.manifest(model=target.model)
+        header = Header(manifest.model, manifest.version, list(columns), dict(wanted))
         with Journal(args.out, header) as journal:
             _fill(journal, args, target, files, header)
             write(args.out, header, counts.passing(journal.rows(), columns))
             worst = worst_of(journal.rows(), columns, args.worst) if args.worst else []
             if args.worst:
-                draw_sheet(worst, sheet)
+                draw_sheet(worst, sheet, preparation_of(manifest.preparation).bits_used)
             journal.delete()
     _print(args, header, counts, worst)
     files.report_left_out()
@@ -100,12 +103,6 @@ def _check(args: argparse.Namespace) -> None:
 def _sheet(out: Path) -> Path:
     """The contact sheet of the worst pictures, beside a file of scores."""
     return out.with_name(f"{out.stem}-worst.png")
-
-
-def _header(target: Target, columns: Sequence[str], wanted: Mapping[str, Any]) -> Header:
-    """What all rows have in common. The version is the one that is served now: a file has scores of one alone."""
-    manifest = target.client.manifest(model=target.model)
-    return Header(manifest.model, manifest.version, list(columns), dict(wanted))
 
 
 def _fill(

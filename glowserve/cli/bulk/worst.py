@@ -78,8 +78,14 @@ def shown(score: Value) -> str:
     return f"{score:.4g}" if isinstance(score, float) else "unknown"
 
 
-def draw_sheet(pictures: Sequence[Ranked], path: Path) -> None:
-    """Draws pictures row by row, each above its rank and its score. One that cannot be read any more stays grey."""
+def draw_sheet(pictures: Sequence[Ranked], path: Path, bits_used: int) -> None:
+    """Draws pictures row by row, each above its rank and its score. One that cannot be read any more stays grey.
+
+    Args:
+        pictures: the pictures.
+        path: of the sheet, a PNG file.
+        bits_used: of 16-bit grey, as the model has it; see `Preparation`.
+    """
     columns = min(len(pictures), _COLUMNS) or 1
     rows = -(-len(pictures) // columns)
     width, height = _SIDE + _MARGIN, _SIDE + _CAPTION + _MARGIN
@@ -87,17 +93,18 @@ def draw_sheet(pictures: Sequence[Ranked], path: Path) -> None:
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
         left, top = _MARGIN + i % columns * width, _MARGIN + i // columns * height
-        sheet.paste(to_pil(_thumbnail(picture.path)), (left, top))
+        sheet.paste(to_pil(_thumbnail(picture.path, bits_used)), (left, top))
         draw.text((left, top + _SIDE + 2), f"{i + 1}:  {shown(picture.score)}", fill="black")
     with atomic_write(path) as file:
         sheet.save(file, "PNG")
 
 
-def _thumbnail(path: str) -> UInt8Array:
+def _thumbnail(path: str, bits_used: int) -> UInt8Array:
     """The middle of a picture, [_SIDE, _SIDE, 3]."""
     try:
         with open_encoded(read_picture(path)) as picture:
             small = max(picture.size) <= _SIDE
-            return prepare(picture, _SIDE, _SIDE, 3, Preparation("nearest" if small else "bicubic"))
+            rule = Preparation("nearest" if small else "bicubic", bits_used=bits_used)
+            return prepare(picture, _SIDE, _SIDE, 3, rule)
     except (InvalidImageError, OSError):
         return np.full((_SIDE, _SIDE, 3), 192, np.uint8)

@@ -240,6 +240,8 @@ class Batcher:
 
         A batch of a few short rows takes nearly as much processor time as one of twice as many.
         """
+        if not self._running:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_MOST_BESIDE_SECONDS):
                 while self._running and not self._is_worth_a_core():

@@ -38,10 +38,8 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Answers requests until the service closes the socket."""
     memory, seconds, parent = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a stopping service still finishes calls; it ends this process
+    # A stopping service still finishes calls; it ends this process.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # even while it decodes, and cannot see that the socket was closed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -48,9 +48,8 @@ class ReloadedFiles(Generic[T]):
         except ValueError as error:
             log.error("changed files are not used, those read before are: %s", error)
         else:
-            if (
-                self._state() != state
-            ):  # perhaps some files are old and some new; the next call reads them again
+            if self._state() != state:
+                # Perhaps some files are old and some new; the next call reads them again.
                 return
             self._value = value
             log.info("read again: %s", names)

@@ -33,7 +33,7 @@ def test_the_sheet_shows_each_picture_at_its_rank(tmp_path: Path) -> None:
         to_pil(np.full((9 + 300 * i, 30, 3), colour, np.uint8)).save(tmp_path / f"{i}.png")
     pictures = [Ranked(str(tmp_path / f"{i}.png"), i / 7) for i in range(3)]
     pictures.insert(1, Ranked(str(tmp_path / "gone.png"), 0.1))
-    draw_sheet(pictures * 4, tmp_path / "sheet.png")
+    draw_sheet(pictures * 4, tmp_path / "sheet.png", 16)
     with Image.open(tmp_path / "sheet.png") as sheet:
         middles = [sheet.getpixel((8 + 136 * i + 64, 8 + 64)) for i in range(4)]
         assert middles == [colours[0], (192, 192, 192), colours[1], colours[2]]
@@ -42,7 +42,14 @@ def test_the_sheet_shows_each_picture_at_its_rank(tmp_path: Path) -> None:
         assert captions.min() < 100
 
 
+def test_the_sheet_shows_pictures_that_use_12_of_16_bits_as_the_model_takes_them(tmp_path: Path) -> None:
+    Image.fromarray(np.full((30, 30), 2048, np.uint16)).save(tmp_path / "deep.png")
+    draw_sheet([Ranked(str(tmp_path / "deep.png"), 0.5)], tmp_path / "sheet.png", 12)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((8 + 64, 8 + 64)) == (128, 128, 128)
+
+
 def test_a_sheet_of_nothing_is_a_picture(tmp_path: Path) -> None:
-    draw_sheet([], tmp_path / "sheet.png")
+    draw_sheet([], tmp_path / "sheet.png", 16)
     with Image.open(tmp_path / "sheet.png") as sheet:
         sheet.load()

@@ -106,7 +106,7 @@ def test_few_images_give_a_density_that_knows_them_from_far_ones(rng: np.random.
 @pytest.mark.parametrize("n", [2, 30])
 def test_a_poor_fit_costs_no_validity(rng: np.random.Generator, n: int) -> None:
     images, found = 19, []
-    for _ in range(600):  # the calibration is drawn anew each time
+    for _ in range(600):  # another calibration is drawn each time
         fitted = density.fit_density(random_parts(rng, n), D)
         oddness = fitted.oddness(random_parts(rng, images + 1), D)
         found.append(p_values(oddness[:1], np.sort(oddness[1:]))[0])

@@ -1,4 +1,4 @@
-"""TLS: who trusts whom, clients with certificates, and certificates that are renewed while a server runs."""
+"""TLS: which certificates are trusted, those of clients, and those that are renewed while a server runs."""
 
 from __future__ import annotations
 

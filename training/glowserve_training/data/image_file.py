@@ -34,7 +34,7 @@ class ImageFile:
 
     Args:
         folder: FOLDER; made if needed.
-        key: what the images are made from, as JSON; a file with another key is written anew.
+        key: what the images are made from, as JSON; a file with another key is replaced.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class ImageFile:
         unreadable: UnreadableImages,
         labels: Sequence[int] = (),
     ) -> None:
-        """Writes the file anew.
+        """Writes the file, in place of an older one.
 
         Args:
             images: the images, each uint8 [H, W, C].
