@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 from glowserve_training.data import DataConfig, HeldOutImages, load_held_out, load_unseen, read_held_out
@@ -71,9 +72,11 @@ def _with_labels(
         say: called with a warning if it has none.
 
     Raises:
-        DataError: the column that the user has chosen cannot be used.
+        DataError: the column that the user has chosen cannot be used, or the data is the file of a run with other
+            classes.
     """
-    if read_held_out(Path(config.data)) is not None:  # it has the labels, too
+    if (kept := read_held_out(Path(config.data))) is not None:  # it has the labels, too
+        _check_kept(kept, config.data, classes, column)
         return config
     unlabelled = replace(config, label_column=None, classes=())
     if not classes:
@@ -90,6 +93,21 @@ def _with_labels(
         say(f"warning: scores given a class are left out, since they take labelled images: {error}")
         return unlabelled
     return labelled
+
+
+def _check_kept(kept: HeldOutImages, data: str, classes: Sequence[str], column: str | None) -> None:
+    """Checks that the labels of a file that a run kept are those of a model. Older files have no names of classes."""
+    if column is not None:
+        raise DataError(f"label_column is {column!r}, and {data!r} has one kind of labels; leave it out")
+    if not (kept.classes and classes):
+        return
+    quoted = zip_longest(map(repr, kept.classes), map(repr, classes), fillvalue="missing")
+    for number, (theirs, ours) in enumerate(quoted):
+        if theirs != ours:
+            raise DataError(
+                f"class {number} is {theirs} in {data!r} and {ours} in the model: give the held_out.npz of its own "
+                "run, or other data, with --data"
+            )
 
 
 def load_held_out_images(source: Source, config: DataConfig, say: Callable[[str], None]) -> HeldOutImages:

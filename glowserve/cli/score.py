@@ -16,7 +16,7 @@ from glowserve.cli.failure import Failure
 from glowserve.cli.heat_maps import DrawnPicture, HeatMaps, check_folder, outliers
 from glowserve.cli.picture_tables import open_picture
 from glowserve.cli.pictures import GivenPictures, explanation
-from glowserve.cli.target import Target, add_target_arguments, open_target
+from glowserve.cli.target import add_target_arguments, open_target
 from glowserve.client.requests import ScoreArguments
 from glowserve.output import counted, printable
 from glowserve.results import ImageError
@@ -138,7 +138,12 @@ def run(args: argparse.Namespace) -> int:
         maps = HeatMaps(args.explain, target) if args.explain else None
         pictures: Iterable[Any] = maps.open(files) if maps else map(open_picture, files)
         wanted |= {"version": maps.version} if maps else {}
-        lines = _Lines(width, _classes(target) if "log_posterior" in wanted.get("scores", ()) else ())
+        classes: Sequence[str] = ()
+        if "log_posterior" in wanted.get("scores", ()) and not args.json:
+            manifest = target.client.manifest(model=target.model, version=wanted.get("version", 0))
+            # Their names are those of one version, which a new one must not replace meanwhile.
+            wanted["version"], classes = manifest.version, [each.name for each in manifest.flow.classes]
+        lines = _Lines(width, classes)
         for scores in target.client.iter_scores(pictures, model=target.model, **wanted):
             drawn = maps.draw(scores) if maps else [None] * len(scores)
             for error in scores.errors:
@@ -178,11 +183,6 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
         "importance_samples": args.importance_samples,
     }
     return {name: value for name, value in wanted.items() if value is not None}
-
-
-def _classes(target: Target) -> list[str]:
-    """The names of the model's classes, in the order of `log_posterior`."""
-    return [each.name for each in target.client.manifest(model=target.model).flow.classes]
 
 
 def _check_explain(args: argparse.Namespace) -> None:

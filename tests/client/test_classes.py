@@ -17,7 +17,7 @@ from glowserve_export.bundle import export
 from glowserve_export.source import load_glowserve_checkpoint
 from glowserve_export.triton import write_triton
 from glowserve_service.server import Server
-from glowserve_training.data import load_held_out
+from glowserve_training.data import load_held_out, read_held_out, write_held_out
 from glowserve_training.data.held_out import HeldOutImages
 from glowserve_training.hardware import Hardware
 from glowserve_training.presets import run_config
@@ -326,6 +326,25 @@ def test_a_calibration_with_unlabelled_images_has_none_given_classes(
             client.score(held_out.test[:1], classes="1")
         assert refused.value.reason == "NOT_CALIBRATED"
         assert client.score(held_out.test[:1], scores=["log_posterior"]).log_posterior is not None
+
+
+def test_held_out_images_of_a_run_with_other_classes_calibrate_nothing(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = read_held_out(models.parent / "run" / "held_out.npz")
+    assert kept is not None
+    assert tuple(kept.classes) == NAMES
+    other, bundle = tmp_path / "held_out.npz", str(models / "digits" / "1")
+    for classes, problem in (
+        ((*NAMES[:3], "cat", *NAMES[4:]), f"class 3 is 'cat' in {str(other)!r} and '3' in the model"),
+        (NAMES[:9], f"class 9 is missing in {str(other)!r} and '9' in the model"),
+    ):
+        write_held_out(kept, other, classes)
+        assert main(["calibrate", bundle, "--data", str(other)]) == 2
+        assert problem in capsys.readouterr().err
+    write_held_out(kept, other, NAMES)
+    assert main(["calibrate", bundle, "--data", str(other), "--label-column", "digit"]) == 2
+    assert "has one kind of labels; leave it out" in capsys.readouterr().err
 
 
 def test_a_changed_calibration_given_classes_is_refused_and_changes_the_fingerprint(

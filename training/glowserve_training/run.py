@@ -107,7 +107,7 @@ def _train(
     )
     if not is_rank_zero():
         return
-    keep_held_out(images, directory.path)
+    keep_held_out(images, directory.path, config.data.classes)
     model = module.model.cpu().eval()
     best = _final_metrics(model, fitted.best, images)
     if not all(map(math.isfinite, best.values())):

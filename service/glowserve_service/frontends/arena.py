@@ -44,11 +44,15 @@ async def copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:
         _copy(arrays, places)
         return
     copying = asyncio.ensure_future(asyncio.to_thread(_copy, arrays, places))
-    try:
-        await asyncio.shield(copying)
-    except asyncio.CancelledError:
-        await copying
-        raise
+    cancelled = False
+    while not copying.done():  # a block that is freed meanwhile would be another call's
+        try:
+            await asyncio.wait({copying})
+        except asyncio.CancelledError:
+            cancelled = True
+    copying.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _copy(arrays: Sequence[Array], places: Sequence[Array]) -> None:

@@ -6,6 +6,7 @@ and one engine process could feed four to five. On a GPU, calls keep the cores b
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -24,13 +25,13 @@ def with_frontends(config: ServiceConfig) -> ServiceConfig:
     """The settings with a number of front-ends that suits the machine, unless they have one."""
     if config.frontends:
         return config
-    return replace(config, frontends=frontends_for(cores(), memory_limit(), has_gpu=_has_gpu(config)))
+    return replace(config, frontends=frontends_for(cores(), _memory(), has_gpu=_has_gpu(config)))
 
 
 def reason(config: ServiceConfig) -> str:
     """Why `with_frontends` has chosen the number that these settings have, for the log."""
     facts = [f"{cores()} cores"]
-    if (memory := memory_limit()) < _MOST * _MEMORY_EACH:
+    if (memory := _memory()) < _MOST * _MEMORY_EACH:
         facts.append(f"{memory / 2**30:.3g} GiB of memory")
     if _has_gpu(config):
         facts.append("a GPU")
@@ -49,6 +50,11 @@ def frontends_for(cores: int, memory: float, *, has_gpu: bool) -> int:
         return 1
     by_cores = cores // (_CORES_EACH_BESIDE_A_GPU if has_gpu else _CORES_EACH)
     return max(1, int(min(by_cores, memory / _MEMORY_EACH, _MOST)))
+
+
+def _memory() -> float:
+    """What this process may use, in bytes: its limit, or what the machine has."""
+    return min(memory_limit(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _has_gpu(config: ServiceConfig) -> bool:

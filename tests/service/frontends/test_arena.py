@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -54,6 +55,28 @@ async def test_a_block_lives_as_long_as_a_view_of_it(blocks: Blocks) -> None:
     third, _ = blocks.allocate(PAGE, may_refuse=True)
     assert third == first
     assert len(other)
+
+
+async def test_a_copy_that_is_cancelled_again_and_again_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def copy(*_: object) -> None:
+        began.set()
+        assert may_end.wait(10)
+        ended.set()
+
+    monkeypatch.setattr(arena, "_copy", copy)
+    large = np.zeros(2**20, np.uint8)
+    copying = asyncio.create_task(arena.copy([large], [large]))
+    await asyncio.to_thread(began.wait, 10)
+    for _ in range(3):
+        copying.cancel()
+        await asyncio.sleep(0.01)
+        assert not copying.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert ended.is_set()
 
 
 async def test_bytes_count_in_the_budget_until_they_are_freed(blocks: Blocks) -> None:

@@ -45,15 +45,19 @@ def test_only_linux_has_more_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_reason_names_what_the_number_was_chosen_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(number, "cores", lambda: 16)
+    machine = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB / 4096}
+    monkeypatch.setattr(number.os, "sysconf", machine.__getitem__)
     monkeypatch.setattr(number, "memory_limit", lambda: 6 * GIB)
     config = with_frontends(ServiceConfig(repository=Path(), device="cuda"))
     assert config.frontends == 3
     assert reason(config) == "front-ends: 3, chosen for 16 cores, 6 GiB of memory, a GPU"
-    monkeypatch.setattr(
-        number, "memory_limit", lambda: 2.0**63
-    )  # version 1 of control groups, without a limit
+    # Version 1 of control groups, without a limit.
+    monkeypatch.setattr(number, "memory_limit", lambda: 2.0**63)
     config = with_frontends(ServiceConfig(repository=Path(), device="cpu"))
     assert reason(config) == "front-ends: 4, chosen for 16 cores"
+    machine["SC_PHYS_PAGES"] = 2 * GIB / 4096
+    config = with_frontends(ServiceConfig(repository=Path(), device="cpu"))
+    assert reason(config) == "front-ends: 1, chosen for 16 cores, 2 GiB of memory"
 
 
 def test_a_number_that_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 An image is known by its key in the source, which says where to look, and by the SHA-256 of its prepared pixels, which
 decides. A run also keeps the images themselves, if they are not too many, in an .npz file: "validation", "test" and, in
-splits of version 2, "calibration", uint8 [N, H, W, C]; and with labels "validation_labels" and so on, int64 [N].
+splits of version 2, "calibration", uint8 [N, H, W, C]; and with labels "validation_labels" and so on, int64 [N], and
+"classes", the names of the classes, str [K].
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def read_held_out(path: Path) -> HeldOutImages | None:
         with np.load(path, allow_pickle=False) as file:
             parts = {part: file[part] for part in _PARTS if part in file}
             labels = {f"{part}_labels": file[f"{part}_labels"] for part in _PARTS if f"{part}_labels" in file}
-            images = HeldOutImages(**parts, **labels)
+            classes = file["classes"].tolist() if "classes" in file else ()
+            images = HeldOutImages(**parts, **labels, classes=classes)
     except Exception:  # zip and NumPy raise many kinds of errors for foreign bytes
         return None
     shapes = {part.shape[1:] for part in parts.values()}
@@ -172,16 +174,26 @@ def read_held_out(path: Path) -> HeldOutImages | None:
     return images if fit else None
 
 
-def write_held_out(images: HeldOutImages, path: Path) -> None:
+def write_held_out(images: HeldOutImages, path: Path, classes: Sequence[str] = ()) -> None:
     """Writes the images to a file, completely or not at all.
+
+    Args:
+        images: the images.
+        path: of the file, .npz.
+        classes: the names of the classes of their labels, by number.
 
     Raises:
         OSError: it cannot be written.
     """
     with atomic_write(path) as file:
-        arrays = {part: getattr(images, part) for part in _PARTS if len(getattr(images, part))}
+        arrays: dict[str, Any] = {
+            part: getattr(images, part) for part in _PARTS if len(getattr(images, part))
+        }
         labels = {f"{part}_labels": getattr(images, f"{part}_labels") for part in arrays}
-        np.savez(file, **arrays, **{name: own for name, own in labels.items() if own is not None})
+        arrays |= {name: own for name, own in labels.items() if own is not None}
+        if classes:
+            arrays["classes"] = np.array(classes, str)
+        np.savez(file, **arrays)
 
 
 def _kept(config: DataConfig) -> HeldOutImages | None:

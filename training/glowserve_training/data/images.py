@@ -67,6 +67,9 @@ class HeldOutImages:
     calibration_labels: Labels | None = field(default=None, kw_only=True)
     """The classes of the calibration images."""
 
+    classes: Sequence[str] = field(default=(), kw_only=True)
+    """The names of the classes, by number, where a file has them; see `write_held_out`."""
+
     @property
     def digest(self) -> str:
         """SHA-256 of all of them, to check whether a source still yields the same images."""
