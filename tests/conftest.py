@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from glowserve_service.front import front
 from glowserve_service.server import Server
 
 import glowserve
@@ -20,6 +22,17 @@ from tests import servers
 from tests.servers import RunServer, StartServer
 
 _SHARED = Path(os.environ.get("GLOWSERVE_SHARED", "../shared"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spares the garbage collector the modules and tests that are collected: they live until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_variable_of_the_tests() -> None:
     """A service that a test starts would take it for a misspelled one of its own."""
     os.environ.pop("GLOWSERVE_SHARED", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _decoders_on_demand() -> Iterator[None]:
+    """Servers in this process start no process that decodes pictures before there is a picture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front, "Decoders", servers.DecodersOnDemand)
+        yield
 
 
 @pytest.fixture(scope="session")
