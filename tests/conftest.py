@@ -8,6 +8,10 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
+# Before PyTorch and NumPy are imported, here and in processes that tests start: models of this size are slower on
+# several threads, which moreover wait for each other by spinning, on cores that other tests need.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 from glowserve_service.front import front
@@ -93,18 +97,12 @@ def checkpoint(common_folder: Path) -> Path:
 
 
 def _train(run_dir: Path) -> None:
-    import torch
     from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
 
     config = run_config("digits", steps_per_level=4, width=32, steps=200, batch_size=32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model gains nothing by more, and loses much where cores are shared
-    try:
-        train(config, run_dir, hardware=Hardware(device="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    train(config, run_dir, hardware=Hardware(device="cpu"))
 
 
 @pytest.fixture(scope="session")

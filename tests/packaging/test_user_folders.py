@@ -41,8 +41,7 @@ class UserFolder:
     @property
     def process_options(self) -> dict[str, Any]:
         """Starts a process here. Its import path begins with this folder, as `python -m` has it by itself."""
-        environment = os.environ | {"PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1"}
-        return {"cwd": self.path, "env": environment}
+        return {"cwd": self.path, "env": os.environ | {"PYTHONPATH": str(self.path)}}
 
     def run(self, *command: str) -> str:
         """The standard output of a command that must succeed."""
