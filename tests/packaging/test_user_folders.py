@@ -104,6 +104,8 @@ def test_a_server_and_a_bundle_score_a_picture_alike(
     assert served["bits_per_dim"] == pytest.approx(embedded["bits_per_dim"], rel=1e-6)
 
 
+# The script is an entry point of its own.
+@pytest.mark.parametrize("entry_point", ["python -m"], indirect=True, scope="module")
 @pytest.mark.parametrize("own_packages_first", ["yes", "no"])
 def test_a_script_uses_glowserve_and_the_users_packages_in_either_order(
     own_packages_first: str, folder: UserFolder, model: str, server: str
