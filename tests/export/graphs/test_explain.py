@@ -56,11 +56,7 @@ def _assert_exact(glow: FoldedGlow, precision: Precision = FP32) -> None:
         np.testing.assert_allclose(terms, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-# A folded model does not show its parametrization.
-FOLDED = [case for case in COMBINATIONS if case["parametrization"] == "qlu"]
-
-
-@pytest.mark.parametrize("options", FOLDED, ids=lambda case: "-".join(map(str, case.values())))
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda case: "-".join(map(str, case.values())))
 def test_the_terms_are_those_of_the_reference_and_add_up(options: dict[str, Any]) -> None:
     _assert_exact(fold_glow(random_glow(**options)))
 
