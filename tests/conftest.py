@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
+# Before PyTorch and NumPy are imported, here and in processes that tests start: models of this size are slower on
+# several threads, which moreover wait for each other by spinning, on cores that other tests need.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
+from glowserve_service.front import front
 from glowserve_service.server import Server
 
 import glowserve
@@ -20,6 +26,17 @@ from tests import servers
 from tests.servers import RunServer, StartServer
 
 _SHARED = Path(os.environ.get("GLOWSERVE_SHARED", "../shared"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spares the garbage collector the modules and tests that are collected: they live until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_variable_of_the_tests() -> None:
     """A service that a test starts would take it for a misspelled one of its own."""
     os.environ.pop("GLOWSERVE_SHARED", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _decoders_on_demand() -> Iterator[None]:
+    """Servers in this process start no process that decodes pictures before there is a picture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front, "Decoders", servers.DecodersOnDemand)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -72,18 +97,12 @@ def checkpoint(common_folder: Path) -> Path:
 
 
 def _train(run_dir: Path) -> None:
-    import torch
     from glowserve_training.hardware import Hardware
     from glowserve_training.presets import run_config
     from glowserve_training.run import train
 
     config = run_config("digits", steps_per_level=4, width=32, steps=200, batch_size=32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model gains nothing by more, and loses much where cores are shared
-    try:
-        train(config, run_dir, hardware=Hardware(device="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    train(config, run_dir, hardware=Hardware(device="cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,35 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from glowserve_service.config import ServiceConfig
+from glowserve_service.scheduling.decoders import Decoders
 from glowserve_service.server import Server
+
+from glowserve.images import UInt8Array
+from glowserve.pictures import Pictures
 
 GLOWSERVE = ("-m", "glowserve")
 SECONDS = 120.0
 """How long a start or a stop may take on a slow machine."""
 FRONTENDS = int(os.environ.get("TEST_FRONTENDS", "1"))
 """How many front-ends servers have, unless a test says otherwise. `make test-frontends` sets it."""
+
+
+class DecodersOnDemand(Decoders):
+    """Starts as many processes as it should, each with a call: that takes most of the time of a server's start.
+
+    `glowserve serve` starts them before the first call; so do servers of more than one front-end.
+    """
+
+    def __init__(self, processes: int, *limits: Any) -> None:
+        super().__init__(0, *limits)
+        self._not_started = processes
+
+    async def decode(self, pictures: Pictures) -> UInt8Array:
+        """See `Decoders.decode`."""
+        if self._not_started:
+            self._not_started -= 1
+            self._idle.put_nowait(self._new())
+        return await super().decode(pictures)
 
 
 class RunServer(Protocol):

@@ -120,11 +120,16 @@ def _config(args: argparse.Namespace) -> ServiceConfig:
 
 def _print_addresses(server: Server) -> None:
     """Prints the addresses of the service, in a thread: the write waits if nobody reads standard output."""
+    arguments = (sys.stdout, _addresses(server), math.inf)
+    threading.Thread(target=output.say, args=arguments, daemon=True).start()
+
+
+def _addresses(server: Server) -> str:
+    """The line about a service that is ready."""
     config = server.config
     scheme = "http" if config.tls_cert is None else "https"
     metrics = f"{scheme}://{config.address(server.metrics_port)}/metrics"
-    text = f"glowserve: serving gRPC on {config.address(server.port)}, metrics on {metrics}\n"
-    threading.Thread(target=output.say, args=(sys.stdout, text, math.inf), daemon=True).start()
+    return f"glowserve: serving gRPC on {config.address(server.port)}, metrics on {metrics}\n"
 
 
 def _types() -> dict[str, type]:

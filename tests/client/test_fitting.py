@@ -48,20 +48,20 @@ def limited(request: pytest.FixtureRequest, run_server: RunServer) -> Iterator[S
 def test_every_image_has_the_score_of_one_large_call(
     connect: Connect, limited: Server, embedded: glowserve.Client, digits: UInt8Array, form: str
 ) -> None:
-    expected = embedded.score(digits[:120], seed=3).log_likelihood
+    expected = embedded.score(digits[:80], seed=3).log_likelihood
     with connect(address(limited)) as client:
-        scores = client.score(FORMS[form](digits[:120]), seed=3)
+        scores = client.score(FORMS[form](digits[:80]), seed=3)
         np.testing.assert_allclose(scores.log_likelihood, expected, rtol=1e-6)
-        streamed = list(client.iter_scores(FORMS[form](digits[:120]), seed=3))
+        streamed = list(client.iter_scores(FORMS[form](digits[:80]), seed=3))
     np.testing.assert_allclose(np.concatenate([s.log_likelihood for s in streamed]), expected, rtol=1e-6)
 
 
 def test_images_are_encoded_and_latents_decoded_in_order(
     connect: Connect, limited: Server, embedded: glowserve.Client, digits: UInt8Array
 ) -> None:
-    expected = embedded.encode(digits[:120])
+    expected = embedded.encode(digits[:80])
     with connect(address(limited)) as client:
-        encodings = client.encode(digits[:120])
+        encodings = client.encode(digits[:80])
         np.testing.assert_allclose(encodings.latents, expected.latents, atol=1e-4)
         np.testing.assert_array_equal(client.decode(expected.latents), embedded.decode(expected.latents))
 

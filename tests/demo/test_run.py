@@ -20,7 +20,6 @@ def _start(out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "glowserve", "demo", "--out", str(out), "--steps", str(_STEPS)]
     return subprocess.Popen(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # a model of this size is slower on several threads
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

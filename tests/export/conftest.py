@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
-import torch
 from glowserve_export.calibration import calibrate
 from glowserve_export.folded import FoldedGlow
 from glowserve_export.frontends.glowserve import fold_glow
@@ -20,15 +18,6 @@ from glowserve_training.model import Glow
 
 from glowserve.images import UInt8Array
 from tests.export.models import CASES, random_glow
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Models of this size are slower on two threads than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", params=CASES, ids=lambda case: "-".join(map(str, case.values())))

@@ -1,4 +1,4 @@
-"""Every combination of what a model can be made of: PyTorch, the folded reference and both graphs agree."""
+"""Combinations of what a model can be made of: PyTorch, the folded reference and both graphs agree."""
 
 from __future__ import annotations
 
@@ -28,21 +28,19 @@ SHAPES = [
     {"channels": 3, "image_size": 4, "levels": 2, "n_bits": 5},  # the top level has one position
     {"channels": 1, "image_size": 6, "levels": 1, "n_bits": 1},  # and here an odd number of rows
 ]
+PARAMETRIZATIONS = ("qlu", "lu", "orthogonal", "plain")
+# Of the parametrization, the exporter sees the matrix alone: each meets every other choice, but not every combination.
 COMBINATIONS: list[dict[str, Any]] = [
     {
-        **SCALES[i % 4],
-        "checkerboards": (0, 1, 4)[i // 4 % 3],
+        **scale,
+        "checkerboards": checkerboards,
         "preprocessing": preprocessing,
         "dequantization": dequantization,
-        "parametrization": parametrization,
+        "parametrization": PARAMETRIZATIONS[(i + i // 4) % 4],
         **SHAPES[(i + i // 4) % 3],
     }
-    for i, (preprocessing, dequantization, parametrization) in enumerate(
-        combination
-        for combination in product(
-            ("centre", "logit"), ("uniform", "variational"), ("qlu", "lu", "orthogonal", "plain")
-        )
-        for _ in range(12)
+    for i, (preprocessing, dequantization, checkerboards, scale) in enumerate(
+        product(("centre", "logit"), ("uniform", "variational"), (0, 1, 4), SCALES)
     )
 ]
 

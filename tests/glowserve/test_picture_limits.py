@@ -223,16 +223,18 @@ def test_memory_is_bounded_by_the_pixels(mode: str, kind: str, most: int) -> Non
 
 @in_linux
 @pytest.mark.parametrize(
-    "data",
+    ("kind", "make"),
     [
-        pytest.param(png_with(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**8))), id="text"),
-        pytest.param(png_with(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(10**8))), id="utf-8"),
-        pytest.param(png_with(b"iCCP", b"k\0\0" + zlib.compress(bytes(10**8))), id="profile"),
-        pytest.param(png_with(b"tEXt", b"k\0" + bytes(10**5), times=1000), id="texts"),
-        pytest.param(png_with(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + bytes(range(240)) * 3000), id="exif"),
+        pytest.param(b"zTXt", lambda: b"k\0\0" + zlib.compress(bytes(10**8)), id="text"),
+        pytest.param(b"iTXt", lambda: b"k\0\1\0\0\0" + zlib.compress(bytes(10**8)), id="utf-8"),
+        pytest.param(b"iCCP", lambda: b"k\0\0" + zlib.compress(bytes(10**8)), id="profile"),
+        pytest.param(b"tEXt", lambda: b"k\0" + bytes(10**5), id="texts"),
+        pytest.param(b"eXIf", lambda: b"MM\0*\0\0\0\x08\xff\xff" + bytes(range(240)) * 3000, id="exif"),
     ],
 )
-def test_metadata_take_neither_long_nor_much_memory(data: bytes) -> None:
+def test_metadata_take_neither_long_nor_much_memory(kind: bytes, make: Callable[[], bytes]) -> None:
+    data = png_with(kind, make(), times=1000 if kind == b"tEXt" else 1)
+
     def attempt() -> None:
         with contextlib.suppress(InvalidImageError):
             read(data, (8, 8, 1))

@@ -41,8 +41,7 @@ class UserFolder:
     @property
     def process_options(self) -> dict[str, Any]:
         """Starts a process here. Its import path begins with this folder, as `python -m` has it by itself."""
-        environment = os.environ | {"PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1"}
-        return {"cwd": self.path, "env": environment}
+        return {"cwd": self.path, "env": os.environ | {"PYTHONPATH": str(self.path)}}
 
     def run(self, *command: str) -> str:
         """The standard output of a command that must succeed."""
@@ -105,6 +104,8 @@ def test_a_server_and_a_bundle_score_a_picture_alike(
     assert served["bits_per_dim"] == pytest.approx(embedded["bits_per_dim"], rel=1e-6)
 
 
+# The script is an entry point of its own.
+@pytest.mark.parametrize("entry_point", ["python -m"], indirect=True, scope="module")
 @pytest.mark.parametrize("own_packages_first", ["yes", "no"])
 def test_a_script_uses_glowserve_and_the_users_packages_in_either_order(
     own_packages_first: str, folder: UserFolder, model: str, server: str

@@ -21,7 +21,7 @@ EXTREMES = [math.nan, math.inf, -math.inf, -1, 0, 0.0001, 1.5, 1e12, 5_000_000_0
 # With the largest delay a call would wait for a full batch; a batch is full with one image.
 FULL = {"max_batch_size": 1}
 # As many processes as the range allows take two cores 40 s to start.
-FEW = {"frontends": 4}
+FEW = {"frontends": 2}
 FREE = {"port": 0, "metrics_port": 0}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from glowserve_service.config import ServiceConfig, variable
 from glowserve_service.healthcheck import default_target, is_serving
 
 import glowserve
+from glowserve.cli.serve import _addresses
 from tests.servers import RunServer, StartServer, failed_start
+from tests.service import scraping
 from tests.service.credentials import Authority
 from tests.service.stubs import address
 
@@ -197,15 +200,15 @@ def has_ipv6() -> bool:
         ("127.0.0.3", "127.0.0.3"),
     ],
 )
-def test_an_address_or_a_name_is_listened_on(start_server: StartServer, host: str, shown: str) -> None:
+def test_an_address_or_a_name_is_listened_on(run_server: RunServer, host: str, shown: str) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("no IPv6 here")
-    with start_server("--host", host) as server:
-        assert server.target.rpartition(":")[0] == shown
-        assert server.metric("glowserve_ready") == 1
-        with glowserve.Client(server.target) as client:
+    with run_server(host=host) as server:
+        target, url = re.findall(r" on ([^ ,\n]+)", _addresses(server))
+        assert target == f"{shown}:{server.port}"
+        assert scraping.value(url, "ready") == 1
+        with glowserve.Client(target) as client:
             assert len(client.models()) == 1
-        server.stop()
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,12 @@ def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Returns when the condition holds; fails after a minute."""
-    end = time.monotonic() + 60
+    """Returns when the condition holds; fails after a minute. Asks ever more seldom: some conditions are calls."""
+    end, pause = time.monotonic() + 60, 0.002
     while not condition():
         assert time.monotonic() < end, "the condition did not become true"
-        time.sleep(0.002)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.02)
 
 
 def wait_until_still(state: Callable[[], T], seconds: float = 1.0) -> T:

@@ -23,15 +23,6 @@ JacobianLogDet = Callable[[Bijector, Tensor], Tensor]
 VALIDATIONS = schedule._VALIDATIONS
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Models of this size are slower on two threads than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Each test initializes its models with the same weights in every run."""
@@ -113,7 +104,7 @@ def tiny_run(few_digits: Path) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def uninterrupted(
-    one_thread: None, few_validations: None, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
+    few_validations: None, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Uninterrupted:
     """The tiny run without any disturbance. Tests do not write to it."""
     recorder = Recorder()

@@ -7,7 +7,6 @@ killed in a third run; the command resumes that run.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -107,10 +106,9 @@ def two(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoProces
 
 
 def start(arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
-    """Runs Python with one thread in each process."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    """Runs Python."""
     words = [sys.executable, *map(str, arguments)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

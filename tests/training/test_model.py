@@ -31,28 +31,28 @@ ARCHITECTURES = [
         tiny(channels=channels, levels=levels, parametrization=parametrization, **COUPLINGS[name]),
         id=f"8x8x{channels}-{levels}-{name}-{parametrization}",
     )
-    for channels, levels, name, parametrization in itertools.product(
-        (1, 3), (1, 2, 3), COUPLINGS, ("qlu", "lu", "plain")
+    for (channels, levels), name, parametrization in itertools.product(
+        ((3, 1), (1, 2), (3, 3)), COUPLINGS, ("qlu", "lu", "plain")
     )
 ]
 
 
-@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("config", ARCHITECTURES)
 def test_the_inverse_inverts_the_forward(
-    config: GlowConfig, n: int, perturb: Perturb, generator: torch.Generator
+    config: GlowConfig, perturb: Perturb, generator: torch.Generator
 ) -> None:
     model = in_double(Glow, config).eval()
     perturb(model, std=0.1)
-    x = torch.rand(n, config.channels, 8, 8, generator=generator, dtype=torch.float64) - 0.5
+    for n in (1, 3):
+        x = torch.rand(n, config.channels, 8, 8, generator=generator, dtype=torch.float64) - 0.5
 
-    latent, log_det = model(x)
-    back, inverse_log_det = model.inverse(latent)
+        latent, log_det = model(x)
+        back, inverse_log_det = model.inverse(latent)
 
-    assert latent.shape == (n, config.dimensions)
-    assert log_det.shape == (n,)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
-    torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-9)
+        assert latent.shape == (n, config.dimensions)
+        assert log_det.shape == (n,)
+        torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+        torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES)

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,23 +77,35 @@ def test_a_model_whose_folder_cannot_be_listed_is_refused_alone(
     assert log.count(f"faces is refused: {reason}") == 2
 
 
-@pytest.mark.parametrize(
-    "name", ["", "manifest.json", "manifest.json.sha256", "flow.json", "forward.onnx", "reverse.onnx"]
-)
-def test_a_version_that_cannot_be_read_is_refused_alone(
-    start_server: StartServer, models: Path, name: str
-) -> None:
-    shutil.copytree(models / "digits", models / "faces")
-    shutil.copytree(models / "digits" / "1", models / "digits" / "2")
-    with unreadable(models / "digits" / "2" / name), started(start_server, models) as (server, stubs):
-        assert served(stubs) == [("digits", 1), ("faces", 1)]
-        reason = f"bundle digits/2: {name or 'manifest.json'} cannot be read: Permission denied"
-        assert not_served(stubs) == {("digits", 2): reason}
-        assert server.metric("glowserve_model_loads_total") == 3
-        publish(models / "digits" / "1", models / "faces" / "2")
-        wait_for(lambda: served(stubs) == [("digits", 1), ("faces", 2)])
-        (models / "digits" / "2" / name).chmod(0o755)
-        wait_for(lambda: served(stubs) == [("digits", 2), ("faces", 2)])
+def test_versions_that_cannot_be_read_are_refused_alone(start_server: StartServer, models: Path) -> None:
+    """Each model has a version 2, of which the folder or another file cannot be read."""
+    names = {
+        "faces": "",
+        "manifests": "manifest.json",
+        "checksums": "manifest.json.sha256",
+        "flows": "flow.json",
+        "forwards": "forward.onnx",
+        "reverses": "reverse.onnx",
+    }
+    first, broken = models / "digits" / "1", {model: models / model / "2" / names[model] for model in names}
+    for model in names:
+        shutil.copytree(first, models / model / "1")
+        shutil.copytree(first, models / model / "2")
+    with ExitStack() as stack:
+        for path in broken.values():
+            stack.enter_context(unreadable(path))
+        server, stubs = stack.enter_context(started(start_server, models))
+        assert served(stubs) == sorted([("digits", 1), *((model, 1) for model in names)])
+        assert not_served(stubs) == {
+            (model, 2): f"bundle {model}/2: {name or 'manifest.json'} cannot be read: Permission denied"
+            for model, name in names.items()
+        }
+        assert server.metric("glowserve_model_loads_total") == 1 + 2 * len(names)
+        publish(first, models / "digits" / "2")
+        wait_for(lambda: served(stubs) == sorted([("digits", 2), *((model, 1) for model in names)]))
+        for path in broken.values():
+            path.chmod(0o755)
+        wait_for(lambda: served(stubs) == sorted([("digits", 2), *((model, 2) for model in names)]))
         server.stop()
 
 
