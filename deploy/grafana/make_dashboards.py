@@ -97,7 +97,8 @@ def choice(name: str, query: str) -> dashboard.QueryVariable:
 
 def panel_of(panel: Panel) -> AnyPanel:
     """A panel of its kind."""
-    made = KINDS[panel.kind](panel).title(panel.title).description(panel.text).datasource(DATA_SOURCE)
+    made = KINDS[panel.kind](panel).title(panel.title).description(panel.text)
+    made = made.unit(panel.unit).datasource(DATA_SOURCE)
     for reference, (expression, legend) in zip("ABCD", panel.series, strict=False):
         query = prometheus.Dataquery().ref_id(reference).expr(expression).legend_format(legend)
         made = made.with_target(query.format(PromQueryFormat.HEATMAP) if panel.kind == "heatmap" else query)
@@ -109,11 +110,11 @@ def lines(panel: Panel) -> timeseries.Panel:
     legend = (
         common.VizLegendOptions()
         .show_legend(True)
-        .placement(LegendPlacement.BOTTOM)
+        .placement(LegendPlacement.RIGHT)
         .display_mode(LegendDisplayMode.TABLE)
     )
     tooltip = common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING)
-    made = timeseries.Panel().unit(panel.unit).min(0).fill_opacity(5)
+    made = timeseries.Panel().min(0).fill_opacity(5)
     made = made.legend(legend.calcs(["lastNotNull", "max"])).tooltip(tooltip)
     if panel.limit is not None:
         style = common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED)
@@ -129,7 +130,7 @@ def number(panel: Panel) -> stat.Panel:
     """The last value, red from the limit on."""
     limits = [] if panel.limit is None else [(panel.limit, "red")]
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
-    return stat.Panel().unit(panel.unit).reduce_options(last).thresholds(colours("green", *limits))
+    return stat.Panel().reduce_options(last).thresholds(colours("green", *limits))
 
 
 def buckets(panel: Panel) -> heatmap.Panel:
@@ -138,10 +139,10 @@ def buckets(panel: Panel) -> heatmap.Panel:
     return heatmap.Panel().calculate(False).cell_values(cells)
 
 
-def states(panel: Panel) -> statetimeline.Panel:
+def states(_: Panel) -> statetimeline.Panel:
     """A bar for each series, green while its value is 1 and red while it is 0."""
     words = {"0": ValueMappingResult("fails", "red"), "1": ValueMappingResult("works", "green")}
-    made = statetimeline.Panel().unit(panel.unit).mappings([ValueMap(words)])
+    made = statetimeline.Panel().mappings([ValueMap(words)])
     return made.thresholds(colours("red", (1, "green")))
 
 

@@ -71,13 +71,15 @@ SCORES = (
     # Ten buckets of one width, without the narrow ones below 0.1: so one colour means one density.
     heatmap(
         "Anomaly p-values",
-        "Scored images, by tenths of the p-value: of one colour while images look like the calibration images.",
+        "Scored images, by tenths of the p-value: of one colour while images look like the calibration images. Calls "
+        "that ask for no p-values are not counted.",
         "glowserve_anomaly_p_value",
         f'{MODEL}, le=~"0.[1-9]|1.0"',
     ),
     lines(
         "Share of anomalies",
-        "Images with a p-value of at most 0.01: one in a hundred while images look like the calibration images.",
+        "Of the images with p-values, those of at most 0.01: one in a hundred while images look like the calibration "
+        "images.",
         "percentunit",
         share(
             rate("glowserve_anomalies_total", "model, version", MODEL),
@@ -102,7 +104,7 @@ SCORES = (
     lines(
         "Images without a finite result",
         "Images so far from the data that they leave the range of float32.",
-        "suffix: images/s",
+        "suffix:images/s",
         rate("glowserve_not_finite_images_total", "model, method", MODEL),
         "{{model}} {{method}}",
     ),

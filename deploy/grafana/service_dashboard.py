@@ -38,7 +38,7 @@ TRAFFIC = (
     ),
     number(
         "Alerts",
-        "Alerts that fire: docs/runbook.md.",
+        "Alerts that fire. Prometheus names them on its page /alerts; docs/runbook.md has a section for each.",
         "short",
         'count(ALERTS{alertname=~"Glowserve.*", alertstate="firing"})',
         limit=1,
@@ -64,6 +64,18 @@ LATENCY = (
         )
         for name, q in (("median", 0.5), ("99th percentile", 0.99))
     ),
+    lines(
+        "Scores that take longer than a second",
+        "Of all calls for scores. The objective is one in a hundred at most; the alert GlowserveSlow fires at 14.4.",
+        "percentunit",
+        "1 - "
+        + share(
+            rate(f"{_SECONDS}_bucket", "instance", f'{_SCORES}, le="1.0"'),
+            rate(f"{_SECONDS}_count", "instance", _SCORES),
+        ),
+        "{{instance}}",
+        limit=0.01,
+    ),
     *(
         lines(
             f"{stage}, 99th percentile",
@@ -84,25 +96,13 @@ LATENCY = (
             ("Serialization", "Encoding of images and responses.", "method", "{{method}}"),
         )
     ),
-    lines(
-        "Scores that take longer than a second",
-        "Of all calls for scores. The objective is one in a hundred at most; the alert GlowserveSlow fires at 14.4.",
-        "percentunit",
-        "1 - "
-        + share(
-            rate(f"{_SECONDS}_bucket", "instance", f'{_SCORES}, le="1.0"'),
-            rate(f"{_SECONDS}_count", "instance", _SCORES),
-        ),
-        "{{instance}}",
-        limit=0.01,
-    ),
 )
 
 _PADDED = rate("glowserve_padded_rows_total", "model, direction", MODEL)
 _ROWS = rate("glowserve_batch_size_sum", "model, direction", MODEL)
 
 BATCHES = (
-    lines("Images a second", "Images that ran.", "suffix: images/s", _ROWS, "{{model}} {{direction}}"),
+    lines("Images a second", "Images that ran.", "suffix:images/s", _ROWS, "{{model}} {{direction}}"),
     lines(
         "Images a batch",
         "Large batches cost less an image; docs/sizing.md.",
@@ -145,7 +145,7 @@ SATURATION = (
     lines(
         "Images that left a queue without running",
         "By cause: docs/operations.md.",
-        "suffix: images/s",
+        "suffix:images/s",
         rate("glowserve_dropped_images_total", "cause", MODEL),
         "{{cause}}",
     ),
