@@ -40,9 +40,9 @@ VERSIONS = (
     ),
     lines(
         "Loads",
-        "Versions that were loaded or refused since the services started. The log has the reason of a refusal.",
+        "Versions that a service has loaded or refused since it started. The log has the reason of a refusal.",
         "short",
-        f"sum by (model, outcome) (glowserve_model_loads_total{{{MODEL}}})",
+        f"max by (model, outcome) (glowserve_model_loads_total{{{MODEL}}})",
         "{{model}} {{outcome}}",
     ),
     lines(
@@ -91,7 +91,7 @@ SCORES = (
     Panel(
         "Evidence of drift",
         "docs/drift.md; the alert GlowserveTrafficChanged fires at a billion.",
-        "short",
+        "sci",
         (
             (
                 f"clamp_min(max by (model, version) (glowserve_drift_statistic{{{MODEL}}}), 1)",
