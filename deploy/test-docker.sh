@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests docker-compose.yml on a real engine, from a first start without models to three services behind one name: what is
-# in the image, settings, quotas, a new version and its rollback under load, scaling, NVIDIA's perf_analyzer, and the
-# expressions of dashboards and alerts in the Prometheus that is deployed. It removes everything at its end.
+# in the image, settings, quotas, a new version of the model and its rollback under load, a new one of the service, scaling,
+# NVIDIA's perf_analyzer, and the expressions of dashboards and alerts in the Prometheus that is deployed. It removes
+# everything at its end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -185,9 +186,10 @@ docker rm "$early" >/dev/null
 compose stop glowserve
 [[ $(docker inspect --format '{{.State.ExitCode}}' "$container") == 0 ]]
 
-step "three services behind one name, of which one is killed under load"
-# A range of ports, out of which each container gets one.
-PORT=20100-20102 METRICS_PORT=20110-20112 compose up --detach --scale glowserve=3 glowserve
+step "three services behind one name, which are replaced under load, and of which one is killed"
+# Ranges of ports, out of which each container gets one.
+three() { PORT=20100-20102 METRICS_PORT=20110-20112 compose up --detach --scale glowserve=3 "$@" glowserve; }
+three
 within 60 healthy
 network=$(docker inspect --format '{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}' "$(containers | head -1)")
 balanced() { # balanced SECONDS: load from a container of the same network
@@ -203,6 +205,15 @@ balanced 5
 counts=(); for each in $(containers); do counts+=("$(answered "$each")"); done
 echo "calls of each: ${counts[*]}"
 "$PYTHON" -c 'import sys; n = [int(x) for x in sys.argv[1:]]; sys.exit(max(n) - min(n) > 0.1 * sum(n) / 3 or len(n) != 3)' "${counts[@]}" || fail "the spread is more than 10 %"
+balanced 40 > "$work/load.txt" & load=$!
+sleep 4
+for each in $(containers); do
+  docker stop "$each" >/dev/null && docker rm "$each" >/dev/null
+  three --no-recreate
+  within 60 healthy
+done
+wait $load || { cat "$work/load.txt"; fail "a call failed while services were replaced"; }
+cat "$work/load.txt"
 balanced 8 > "$work/load.txt" & load=$!
 sleep 4
 docker kill "$(containers | head -1)" >/dev/null
