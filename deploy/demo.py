@@ -24,6 +24,9 @@ def main(repository: Path) -> int:
     ):
         if code := subprocess.run([sys.executable, "-m", "glowserve", *command], check=False).returncode:
             return code
+    print(
+        f"demo: the service finds {repository}/digits/1 within ten seconds; docs/deployment.md says what to ask it"
+    )
     return 0
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests docker-compose.yml on a real engine, from a first start without models to three services behind one name: what is
-# in the image, settings, quotas, a new version and its rollback under load, scaling, NVIDIA's perf_analyzer, and the
-# expressions of dashboards and alerts in the Prometheus that is deployed. It removes everything at its end.
+# in the image, settings, quotas, a new version of the model and its rollback under load, a new one of the service, scaling,
+# NVIDIA's perf_analyzer, and the expressions of dashboards and alerts in the Prometheus that is deployed. It removes
+# everything at its end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -65,7 +66,8 @@ healthy() {
   done
 }
 serves() { [[ $(glowserve models --server "$server" --json | "$PYTHON" -c 'import json, sys; print(*(m["version"] for m in json.load(sys.stdin)))') == "$1" ]]; }
-logged() { docker logs "$container" 2>&1 | grep -q "$1"; }
+# grep -q would end before the other program of its pipe, which then fails.
+logged() { docker logs "$container" 2>&1 | grep "$1" >/dev/null; }
 
 step "a folder that is missing ends the start with its name, and is not made"
 touch "$work/env"
@@ -103,7 +105,7 @@ PY
 
 step "the pages, which ask the service"
 compose --profile ui up --detach ui
-page() { curl --silent --fail --max-time 5 "http://localhost:$UI_PORT/sample?model=digits&temperature=0.7&seed=1" | grep -q data:image/png; }
+page() { curl --silent --fail --max-time 5 "http://localhost:$UI_PORT/sample?model=digits&temperature=0.7&seed=1" | grep data:image/png >/dev/null; }
 within 30 page
 compose --profile ui rm --stop --force ui >/dev/null
 
@@ -111,7 +113,7 @@ step "what is in the image, and its size"
 contents() { docker run --rm --interactive --user 0 --entrypoint python "$1" - < tests/deploy/programs/contents.py; }
 findings=$(contents glowserve:cpu)
 [[ -z $findings ]] || fail "$findings"
-contents $BASE | grep -q setuid || fail "the search finds nothing in the base image, which has setuid files"
+contents $BASE | grep setuid >/dev/null || fail "the search finds nothing in the base image, which has setuid files"
 [[ $(docker inspect --format '{{.Config.User}}' glowserve:cpu) == 10001:10001 ]]
 [[ $(docker inspect --format '{{index .Config.Labels "org.opencontainers.image.title"}}' glowserve:cpu) == glowserve ]]
 bytes=$(($(docker inspect --format '{{.Size}}' glowserve:cpu) - $(docker inspect --format '{{.Size}}' $BASE)))
@@ -132,7 +134,7 @@ if [[ $torch == *+cpu ]]; then # where pip finds a wheel for CPUs: the default o
   echo "the train image has $((bytes / 1000000)) MB over its base"
   mkdir "$work/data"
   train() { docker run --rm --user "$(id -u):$(id -g)" --volume "$work/data:/data" glowserve:train "$@"; }
-  train --help | grep -q export
+  train --help | grep export >/dev/null
   train train --data digits --steps 5 --out /data/runs/digits
   train export /data/runs/digits/model.ckpt /data/models/digits
   [[ -e $work/data/models/digits/1/manifest.json ]]
@@ -185,9 +187,10 @@ docker rm "$early" >/dev/null
 compose stop glowserve
 [[ $(docker inspect --format '{{.State.ExitCode}}' "$container") == 0 ]]
 
-step "three services behind one name, of which one is killed under load"
-# A range of ports, out of which each container gets one.
-PORT=20100-20102 METRICS_PORT=20110-20112 compose up --detach --scale glowserve=3 glowserve
+step "three services behind one name, which are replaced under load, and of which one is killed"
+# Ranges of ports, out of which each container gets one.
+three() { PORT=20100-20102 METRICS_PORT=20110-20112 compose up --detach --scale glowserve=3 "$@" glowserve; }
+three
 within 60 healthy
 network=$(docker inspect --format '{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}' "$(containers | head -1)")
 balanced() { # balanced SECONDS: load from a container of the same network
@@ -203,6 +206,15 @@ balanced 5
 counts=(); for each in $(containers); do counts+=("$(answered "$each")"); done
 echo "calls of each: ${counts[*]}"
 "$PYTHON" -c 'import sys; n = [int(x) for x in sys.argv[1:]]; sys.exit(max(n) - min(n) > 0.1 * sum(n) / 3 or len(n) != 3)' "${counts[@]}" || fail "the spread is more than 10 %"
+balanced 40 > "$work/load.txt" & load=$!
+sleep 4
+for each in $(containers); do
+  docker stop "$each" >/dev/null && docker rm "$each" >/dev/null
+  three --no-recreate
+  within 60 healthy
+done
+wait $load || { cat "$work/load.txt"; fail "a call failed while services were replaced"; }
+cat "$work/load.txt"
 balanced 8 > "$work/load.txt" & load=$!
 sleep 4
 docker kill "$(containers | head -1)" >/dev/null

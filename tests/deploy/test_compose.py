@@ -36,7 +36,7 @@ def test_every_variable_of_compose_is_in_the_example_and_every_other_line_is_a_c
 
 
 def test_the_example_has_the_defaults_of_compose() -> None:
-    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+    defaults = dict(re.findall(r"\$\{(\w+):?-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
     for name, text in re.findall(r"^#([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE):
         if name in defaults:
             assert text == defaults[name], name

@@ -54,6 +54,9 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_pings_without_data", 0),
     # The default is two minutes, for which calls would fail although the service is back.
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # The default is 30 s: a client whose servers are replaced faster than that would know none of the new ones when the
+    # last old one goes. A second is within the time of the attempts.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 ]
 
 
