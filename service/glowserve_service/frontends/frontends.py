@@ -33,6 +33,8 @@ from glowserve_service.observability.metrics import Metrics
 _MOST_SECONDS_TO_START = 120.0
 # Beyond `drain_seconds`: what a front waits for before and after it drains, its decoders, its log.
 _MOST_SECONDS_TO_STOP = 5.0
+# One that is stopped is not waited for.
+_MOST_SECONDS_TO_REFUSE = 6.0
 _MOST_SECONDS_TO_DIE = 1.0
 # A call that loads a model is answered when every front-end knows it. One that is stopped is not waited for.
 _CHANGE_SECONDS = 5.0
@@ -132,11 +134,18 @@ class Frontends:
             link.tell(Kind.HEALTH, self._health)
 
     async def stop(self) -> None:
-        """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends."""
+        """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends.
+
+        All of them refuse before one stops: a client whose connection one has closed makes another one, to the others.
+        """
+        end = time.monotonic() + self._config.drain_seconds + _MOST_SECONDS_TO_STOP
         self._accepts = False
         for link in self._links.values():
+            link.tell(Kind.REFUSE)
+        await self._applied(_MOST_SECONDS_TO_REFUSE)
+        for link in self._links.values():
             link.tell(Kind.STOP)
-        await self._end(self._config.drain_seconds + _MOST_SECONDS_TO_STOP)
+        await self._end(end - time.monotonic())
 
     async def abandon(self) -> None:
         """Ends front-ends that have not accepted calls."""
@@ -150,9 +159,14 @@ class Frontends:
         """Takes over what the front-ends have counted."""
         await asyncio.gather(*(link.sync() for link in self._links.values()), return_exceptions=True)
 
-    async def _applied(self, seconds: float = _CHANGE_SECONDS) -> None:
-        """Returns when every front-end knows what is served, and how healthy it is; or after so many seconds."""
+    async def _applied(self, seconds: float) -> None:
+        """Returns when every front-end has carried out what it was told, or after so many seconds."""
         waits = (link.applied(seconds) for link in self._links.values())
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _informed(self) -> None:
+        """Returns when every front-end knows what is served, and how healthy it is; or after a limit."""
+        waits = (link.informed(_CHANGE_SECONDS) for link in self._links.values())
         await asyncio.gather(*waits, return_exceptions=True)
 
     def _refresh(self) -> None:
@@ -209,7 +223,7 @@ class Frontends:
                 process = await self._spawn(theirs.fileno(), memory)
             settings = packed_config(self._config.of_frontend(self._port))
             ours.sendall(len(settings).to_bytes(4, "little") + settings)
-            link = FrontendLink(ours, SharedMemory(memory), self._control, self._metrics, self._applied)
+            link = FrontendLink(ours, SharedMemory(memory), self._control, self._metrics, self._informed)
         finally:
             os.close(memory)
         self._links[place] = link
