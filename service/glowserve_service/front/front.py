@@ -195,14 +195,11 @@ class Front:
 
     async def refuse(self) -> None:
         """Says NOT_SERVING and refuses new calls. Returns when no more calls come, or after a limit."""
-        drain_seconds = self._config.drain_seconds
-        self._drain_end = min(self._drain_end, time.monotonic() + drain_seconds)
+        self._drain_end = min(self._drain_end, time.monotonic() + self._config.drain_seconds)
         self._health.stop()
         self.middleware.refuse()
         with suppress(TimeoutError):
-            async with asyncio.timeout(
-                min(_MOST_LAST_CALLS_SECONDS, max(_LEAST_LAST_CALLS_SECONDS, drain_seconds))
-            ):
+            async with asyncio.timeout(last_calls_seconds(self._config)):
                 await self.middleware.quiet()
 
     async def stop(self) -> None:
@@ -228,6 +225,11 @@ class Front:
         """Ends the processes that decode pictures."""
         if self._decoders:
             await self._decoders.close()
+
+
+def last_calls_seconds(config: ServiceConfig) -> float:
+    """How long a stop waits at most until no more calls come."""
+    return min(_MOST_LAST_CALLS_SECONDS, max(_LEAST_LAST_CALLS_SECONDS, config.drain_seconds))
 
 
 def cannot_listen(name: str, port: int, host: str, error: OSError) -> str:

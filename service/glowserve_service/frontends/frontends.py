@@ -19,7 +19,7 @@ from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
 from glowserve_service.front.closers import Closers
 from glowserve_service.front.control import Control
-from glowserve_service.front.front import cannot_listen, try_to_bind
+from glowserve_service.front.front import cannot_listen, last_calls_seconds, try_to_bind
 from glowserve_service.frontends import arena, main
 from glowserve_service.frontends.arena import SharedMemory
 from glowserve_service.frontends.descriptions import packed_config
@@ -33,8 +33,6 @@ from glowserve_service.observability.metrics import Metrics
 _MOST_SECONDS_TO_START = 120.0
 # Beyond `drain_seconds`: what a front waits for before and after it drains, its decoders, its log.
 _MOST_SECONDS_TO_STOP = 5.0
-# One that is stopped is not waited for.
-_MOST_SECONDS_TO_REFUSE = 6.0
 _MOST_SECONDS_TO_DIE = 1.0
 # A call that loads a model is answered when every front-end knows it. One that is stopped is not waited for.
 _CHANGE_SECONDS = 5.0
@@ -136,13 +134,13 @@ class Frontends:
     async def stop(self) -> None:
         """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends.
 
-        All of them refuse before one stops: a client whose connection one has closed makes another one, to the others.
+        All of them refuse calls before one closes its connections: its clients connect again, to the others.
         """
         end = time.monotonic() + self._config.drain_seconds + _MOST_SECONDS_TO_STOP
         self._accepts = False
         for link in self._links.values():
             link.tell(Kind.REFUSE)
-        await self._applied(_MOST_SECONDS_TO_REFUSE)
+        await self._applied(last_calls_seconds(self._config))
         for link in self._links.values():
             link.tell(Kind.STOP)
         await self._end(end - time.monotonic())
