@@ -40,8 +40,8 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 
 # When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on (grpc/grpc#41785): their
 # callers would think that they had cancelled them. It also closes a connection with the last call on it: a caller that
-# is still writing gets "Broken pipe" instead of a status. So gRPC is stopped only when no more calls come; these are
-# answered UNAVAILABLE meanwhile. How long that may take is within `drain_seconds`, but for the first of these times.
+# is still writing gets "Broken pipe" instead of a status. So gRPC is stopped only when no more calls come; those that
+# come until then are answered UNAVAILABLE. It may take the second of these times within `drain_seconds`, or the first.
 _LEAST_LAST_CALLS_SECONDS, _MOST_LAST_CALLS_SECONDS = 1.0, 5.0
 # Calls are open until their answers are written. gRPC would wait longer, for clients to close their connections: those
 # that have no call do not even read that they should.
