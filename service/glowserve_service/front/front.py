@@ -41,8 +41,8 @@ SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_
 # When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on (grpc/grpc#41785): their
 # callers would think that they had cancelled them. It also closes a connection with the last call on it: a caller that
 # is still writing gets "Broken pipe" instead of a status. So gRPC is stopped only when no more calls come; those that
-# come until then are answered UNAVAILABLE. It may take the second of these times within `drain_seconds`, or the first.
-_LEAST_LAST_CALLS_SECONDS, _MOST_LAST_CALLS_SECONDS = 1.0, 5.0
+# come until then are answered UNAVAILABLE. That takes no longer than `drain_seconds`, or this.
+_LEAST_LAST_CALLS_SECONDS = 1.0
 # Calls are open until their answers are written. gRPC would wait longer, for clients to close their connections: those
 # that have no call do not even read that they should.
 _LAST_ANSWERS_SECONDS = 0.5
@@ -199,7 +199,7 @@ class Front:
         self._health.stop()
         self.middleware.refuse()
         with suppress(TimeoutError):
-            async with asyncio.timeout(last_calls_seconds(self._config)):
+            async with asyncio.timeout(last_calls_seconds(self._drain_end - time.monotonic())):
                 await self.middleware.quiet()
 
     async def stop(self) -> None:
@@ -227,9 +227,9 @@ class Front:
             await self._decoders.close()
 
 
-def last_calls_seconds(config: ServiceConfig) -> float:
-    """How long a stop waits at most until no more calls come."""
-    return min(_MOST_LAST_CALLS_SECONDS, max(_LEAST_LAST_CALLS_SECONDS, config.drain_seconds))
+def last_calls_seconds(drain_seconds: float) -> float:
+    """How long a stop waits at most until no more calls come, if accepted calls have so long to finish."""
+    return max(_LEAST_LAST_CALLS_SECONDS, drain_seconds)
 
 
 def cannot_listen(name: str, port: int, host: str, error: OSError) -> str:

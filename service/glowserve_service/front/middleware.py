@@ -45,9 +45,9 @@ INTERNAL_ERROR = "internal error; it is in the server's log"
 REQUEST_ID = "x-request-id"
 """The key of metadata: a caller may send an id of its own, and is sent the id that is in the log."""
 
-# How often `quiet` looks whether calls begin or end; how many looks in a row must see none, and how many are made if
-# callers go on, but accepted calls do not end. By then a client has made its last attempt.
-_LOOK_SECONDS, _QUIET_LOOKS, _PATIENCE_LOOKS = 0.02, 10, 50
+# How often `quiet` looks whether calls begin or end; how many looks in a row must see none; how many it makes if callers
+# go on, but accepted calls do not end: by then a client has made its last attempt; and how many it makes at most.
+_LOOK_SECONDS, _QUIET_LOOKS, _PATIENCE_LOOKS, _MOST_LOOKS = 0.02, 10, 50, 250
 
 # In bytes. The message is in the metadata three times, escaped or in base64, and clients accept 8 KiB of metadata.
 _LONGEST_MESSAGE = 1280
@@ -133,7 +133,9 @@ class CallMiddleware(grpc.GenericRpcHandler):
         looks again and again instead of waiting once: what delays the calls delays the looks.
         """
         still, patience, fewest = 0, _PATIENCE_LOOKS, self._open_calls
-        while still < _QUIET_LOOKS and patience:
+        for _ in range(_MOST_LOOKS):
+            if still == _QUIET_LOOKS or not patience:
+                return
             self._change.clear()
             await asyncio.sleep(_LOOK_SECONDS)
             still = 0 if self._open_calls or self._change.is_set() else still + 1

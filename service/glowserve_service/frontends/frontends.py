@@ -140,7 +140,7 @@ class Frontends:
         self._accepts = False
         for link in self._links.values():
             link.tell(Kind.REFUSE)
-        await self._applied(last_calls_seconds(self._config))
+        await self._applied(last_calls_seconds(self._config.drain_seconds))
         for link in self._links.values():
             link.tell(Kind.STOP)
         await self._end(end - time.monotonic())
