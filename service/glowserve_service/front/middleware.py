@@ -45,8 +45,8 @@ INTERNAL_ERROR = "internal error; it is in the server's log"
 REQUEST_ID = "x-request-id"
 """The key of metadata: a caller may send an id of its own, and is sent the id that is in the log."""
 
-# How often `quiet` looks whether calls begin or end; how many looks in a row must see none; how many it makes if callers
-# go on, but accepted calls do not end: by then a client has made its last attempt; and how many it makes at most.
+# How often `quiet` looks whether calls begin or end; how many looks in a row must see none; how many it makes if
+# callers go on, but accepted calls do not end: by then a client has made its last attempt; and how many at most.
 _LOOK_SECONDS, _QUIET_LOOKS, _PATIENCE_LOOKS, _MOST_LOOKS = 0.02, 10, 50, 250
 
 # In bytes. The message is in the metadata three times, escaped or in base64, and clients accept 8 KiB of metadata.
