@@ -1,7 +1,8 @@
 """Many calls of all kinds: every answer is correct, every call is counted, and no resource grows.
 
-$SOAK_CALLS is the number of calls; below 20,000, the growth of memory says little. Abandoned calls have a test of their
-own: each leaks an operation of gRPC's (grpc/grpc#43360), in any server.
+$SOAK_CALLS is the number of calls; below 20,000 for each process of the service, the growth of memory says little: the
+allocator's pools still fill. Abandoned calls have a test of their own: each leaks an operation of gRPC's
+(grpc/grpc#43360), in any server.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ import errno
 import logging
 import math
 import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import grpc
 
@@ -36,13 +38,11 @@ from glowserve_service.security.tokens import Tokens
 
 SERVICE_NAME = glow_service_pb2.DESCRIPTOR.services_by_name["GlowService"].full_name
 
-# When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on: their callers would think
-# that they had cancelled them. It also closes a connection with the last call on it: a caller that is still writing
-# gets "Broken pipe" instead of a status. So gRPC is stopped, while new calls are answered UNAVAILABLE, only when no
-# call is open and none has started or ended for the first of these times. The second is the limit, for calls that take
-# long and for callers that retry: by then a client has made its last attempt.
-_LAST_CALLS_SECONDS = 0.2
-_MOST_LAST_CALLS_SECONDS = 1.0
+# When gRPC stops, it answers CANCELLED to calls that it has received and not yet passed on (grpc/grpc#41785): their
+# callers would think that they had cancelled them. It also closes a connection with the last call on it: a caller that
+# is still writing gets "Broken pipe" instead of a status. So gRPC is stopped only when no more calls come; those that
+# come until then are answered UNAVAILABLE. That takes no longer than `drain_seconds`, or this.
+_LEAST_LAST_CALLS_SECONDS = 1.0
 # Calls are open until their answers are written. gRPC would wait longer, for clients to close their connections: those
 # that have no call do not even read that they should.
 _LAST_ANSWERS_SECONDS = 0.5
@@ -71,7 +71,7 @@ log = logging.getLogger(__name__)
 
 
 class Front:
-    """The front of a service in this process: `bind`, `start`, `ready`, `accept`, and later `stop` and `close`.
+    """The front of a service in this process: `bind`, `start`, `ready`, `accept`; later `refuse`, `stop` and `close`.
 
     Args:
         config: the service's settings; of limits the share of this process.
@@ -113,6 +113,7 @@ class Front:
         self._closers = closers
         self._decoders: Decoders | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._drain_end = math.inf  # on the clock of `time.monotonic`
 
     def bind(self) -> int:
         """Takes the port; returns its number.
@@ -192,12 +193,20 @@ class Front:
         self.middleware.accept()
         self._health.serve()
 
-    async def stop(self) -> None:
-        """Says NOT_SERVING, refuses new calls, and lets accepted ones finish for up to `drain_seconds`."""
+    async def refuse(self) -> None:
+        """Says NOT_SERVING and refuses new calls. Returns when no more calls come, or after a limit."""
+        self._drain_end = min(self._drain_end, time.monotonic() + self._config.drain_seconds)
         self._health.stop()
         self.middleware.refuse()
-        await self.middleware.quiet(_LAST_CALLS_SECONDS, at_most=_MOST_LAST_CALLS_SECONDS)
-        drained = asyncio.ensure_future(self._server.stop(self._config.drain_seconds))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(last_calls_seconds(self._drain_end - time.monotonic())):
+                await self.middleware.quiet()
+
+    async def stop(self) -> None:
+        """Refuses new calls, and lets accepted ones finish until `drain_seconds` after the first refusal."""
+        await self.refuse()
+        left = max(0.0, self._drain_end - time.monotonic())
+        drained = asyncio.ensure_future(self._server.stop(left))
         idle = asyncio.ensure_future(self.middleware.idle())
         await asyncio.wait({drained, idle}, return_when=asyncio.FIRST_COMPLETED)
         # Still open are idle connections, and streams of reflection, which clients keep for good.
@@ -216,6 +225,11 @@ class Front:
         """Ends the processes that decode pictures."""
         if self._decoders:
             await self._decoders.close()
+
+
+def last_calls_seconds(drain_seconds: float) -> float:
+    """How long a stop waits at most until no more calls come, if accepted calls have so long to finish."""
+    return max(_LEAST_LAST_CALLS_SECONDS, drain_seconds)
 
 
 def cannot_listen(name: str, port: int, host: str, error: OSError) -> str:

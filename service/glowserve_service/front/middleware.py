@@ -7,7 +7,6 @@ servicers, in place of gRPC's context. A gRPC interceptor would be one more coro
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import math
@@ -45,6 +44,10 @@ log = logging.getLogger(__name__)
 INTERNAL_ERROR = "internal error; it is in the server's log"
 REQUEST_ID = "x-request-id"
 """The key of metadata: a caller may send an id of its own, and is sent the id that is in the log."""
+
+# How often `quiet` looks whether calls begin or end; how many looks in a row must see none; how many it makes if
+# callers go on, but accepted calls do not end: by then a client has made its last attempt; and how many at most.
+_LOOK_SECONDS, _QUIET_LOOKS, _PATIENCE_LOOKS, _MOST_LOOKS = 0.02, 10, 50, 250
 
 # In bytes. The message is in the metadata three times, escaped or in base64, and clients accept 8 KiB of metadata.
 _LONGEST_MESSAGE = 1280
@@ -123,22 +126,22 @@ class CallMiddleware(grpc.GenericRpcHandler):
             self._change.clear()
             await self._change.wait()
 
-    async def quiet(self, seconds: float, *, at_most: float) -> None:
-        """Returns when no call is open and none has started or ended for so many seconds, or after `at_most`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(at_most):
-                await self.idle()
-                while await self._changes_within(seconds):
-                    await self.idle()
+    async def quiet(self) -> None:
+        """Returns when no call is open and none begins any more, or when none of those that are open has ended lately.
 
-    async def _changes_within(self, seconds: float) -> bool:
-        self._change.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._change.wait()
-        except TimeoutError:
-            return False
-        return True
+        Calls that gRPC has received reach this event loop one at a time, and late if processor time is short. So this
+        looks again and again instead of waiting once: what delays the calls delays the looks.
+        """
+        still, patience, fewest = 0, _PATIENCE_LOOKS, self._open_calls
+        for _ in range(_MOST_LOOKS):
+            if still == _QUIET_LOOKS or not patience:
+                return
+            self._change.clear()
+            await asyncio.sleep(_LOOK_SECONDS)
+            still = 0 if self._open_calls or self._change.is_set() else still + 1
+            patience -= 1
+            if self._open_calls < fewest:  # accepted calls end, and their callers make others
+                fewest, patience = self._open_calls, _PATIENCE_LOOKS
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Adds services, as a server does."""

@@ -100,6 +100,7 @@ class Frontend:
             Kind.SERVED: self._serve,
             Kind.HEALTH: self._set_health,
             Kind.ACCEPT: self._accept,
+            Kind.REFUSE: self._refuse,
             Kind.STOP: self._stop,
         }
         kind = None
@@ -142,6 +143,9 @@ class Frontend:
 
     async def _accept(self, _: bytes) -> None:
         await self._front.accept()
+
+    async def _refuse(self, _: bytes) -> None:
+        await self._front.refuse()
 
     async def _stop(self, _: bytes) -> None:
         await self._front.stop()

@@ -77,6 +77,7 @@ class FrontendLink:
         self._numbers = itertools.count()
         self._commands: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self._told = self._applied = 0
+        self._facts = 0  # how many had been told with the last one that was about models and health
         self.ended = asyncio.Event()
         """Set when its last frame has been read."""
         self._change = asyncio.Event()
@@ -105,6 +106,7 @@ class FrontendLink:
             self._channel.send(Kind.SERVED, json.dumps(numbers).encode())
 
         self._told += len(new) + 1
+        self._facts = self._told
         self._commands.put_nowait(tell)
 
     def tell(self, kind: Kind, content: Any = None) -> None:
@@ -114,11 +116,19 @@ class FrontendLink:
             self._channel.send(kind, json.dumps(content).encode())
 
         self._told += 1
+        if kind == Kind.HEALTH:
+            self._facts = self._told
         self._commands.put_nowait(tell)
 
     async def applied(self, seconds: float) -> None:
         """Returns when all commands so far are carried out, or the front-end has ended; TimeoutError if neither."""
-        told = self._told
+        await self._carried_out(self._told, seconds)
+
+    async def informed(self, seconds: float) -> None:
+        """The same for the commands about models and health. Those that stop a front-end wait for its calls."""
+        await self._carried_out(self._facts, seconds)
+
+    async def _carried_out(self, told: int, seconds: float) -> None:
         async with asyncio.timeout(seconds):
             while self._applied < told and not self.ended.is_set():
                 self._change.clear()
@@ -188,7 +198,7 @@ class FrontendLink:
                 await self._on_change()
             else:  # a model that is listed can be called
                 with suppress(TimeoutError):
-                    await self.applied(_CHANGE_SECONDS)
+                    await self.informed(_CHANGE_SECONDS)
             return response.SerializeToString()
 
         self._begin(number, answer())

@@ -19,7 +19,7 @@ from glowserve_service.config import ServiceConfig
 from glowserve_service.errors import PortError
 from glowserve_service.front.closers import Closers
 from glowserve_service.front.control import Control
-from glowserve_service.front.front import cannot_listen, try_to_bind
+from glowserve_service.front.front import cannot_listen, last_calls_seconds, try_to_bind
 from glowserve_service.frontends import arena, main
 from glowserve_service.frontends.arena import SharedMemory
 from glowserve_service.frontends.descriptions import packed_config
@@ -132,11 +132,18 @@ class Frontends:
             link.tell(Kind.HEALTH, self._health)
 
     async def stop(self) -> None:
-        """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends."""
+        """Has them say NOT_SERVING, refuse new calls and finish accepted ones, and waits for their ends.
+
+        All of them refuse calls before one closes its connections: its clients connect again, to the others.
+        """
+        end = time.monotonic() + self._config.drain_seconds + _MOST_SECONDS_TO_STOP
         self._accepts = False
         for link in self._links.values():
+            link.tell(Kind.REFUSE)
+        await self._applied(last_calls_seconds(self._config.drain_seconds))
+        for link in self._links.values():
             link.tell(Kind.STOP)
-        await self._end(self._config.drain_seconds + _MOST_SECONDS_TO_STOP)
+        await self._end(end - time.monotonic())
 
     async def abandon(self) -> None:
         """Ends front-ends that have not accepted calls."""
@@ -150,9 +157,14 @@ class Frontends:
         """Takes over what the front-ends have counted."""
         await asyncio.gather(*(link.sync() for link in self._links.values()), return_exceptions=True)
 
-    async def _applied(self, seconds: float = _CHANGE_SECONDS) -> None:
-        """Returns when every front-end knows what is served, and how healthy it is; or after so many seconds."""
+    async def _applied(self, seconds: float) -> None:
+        """Returns when every front-end has carried out what it was told, or after so many seconds."""
         waits = (link.applied(seconds) for link in self._links.values())
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _informed(self) -> None:
+        """Returns when every front-end knows what is served, and how healthy it is; or after a limit."""
+        waits = (link.informed(_CHANGE_SECONDS) for link in self._links.values())
         await asyncio.gather(*waits, return_exceptions=True)
 
     def _refresh(self) -> None:
@@ -209,7 +221,7 @@ class Frontends:
                 process = await self._spawn(theirs.fileno(), memory)
             settings = packed_config(self._config.of_frontend(self._port))
             ours.sendall(len(settings).to_bytes(4, "little") + settings)
-            link = FrontendLink(ours, SharedMemory(memory), self._control, self._metrics, self._applied)
+            link = FrontendLink(ours, SharedMemory(memory), self._control, self._metrics, self._informed)
         finally:
             os.close(memory)
         self._links[place] = link

@@ -73,8 +73,10 @@ class Kind(IntEnum):
     """JSON: whether the service and each model are ready."""
     ACCEPT = auto()
     """Accept calls."""
+    REFUSE = auto()
+    """Refuse new calls; applied when no more come, or after a limit."""
     STOP = auto()
-    """Refuse new calls, answer the accepted ones, and end."""
+    """Answer the accepted calls, and end."""
 
 
 NUMBER = struct.Struct("<I")

@@ -29,11 +29,11 @@ def children(process: int) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (folder / "cmdline").read_text()
+            parent = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == process and "glowserve_service.frontends.main" in command:
+        if parent == process and b"glowserve_service.frontends.main" in command:
             found.append(int(folder.name))
     return sorted(found)
 

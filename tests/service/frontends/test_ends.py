@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -57,6 +59,22 @@ def test_a_stop_under_load_cuts_no_call_and_logs_every_call_once(
     assert len(lines) == len(set(lines)) == outcomes[grpc.StatusCode.OK]
     assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in log.splitlines())
     assert log.splitlines()[-1].endswith("stopped")
+
+
+def test_a_front_end_refuses_calls_until_all_others_do(start_server: StartServer) -> None:
+    """A client whose connection was closed makes another one, which must not meet a front-end that closes its own."""
+    with start_server(*TWO) as server, connections(server.target) as many:
+        late, _ = children(server.process.pid)
+        os.kill(late, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1.0)  # within which it would have stopped
+        calls = [stubs.glow.ListModels.future(pb.ListModelsRequest()) for stubs in many]
+        wait_for(lambda: any(call.done() for call in calls))
+        os.kill(late, signal.SIGCONT)
+        assert {(call.code(), call.details()) for call in calls} == {
+            (grpc.StatusCode.UNAVAILABLE, "the server is stopping; try another")
+        }
+        assert server.wait()[0] == 0
 
 
 def test_a_killed_engine_process_takes_calls_and_readiness_with_it_at_once(

@@ -89,7 +89,7 @@ class RunningService(Stubs):
         """Looks at the repository, as the service does at each interval."""
         self.run(self.server.manager._poll())
         if isinstance(self.server.front, Frontends):
-            self.run(self.server.front._applied())
+            self.run(self.server.front._informed())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine in the server's event loop."""

@@ -7,11 +7,16 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.servers import FRONTENDS
 from tests.soak.conftest import Serve
 from tests.soak.matrix.calls import CALLS, SETTINGS, caller_process, count_statuses
-from tests.soak.service import Service
+from tests.soak.service import Service, Snapshot
 from tests.soak.waiting import wait_until
+
+MAX_GROWTH = 8 * 2**20
+"""Of resident memory, in bytes, in the last round. What is made when it is first needed is made by then."""
+MOST_ROUNDS = 8
+"""ONNX Runtime keeps the most memory that each of its sessions ever used: 100 MiB more after the first round, in three
+rounds, and then less than 2 MiB a round in nine more."""
 
 FLAGS = ("--max-batch-size", "1024", "--max-queue-size", "131072", "--log-level", "error")
 
@@ -36,23 +41,31 @@ def test_a_process_with_open_calls_of_every_kind_ends_without_an_error(
 
 
 def test_a_process_holds_nothing_for_callers_that_were_killed(serve: Serve) -> None:
-    calls = CALLS // 4 + 1
-    with serve(*FLAGS, "--max-queue-delay-ms", "1000") as service:
-        for kind in 2 * FRONTENDS * list(SETTINGS):  # makes what is made when it is first needed
-            kill_callers(service, kind, calls)
-        wait_until(lambda: service.total("glowserve_queue_length") == 0, "no image waits")
-        before = service.snapshot()
-        for kind in (*SETTINGS, *SETTINGS):
-            kill_callers(service, kind, calls)
-        wait_until(lambda: service.total("glowserve_queue_length") == 0, "no image waits")
-        wait_until(lambda: service.snapshot().files <= before.files, "no more files are open than before")
-        after = service.snapshot()
-        assert after.rss < before.rss + 32 * 2**20
-        assert after.threads < 60
+    # No call is answered before all are in flight and the callers are killed, however busy the machine is.
+    with serve(*FLAGS, "--max-queue-delay-ms", "30000") as service:
+        rounds = [kill_callers_of_every_kind(service)]
+        while len(rounds) < MOST_ROUNDS and (len(rounds) < 2 or growth(rounds) >= MAX_GROWTH):
+            rounds.append(kill_callers_of_every_kind(service))
+        assert growth(rounds) < MAX_GROWTH, [each.rss for each in rounds]
+        wait_until(lambda: service.snapshot().files <= rounds[0].files, "no more files are open than before")
+        assert rounds[-1].threads < 60
         service.process.terminate()
         assert service.process.wait(60) == 0
         log = service.log.read_text()
     assert not log
+
+
+def growth(rounds: list[Snapshot]) -> int:
+    """By how many bytes the resident memory grew in the last round."""
+    return rounds[-1].rss - rounds[-2].rss
+
+
+def kill_callers_of_every_kind(service: Service) -> Snapshot:
+    """Kills callers of each kind twice; returns the resources of the service afterwards."""
+    for kind in (*SETTINGS, *SETTINGS):
+        kill_callers(service, kind, CALLS // 4 + 1)
+    wait_until(lambda: service.total("glowserve_queue_length") == 0, "no image waits")
+    return service.snapshot()
 
 
 def kill_callers(service: Service, kind: str, calls: int) -> None:
