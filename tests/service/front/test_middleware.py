@@ -1,4 +1,4 @@
-"""The middleware: what it makes of bytes, errors, deadlines and cancellations, and how it lets a server stop."""
+"""The middleware: what it makes of errors, deadlines and cancellations, and how it lets a server stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from glowserve.v1.glow_service_pb2_grpc import (
     GlowServiceStub,
     add_GlowServiceServicer_to_server,
 )
-from tests.service.log_records import records_of
 
 STARTING = (grpc.StatusCode.UNAVAILABLE, "the server is starting; try again")
 STOPPING = (grpc.StatusCode.UNAVAILABLE, "the server is stopping; try another")
@@ -347,60 +346,3 @@ async def test_quiet_has_seen_the_calls_that_reach_the_event_loop_late(
         await asyncio.sleep(0)
     assert counted(metrics, "Score", "UNAVAILABLE") == 8
     await asyncio.gather(*calls, return_exceptions=True)
-
-
-# Bytes that are no message, sent to a real server
-
-NO_MESSAGES = [b"\xff", b"\x0a\x7f", bytes(range(250, 256)) * 100, b"\x0a\x03\x0a\x01\xff"]
-"""The last is a model's name that is not UTF-8."""
-
-
-@pytest.mark.parametrize("data", NO_MESSAGES, ids=["tag", "length", "noise", "name"])
-@pytest.mark.parametrize(
-    "method", ["Score", "Explain", "Sample", "Encode", "Decode", "Interpolate", "Manipulate", "GetModel"]
-)
-def test_bytes_that_are_no_message_are_an_invalid_request(
-    channel: grpc.Channel, stub: GlowServiceStub, method: str, data: bytes
-) -> None:
-    kind = channel.unary_stream if method == "Sample" else channel.unary_unary
-    with pytest.raises(grpc.RpcError) as caught:
-        list(kind(f"/{SERVICE_NAME}/{method}")(data))
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"the message is not one that {method} takes" in caught.value.details()
-    assert stub.ListModels(pb.ListModelsRequest()).models
-
-
-def test_a_message_without_fields_takes_unknown_ones(channel: grpc.Channel, stub: GlowServiceStub) -> None:
-    """So protobuf reads a message of a later version of the contract."""
-    answer = channel.unary_unary(f"/{SERVICE_NAME}/ListModels")(NO_MESSAGES[-1])
-    assert answer == stub.ListModels(pb.ListModelsRequest()).SerializeToString()
-    with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/{SERVICE_NAME}/ListModels")(b"\xff")
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "grpc.health.v1.Health/Check",
-        "grpc.health.v1.Health/Watch",
-        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-    ],
-)
-def test_bytes_that_are_no_message_are_refused_by_the_other_services_without_a_log_line(
-    channel: grpc.Channel, method: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    kinds: Any = {"Check": channel.unary_unary, "Watch": channel.unary_stream}
-    name = method.rpartition("/")[2]
-    call = kinds.get(name, channel.stream_stream)(f"/{method}")
-    with pytest.raises(grpc.RpcError) as caught:
-        list(call(b"\xff" if name in kinds else iter([b"\xff"]), timeout=60))
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"the message is not one that {name} takes" in caught.value.details()
-    assert not records_of(caplog) + records_of(caplog, "grpc")
-
-
-def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.Channel) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/{SERVICE_NAME}/Nothing")(b"")
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
