@@ -13,7 +13,7 @@ PROTOS := $(wildcard protos/glowserve/*/*.proto)
 MODEL ?= out/cifar/models/cifar
 AGAINST = out/against/$(notdir $(MODEL:/=))
 # As pyproject.toml allows them. What users install today, unless they ask for other releases.
-NEWEST := 'grpcio<1.84' 'grpcio-status<1.84' 'grpcio-health-checking<1.84' 'grpcio-reflection<1.84' 'protobuf<8'
+NEWEST := 'grpcio<1.83' 'grpcio-status<1.83' 'grpcio-health-checking<1.83' 'grpcio-reflection<1.83' 'protobuf<8'
 SERVICES := $(wildcard protos/glowserve/*/*_service.proto)
 
 # The recipes are the presets for images of that size; FLAGS are for other ones, as in
