@@ -120,7 +120,8 @@ class _RemoteTraffic:
         self._waiting: list[tuple[Float64Array, Float64Array | None]] = []
 
     def add(self, bits_per_dim: Float64Array, p_values: Float64Array | None = None) -> None:
-        self._waiting.append((bits_per_dim, p_values))
+        # A copy: they lie in a block, which would be kept with all else that is in it.
+        self._waiting.append((bits_per_dim.copy(), p_values))
         if len(self._waiting) >= _MOST_WAITING:
             self.send()
 

@@ -14,7 +14,7 @@ from glowserve_service.frontends.arena import Arena, SharedMemory
 from glowserve_service.frontends.channel import Channel
 from glowserve_service.frontends.engine_link import EngineLink
 from glowserve_service.frontends.protocol import NUMBER, Column, Kind, Layout, packed_error
-from glowserve_service.frontends.remote_model import _RemoteLane
+from glowserve_service.frontends.remote_model import _RemoteLane, _RemoteTraffic
 from glowserve_service.models.lane import FORWARD
 from glowserve_service.observability.metrics import Metrics
 from glowserve_service.scheduling.ticket import Ticket
@@ -41,3 +41,21 @@ async def test_an_error_that_is_kept_does_not_keep_the_memory_of_the_rows() -> N
     other.close()
     link._channel.close()
     os.close(memory)
+
+
+async def test_scores_that_wait_to_be_sent_do_not_keep_the_memory_of_the_rows() -> None:
+    ours, theirs = socket.socketpair()
+    received = ReceivedBytes(2**20)
+    blocks = Arena(SharedMemory(arena.create()), received)
+    link = EngineLink(ours, Metrics(), lambda *_: None, lambda: None, lambda: None)
+    traffic = _RemoteTraffic(link, 7)
+    _, block = blocks.allocate(2**16, may_refuse=True)
+    bits_per_dim = np.ndarray(3, np.float64, block, 2**15)
+    bits_per_dim[:] = 1, 2, 3
+    traffic.add(bits_per_dim, np.array([0.1, 0.2, 0.3]))
+    del block, bits_per_dim
+    assert received.held == 0
+    traffic.send()
+    await link.drained()
+    assert np.array([1, 2, 3, 0.1, 0.2, 0.3]).tobytes() in theirs.recv(2**12)
+    theirs.close()
