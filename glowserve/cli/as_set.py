@@ -155,10 +155,10 @@ def _lines(score: glowserve.SetScore, rate: float, differs: bool) -> Iterator[st
     shifts = ", ".join(
         f"{each.name} {each.shift:+.2f} (spread x {each.spread:.2f})" for each in score.features
     )
-    yield f"in standard deviations: {shifts}" if shifts else "no image is finite"
+    yield f"in standard deviations, above 0 for more bits: {shifts}" if shifts else "no image is finite"
     not_finite = f", {score.not_finite} not finite" if score.not_finite else ""
     alone = f"{100 * score.anomalous:.3g} % of the images are anomalous by themselves"
-    yield f"mean {score.bits_per_dim:.3f} bits/dim{not_finite}; {alone}, at {score.false_alarm_rate:g}"
+    yield f"mean {score.bits_per_dim:.3f} bits/dim{not_finite}; {alone}, at a rate of {score.false_alarm_rate:.3g}"
 
 
 def _json(score: glowserve.SetScore) -> dict[str, object]:

@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
     files = GivenPictures(args.files, own=[args.explain] if args.explain else [])
     width = max((len(printable(file)) for file in files), default=0)
     scored = anomalous = 0
+    rate: float | None = None
     with (
         open_target(args) as target,
         tqdm(total=len(files), desc="scoring", unit="", disable=None, leave=False) as bar,
@@ -155,6 +156,8 @@ def run(args: argparse.Namespace) -> int:
                 tqdm.write("\n".join(printed), file=sys.stdout)
             scored += len(scores)
             bar.update(len(scores) + len(scores.errors))
+    if rate is not None and not args.json:
+        print(f"of images like the calibration images, {100 * rate:.3g} % are called anomalous")
     if maps and not args.json:
         print(printable(f"wrote {args.explain}: {counted(scored, 'heat map')}"))
     files.report_left_out()

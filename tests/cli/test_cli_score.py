@@ -265,8 +265,10 @@ def test_further_scores_are_columns_of_the_table_and_keys_of_the_json(
     wanted = ["--scores", "anomaly_p_value,log_prior", "--false-alarm-rate", "0.2"]
     scores = embedded.score(digits[:3], scores=["anomaly_p_value", "log_prior"], false_alarm_rate=0.2)
     assert main(["score", str(folder), *wanted, *target]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines, rate = capsys.readouterr().out.splitlines()
     assert header.split()[4:] == ["anomaly_p_value", "anomalous", "log_prior"]
+    assert len(lines) == 3
+    assert rate == "of images like the calibration images, 20 % are called anomalous"
     for i, line in enumerate(lines):
         p, anomalous, *levels = line.split()[4:]
         assert float(p) == pytest.approx(scores.anomaly_p_value[i], abs=1e-5)
