@@ -78,7 +78,8 @@ def open_target(args: argparse.Namespace) -> Iterator[Target]:
         else:
             raise Failure("no target: pass --server HOST:PORT or --model REPOSITORY/MODEL", 2)
     except (glowserve.RequestError, glowserve.InvalidImageError) as error:
-        raise Failure(error, 1) from error
+        unnamed = not args.model and getattr(error, "field", "") == "model.name"
+        raise Failure(f"{error}; choose one with --model NAME" if unnamed else error, 1) from error
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:

@@ -58,7 +58,9 @@ def test_a_server_with_two_models_lists_both_or_the_named_one(
         assert json.loads(capsys.readouterr().out) == [DIGITS | {"name": "other"}]
         out = ["--out", str(tmp_path / "x.png"), "--n", "2", "--temperature", "0"]
         assert main(["sample", *out, *address]) == 1
-        assert "model.name is empty and there are several models" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "model.name is empty and there are several models: digits version 1, other version 1; " in said
+        assert said.endswith("choose one with --model NAME\n")
         assert main(["sample", *out, *address, "--model", "other"]) == 0
 
 
