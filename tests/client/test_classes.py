@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -339,10 +340,10 @@ def test_held_out_images_of_a_run_with_other_classes_calibrate_nothing(
         ((*NAMES[:3], "cat", *NAMES[4:]), f"class 3 is 'cat' in {str(other)!r} and '3' in the model"),
         (NAMES[:9], f"class 9 is missing in {str(other)!r} and '9' in the model"),
     ):
-        write_held_out(kept, other, classes)
+        write_held_out(replace(kept, classes=classes), other)
         assert main(["calibrate", bundle, "--data", str(other)]) == 2
         assert problem in capsys.readouterr().err
-    write_held_out(kept, other, NAMES)
+    write_held_out(kept, other)
     assert main(["calibrate", bundle, "--data", str(other), "--label-column", "digit"]) == 2
     assert "has one kind of labels; leave it out" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,13 +114,8 @@ def held_out_of(checkpoint: Checkpoint, path: Path) -> HeldOut:
     return HeldOut(path, checkpoint.data, checkpoint.training.held_out_digest, checkpoint.held_out)
 
 
-def keep_held_out(images: HeldOutImages, folder: Path, classes: Sequence[str] = ()) -> None:
+def keep_held_out(images: HeldOutImages, folder: Path) -> None:
     """Writes the images to a file in the folder of a checkpoint, unless they are too large to keep.
-
-    Args:
-        images: the images.
-        folder: the folder.
-        classes: the names of the classes of their labels, by number.
 
     Raises:
         RunError: it cannot be written.
@@ -129,7 +124,7 @@ def keep_held_out(images: HeldOutImages, folder: Path, classes: Sequence[str] = 
     if images.nbytes > MOST_BYTES:
         return
     try:
-        write_held_out(images, path, classes)
+        write_held_out(images, path)
     except OSError as error:
         raise RunError(
             f"the held-out images could not be written to {path}: {error.strerror or error}. Make room, and the same "

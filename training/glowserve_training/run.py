@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -107,7 +108,7 @@ def _train(
     )
     if not is_rank_zero():
         return
-    keep_held_out(images, directory.path, config.data.classes)
+    keep_held_out(replace(images, classes=config.data.classes), directory.path)
     model = module.model.cpu().eval()
     best = _final_metrics(model, fitted.best, images)
     if not all(map(math.isfinite, best.values())):

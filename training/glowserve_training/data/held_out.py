@@ -174,13 +174,8 @@ def read_held_out(path: Path) -> HeldOutImages | None:
     return images if fit else None
 
 
-def write_held_out(images: HeldOutImages, path: Path, classes: Sequence[str] = ()) -> None:
+def write_held_out(images: HeldOutImages, path: Path) -> None:
     """Writes the images to a file, completely or not at all.
-
-    Args:
-        images: the images.
-        path: of the file, .npz.
-        classes: the names of the classes of their labels, by number.
 
     Raises:
         OSError: it cannot be written.
@@ -191,8 +186,8 @@ def write_held_out(images: HeldOutImages, path: Path, classes: Sequence[str] = (
         }
         labels = {f"{part}_labels": getattr(images, f"{part}_labels") for part in arrays}
         arrays |= {name: own for name, own in labels.items() if own is not None}
-        if classes:
-            arrays["classes"] = np.array(classes, str)
+        if images.classes:
+            arrays["classes"] = np.array(images.classes, str)
         np.savez(file, **arrays)
 
 

@@ -68,7 +68,7 @@ class HeldOutImages:
     """The classes of the calibration images."""
 
     classes: Sequence[str] = field(default=(), kw_only=True)
-    """The names of the classes, by number, where a file has them; see `write_held_out`."""
+    """The names of the classes, by number, where a run keeps them with the images."""
 
     @property
     def digest(self) -> str:
